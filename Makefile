@@ -1,0 +1,27 @@
+# Each target does all its set-up on a machine that has only Python (3.10 or newer) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: run test lint docs clean
+
+run: $(BIN)/.installed        ## the main job: the whole method on the embedded world
+	$(BIN)/syn4seg run embedded $(ARGS)
+
+test: $(BIN)/.installed       ## the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BIN)/.installed       ## style, import contracts, types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/pyright
+
+docs: $(BIN)/.installed       ## writes docs/config.md from the code
+	$(BIN)/python docs/make_config.py
+
+$(BIN)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

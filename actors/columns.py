@@ -1,0 +1,52 @@
+"""Columns of a batch: lists of arrays in and out of Ray, and the rule that a bad row costs one row."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+FAULT = "fault: "
+"""Prefix of the `reason` of a quarantined row; other reasons are rejections by the method."""
+
+
+def column(arrays: list[np.ndarray]) -> np.ndarray:
+    """One column of images or labels: (N, ...) if all shapes agree, else an object array of N arrays."""
+    if len({a.shape for a in arrays}) == 1:
+        return np.stack(arrays)
+    out = np.empty(len(arrays), object)
+    out[:] = arrays
+    return out
+
+
+def texts(values: list[str]) -> np.ndarray:
+    """One column of strings."""
+    return np.array(values, dtype=object)
+
+
+def each_row(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], blank: Callable[[int], tuple[Any, ...]]):
+    """Runs `work(i)` on every row that has no `reason` yet; a row that raises is quarantined and its neighbours go on.
+
+    Args:
+        batch: columns with at least `reason`.
+        stage: name of the stage, part of the recorded reason.
+        work: returns the new values of row i, its reason ("" if fine) last.
+        blank: the values of a row that is skipped or failed, without the reason.
+
+    Returns:
+        One list per new column, the list of reasons last.
+    """
+    rows = []
+    for i, reason in enumerate(batch["reason"]):
+        if reason:
+            rows.append((*blank(i), str(reason)))
+            continue
+        try:
+            rows.append(work(i))
+        except Exception as error:  # noqa: BLE001 - whatever a row does, it must not cost its neighbours
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            rows.append((*blank(i), f"{FAULT}{stage}: {type(error).__name__}: {error} ({where.name}:{where.lineno})"))
+    return [list(values) for values in zip(*rows, strict=True)]

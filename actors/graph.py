@@ -1,0 +1,126 @@
+"""The whole stream on one screen: plan -> Synthesizer -> Labeler -> Refiner -> Writer."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.columns import FAULT
+from actors.labeler import Labeler
+from actors.placement import Stage, connect, node_resources, preflight, run_inline, run_stream
+from actors.refiner import Refiner
+from actors.synthesizer import Importer, Synthesizer
+from actors.writer import ImageWriter, Writer
+from syn4seg.config import Config, Pool
+from syn4seg.models.generators import load_generator
+from syn4seg.rundir import RunDir
+
+Progress = Callable[[int, int, Counter], None]
+"""Called with (rows done, rows in all, reasons so far)."""
+
+
+def pools(config: Config) -> dict[str, Pool]:
+    """The pool of each stage; generator calls take whole planned batches."""
+    place, planned = config.placement, config.synthesis.batch
+    whole = math.ceil(place.synthesis.batch / planned) * planned
+    return {"synthesis": place.synthesis.model_copy(update={"batch": whole}), "labeling": place.labeling,
+            "refinement": place.refinement}  # fmt: skip
+
+
+def check_placement(config: Config) -> None:
+    """Joins Ray and refuses a placement that does not fit, before any model loads."""
+    if config.placement.runner == "ray":
+        connect(config.placement)
+        preflight([Stage(Labeler, {}, pool, name) for name, pool in pools(config).items()], node_resources())
+
+
+def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None) -> list[Stage]:
+    """The stages of one pass: images only (`draw` None), or images and every label of one support draw."""
+    pool, root, device = pools(config), str(run.root.absolute()), config.placement.device
+    if config.synthesis.source == "folder":
+        make = Stage(Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis")
+    else:
+        synthesis = config.synthesis
+        load = functools.partial(load_generator, synthesis.model, steps=synthesis.steps, guidance=synthesis.guidance,
+                                 size=synthesis.size, device=device)  # fmt: skip
+        make = Stage(Synthesizer, {"run": root, "names": names, "load": load}, pool["synthesis"], "synthesis")
+    writing = Pool(batch=pool["refinement"].batch, cpus=min(0.25, pool["refinement"].cpus))
+    if draw is None:
+        return [make, Stage(ImageWriter, {"run": root, "names": names}, writing, "writing")]
+    tree = config.model_dump(mode="json")
+    return [
+        make,
+        Stage(Labeler, {"run": root, "draw": draw, "config": tree}, pool["labeling"], "labeling"),
+        Stage(Refiner, {"config": tree, "device": device}, pool["refinement"], "refinement"),
+        Stage(Writer, {"run": root, "draw": draw, "names": names}, writing, "writing"),
+    ]
+
+
+def todo(plan: pa.Table, finished: set[str]) -> pa.Table:
+    """The rows of every generator batch with unfinished samples, with the column `todo` set."""
+    ids, batches = plan["sample_id"].to_pylist(), plan["batch"].to_pylist()
+    padding = plan["padding"].to_pylist()
+    open_row = [not pad and sample not in finished for sample, pad in zip(ids, padding, strict=True)]
+    wanted = {batch for batch, is_open in zip(batches, open_row, strict=True) if is_open}
+    table = plan.drop_columns(["padding"]).append_column("todo", pa.array(open_row, pa.bool_()))
+    return table.filter(pa.array([batch in wanted for batch in batches], pa.bool_()))
+
+
+def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None, progress: Progress) -> Counter:
+    """Makes everything that the plan still lacks; safe to stop at any moment and to call again.
+
+    Args:
+        names: class names by class index (0 is the background).
+        draw: the support draw to label with, or None to make images only.
+
+    Returns:
+        How many samples of this pass ended with which reason ("" is accepted).
+
+    Raises:
+        ValueError: the placement does not fit, or more than `placement.max_quarantined` of the samples are faults.
+    """
+    plan = pq.read_table(run.plan)
+    planned = plan.num_rows - sum(plan["padding"].to_pylist())
+    if draw is None:
+        finished = {p.stem for p in run.root.glob("images/*/*.png")} | set(run.quarantine())
+    else:
+        finished = run.draw(draw).done()
+    rows, steps = todo(plan, finished), stages(config, run, names, draw)
+    reasons: Counter = Counter()
+    done = planned - sum(rows["todo"].to_pylist())
+    progress(done, planned, reasons)
+    if rows.num_rows == 0:
+        return reasons
+    started, first = time.time(), done
+    for batch in _run(config, rows, steps):
+        reasons.update(str(r) for r in batch["reason"])
+        done += len(batch["reason"])
+        progress(done, planned, reasons)
+        _stop_if_failing(config, reasons, planned)
+    seconds = time.time() - started
+    run.log(stage="stream", draw=draw, rows=done - first, seconds=seconds, rows_per_second=(done - first) / seconds)
+    return reasons
+
+
+def _run(config: Config, rows: pa.Table, steps: list[Stage]) -> Iterator[dict[str, Any]]:
+    if config.placement.runner == "inline":
+        return run_inline(rows, steps, steps[0].pool.batch)
+    connect(config.placement)
+    return run_stream(rows, steps, steps[0].pool.batch)
+
+
+def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:
+    faults = {reason: n for reason, n in reasons.items() if reason.startswith(FAULT)}
+    limit = config.placement.max_quarantined
+    if sum(faults.values()) > max(limit * planned, 1) and limit < 1:
+        worst = max(faults, key=faults.get)  # type: ignore[arg-type]
+        raise ValueError(f"{sum(faults.values())} of {planned} samples are quarantined, more than "
+                         f"placement.max_quarantined={limit:g}; most frequent: {worst}. Mend the cause, delete "
+                         "quarantined/ and their records, and run the same command again")  # fmt: skip

@@ -1,0 +1,34 @@
+"""Drafts, filters and relabels (APE). Dense features are made here and never leave the actor."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from actors.columns import Batch, column, each_row, texts
+
+
+class Labeler:
+    """The segmenter after registration on the support set, then APF and APR, image by image."""
+
+    reads = ("image", "class_id", "reason")
+    adds = ("draft", "kept", "relabeled", "labeling_audit")
+
+    def __init__(self, run: str, draw: int, config: dict):
+        from syn4seg.labeling.enhance import Enhancer
+
+        self.enhancer = Enhancer.from_run(run, draw, config)
+
+    def __call__(self, rows: Batch) -> Batch:
+        def work(i: int):
+            made = self.enhancer(np.asarray(rows["image"][i]), int(rows["class_id"][i]))
+            return made.draft, made.kept, made.relabeled, json.dumps(made.audit), made.reason
+
+        def blank(i: int):
+            empty = np.full(np.asarray(rows["image"][i]).shape[:2], 255, np.uint8)
+            return empty, empty, empty, "{}"
+
+        draft, kept, relabeled, audit, reason = each_row(rows, "labeling", work, blank)
+        return rows | {"draft": column(draft), "kept": column(kept), "relabeled": column(relabeled),
+                       "labeling_audit": texts(audit), "reason": texts(reason)}  # fmt: skip

@@ -1,0 +1,132 @@
+"""The verbs in order: prompts, synthesis, labels, novel stage, evaluation; streamed through Ray or inline, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.graph import check_placement, stream
+from actors.placement import Stage, run_stream
+from actors.trainer import LabelReader, train_and_evaluate
+from syn4seg.config import Config, Pool
+from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.rundir import RunDir
+from syn4seg.stages.base import make_base
+from syn4seg.stages.novel import NovelStage, read_rows
+from syn4seg.stages.plan import make_plan
+from syn4seg.stages.results import write_manifest, write_results
+from syn4seg.stages.setup import draws_of
+
+
+class Display(Protocol):
+    """What the verbs tell the person at the terminal."""
+
+    def note(self, text: str) -> None:
+        """One line."""
+        ...
+
+    def bar(self, title: str) -> contextlib.AbstractContextManager[Callable[..., None]]:
+        """A progress bar; the callable takes (done, total) and, for streams, the reasons so far."""
+        ...
+
+    def funnel(self, draw: int, reasons: Counter) -> None:
+        """How many samples a draw accepted, and why the others were not."""
+        ...
+
+    def results(self, results: dict[str, Any]) -> None:
+        """The table at the end."""
+        ...
+
+
+class Pipeline:
+    """One run: every stage is a method that does what is still missing and nothing else."""
+
+    def __init__(self, config: Config, run: RunDir, dataset: Dataset, fold: Fold, display: Display):
+        self.config, self.run, self.dataset, self.fold, self.display = config, run, dataset, fold, display
+        self.names = fold.index_names
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.time()
+        yield
+        self.run.log(stage=stage, seconds=time.time() - started)
+
+    def check(self) -> None:
+        """Joins Ray and refuses an impossible placement, before anything is made."""
+        check_placement(self.config)
+
+    def prompts(self) -> None:
+        """The prompt bank, its embeddings, and the plan."""
+        with self._timed("prompts"):
+            make_plan(self.config, self.run, self.fold, self.display.note)
+
+    def synthesize(self) -> Counter:
+        """Images only."""
+        self.prompts()
+        with self._timed("synthesize"), self.display.bar("images") as progress:
+            return stream(self.config, self.run, self.names, None, progress)
+
+    def base(self) -> None:
+        """The base checkpoint."""
+        with self._timed("base"), self.display.bar("base stage") as progress:
+            make_base(self.config, self.run, self.dataset, self.fold, progress)
+
+    def refine(self) -> dict[int, Counter]:
+        """Support registration, then images and all four labels of every draw; writes the manifests."""
+        self.prompts()
+        self.base()
+        found = {}
+        with self._timed("register"):
+            stage = NovelStage(self.config, self.run, self.dataset, self.fold)
+            for draw in draws_of(self.config):
+                stage.register(draw)
+        for draw in draws_of(self.config):
+            with self._timed("labels"), self.display.bar(f"labels, draw {draw}") as progress:
+                stream(self.config, self.run, self.names, draw, progress)
+            found[draw] = write_manifest(self.run, draw)
+        return found
+
+    def finished_rows(self, draw: int) -> pa.Table:
+        """Plan rows whose samples have a record in this draw.
+
+        Raises:
+            ValueError: some have none.
+        """
+        plan = pq.read_table(self.run.plan, columns=["sample_id", "class_id", "bank", "padding"])
+        plan = plan.filter(pa.compute.invert(pa.compute.field("padding"))).drop_columns(["padding"])
+        missing = set(plan["sample_id"].to_pylist()) - self.run.draw(draw).done()
+        if missing:
+            raise ValueError(f"{self.run.root}: {len(missing)} of {plan.num_rows} samples of draw {draw} have no label yet; run "
+                             "`syn4seg refine` (or `syn4seg run`) with the same configuration first")  # fmt: skip
+        return plan
+
+    def labels(self, draw: int) -> Iterator[dict[str, Any]]:
+        """Finished samples in batches, read by Ray Data (or here, inline)."""
+        rows = self.finished_rows(draw)
+        reader = Stage(LabelReader, {"run": str(self.run.root.absolute()), "draw": draw, "names": self.names},
+                       Pool(batch=32, cpus=0.25), "reading")  # fmt: skip
+        if self.config.placement.runner == "ray":
+            yield from run_stream(rows, [reader], 32)
+        else:
+            for start in range(0, rows.num_rows, 32):
+                yield read_rows(self.run, draw, self.names, rows.slice(start, 32).to_pylist())
+
+    def train(self, evaluate: bool = True) -> dict[str, Any] | None:
+        """The novel stage of every row and draw, and (by default) the evaluation; returns results.json."""
+        with self._timed("novel"):
+            matrices = train_and_evaluate(self, evaluate)
+        return write_results(self.run, self.config, self.fold, matrices) if evaluate else None
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores the classifiers that are there."""
+        stage = NovelStage(self.config, self.run, self.dataset, self.fold)
+        with self._timed("evaluate"), self.display.bar("queries") as progress:
+            matrices: dict[int, dict[str, np.ndarray]] = stage.evaluate(progress)
+        return write_results(self.run, self.config, self.fold, matrices)

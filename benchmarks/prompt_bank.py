@@ -1,0 +1,114 @@
+"""De-duplicates 100,000 candidate prompts of 2,048 numbers into a bank of 5,000: seconds, memory, ratio to the loop.
+
+Claim: under 60 s and 2 GiB on two cores, with the answer of the one-by-one loop. The candidates imitate CLIP's pooled
+embeddings: a common direction, words that sentences share, and noise, so that most nearest cosines lie between 0.75 and 0.9.
+
+    python benchmarks/prompt_bank.py            # writes benchmarks/results/DATE-prompt-bank.json
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from syn4seg.prompts.bank import accept_in_order, diversity
+
+ROOT = Path(__file__).resolve().parent.parent
+CANDIDATES, WIDTH, BANK, LAMBDA = 100_000, 2048, 5_000, 0.79
+LOOP_CANDIDATES = 8_000
+
+
+def sentences(count: int) -> np.ndarray:
+    """float32 (count, WIDTH) unit rows: six words out of six lists of forty, a common direction and a little noise."""
+    rng = np.random.default_rng(0)
+    words = rng.normal(size=(6, 40, WIDTH)).astype(np.float32)
+    common = 3.0 * rng.normal(size=WIDTH).astype(np.float32)
+    rows = np.empty((count, WIDTH), np.float32)
+    for start in range(0, count, 2000):
+        part = rows[start : start + 2000]
+        rng.standard_normal(dtype=np.float32, out=part)
+        part *= 0.25
+        part += common
+        for chosen in words:
+            part += chosen[(40 * rng.random(len(part)) ** 3).astype(int)]  # some words are far more common
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return rows
+
+
+def loop(candidates: np.ndarray, threshold: float, limit: int) -> list[int]:
+    """The definition, one candidate after another: a matrix-vector product against the bank for each."""
+    bank, accepted = np.empty((limit, WIDTH), np.float32), []
+    for i, row in enumerate(candidates):
+        if not accepted or float((bank[: len(accepted)] @ row).max()) < threshold:
+            bank[len(accepted)] = row
+            accepted.append(i)
+            if len(accepted) == limit:
+                break
+    return accepted
+
+
+def peak_mib() -> float:
+    """Largest resident size of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cpu_model() -> str:
+    """Name of the processor as Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def commit() -> str:
+    """Short hash of HEAD, or "none"."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else "none"
+
+
+def main() -> None:
+    """Runs the three measurements and writes the dated result."""
+    rows = sentences(CANDIDATES)
+    data_mib, nothing = peak_mib(), rows[:0]
+    started, cpu = time.perf_counter(), time.process_time()
+    decisions = accept_in_order(rows, nothing, LAMBDA, BANK)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    few = rows[:LOOP_CANDIDATES]
+    started = time.perf_counter()
+    blocked = accept_in_order(few, nothing, LAMBDA, BANK).accepted
+    blocked_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    one_by_one = loop(few, LAMBDA, BANK)
+    loop_seconds = time.perf_counter() - started
+    assert blocked.tolist() == one_by_one, "the blocked decisions differ from the loop's"
+    peak, quantiles = peak_mib(), np.quantile(decisions.similarity[1:], (0.05, 0.5, 0.95)).round(3).tolist()
+    result = {
+        "date": datetime.date.today().isoformat(), "commit": commit(), "cpu": cpu_model(), "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_before": round(os.getloadavg()[0], 2),
+        "numpy": np.__version__, "candidates": CANDIDATES, "width": WIDTH, "lambda_prompt": LAMBDA,
+        "examined": len(decisions.similarity), "accepted": len(decisions.accepted),
+        "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2),
+        "peak_mib": round(peak), "candidates_mib": round(data_mib),
+        "loop": {"candidates": LOOP_CANDIDATES, "accepted": len(one_by_one), "loop_seconds": round(loop_seconds, 2),
+                 "blocked_seconds": round(blocked_seconds, 2), "ratio": round(loop_seconds / blocked_seconds, 1),
+                 "same decisions": True},
+        "similarity_quantiles": dict(zip(("5 %", "50 %", "95 %"), quantiles, strict=True)),
+        "diversity_of_the_bank": {k: round(v, 3) for k, v in diversity(rows[decisions.accepted]).items()},
+    }  # fmt: skip
+    out = ROOT / "benchmarks" / "results" / f"{result['date']}-prompt-bank.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The one command `syn4seg VERB`. Heavy imports wait inside the verbs, so `--help` answers at once.
+
+Exit codes: 0 done, 1 a check failed (`verify`, `doctor`), 2 a user error (one clear message), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from actors.pipeline import Pipeline
+    from syn4seg.config import Config
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Syn4Seg on Ray: generalized few-shot segmentation that makes up its missing data.")  # fmt: skip
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE ...]", show_default=False,
+                     help="A YAML file or the name of a packaged one, then any keys: data.fold=1 labeling.beta=0.3")]  # fmt: skip
+Out = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/NAME.", show_default=False)]
+Reuse = Annotated[Path | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")]
+
+
+def _config(settings: list[str] | None) -> Config:
+    from syn4seg.config import load
+
+    words = list(settings or [])
+    path = None
+    if words and "=" not in words[0]:
+        path = Path(words.pop(0))
+        packaged = Path(__file__).parent / "configs" / f"{path}.yaml"
+        if not path.is_file() and packaged.is_file():
+            path = packaged
+    return load(path, words)
+
+
+def _begin(settings: list[str] | None, out: Path | None, reuse: Path | None) -> Pipeline:
+    """Checks everything that can be checked, then opens the run directory; nothing is written before that."""
+    config = _config(settings)
+    from syn4seg.stages.setup import check
+
+    dataset, fold = check(config)
+    from actors.pipeline import Pipeline
+    from syn4seg import rundir
+    from syn4seg.terminal import Terminal, versions
+
+    run = rundir.RunDir(out or Path("runs") / rundir.checked_name(config.name, "name"))
+    run.check(config)
+    pipeline = Pipeline(config, run, dataset, fold, Terminal())
+    pipeline.check()
+    run.open(config)
+    if not run.provenance.is_file():
+        rundir.write_json(run.provenance, run.provenance_of(config, versions()))
+    if reuse is not None:
+        taken = rundir.reuse(rundir.RunDir(reuse), run, config)
+        pipeline.display.note(f"taken from {reuse}: {', '.join(taken) or 'nothing fits this configuration'}")
+    return pipeline
+
+
+@app.command()
+def run(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """The whole method: prompts, images, labels, training, scores, ablation table."""
+    pipeline = _begin(settings, out, reuse)
+    pipeline.refine()
+    _finish(pipeline, pipeline.train())
+
+
+@app.command()
+def prompts(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """HDIG: build the de-duplicated prompt bank and the plan."""
+    pipeline = _begin(settings, out, reuse)
+    pipeline.prompts()
+    pipeline.display.note(f"prompts and plan are in {pipeline.run.root}")
+
+
+@app.command()
+def synthesize(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """Make the synthetic images (and the prompts, if there are none)."""
+    pipeline = _begin(settings, out, reuse)
+    pipeline.synthesize()
+    pipeline.display.note(f"images are in {pipeline.run.root / 'images'}")
+
+
+@app.command()
+def refine(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """APF, APR and SABR: draft, filter, relabel and refine the labels of every image."""
+    pipeline = _begin(settings, out, reuse)
+    for draw, reasons in pipeline.refine().items():
+        pipeline.display.funnel(draw, reasons)
+
+
+@app.command()
+def train(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """Train the classifiers of every ablation row and draw on finished labels."""
+    pipeline = _begin(settings, out, reuse)
+    pipeline.train(evaluate=False)
+    pipeline.display.note(f"classifiers are in {pipeline.run.root / 'draws'}")
+
+
+@app.command()
+def evaluate(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """Score the trained classifiers on the query images."""
+    pipeline = _begin(settings, out, reuse)
+    _finish(pipeline, pipeline.evaluate())
+
+
+def _finish(pipeline: Pipeline, results: dict[str, Any] | None) -> None:
+    assert results is not None
+    pipeline.display.results(results)
+    pipeline.display.note(f"results: {pipeline.run.results}")
+
+
+@app.command()
+def verify(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]) -> None:
+    """Recompute every image's and label's digest; fail on any mismatch with the manifest."""
+    from syn4seg.rundir import RunDir
+    from syn4seg.stages.results import verify as recompute
+
+    if not (run_dir / "config.yaml").is_file():
+        raise ValueError(f"{run_dir}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    digest, problems = recompute(RunDir(run_dir))
+    for line in problems:
+        print(line, file=sys.stderr)
+    print(f"digest: {digest}")
+    if problems:
+        print(f"{len(problems)} mismatches", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def config(settings: Settings = None) -> None:
+    """Print the whole configuration, annotated, as YAML."""
+    from syn4seg.config import annotated
+
+    print(annotated(_config(settings)), end="")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what is missing, and what to do about it."""
+    from syn4seg.terminal import diagnose
+
+    if not diagnose():
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: user errors become one message and exit code 2, Ctrl-C becomes 130."""
+    try:
+        app(standalone_mode=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}; free space or rights on that path, then run the same "
+              "command again", file=sys.stderr)  # fmt: skip
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

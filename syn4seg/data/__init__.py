@@ -1,0 +1,1 @@
+"""Data sets: the embedded world and folders in VOC layout; folds and support draws."""

@@ -1,0 +1,172 @@
+"""What a data set is (`Dataset`), what a fold is (`Fold`), and the embedded data set; masks here carry the dataset's own ids.
+
+A dataset id k (1-based) is `classes[k - 1]`; a class index is what networks and metrics see. Only `Fold` turns one into
+the other, through 256-entry lookup tables: 0 background, 1..B base, B+1..B+M novel, both by ascending id (the GFSS
+field's order), 255 unlabeled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from syn4seg.data import embedded
+from syn4seg.schema import BACKGROUND, UNLABELED
+
+
+class Dataset(Protocol):
+    """Images and masks by id. `folds[f]` are the novel dataset ids of fold f; everything else is base there."""
+
+    classes: tuple[str, ...]
+    folds: tuple[tuple[int, ...], ...]
+    train: list[str]
+    val: list[str]
+
+    def image(self, sample_id: str) -> np.ndarray:
+        """RGB uint8 (H, W, 3)."""
+        ...
+
+    def mask(self, sample_id: str) -> np.ndarray:
+        """Dataset ids uint8 (H, W): 0 background, 1..len(classes), 255 unlabeled."""
+        ...
+
+    def areas(self, sample_id: str) -> dict[int, float]:
+        """Share of the image that each dataset id covers, in (0, 1]; kept after the first look."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Which classes are base and which are novel.
+
+    Attributes:
+        names: class names by dataset id (`names[id - 1]`); the background has no entry.
+        base: dataset ids of the base classes, ascending.
+        novel: dataset ids of the novel classes, ascending.
+    """
+
+    names: tuple[str, ...]
+    base: tuple[int, ...]
+    novel: tuple[int, ...]
+
+    @property
+    def to_index(self) -> np.ndarray:
+        """uint8 (256,): dataset id -> class index; ids of no class become 255."""
+        table = np.full(256, UNLABELED, np.uint8)
+        table[[BACKGROUND, *self.base, *self.novel]] = np.arange(1 + len(self.base) + len(self.novel))
+        return table
+
+    @property
+    def to_base_index(self) -> np.ndarray:
+        """uint8 (256,): as `to_index`, but novel ids become background, as in base training (protocols 2.6)."""
+        table = self.to_index
+        table[list(self.novel)] = BACKGROUND
+        return table
+
+    @property
+    def index_names(self) -> tuple[str, ...]:
+        """Names by class index, "background" first."""
+        return ("background", *(self.names[k - 1] for k in (*self.base, *self.novel)))
+
+    @property
+    def novel_indices(self) -> range:
+        """Class indices of the novel classes."""
+        return range(1 + len(self.base), 1 + len(self.base) + len(self.novel))
+
+
+def fold_of(dataset: Dataset, number: int) -> Fold:
+    """Fold `number` of a data set.
+
+    Raises:
+        ValueError: there is no such fold.
+    """
+    if not 0 <= number < len(dataset.folds):
+        raise ValueError(f"fold {number} does not exist; this data set has folds 0..{len(dataset.folds) - 1}")
+    novel = tuple(sorted(dataset.folds[number]))
+    base = tuple(k for k in range(1, len(dataset.classes) + 1) if k not in novel)
+    return Fold(tuple(dataset.classes), base, novel)
+
+
+def class_areas(mask: np.ndarray) -> dict[int, float]:
+    """Share of a uint8 (H, W) mask that each value other than 0 and 255 covers."""
+    counts = np.bincount(mask.ravel(), minlength=256)
+    return {int(k): float(counts[k] / mask.size) for k in np.flatnonzero(counts) if k not in (BACKGROUND, UNLABELED)}
+
+
+class EmbeddedDataset:
+    """The embedded world as a data set: image i of a split is a pure function of (split, i), so there are no files.
+
+    Args:
+        train: images in the train list.
+        val: images in the val list.
+    """
+
+    classes = embedded.CLASSES
+    folds = embedded.FOLDS
+
+    def __init__(self, train: int = 1200, val: int = 300):
+        self.train = [f"train-{i:06d}" for i in range(train)]
+        self.val = [f"val-{i:06d}" for i in range(val)]
+
+    def image(self, sample_id: str) -> np.ndarray:
+        """RGB uint8 (64, 64, 3)."""
+        return _drawn(sample_id)[0]
+
+    def mask(self, sample_id: str) -> np.ndarray:
+        """Dataset ids uint8 (64, 64)."""
+        return _drawn(sample_id)[1]
+
+    def areas(self, sample_id: str) -> dict[int, float]:
+        """Share of the image per dataset id."""
+        return dict(_embedded_areas(sample_id))
+
+
+@lru_cache(maxsize=8192)  # 16 KiB each
+def _drawn(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
+    split, _, number = sample_id.partition("-")
+    if split not in ("train", "val") or not number.isdecimal():
+        raise ValueError(f"id {sample_id!r} is not of the embedded data set; expected e.g. 'train-000012' or 'val-000003'")
+    image, mask = embedded.draw(embedded.sample_scene(embedded.seeded("embedded", split, int(number))))
+    image.setflags(write=False), mask.setflags(write=False)
+    return image, mask
+
+
+@lru_cache(maxsize=65536)
+def _embedded_areas(sample_id: str) -> tuple[tuple[int, float], ...]:
+    return tuple(class_areas(_drawn(sample_id)[1]).items())
+
+
+# ------------------------------------------------------------------------------------------------- the square canvas
+def canvas_shape(shape: Sequence[int], size: int) -> tuple[int, int]:
+    """Rows and columns that an image of `shape` fills on a square canvas once its long side is `size`."""
+    scale = size / max(shape[:2])
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def image_to_canvas(image: np.ndarray, size: int, fill: Sequence[int] = (124, 116, 104)) -> np.ndarray:
+    """An RGB uint8 image with its long side at `size`, in the top left corner of a (size, size, 3) canvas of `fill`."""
+    rows, columns = canvas_shape(image.shape, size)
+    if image.shape[:2] != (rows, columns):
+        shrinks = rows < image.shape[0]
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if rows == columns == size:
+        return image
+    canvas = np.empty((size, size, 3), np.uint8)
+    canvas[:] = fill
+    canvas[:rows, :columns] = image
+    return canvas
+
+
+def label_to_canvas(label: np.ndarray, size: int) -> np.ndarray:
+    """The label of `image_to_canvas`: nearest neighbour, 255 beside the image."""
+    rows, columns = canvas_shape(label.shape, size)
+    if label.shape != (rows, columns):
+        label = cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
+    canvas = np.full((size, size), UNLABELED, np.uint8)
+    canvas[:rows, :columns] = label
+    return canvas

@@ -1,0 +1,165 @@
+"""A data set in a folder (VOC layout), checked before anything heavy loads; masks are read as indices, never as colours.
+
+Layout (either name of each pair): `images/` or `JPEGImages/` with ID.jpg|jpeg|png, `masks/` or `SegmentationClass/` with
+ID.png, `train.txt` and `val.txt` in the root or in `ImageSets/Segmentation/`, and `classes.json` or `classes.yaml`:
+{"classes": [...], "folds_novel": {"fold0": [names], ...} or [[names], ...]}.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from syn4seg.data.datasets import class_areas
+from syn4seg.schema import BACKGROUND, UNLABELED
+
+MAX_PIXELS = 64_000_000
+_ID = re.compile(r"[^/\\\x00]+")
+
+
+class FolderDataset:
+    """Photos and index masks under `root`.
+
+    Raises:
+        ValueError: a list, the class table or an id is missing or malformed; the message names the file and the remedy.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise ValueError(f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json")
+        self._images = _first(self.root, ("images", "JPEGImages"), "the folder of images")
+        self._masks = _first(self.root, ("masks", "SegmentationClass"), "the folder of index masks (PNG)")
+        self.classes, self.folds = _read_classes(_first(self.root, ("classes.json", "classes.yaml"), "the class table"))
+        self.train, self.val = (self._read_list(name) for name in ("train", "val"))
+        self._areas: dict[str, dict[int, float]] = {}
+
+    def _read_list(self, name: str) -> list[str]:
+        path = _first(self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line")
+        ids = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        if not ids:
+            raise ValueError(f"{path} lists no id; expected one id per line, e.g. '0001'")
+        for sample_id in ids:
+            if not _ID.fullmatch(sample_id) or ".." in sample_id or sample_id.startswith("."):
+                raise ValueError(f"{path}: id {sample_id!r} is not a plain file name; expected ids without '/', '..' or a suffix")
+        seen = set()
+        twice = next((s for s in ids if s in seen or seen.add(s)), None)
+        if twice is not None:
+            raise ValueError(f"{path}: id {twice!r} is listed twice; list every image once")
+        return ids
+
+    def _image_path(self, sample_id: str) -> Path:
+        for suffix in (".jpg", ".jpeg", ".png", ".JPG"):
+            path = self._images / (sample_id + suffix)
+            if path.is_file():
+                return path
+        raise ValueError(f"image {self._images / sample_id}.jpg (or .png) is missing; add it or take the id off its list")
+
+    def check(self) -> None:
+        """Looks for every listed file and for ids on both lists; opens none.
+
+        Raises:
+            ValueError: a file is missing, or an id is on the train and on the val list.
+        """
+        both = sorted(set(self.train) & set(self.val))
+        if both:
+            raise ValueError(f"id {both[0]!r} and {len(both) - 1} more are on the train and the val list of {self.root}; "
+                             "a val image must never be trained on")  # fmt: skip
+        for sample_id in (*self.train, *self.val):
+            self._image_path(sample_id)
+            if not (self._masks / f"{sample_id}.png").is_file():
+                raise ValueError(f"mask {self._masks / sample_id}.png is missing; add it or take the id off its list")
+
+    def image(self, sample_id: str) -> np.ndarray:
+        """RGB uint8 (H, W, 3); EXIF orientation is applied only where the mask fits the turned image alone.
+
+        Raises:
+            ValueError: missing, unreadable or larger than `MAX_PIXELS`.
+        """
+        path = self._image_path(sample_id)
+        with _opened(path) as stored, _opened(self._masks / f"{sample_id}.png") as mask:
+            turned = ImageOps.exif_transpose(stored) if stored.getexif().get(0x0112, 1) > 4 else stored
+            if mask.size not in (stored.size, turned.size):
+                raise ValueError(f"{path} is {stored.size[0]}x{stored.size[1]} pixels but its mask {sample_id}.png is "
+                                 f"{mask.size[0]}x{mask.size[1]}; they must have one size")  # fmt: skip
+            try:
+                return np.array((stored if mask.size == stored.size else turned).convert("RGB"))
+            except OSError as error:
+                raise ValueError(f"{path} cannot be decoded ({error}); replace the file or take its id off the list") from error
+
+    def mask(self, sample_id: str) -> np.ndarray:
+        """Dataset ids uint8 (H, W), from a palette or an 8-bit grey PNG.
+
+        Raises:
+            ValueError: missing, of another mode, or with a value that is no class.
+        """
+        path = self._masks / f"{sample_id}.png"
+        with _opened(path) as stored:
+            if stored.mode not in ("L", "P"):
+                raise ValueError(f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids")
+            try:
+                mask = np.array(stored)
+            except OSError as error:
+                raise ValueError(f"{path} cannot be decoded ({error}); replace the file or take its id off the list") from error
+        found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        wrong = [int(v) for v in found if v > len(self.classes) and v != UNLABELED]
+        if wrong:
+            raise ValueError(f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{len(self.classes)} "
+                             f"(the classes in order) or {UNLABELED} (unlabeled): renumber the mask or extend the class table")  # fmt: skip
+        return mask
+
+    def areas(self, sample_id: str) -> dict[int, float]:
+        """Share of the image per dataset id; each mask is read once."""
+        if sample_id not in self._areas:
+            self._areas[sample_id] = class_areas(self.mask(sample_id))
+        return self._areas[sample_id]
+
+
+def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
+    found = next((root / name for name in names if (root / name).exists()), None)
+    if found is None:
+        raise ValueError(f"{root} has no {' or '.join(names)} ({what}); add it")
+    return found
+
+
+def _opened(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; add it or take the id off its list")
+    try:
+        image = Image.open(path)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image ({error}); replace the file or take its id off the list") from error
+    if image.size[0] * image.size[1] > MAX_PIXELS:
+        image.close()
+        raise ValueError(f"{path} has {image.size[0] * image.size[1]} pixels; expected at most {MAX_PIXELS}: shrink image and mask")
+    return image
+
+
+def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """Class names and, per fold, the novel dataset ids."""
+    try:
+        if path.suffix == ".json":
+            table = json.loads(path.read_text())
+        else:
+            import yaml
+
+            table = yaml.safe_load(path.read_text())
+        names, folds = [str(n) for n in table["classes"]], table["folds_novel"]
+        folds = [list(map(str, f)) for f in (folds.values() if isinstance(folds, dict) else folds)]
+    except Exception as error:
+        raise ValueError(f'{path} is not a class table ({type(error).__name__}: {error}); expected {{"classes": [names], '
+                         '"folds_novel": {"fold0": [names], ...}}') from error  # fmt: skip
+    if not 0 < len(names) < UNLABELED or len(set(names)) != len(names):
+        raise ValueError(f"{path}: 'classes' has {len(names)} entries; expected 1..254 different names")
+    if not folds:
+        raise ValueError(f"{path}: 'folds_novel' is empty; expected at least one list of novel class names")
+    for number, fold in enumerate(folds):
+        unknown = [n for n in fold if n not in names]
+        if unknown or not fold or len(set(fold)) != len(fold) or len(fold) == len(names):
+            raise ValueError(f"{path}: fold {number} of 'folds_novel' is {fold}; expected different names out of 'classes', "
+                             f"neither none nor all of them{f' ({unknown[0]!r} is unknown)' if unknown else ''}")  # fmt: skip
+    return tuple(names), tuple(tuple(sorted(names.index(n) + 1 for n in fold)) for fold in folds)

@@ -1,0 +1,1 @@
+"""APE and SABR: prototypes, filtering, relabeling, boundary refinement."""

@@ -1,0 +1,196 @@
+"""APF, adaptive pseudo-label filtering: a region of a draft is kept if it looks like the support set, else it is freed.
+
+The paper gives the rule for the target class (similarity to the global prototype >= lambda_keep). What happens to
+everything else in the image is ours: other novel classes are freed, base predictions and background stay where the
+segmenter is sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from syn4seg.labeling.components import Components, components
+from syn4seg.labeling.prototypes import normalised, pool
+from syn4seg.schema import BACKGROUND, UNLABELED
+
+
+@dataclass(frozen=True)
+class Region:
+    """Filtering's verdict on one region of the draft.
+
+    Attributes:
+        class_index: class of the region in the draft.
+        area: pixels.
+        box: tight XYXY in pixels, inclusive-exclusive.
+        similarity: s(r), cosine to the class's global prototype; nan where the class has none.
+        kept: whether any pixel survives (base regions are judged pixel by pixel).
+        why: "" if kept, else "similarity", "area", "other_novel" or "confidence"; the first that applies.
+    """
+
+    class_index: int
+    area: int
+    box: tuple[int, int, int, int]
+    similarity: float
+    kept: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """`kept`: label uint8 (H, W), 255 on free pixels. `regions`: every region of the draft, by ascending class."""
+
+    kept: np.ndarray
+    regions: list[Region]
+
+
+def filter_regions(
+    draft: np.ndarray,
+    features: np.ndarray,
+    prototypes: Mapping[int, np.ndarray],
+    *,
+    target: int,
+    novel: Collection[int],
+    lambda_keep: float,
+    min_region: int,
+    confidence: np.ndarray | None = None,
+    tau_base: float = 0.0,
+    tau_background: float = 0.0,
+) -> Filtered:
+    """Keeps or frees each region of a draft (method.md section 3, APF).
+
+    Args:
+        draft: uint8 (H, W), the segmenter's own pseudo-label; its 255 stays free.
+        features: (D, h, w) float, raw.
+        prototypes: class index -> global prototype (D,); the target's at least, others only add to the record.
+        target: class index that the image was made for; its regions stay iff s(r) >= lambda_keep and area >=
+            min_region.
+        novel: all novel class indices; those that are not the target become free.
+        lambda_keep: least similarity, in [-1, 1].
+        min_region: least area in pixels.
+        confidence: (H, W) float, the segmenter's probability of its prediction; None trusts every prediction.
+        tau_base: a pixel of a base class stays iff its confidence >= this.
+        tau_background: the same for background.
+
+    Raises:
+        ValueError: the target has no prototype, or sizes differ.
+    """
+    if target not in prototypes:
+        raise ValueError(
+            f"prototypes has classes {sorted(prototypes)} but not target {target}; add its global prototype"
+        )
+    if confidence is not None and confidence.shape != draft.shape:
+        raise ValueError(f"confidence has shape {confidence.shape}; expected the draft's, {draft.shape}")
+    found = components(draft)
+    similarity = _similarities(found, features, prototypes)
+    others = [k for k in novel if k != target]
+    of_target = found.class_index == target
+    why = np.where(of_target & (found.area < min_region), "area", np.full(len(found.area), "", object))
+    why[of_target & ~(similarity >= lambda_keep)] = "similarity"
+    why[np.isin(found.class_index, others)] = "other_novel"
+
+    free = np.take(np.concatenate([[False], why != ""]), found.map)
+    if confidence is not None:
+        unsure = _unsure(draft, confidence, [target, *others], tau_base, tau_background)
+        free |= unsure
+        lost = np.bincount(found.map[unsure], minlength=len(why) + 1)[1:]
+        why[(why == "") & (lost == found.area)] = "confidence"
+    kept = draft.copy()
+    kept[free] = UNLABELED
+    return Filtered(kept, _records(found, similarity, why))
+
+
+def _similarities(found: Components, features: np.ndarray, prototypes: Mapping[int, np.ndarray]) -> np.ndarray:
+    """s(r) float32 (R,), nan for classes without a prototype."""
+    similarity = np.full(len(found.area), np.nan, np.float32)
+    known = np.flatnonzero(np.isin(found.class_index, list(prototypes)))
+    if len(known):
+        row = np.zeros(len(found.area) + 1, np.int32)
+        row[known + 1] = np.arange(1, len(known) + 1)
+        means = normalised(pool(features, np.take(row, found.map), len(known)))
+        wanted = normalised(np.stack([prototypes[int(k)] for k in found.class_index[known]]))
+        similarity[known] = np.einsum("rd,rd->r", means, wanted)
+    return similarity
+
+
+def _unsure(
+    draft: np.ndarray, confidence: np.ndarray, exempt: Sequence[int], tau_base: float, tau_background: float
+) -> np.ndarray:
+    """Pixels bool (H, W) whose confidence is below what their class in the draft asks for."""
+    least = np.full(256, tau_base, np.float32)
+    least[[*exempt, UNLABELED]] = -np.inf
+    least[BACKGROUND] = tau_background
+    return confidence < cv2.LUT(draft, least)
+
+
+def _records(found: Components, similarity: np.ndarray, why: np.ndarray) -> list[Region]:
+    boxes = found.box.astype(int).tolist()
+    columns = zip(
+        found.class_index.tolist(), found.area.tolist(), boxes, similarity.tolist(), why.tolist(), strict=True
+    )
+    return [Region(k, area, tuple(box), s, reason == "", reason) for k, area, box, s, reason in columns]
+
+
+# --------------------------------------------------------------------------------- lambda_keep from the support set
+def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int) -> np.ndarray:
+    """Similarities of support regions to a prototype that has not seen them (ours).
+
+    With several shots that show the class, each region of a shot meets the prototype of the other shots. With one shot,
+    each region meets the prototype of the other regions; a single region is first cut into four at the middle of its
+    box. One-shot values are optimistic: parts of one object resemble each other more than two objects do, and an object
+    inside one feature cell gives exactly 1. If K = 1, pool the values of all novel classes before taking a quantile.
+
+    Args:
+        features: per support image (D, h, w) float.
+        masks: per support image the label map uint8 (H, W).
+        class_index: the class.
+
+    Returns:
+        float32 (n,), n >= 1, in order of image and region.
+
+    Raises:
+        ValueError: the class has no support pixel, or only one pixel's worth: nothing can be held out.
+    """
+    sums, shots = [], []
+    for shot, (feature, mask) in enumerate(zip(features, masks, strict=True)):
+        found = components((mask == class_index).astype(np.uint8))
+        sums.append(pool(feature, found.map, len(found.area)))
+        shots += [shot] * len(found.area)
+    groups = np.array(shots, int)
+    if len(set(shots)) == 1:
+        only = shots[0]
+        sums = [_parts(features[only], masks[only] == class_index)] if len(shots) == 1 else [sums[only]]
+        groups = np.arange(len(sums[0]))
+    if len(set(groups.tolist())) < 2:
+        raise ValueError(
+            f"class index {class_index} has {len(groups)} support regions and none can be held out; expected two or "
+            "more, or one that can be cut: give lambda_keep a number, or draw another support set"
+        )
+    regions = np.concatenate(sums)
+    rest = np.stack([regions[groups != group].sum(0) for group in groups])
+    return np.einsum("rd,rd->r", normalised(regions), normalised(rest))
+
+
+def support_threshold(
+    features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int, quantile: float
+) -> float:
+    """The lambda_keep of `{support_quantile: q}`: the q-quantile of `held_out_similarities`.
+
+    Raises:
+        ValueError: the quantile is outside [0, 1], or nothing can be held out.
+    """
+    if not 0.0 <= quantile <= 1.0:
+        raise ValueError(f"support_quantile is {quantile}; expected a share in [0, 1], e.g. 0.1")
+    return float(np.quantile(held_out_similarities(features, masks, class_index), quantile))
+
+
+def _parts(feature: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Feature sums (n, D) of the non-empty quadrants of a mask bool (H, W), cut at the middle of its box."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    lower, right = np.arange(mask.shape[0]) >= y + height / 2, np.arange(mask.shape[1]) >= x + width / 2
+    quadrant = np.where(mask, 1 + 2 * lower[:, None] + right, 0).astype(np.int32)
+    sums = pool(feature, quadrant, 4)
+    return sums[np.bincount(quadrant.ravel(), minlength=5)[1:] > 0]

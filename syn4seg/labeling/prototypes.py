@@ -1,0 +1,219 @@
+"""Prototypes: unit vectors that stand for a class, pooled from feature maps by exact area occupancy.
+
+Labels are finer than features (stride 8), so a mask is carried to the feature grid as the share of each cell that it
+covers: a one-pixel object still weighs 1/64 of a cell and never vanishes. Pooling a grid with those shares equals
+pooling over pixels, each of which carries the feature of the cell it lies in.
+
+Conventions: features float (D, h, w), raw; label maps uint8 (H, W); a region map is int32 (H, W) with 0 for "no region"
+and 1..R for the rows of every (R, ...) array that goes with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from syn4seg.schema import BACKGROUND
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors along the last axis, float32; a zero vector stays zero."""
+    vectors = np.asarray(vectors, np.float32)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+
+
+def blend(global_: np.ndarray, local: np.ndarray, beta: float) -> np.ndarray:
+    """Adaptive prototype: beta * global + (1 - beta) * local, renormalised (method.md section 3, APR).
+
+    Args:
+        global_: unit vector (D,) of the class, from the support set.
+        local: unit vector (D,) of the class, from one image.
+        beta: in [0, 1]; 1 gives the global prototype, 0 the local one.
+
+    Returns:
+        Unit vector (D,) float32 (zero where the two cancel).
+    """
+    return normalised(beta * np.asarray(global_, np.float32) + (1.0 - beta) * np.asarray(local, np.float32))
+
+
+# ----------------------------------------------------------------------------------------------- occupancy
+def area_weights(fine: int, coarse: int) -> np.ndarray:
+    """Area averaging along one axis, exact for any ratio.
+
+    Args:
+        fine: number of pixels.
+        coarse: number of cells that divide the same length evenly.
+
+    Returns:
+        (coarse, fine) float32: the share of each cell covered by each pixel; rows sum to 1.
+    """
+    cells, pixels = np.arange(coarse)[:, None], np.arange(fine)[None]
+    start = np.maximum(cells * fine, pixels * coarse)
+    end = np.minimum((cells + 1) * fine, (pixels + 1) * coarse)
+    return (np.maximum(end - start, 0) / fine).astype(np.float32)
+
+
+def occupancy(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Share of each grid cell that a mask covers.
+
+    Args:
+        masks: (R, H, W) bool, or float shares in [0, 1].
+        grid: (h, w) of the feature map.
+
+    Returns:
+        (R, h, w) float32 in [0, 1].
+    """
+    rows, columns = (area_weights(n, g) for n, g in zip(masks.shape[1:], grid, strict=True))
+    return rows @ masks.astype(np.float32) @ columns.T
+
+
+def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int]) -> np.ndarray:
+    """`occupancy` of every region of a map: one histogram if the grid divides the image, else box by box.
+
+    Args:
+        regions: int32 (H, W), 0 for none and 1..count for the regions, which may be empty.
+        count: number R of regions.
+        grid: (h, w) of the feature map.
+
+    Returns:
+        (count, h, w) float32 in [0, 1].
+    """
+    (height, width), (h, w) = regions.shape, grid
+    if height % h == 0 and width % w == 0:
+        cell = (np.arange(height) // (height // h) * w)[:, None] + np.arange(width) // (width // w)
+        pixels = np.bincount((regions + cell * (count + 1)).ravel(), minlength=h * w * (count + 1))
+        share = pixels.reshape(h * w, count + 1).T[1:] * np.float32(h * w / (height * width))
+        return np.ascontiguousarray(share, np.float32).reshape(count, h, w)
+    rows, columns = area_weights(height, h), area_weights(width, w)
+    share = np.zeros((count, h, w), np.float32)
+    for index, box in enumerate(ndimage.find_objects(regions, count)):
+        if box is not None:
+            inside = (regions[box] == index + 1).astype(np.float32)
+            share[index] = rows[:, box[0]] @ inside @ columns[:, box[1]].T
+    return share
+
+
+def pool(features: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+    """Sum of the raw features over the pixels of each region, the numerator of mu_k and of v(r) (method.md section 3).
+
+    Args:
+        features: (D, h, w) float.
+        regions: int32 (H, W), 0 for none and 1..count.
+        count: number R of regions.
+
+    Returns:
+        (count, D) float32, in feature units times pixels; zero for an empty region.
+
+    Raises:
+        ValueError: the features are not a (D, h, w) map.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"features have shape {features.shape}; expected one image's map (D, h, w)")
+    depth, h, w = features.shape
+    share = region_occupancy(regions, count, (h, w)).reshape(count, h * w)
+    flat = np.asarray(features, np.float32).reshape(depth, h * w)
+    return share @ flat.T * np.float32(regions.size / (h * w))
+
+
+def region_map(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Region map int32 (H, W) of a label map uint8 (H, W): pixels of `classes[i]` become i + 1, all others 0."""
+    table = np.zeros(256, np.int32)
+    table[list(classes)] = np.arange(1, len(classes) + 1)
+    return cv2.LUT(label, table)
+
+
+# ----------------------------------------------------------------------------------------------- prototypes
+def support_prototypes(
+    features: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    classes: Sequence[int],
+    names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Global prototypes: mu_k over all pixels of all support images, raw features, then normalised (APF in method.md).
+
+    Args:
+        features: per support image (D, h, w); sizes may differ between images, D may not.
+        masks: per support image the label map uint8 (H, W).
+        classes: class indices, in the order of the rows wanted.
+        names: names of `classes`, for the error alone.
+
+    Returns:
+        (len(classes), D) float32 unit vectors.
+
+    Raises:
+        ValueError: a class has no support pixel, or the lists do not pair up.
+    """
+    _check_paired(features, masks)
+    sums = np.sum([pool(f, region_map(m, classes), len(classes)) for f, m in zip(features, masks, strict=True)], axis=0)
+    for row, index in enumerate(classes):
+        if not any((mask == index).any() for mask in masks):
+            named = f" ({names[row]})" if names is not None else ""
+            raise ValueError(
+                f"class index {index}{named} has no pixel in the {len(masks)} support masks given; expected one at "
+                "least: draw another support set, or check the label map of its images"
+            )
+    return normalised(sums)
+
+
+def background_prototype(
+    features: Sequence[np.ndarray], masks: Sequence[np.ndarray], base_predictions: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """Global background prototype: support pixels labelled 0 that the base model also predicts 0 (ours).
+
+    Args:
+        features: per support image (D, h, w).
+        masks: per support image the label map uint8 (H, W).
+        base_predictions: per support image the base model's argmax, uint8 (H, W); None trusts the masks alone
+            (which label unannotated base objects as background).
+
+    Returns:
+        (D,) float32 unit vector.
+
+    Raises:
+        ValueError: no pixel is left, or the lists do not pair up.
+    """
+    _check_paired(features, masks)
+    agreed = [mask == BACKGROUND for mask in masks]
+    if base_predictions is not None:
+        agreed = [both & (base == BACKGROUND) for both, base in zip(agreed, base_predictions, strict=True)]
+    if not any(mask.any() for mask in agreed):
+        raise ValueError(
+            f"no background pixel in {len(masks)} support masks that the base predictions call background too; "
+            "relabeling needs one: add support images, or pass base_predictions=None"
+        )
+    return normalised(
+        np.sum([pool(f, a.astype(np.int32), 1)[0] for f, a in zip(features, agreed, strict=True)], axis=0)
+    )
+
+
+def local_prototypes(features: np.ndarray, label: np.ndarray, classes: Sequence[int]) -> dict[int, np.ndarray]:
+    """Local prototypes of one image: the unit mean feature of each class's pixels (method.md section 3, APR).
+
+    Args:
+        features: (D, h, w) float.
+        label: uint8 (H, W), usually the kept regions.
+        classes: class indices to look for.
+
+    Returns:
+        Class index -> unit vector (D,) float32, in the order of `classes`; a class without a pixel is left out.
+    """
+    present = np.bincount(label.ravel(), minlength=256) > 0
+    found = [k for k in classes if present[k]]
+    return dict(zip(found, normalised(pool(features, region_map(label, found), len(found))), strict=True))
+
+
+def cell_size(shape: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Side of a grid cell in whole pixels, rounded up: the larger of the two axes' strides."""
+    return max(math.ceil(n / g) for n, g in zip(shape, grid, strict=True))
+
+
+def _check_paired(features: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
+    if not features or len(features) != len(masks):
+        raise ValueError(
+            f"{len(features)} feature maps and {len(masks)} support masks; expected one mask per feature map"
+        )

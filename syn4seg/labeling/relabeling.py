@@ -1,0 +1,139 @@
+"""APR, adaptive pseudo-label relabeling: free pixels take the class of the prototype they resemble most, if clearly.
+
+A class's prototype is adapted to the image: a blend of the global one (support set) and the local one (kept regions).
+Kept pixels never change. Background is always a candidate: with foreground alone the argmax would make every free pixel
+foreground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from syn4seg.labeling.prototypes import blend, cell_size, local_prototypes
+from syn4seg.schema import BACKGROUND, UNLABELED
+
+
+@dataclass(frozen=True)
+class Relabeled:
+    """What relabeling made of one image.
+
+    Attributes:
+        label: uint8 (H, W); 255 where no class was clear enough.
+        similarity_best: the highest similarity of a feature cell to the target's adaptive prototype.
+        local: class index -> local prototype (D,) float32, for the candidates that have one in this image.
+        reason: "" or why the image is rejected: "no_evidence", "target_too_small", "target_too_large".
+        changed: number of free pixels that took a class.
+    """
+
+    label: np.ndarray
+    similarity_best: float
+    local: dict[int, np.ndarray]
+    reason: str
+    changed: int
+
+
+def relabel(
+    kept: np.ndarray,
+    features: np.ndarray,
+    *,
+    target: int,
+    prototypes: Mapping[int, np.ndarray],
+    beta: float,
+    tau: float,
+    theta: float,
+    lambda_keep: float,
+    min_target: float = 0.005,
+    max_target: float = 0.95,
+) -> Relabeled:
+    """Gives free pixels a class where one is clear (method.md section 3, APR).
+
+    Candidates are background, the target and the other classes kept in this image. Cosines are taken on the feature
+    grid and upsampled bilinearly (half-pixel centres); a free pixel takes the best class iff softmax(cosine / tau) of
+    it >= theta, ties going to the lower class index. A class without a kept pixel uses its global prototype alone. The
+    local background prototype sees only background pixels farther than one grid cell (chessboard) from everything else,
+    free pixels included.
+
+    Args:
+        kept: uint8 (H, W) from `filter_regions`, 255 = free.
+        features: (D, h, w) float, raw.
+        target: class index that the image was made for.
+        prototypes: class index -> global prototype, unit (D,): background, target and every class kept here.
+        beta: share of the global prototype, in [0, 1].
+        tau: temperature of the softmax, > 0.
+        theta: least confidence, in [0, 1].
+        lambda_keep: with no kept target pixel, the least `similarity_best` that is evidence of the target.
+        min_target: least share of the image that the target covers afterwards.
+        max_target: greatest share.
+
+    Returns:
+        `Relabeled`; with reason "no_evidence" the label equals `kept`.
+
+    Raises:
+        ValueError: a candidate has no global prototype, or tau is not positive.
+    """
+    present = np.bincount(kept.ravel(), minlength=256) > 0
+    present[[BACKGROUND, target]], present[UNLABELED] = True, False
+    candidates = [int(k) for k in np.flatnonzero(present)]
+    missing = [k for k in candidates if k not in prototypes]
+    if missing:
+        raise ValueError(
+            f"prototypes lacks {missing}; relabeling needs background (0), the target ({target}) and every kept class"
+        )
+    if tau <= 0:
+        raise ValueError(f"tau is {tau}; expected a temperature above 0, e.g. 0.1")
+    local = local_prototypes(features, _evidence(kept, features.shape[1:]), candidates)
+    adapted = [blend(prototypes[k], local.get(k, prototypes[k]), beta) for k in candidates]
+    similarity = cosines(features, np.stack(adapted))
+    best = float(similarity[candidates.index(target)].max())
+    if target not in local and best < lambda_keep:
+        return Relabeled(kept.copy(), best, local, "no_evidence", 0)
+    label = kept.copy()
+    changed = _fill(label, similarity, candidates, tau, theta)
+    share = np.count_nonzero(label == target) / label.size
+    reason = "target_too_small" if share < min_target else "target_too_large" if share > max_target else ""
+    return Relabeled(label, best, local, reason, changed)
+
+
+def cosines(features: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    """Cosine of every cell's feature with every prototype.
+
+    Args:
+        features: (D, h, w) float, raw.
+        prototypes: (C, D) float32 unit vectors.
+
+    Returns:
+        (C, h, w) float32 in [-1, 1]; 0 where a feature is zero.
+    """
+    depth, h, w = features.shape
+    flat = np.asarray(features, np.float32).reshape(depth, h * w)
+    length = np.sqrt(np.einsum("dn,dn->n", flat, flat))
+    inverse = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
+    return (prototypes @ flat * inverse).reshape(-1, h, w)
+
+
+def _evidence(kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The kept label without the background within one grid cell of anything else (freed for this purpose)."""
+    side = 2 * cell_size(kept.shape, grid) + 1
+    background = (kept == BACKGROUND).view(np.uint8)
+    far = cv2.erode(background, np.ones((side, side), np.uint8))
+    return np.where(background > far, np.uint8(UNLABELED), kept)
+
+
+def _fill(label: np.ndarray, similarity: np.ndarray, candidates: list[int], tau: float, theta: float) -> int:
+    """Writes the clear classes into the free pixels of `label`, in place; returns how many."""
+    free = np.flatnonzero(label.ravel() == UNLABELED)
+    size = label.shape[::-1]
+    planes = [cv2.resize(s, size, interpolation=cv2.INTER_LINEAR).ravel()[free] for s in similarity]
+    winner, best = np.full(len(free), candidates[0], np.uint8), planes[0].copy()
+    for index, plane in zip(candidates[1:], planes[1:], strict=True):
+        better = plane > best
+        winner[better] = index
+        np.maximum(best, plane, out=best)
+    odds = sum(np.exp((plane - best) / np.float32(tau)) for plane in planes)
+    clear = 1.0 / odds >= theta
+    label.ravel()[free[clear]] = winner[clear]
+    return int(np.count_nonzero(clear))

@@ -1,0 +1,1 @@
+"""The pretrained networks behind three small Protocols: ImageGenerator, FeatureExtractor, MaskRefiner."""

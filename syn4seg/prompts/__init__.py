@@ -1,0 +1,1 @@
+"""HDIG: prompt agents, text embeddings, the de-duplicated bank."""

@@ -1,0 +1,1 @@
+"""The network that is trained and scored: architecture, base and novel stages, evaluation."""

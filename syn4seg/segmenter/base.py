@@ -1,0 +1,226 @@
+"""The base stage: the segmenter learns the base classes; novel objects are background (protocols 2.6), 255 is ignored.
+
+Every augmentation is named by (seed, epoch, image id), so a batch does not depend on workers, ranks or what came before;
+a training that was stopped continues bit for bit from its last finished epoch. The last epoch is the result: nothing is
+ever chosen on a test list. The crop is a plain random crop (protocols 2.7).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from syn4seg.data.datasets import Dataset, Fold, image_to_canvas, label_to_canvas
+from syn4seg.data.embedded import seeded
+from syn4seg.schema import UNLABELED
+from syn4seg.segmenter.losses import pixel_loss
+from syn4seg.segmenter.network import Segmenter, upsample
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a base training image.
+
+    Attributes:
+        crop: side of the square training crop in pixels; the image's long side is brought to it first, then scaled.
+        scale: range of the random scale.
+        rotate: largest rotation in degrees, applied half of the time.
+        blur: chance of a 5x5 Gaussian blur.
+        flip: chance of a mirror image.
+    """
+
+    crop: int
+    scale: tuple[float, float] = (0.5, 2.0)
+    rotate: float = 10.0
+    blur: float = 0.5
+    flip: float = 0.5
+
+
+@dataclass(frozen=True)
+class BaseSchedule:
+    """How the base stage learns: poly 0.9 decay after a linear warm-up; the field's numbers (protocols 2.1) are the defaults.
+
+    Attributes:
+        lr: of the backbone; `head_factor` multiplies it for everything else.
+        optimizer: SGD with momentum 0.9, or AdamW (for networks trained from nothing, ours).
+        warmup: share of all steps.
+    """
+
+    epochs: int
+    batch: int
+    lr: float = 0.01
+    head_factor: float = 10.0
+    weight_decay: float = 1e-4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    warmup: float = 0.0
+
+
+def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+    """One random view: uint8 (crop, crop, 3) and uint8 (crop, crop), 255 where the view leaves the image.
+
+    Scale, rotation, mirror and crop are a single warp (bilinear for the image, nearest for the label).
+    """
+    size, (rows, columns) = how.crop, label.shape
+    scale = math.exp(rng.uniform(math.log(how.scale[0]), math.log(how.scale[1]))) * size / max(rows, columns)
+    angle = math.radians(rng.uniform(-how.rotate, how.rotate)) if rng.random() < 0.5 else 0.0
+    mirror = -1.0 if rng.random() < how.flip else 1.0
+    turn = scale * np.array([[math.cos(angle) * mirror, -math.sin(angle)], [math.sin(angle) * mirror, math.cos(angle)]])
+    spare = np.abs(np.array([columns, rows]) * scale - size) / 2
+    middle = np.array([(columns - 1) / 2, (rows - 1) / 2])
+    shift = (size - 1) / 2 + rng.uniform(-1, 1, 2) * spare - turn @ middle
+    warp = np.concatenate([turn, shift[:, None]], 1)
+    view = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderValue=(124, 116, 104))
+    target = cv2.warpAffine(label, warp, (size, size), flags=cv2.INTER_NEAREST, borderValue=UNLABELED)
+    if rng.random() < how.blur:
+        view = cv2.GaussianBlur(view, (5, 5), 0)
+    return view, target
+
+
+def base_batch(dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, seed: int,
+               how: Augmentation) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Augmented images uint8 (N, crop, crop, 3) and labels uint8 (N, crop, crop) with values 0..B and 255 only."""
+    table = fold.to_base_index
+    views = [
+        augment(dataset.image(s), table[dataset.mask(s)], seeded("augment", seed, epoch, s), how) for s in ids
+    ]
+    return np.stack([v for v, _ in views]), np.stack([t for _, t in views])
+
+
+def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, schedule: BaseSchedule,
+               how: Augmentation, seed: int, checkpoint: Path | None = None, freeze_backbone: bool = False,
+               cache_features: bool = False, bfloat16: bool = False,
+               wrap: Callable[[Segmenter], Callable[[Tensor], Tensor]] | None = None, rank: int = 0, world: int = 1, progress: Callable[[dict], None] | None = None) -> Segmenter:  # fmt: skip
+    """Trains in place, on the device where the segmenter is, and returns it in eval mode.
+
+    Args:
+        segmenter: with 1 + B classes.
+        ids: training images.
+        checkpoint: file of the last finished epoch; an existing one is continued.
+        freeze_backbone: the backbone keeps its weights and its normalisation statistics.
+        cache_features: with a frozen backbone, its output for each image and its mirror image (on the canvas of
+            `how.crop` pixels) is computed once, float16, and the head trains on that; no other augmentation then.
+        bfloat16: autocast to bfloat16.
+        wrap: makes the callable that computes logits from prepared images, e.g. DistributedDataParallel.
+        rank: this process's number among `world`; it takes its share of every batch, the draws stay the same.
+        progress: called after every epoch with epoch, epochs, loss and lr.
+
+    Raises:
+        ValueError: the classifier's rows are not 1 + B, `cache_features` without `freeze_backbone`, fewer ids than a
+            batch, or a checkpoint of another training.
+    """
+    if len(segmenter.weight) != 1 + len(fold.base):
+        raise ValueError(f"the segmenter has {len(segmenter.weight)} classes; expected {1 + len(fold.base)} (background and base)")
+    if cache_features and not freeze_backbone:
+        raise ValueError("cache_features = true needs freeze_backbone = true: cached features cannot train a backbone")
+    if len(ids) < schedule.batch:
+        raise ValueError(f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images")
+    optimizer = _optimizer(segmenter, schedule, freeze_backbone)
+    facts = {**asdict(schedule), "how": str(how), "seed": seed, "images": len(ids), "base": str(fold.base),
+             "freeze": freeze_backbone, "cached": cache_features, "classifier": str(tuple(segmenter.weight.shape))}  # fmt: skip
+    done = _resume(segmenter, optimizer, checkpoint, facts)
+    cache = _cache(segmenter, dataset, fold, ids, how.crop) if cache_features and done < schedule.epochs else None
+    forward = wrap(segmenter) if wrap else segmenter
+    steps, device = len(ids) // schedule.batch, segmenter.weight.device
+    for epoch in range(done, schedule.epochs):
+        segmenter.train()
+        if freeze_backbone:
+            segmenter.backbone.eval()
+        order = [ids[i] for i in seeded("order", seed, epoch).permutation(len(ids))]
+        total = 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seeded("dropout", seed, epoch, rank).integers(2**31)))
+            for step in range(steps):
+                factor = _rate((epoch * steps + step) / (schedule.epochs * steps), schedule.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["top"] * factor
+                mine = order[step * schedule.batch : (step + 1) * schedule.batch][rank::world]
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    if cache is not None:
+                        x, label = _cached_batch(cache, mine, epoch, seed, device)
+                        logits = segmenter.head(x)
+                    else:
+                        images, labels = base_batch(dataset, fold, mine, epoch, seed=seed, how=how)
+                        logits, label = forward(segmenter.prepare(images)), torch.from_numpy(labels).to(device)
+                loss = pixel_loss(upsample(logits.float(), (label.shape[1], label.shape[2])), label)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.item()
+        if rank == 0 and checkpoint is not None:
+            _save(segmenter, optimizer, checkpoint, facts, epoch + 1)
+        if progress:
+            progress({"epoch": epoch + 1, "epochs": schedule.epochs, "loss": total / steps, "lr": optimizer.param_groups[-1]["lr"]})
+    return segmenter.eval()
+
+
+def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bool) -> torch.optim.Optimizer:
+    backbone = list(segmenter.backbone.parameters())
+    for p in backbone:
+        p.requires_grad_(not freeze_backbone)
+    known = {id(p) for p in backbone}
+    head = [p for p in segmenter.parameters() if id(p) not in known]
+    groups = [{"params": head, "lr": schedule.lr * schedule.head_factor, "top": schedule.lr * schedule.head_factor}]
+    if not freeze_backbone:
+        groups.insert(0, {"params": backbone, "lr": schedule.lr, "top": schedule.lr})
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
+    return torch.optim.SGD(groups, momentum=0.9, weight_decay=schedule.weight_decay)
+
+
+def _rate(done: float, warmup: float) -> float:
+    """Factor on the learning rate after the share `done` of all steps."""
+    return (done / warmup if done < warmup else 1.0) * (1 - done) ** 0.9
+
+
+# ------------------------------------------------------------------------------------------------- cached features
+Cache = dict[str, tuple[Tensor, Tensor]]
+
+
+def _cache(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], size: int) -> Cache:
+    """Per id: backbone output float16 (2, C, h, w) of image and mirror image, and their labels uint8 (2, size, size)."""
+    table, cache = fold.to_base_index, {}
+    segmenter.eval()
+    for sample_id in ids:
+        image, label = image_to_canvas(dataset.image(sample_id), size), label_to_canvas(table[dataset.mask(sample_id)], size)
+        pair = np.stack([image, image[:, ::-1]])
+        with torch.no_grad():
+            features = segmenter.backbone(segmenter.prepare(pair)).half().cpu()
+        cache[sample_id] = (features, torch.from_numpy(np.stack([label, label[:, ::-1]])))
+    return cache
+
+
+def _cached_batch(cache: Cache, ids: Sequence[str], epoch: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    sides = [int(seeded("mirror", seed, epoch, s).integers(2)) for s in ids]
+    x = torch.stack([cache[s][0][side] for s, side in zip(ids, sides, strict=True)])
+    label = torch.stack([cache[s][1][side] for s, side in zip(ids, sides, strict=True)])
+    return x.to(device).float(), label.to(device)
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path, facts: dict, epoch: int) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save({"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict(), "facts": facts, "epoch": epoch}, partial)
+    os.replace(partial, path)
+
+
+def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path | None, facts: dict) -> int:
+    """Loads a checkpoint if there is one; returns the number of finished epochs."""
+    if path is None or not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location=segmenter.weight.device)
+    differs = {k: (state["facts"].get(k), v) for k, v in facts.items() if state["facts"].get(k) != v}
+    if differs:
+        key, (old, new) = next(iter(differs.items()))
+        raise ValueError(f"checkpoint {path} is of another training: {key} was {old}, now {new}; restore the setting or choose another path")
+    segmenter.load_state_dict(state["segmenter"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["epoch"]

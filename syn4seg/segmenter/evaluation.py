@@ -1,0 +1,157 @@
+"""Evaluation: one int64 confusion matrix per classifier, and every figure derived from it (method 6; protocols 2.8).
+
+Features of a query are computed once and shared by all classifiers, so ablation rows and support draws cost little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from syn4seg.data.datasets import Dataset, Fold, canvas_shape, image_to_canvas, label_to_canvas
+from syn4seg.schema import UNLABELED
+from syn4seg.segmenter.network import Classifier, Segmenter, frozen_features, upsample
+
+
+def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """int64 (classes, classes): row = label, column = prediction; pixels that are 255 in either are left out."""
+    use = (label != UNLABELED) & (prediction != UNLABELED)
+    pairs = label[use].astype(np.int64) * classes + prediction[use]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def class_iou(matrix: np.ndarray) -> np.ndarray:
+    """float64 (C,) intersection over union; nan for a class that is neither labelled nor predicted."""
+    hits = np.diag(matrix).astype(np.float64)
+    union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def metrics(matrix: np.ndarray, base: int, novel: int) -> dict[str, float | list[float]]:
+    """Every figure of a GFSS table, as shares in [0, 1].
+
+    Args:
+        matrix: confusion (1+B+M, 1+B+M).
+        base: B, the number of base classes.
+        novel: M, the number of novel classes.
+
+    Returns:
+        base (foreground only, DIaM), base_with_background (CAPL, POP), novel, mean = (base+novel)/2, total (mean over all
+        classes), harmonic = 2bn/(b+n), and per_class IoU. Absent classes are nan and left out of means.
+    """
+    if matrix.shape != (1 + base + novel,) * 2:
+        raise ValueError(f"confusion matrix is {matrix.shape}; expected {(1 + base + novel,) * 2} for {base} base and {novel} novel classes")
+    iou = class_iou(matrix)
+    b, n = _mean(iou[1 : 1 + base]), _mean(iou[1 + base :])
+    return {
+        "base": b,
+        "base_with_background": _mean(iou[: 1 + base]),
+        "novel": n,
+        "mean": (b + n) / 2,
+        "total": _mean(iou),
+        "harmonic": 0.0 if b + n == 0 else 2 * b * n / (b + n),
+        "per_class": iou.tolist(),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
+# --------------------------------------------------------------------------------------------------------- queries
+@dataclass(frozen=True)
+class Query:
+    """Frozen features float16 (D, h, w) of an image on a canvas of `size` pixels, and its label uint8 (H, W)."""
+
+    features: Tensor
+    label: np.ndarray
+    size: int
+
+
+def queries(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, size: int,
+            space: Literal["original", "canvas"] = "original", batch: int = 16) -> Iterator[Query]:  # fmt: skip
+    """Query by query, features computed `batch` at a time.
+
+    Args:
+        size: side of the square canvas; an image's long side is brought to it.
+        space: where pixels are counted: the original image (CAPL, POP), or the canvas (DIaM).
+    """
+    table = fold.to_index
+    for start in range(0, len(ids), batch):
+        part = ids[start : start + batch]
+        features = frozen_features(segmenter, np.stack([image_to_canvas(dataset.image(s), size) for s in part]), batch=batch)
+        for row, sample_id in zip(features, part, strict=True):
+            label = table[dataset.mask(sample_id)]
+            yield Query(row, label_to_canvas(label, size) if space == "canvas" else label, size)
+
+
+def predict_query(query: Query, classifier: Classifier) -> np.ndarray:
+    """Class indices uint8, as large as the query's label."""
+    logits = upsample(classifier(query.features.to(classifier.weight.dtype)[None]), (query.size, query.size))
+    height, width = query.label.shape
+    rows, columns = canvas_shape((height, width), query.size)
+    logits = logits[:, :, :rows, :columns]
+    if (rows, columns) != (height, width):
+        logits = upsample(logits, (height, width))
+    return logits[0].argmax(0).byte().numpy()
+
+
+def evaluate(stream: Iterable[Query], classifiers: Mapping[str, Classifier], classes: int) -> dict[str, np.ndarray]:
+    """Confusion matrix int64 (classes, classes) per classifier, all over the same queries.
+
+    Args:
+        stream: `queries(...)`, or a list of them to be used again.
+        classifiers: by the name of an ablation row or draw; all on the CPU.
+        classes: 1+B+M, also where a classifier has the base rows only.
+    """
+    total = {name: np.zeros((classes, classes), np.int64) for name in classifiers}
+    with torch.no_grad():
+        for query in stream:
+            for name, classifier in classifiers.items():
+                total[name] += confusion(predict_query(query, classifier), query.label, classes)
+    return total
+
+
+# -------------------------------------------------------------------------------------------- quality of boundaries
+def boundary_iou(labels: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int, width: int) -> np.ndarray:
+    """Boundary IoU per class (Cheng et al., CVPR 2021), over all images: float64 (classes,), nan if absent.
+
+    Compared are the pixels of each mask within `width` pixels (chessboard distance) of its own outside; the image's
+    frame counts as outside. Pixels that are 255 in label or truth are left out.
+    """
+    hits, union = np.zeros(classes), np.zeros(classes)
+    for label, truth in zip(labels, truths, strict=True):
+        use = (label != UNLABELED) & (truth != UNLABELED)
+        for k in range(classes):
+            a, b = (_inner_band(x == k, width) & use for x in (label, truth))
+            hits[k] += (a & b).sum()
+            union[k] += (a | b).sum()
+    return np.divide(hits, union, out=np.full(classes, np.nan), where=union > 0)
+
+
+def _inner_band(mask: np.ndarray, width: int) -> np.ndarray:
+    padded = np.pad(mask.astype(np.uint8), 1)
+    eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+    return mask & (eroded == 0)
+
+
+def trimap_iou(labels: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int, width: int) -> np.ndarray:
+    """IoU per class on the pixels within `width` pixels of a change of the true label: float64 (classes,), nan if absent."""
+    total = np.zeros((classes, classes), np.int64)
+    for label, truth in zip(labels, truths, strict=True):
+        near = _near_change(truth, width)
+        total += confusion(np.where(near, label, UNLABELED).astype(np.uint8), truth, classes)
+    return class_iou(total)
+
+
+def _near_change(label: np.ndarray, width: int) -> np.ndarray:
+    """bool (H, W): a pixel of another value lies within `width` (chessboard distance)."""
+    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    return cv2.dilate(label, kernel) != cv2.erode(label, kernel)

@@ -1,0 +1,181 @@
+"""The segmenter: backbone, pyramid pooling, 3x3 bottleneck, and a classifier that is a plain pair of tensors.
+
+The field's GFSS network (method 5; protocols 2.1). Because everything before the classifier is frozen after the base
+stage, features are computed once and many classifiers are tried on them: `Classifier` lives apart from the module.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from syn4seg.segmenter.backbones import Backbone, load_backbone
+
+COSINE_SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """One row per class index.
+
+    Attributes:
+        weight: (C, D).
+        bias: (C,); not used if `cosine`.
+        cosine: logits are 10 x cosine instead of linear (CAPL's classifier).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    cosine: bool = False
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits (N, C, h, w) of features (N, D, h, w)."""
+        if self.cosine:
+            return F.conv2d(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)[..., None, None]) * COSINE_SCALE
+        return F.conv2d(features, self.weight[..., None, None], self.bias)
+
+
+def upsample(logits: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Logits (N, C, h, w) at (N, C, *shape), bilinear."""
+    return F.interpolate(logits, shape, mode="bilinear", align_corners=False)
+
+
+class PyramidPooling(nn.Module):
+    """PSPNet's pyramid pooling: the input beside its averages over each of `bins` grids."""
+
+    def __init__(self, channels: int, bins: tuple[int, ...]):
+        super().__init__()
+        width = channels // max(1, len(bins))
+        self.bins = bins
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()) for _ in bins
+        )
+        self.channels = channels + width * len(bins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [
+            upsample(branch(F.adaptive_avg_pool2d(x, size)), (x.shape[2], x.shape[3]))
+            for size, branch in zip(self.bins, self.branches, strict=True)
+        ]
+        return torch.cat([x, *pooled], 1)
+
+
+class Segmenter(nn.Module):
+    """Backbone, pyramid pooling, bottleneck and classifier.
+
+    Args:
+        backbone: see `load_backbone`.
+        classes: classifier rows, background included.
+        channels: D, the width of the bottleneck.
+        ppm_bins: grids of the pyramid pooling; () leaves it out.
+        dropout: share of bottleneck channels dropped in training.
+        cosine: 10 x cosine classifier instead of a linear one.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, channels: int = 512, ppm_bins: tuple[int, ...] = (1, 2, 3, 6),
+                 dropout: float = 0.1, cosine: bool = False):  # fmt: skip
+        super().__init__()
+        self.backbone, self.stride, self.cosine = backbone.module, backbone.stride, cosine
+        self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins))
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(), nn.Dropout2d(dropout)
+        )
+        head = nn.Conv2d(channels, classes, 1)
+        self.weight, self.bias = nn.Parameter(head.weight.detach()[..., 0, 0]), nn.Parameter(torch.zeros(classes))
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier's own parameters (not a copy)."""
+        return Classifier(self.weight, self.bias, self.cosine)
+
+    def prepare(self, images: np.ndarray) -> Tensor:
+        """Normalised float (N, 3, H, W) on the module's device, of RGB uint8 (N, H, W, 3) or (H, W, 3)."""
+        batch = torch.tensor(images, device=self.weight.device)
+        batch = batch[None] if batch.ndim == 3 else batch
+        return (batch.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Backbone and pyramid pooling: (N, Dt, h, w) of prepared images."""
+        return self.ppm(self.backbone(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Bottleneck features f(x), (N, D, h, w), of prepared images."""
+        return self.bottleneck(self.trunk(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, C, h, w) on the feature grid, of prepared images."""
+        return self.classifier(self.features(x))
+
+    def head(self, backbone_features: Tensor) -> Tensor:
+        """Logits (N, C, h, w) from the backbone's output: what is trained when the backbone is frozen."""
+        return self.classifier(self.bottleneck(self.ppm(backbone_features)))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits (N, C, H, W) at the size of the prepared images."""
+        return upsample(self(x), (x.shape[2], x.shape[3]))
+
+
+def frozen_features(segmenter: Segmenter, images: np.ndarray, *, level: str = "bottleneck", batch: int = 32) -> Tensor:
+    """float16 features (N, D, h, w) on the CPU of RGB uint8 (N, H, W, 3); the module is put in eval mode.
+
+    Args:
+        level: "bottleneck" for f(x), "trunk" for the bottleneck's input (if the novel stage trains the bottleneck).
+    """
+    segmenter.eval()
+    compute = segmenter.features if level == "bottleneck" else segmenter.trunk
+    with torch.no_grad():
+        parts = [compute(segmenter.prepare(images[i : i + batch])).half().cpu() for i in range(0, len(images), batch)]
+    return torch.cat(parts)
+
+
+def save_segmenter(segmenter: Segmenter, path: str | Path, *, backbone: str, facts: dict[str, object]) -> None:
+    """Writes float16 safetensors that `load_segmenter` reads alone.
+
+    Args:
+        backbone: the name given to `load_backbone`.
+        facts: kept in the file's header under "facts" (JSON).
+    """
+    from safetensors.torch import save_file
+
+    state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
+    shape = {"backbone": backbone, "classes": len(segmenter.weight), "channels": segmenter.weight.shape[1],
+             "ppm_bins": segmenter.ppm.bins, "cosine": segmenter.cosine}  # fmt: skip
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    tensors = {k: v.contiguous().cpu() for k, v in state.items()}
+    save_file(tensors, partial, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)})
+    partial.replace(path)
+
+
+def load_segmenter(path: str | Path) -> tuple[Segmenter, dict]:
+    """The segmenter of `save_segmenter` (float32, eval mode) and its facts.
+
+    Raises:
+        ValueError: the file is missing or was written by something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"segmenter checkpoint {str(path)!r} does not exist; train the base stage first or correct the path")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"segmenter checkpoint {str(path)!r} is not a safetensors file ({error})") from error
+    if "network" not in header:
+        raise ValueError(f"{str(path)!r} is no segmenter checkpoint: its header has no 'network'; expected a file of `save_segmenter`")
+    shape = json.loads(header["network"])
+    net = Segmenter(load_backbone(shape["backbone"], "none"), shape["classes"], shape["channels"], tuple(shape["ppm_bins"]),
+                    cosine=shape["cosine"])  # fmt: skip
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return net.eval(), json.loads(header["facts"])

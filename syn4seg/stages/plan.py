@@ -1,0 +1,136 @@
+"""The prompt bank and the plan: what will be made, decided before anything is made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from syn4seg.config import Config
+from syn4seg.data.datasets import Fold
+from syn4seg.prompts.agents import GrammarAgent, plain_prompt
+from syn4seg.prompts.bank import Bank, build_bank, diversity, unit_rows
+from syn4seg.rundir import RunDir, noise_seed, write_atomically
+from syn4seg.stages.setup import EMBEDDED_MODELS, imported_files
+
+HDIG, CLASS_NAME = "hdig", "class_name"
+"""The two prompt banks: de-duplicated diverse prompts, and the plain class name (an ablation)."""
+
+
+def make_plan(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None]) -> None:
+    """Writes prompts.parquet, embeddings.safetensors and plan.parquet, unless they are there already.
+
+    Args:
+        note: called with one line per class and per warning.
+    """
+    if run.plan.is_file():
+        return
+    if config.synthesis.source == "folder":
+        table = _imported(config, fold)
+    else:
+        table = _generated(config, run, fold, note)
+    write_parquet(run.plan, table)
+
+
+def write_parquet(path, table: pa.Table) -> None:
+    """Writes a table atomically."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _rows(config: Config, samples: list[tuple[str, int, str, str, int]]) -> pa.Table:
+    """Plan table of (sample_id, class_id, bank, prompt, prompt_row); the last batch is padded with its last row."""
+    size = config.synthesis.batch
+    padding = -len(samples) % size
+    padded = samples + samples[-1:] * padding
+    ids, classes, banks, prompts, prompt_rows = (list(column) for column in zip(*padded, strict=True))
+    return pa.table({
+        "sample_id": ids, "class_id": pa.array(classes, pa.int32()), "bank": banks, "prompt": prompts,
+        "prompt_row": pa.array(prompt_rows, pa.int32()),
+        "noise_seed": pa.array([noise_seed(config.seed, sample) for sample in ids], pa.int64()),
+        "batch": pa.array([i // size for i in range(len(padded))], pa.int32()),
+        "padding": pa.array([i >= len(samples) for i in range(len(padded))], pa.bool_()),
+    })  # fmt: skip
+
+
+def _interleaved(groups: list[list]) -> list:
+    """Round robin over the groups, so that every class begins early in the stream."""
+    return [x for turn in itertools.zip_longest(*groups) for x in turn if x is not None]
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def _imported(config: Config, fold: Fold) -> pa.Table:
+    groups = []
+    for index in fold.novel_indices:
+        name = fold.index_names[index]
+        files = imported_files(config, name)
+        groups.append([(f"import-{_slug(name)}-{i:05d}", index, HDIG, path, -1) for i, path in enumerate(files)])
+    return _rows(config, _interleaved(groups))
+
+
+def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None]) -> pa.Table:
+    from syn4seg.models.generators import Encoded, load_text_encoder, save_embeddings
+
+    world = "embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural"
+    agent = GrammarAgent(world=world, seed=config.seed)
+    encoder = load_text_encoder(config.synthesis.model)
+    kept: dict[str, Encoded] = {}
+
+    def encode(texts: list[str]) -> np.ndarray:
+        made = encoder.encode(texts)
+        kept.update({text: Encoded(made.pooled[i : i + 1], made.sequence[i : i + 1]) for i, text in enumerate(texts)})
+        return unit_rows(made.pooled)
+
+    names = [fold.index_names[i] for i in fold.novel_indices]
+    banks: dict[str, Bank] = {}
+    for name in names:
+        bank = build_bank(agent, encode, name, size=config.prompts.bank_size, lambda_prompt=config.prompts.lambda_prompt,
+                          patience=config.prompts.patience)  # fmt: skip
+        banks[name] = bank
+        spread = diversity(bank.embeddings)
+        note(f"{name}: {len(bank.accepted)} prompts, {bank.acceptance_rate:.0%} of the candidates accepted, mean cosine "
+             f"{spread['mean_cosine']:.3f}, Vendi {spread['vendi']:.1f}")  # fmt: skip
+        if bank.warning:
+            note(f"warning: {bank.warning}")
+        run.log(stage="prompts", class_name=name, accepted=len(bank.accepted), refused=len(bank.refused),
+                stopped=bank.stopped, **spread)  # fmt: skip
+    plain = {name: plain_prompt(name, world) for name in names}
+    encode([text for text in plain.values() if text not in kept])
+    texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *plain.values()]))
+    pooled, sequence = (np.concatenate([getattr(kept[t], part) for t in texts]) for part in ("pooled", "sequence"))
+    save_embeddings(run.embeddings, Encoded(pooled, sequence))
+    write_parquet(run.prompts, _prompt_table(fold, banks, plain))
+    row = {text: i for i, text in enumerate(texts)}
+    return _rows(config, _samples(config, fold, banks, plain, row))
+
+
+def _samples(config: Config, fold: Fold, banks: dict[str, Bank], plain: dict[str, str], row: dict[str, int]) -> list:
+    count, groups = config.synthesis.images_per_class, []
+    for index in fold.novel_indices:
+        name = fold.index_names[index]
+        used = {HDIG: [c.text for c in banks[name].accepted]}
+        if config.synthesis.class_name_bank:
+            used[CLASS_NAME] = [plain[name]]
+        for bank, texts in used.items():
+            texts = [texts[i % len(texts)] for i in range(count)]
+            groups.append([(f"{bank}-{_slug(name)}-{i:05d}", index, bank, t, row[t]) for i, t in enumerate(texts)])
+    return _interleaved(groups)
+
+
+def _prompt_table(fold: Fold, banks: dict[str, Bank], plain: dict[str, str]) -> pa.Table:
+    rows = []
+    for name, bank in banks.items():
+        index = fold.index_names.index(name)
+        judged = sorted([*bank.accepted, *bank.refused], key=lambda c: c.order)
+        rows += [{"class": name, "class_id": index, "bank": HDIG, "prompt": c.text, "order": c.order, "accepted": not c.why,
+                  "similarity": c.similarity, "nearest": c.nearest, "why": c.why} for c in judged]  # fmt: skip
+        rows.append({"class": name, "class_id": index, "bank": CLASS_NAME, "prompt": plain[name], "order": 0, "accepted": True,
+                     "similarity": None, "nearest": "", "why": ""})  # fmt: skip
+    return pa.Table.from_pylist(rows)

@@ -1,0 +1,119 @@
+"""What a run ends with: manifest and digest of each draw, results.json, and the tables that people read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from syn4seg.config import Config, config_digest
+from syn4seg.data.datasets import Fold
+from syn4seg.rundir import Draw, RunDir, pixel_digest, read_image, run_digest, write_json
+from syn4seg.schema import LABEL_STAGES
+from syn4seg.stages.novel import RESULT_NAMES, rows_of
+from syn4seg.stages.plan import write_parquet
+
+METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic")
+
+
+def write_manifest(run: RunDir, draw: int) -> Counter:
+    """Writes a draw's manifest.parquet from its records; returns how many samples ended with which reason."""
+    rows, reasons = [], Counter()
+    for record in run.draw(draw).records():
+        reasons[record["reason"]] += 1
+        columns = ("sample_id", "class", "class_id", "prompt", "noise_seed", "batch", "reason", "image", *LABEL_STAGES)
+        rows.append({key: record.get(key) for key in columns} | {"audit": json.dumps(record.get("audit", {}))})
+    write_parquet(run.draw(draw).manifest, pa.Table.from_pylist(rows))
+    return reasons
+
+
+def verify(run: RunDir) -> tuple[str, list[str]]:
+    """Recomputes every digest from the pixels on disk and compares it with the manifests.
+
+    Returns:
+        The digest over all images and labels, and one line per mismatch (none if all is well).
+
+    Raises:
+        ValueError: the run has no manifest yet.
+    """
+    manifests = sorted(run.root.glob("draws/*/manifest.parquet"), key=lambda p: int(p.parent.name))
+    if not manifests:
+        raise ValueError(f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it")
+    planned = pq.read_table(run.plan).filter(pa.compute.invert(pa.compute.field("padding")))["sample_id"].to_pylist()
+    rows, problems = [], []
+    for path in manifests:
+        draw = Draw(path.parent)
+        table = pq.read_table(path).to_pylist()
+        for sample in sorted({*planned} ^ {row["sample_id"] for row in table}):
+            problems.append(f"draw {draw.root.name}: {sample} is in the plan or the manifest, but not in both")
+        for row in table:
+            found = {key: _digest_of(run, draw, row, key) for key in ("image", *LABEL_STAGES) if row[key] is not None}
+            problems += [f"draw {draw.root.name}: {key} of {row['sample_id']} {'is missing' if not value else 'differs'}"
+                         for key, value in found.items() if value != row[key]]  # fmt: skip
+            rows.append((f"{draw.root.name}/{row['sample_id']}", found.get("image") or "", found.get("label") or row["reason"]))
+    return run_digest(rows), problems
+
+
+def _digest_of(run: RunDir, draw: Draw, row: dict[str, Any], key: str) -> str:
+    name, sample = row["class"], row["sample_id"]
+    path = run.image(name, sample) if key == "image" else draw.label(key, name, sample)
+    try:
+        return pixel_digest(read_image(path))
+    except ValueError:
+        return ""
+
+
+# ------------------------------------------------------------------------------------------------- results
+def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """results.json: every metric of every row as mean, standard deviation and number of draws."""
+    from syn4seg.segmenter.evaluation import metrics
+
+    base, novel = len(fold.base), len(fold.novel)
+    rows, per_class = {}, {}
+    for row in rows_of(config):
+        found = [metrics(rows_of_draw[row], base, novel) for _, rows_of_draw in sorted(matrices.items())]
+        rows[RESULT_NAMES[row]] = {m: spread([f[m] for f in found]) for m in METRICS}
+        ious = np.array([f["per_class"] for f in found], float)
+        per_class[RESULT_NAMES[row]] = {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)}
+    return {"rows": rows, "per_class": per_class, "protocol": protocol(config, fold), "config_digest": config_digest(config)}
+
+
+def spread(values) -> dict[str, Any]:
+    """Mean, sample standard deviation (0 for one value) and count of the values that are not nan."""
+    there = np.array([v for v in values if v is not None and not np.isnan(v)], float)
+    if not len(there):
+        return {"mean": None, "std": None, "n": 0}
+    return {"mean": float(there.mean()), "std": float(there.std(ddof=1)) if len(there) > 1 else 0.0, "n": len(there)}
+
+
+def protocol(config: Config, fold: Fold) -> dict[str, Any]:
+    """Everything that makes numbers comparable or not."""
+    return {
+        "data": config.data.source, "fold": config.data.fold, "shots": config.data.shots, "draws": config.data.draws,
+        "novel": [fold.names[k - 1] for k in fold.novel], "support_from": "train list",
+        "base_in_support": config.data.base_in_support, "evaluation_space": "original pixels",
+        "queries": "val list", "base_mIoU": "foreground base classes", "mean": "(base + novel) / 2",
+        "harmonic": "2bn / (b + n), per draw", "replayed_base_images": config.novel.replay_images, "transductive": False,
+        "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
+    }  # fmt: skip
+
+
+def funnel(run: RunDir, config: Config) -> dict[str, Any]:
+    """Counts per draw: planned, accepted, and each reason of rejection or quarantine."""
+    planned = pq.read_table(run.plan).filter(pa.compute.invert(pa.compute.field("padding"))).num_rows
+    draws = {}
+    for path in sorted(run.root.glob("draws/*/manifest.parquet")):
+        counts = Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+        draws[path.parent.name] = {"accepted": counts.pop("", 0), "rejected": dict(sorted(counts.items()))}
+    return {"planned": planned, "draws": draws}
+
+
+def write_results(run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Writes results.json and returns it."""
+    found = summarise(config, fold, matrices) | {"funnel": funnel(run, config)}
+    write_json(run.results, found)
+    return found

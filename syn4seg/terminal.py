@@ -1,0 +1,116 @@
+"""What a person sees at the terminal: progress with rates and time left, the tables at the end, the doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PACKAGES = ("ray", "torch", "torchvision", "diffusers", "transformers", "segment-anything", "numpy", "pyarrow", "optuna")
+TITLES = {"support_only": "support only", "class_name_raw": "+ class-name prompts, raw masks", "hdig_raw": "+ HDIG, raw masks",
+          "apf": "+ APF", "apr": "+ APF + APR", "syn4seg": "+ SABR (Syn4Seg)"}  # fmt: skip
+
+
+class Terminal:
+    """Progress bars and tables on standard output; plain lines where that is not a terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def bar(self, title: str) -> Iterator[Callable[..., None]]:
+        """A bar with rate and time left; yields a callable (done, total, reasons=None)."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+                   TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[extra]}"))  # fmt: skip
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(title, total=None, rate="", extra="")
+
+            def update(done: int, total: int, reasons: Counter | None = None) -> None:
+                speed = progress.tasks[0].speed
+                rejected = sum(n for reason, n in (reasons or {}).items() if reason)
+                progress.update(task, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "",
+                                extra=f"{rejected} rejected" if rejected else "")  # fmt: skip
+
+            yield update
+
+    def funnel(self, draw: int, reasons: Counter) -> None:
+        """How many samples a draw accepted, and why the others were not."""
+        rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()) if reason)
+        self.note(f"draw {draw}: {reasons.get('', 0)} of {sum(reasons.values())} samples accepted" + (f"; {rejected}" if rejected else ""))
+
+    def results(self, results: dict[str, Any]) -> None:
+        """The ablation table, in percent, with the spread over support draws."""
+        about = results["protocol"]
+        for draw, counts in results["funnel"]["draws"].items():
+            self.funnel(int(draw), Counter({"": counts["accepted"], **counts["rejected"]}))
+        table = Table(title=f"fold {about['fold']}, {about['shots']}-shot, {about['draws']} support draw(s), mIoU in %", title_justify="left")
+        table.add_column("row")
+        for column in ("base", "novel", "mean", "harmonic"):
+            table.add_column(column, justify="right")
+        for row, values in results["rows"].items():
+            table.add_row(TITLES[row], *(_percent(values[c]) for c in ("base", "novel", "mean", "harmonic")))
+        self.console.print(table)
+        self.note(f"generator {about['generator']}; {about['replayed_base_images']} base images replayed; novel classes: "
+                  f"{', '.join(about['novel'])}; spread: standard deviation over draws")  # fmt: skip
+
+
+def _percent(value: dict[str, Any]) -> str:
+    if value["mean"] is None:
+        return "-"
+    text = f"{100 * value['mean']:.1f}"
+    return text + (f" ± {100 * value['std']:.1f}" if value["n"] > 1 else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this project, of Python and of the packages that may change a result."""
+    found = {"syn4seg-ray": "source", "python": platform.python_version()}
+    for name in ("syn4seg-ray", *PACKAGES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def diagnose() -> bool:
+    """Prints what is installed and what is missing with the remedy; returns whether the main job can run."""
+    import os
+
+    from syn4seg.stages.setup import shipped_base, weights_folder
+
+    console, well = Console(highlight=False), True
+    for name, version in versions().items():
+        console.print(f"[green]ok[/green]      {name} {version}")
+    for name in sorted(set(PACKAGES) - set(versions())):
+        console.print(f"[red]missing[/red] {name}: pip install {name}")
+        well = False
+    import torch
+
+    gpus = torch.cuda.device_count()
+    console.print(f"[green]ok[/green]      {os.cpu_count()} CPU cores, {gpus} GPUs" + ("" if gpus else " (the main job needs none)"))
+    for path, what in ((shipped_base(0), "base checkpoints"), (weights_folder() / "embedded-sam", "small SAM"),
+                       (weights_folder() / "embedded-sd3", "small Stable Diffusion 3")):  # fmt: skip
+        there = path.exists()
+        well &= there or "Diffusion" in what
+        console.print(f"[green]ok[/green]      {what}" if there else f"[red]missing[/red] {what}: reinstall the package, or build it with "
+                      "python -m syn4seg.models.build")  # fmt: skip
+    token = any(os.environ.get(k) for k in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    console.print("[green]ok[/green]      HF_TOKEN is set" if token else "[yellow]note[/yellow]    HF_TOKEN is not set: needed only to download "
+                  "gated weights (Stable Diffusion 3.5)")  # fmt: skip
+    free = shutil.disk_usage(".").free / 2**30
+    console.print(f"{'[green]ok[/green]     ' if free > 2 else '[red]low[/red]    '} {free:.1f} GiB free here")
+    if sys.version_info < (3, 10):
+        console.print("[red]old[/red]     Python: 3.10 or newer is needed")
+        well = False
+    return well

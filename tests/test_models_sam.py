@@ -1,0 +1,241 @@
+"""The batched mask refiner against `SamPredictor` image by image, the loading of weights, and the packaged SAM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from segment_anything import SamPredictor, build_sam_vit_b, build_sam_vit_l
+from segment_anything.modeling import Sam
+
+from syn4seg.data import embedded
+from syn4seg.models import sam as sam_module
+from syn4seg.models.build import sam as build
+from syn4seg.models.build.checkpoint import Journal
+from syn4seg.models.build.shapes import LIKENESS, likeness, random_outline
+from syn4seg.models.sam import PUBLISHED, WEIGHTS, SamRefiner, build_sam, load_sam, published_architecture
+
+
+@pytest.fixture(scope="module")
+def packaged() -> Sam:
+    return load_sam("embedded-sam")
+
+
+def _images(count: int, height: int, width: int) -> np.ndarray:
+    """Drawn scenes, cut or repeated to any size."""
+    drawn = [embedded.draw(embedded.sample_scene(embedded.seeded("t", i)), 96)[0] for i in range(count)]
+    return np.stack([np.tile(i, (2, 2, 1))[:height, :width] for i in drawn])
+
+
+def _boxes(rng: np.random.Generator, counts: list[int], height: int, width: int) -> list[np.ndarray]:
+    side = np.array([width, height])
+    low = [rng.uniform(0, 0.5, (c, 2)) * side for c in counts]
+    return [np.concatenate([xy, xy + rng.uniform(0.1, 0.45, xy.shape) * side], 1).astype(np.float32) for xy in low]
+
+
+def _one_by_one(sam: Sam, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (R, H, W) and IoU (R,) of segment_anything's own predictor."""
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    hints = predictor.transform.apply_boxes_torch(torch.from_numpy(boxes), image.shape[:2])
+    logits, iou, _ = predictor.predict_torch(None, None, hints, multimask_output=False, return_logits=True)
+    return logits[:, 0].numpy(), iou[:, 0].numpy()
+
+
+# ----------------------------------------------------------------------------------------------- refinement
+@pytest.mark.parametrize("size", [(64, 64), (48, 64), (64, 40), (96, 96), (75, 131), (33, 20)])
+def test_batched_masks_equal_those_of_sam_predictor(packaged: Sam, size: tuple[int, int]):
+    counts = [2, 0, 1, 3, 0]
+    images, boxes = _images(5, *size), _boxes(embedded.seeded("boxes", size), counts, *size)
+    found = SamRefiner(packaged).masks(images, boxes)
+    assert [len(m) for m, _ in found] == counts
+    for image, box, (masks, iou) in zip(images, boxes, found, strict=True):
+        assert masks.dtype == bool and masks.shape == (len(box), *size) and iou.dtype == np.float32
+        if len(box):
+            logits, quality = _one_by_one(packaged, image, box)
+            assert ((masks == (logits > 0)) | (np.abs(logits) < 1e-3)).all()
+            np.testing.assert_allclose(iou, quality, atol=1e-4)
+
+
+def test_masks_do_not_depend_on_how_images_and_boxes_are_cut_into_passes(packaged: Sam):
+    images, boxes = _images(5, 64, 64), _boxes(embedded.seeded("cut"), [3, 1, 0, 2, 4], 64, 64)
+    whole, pieces = SamRefiner(packaged), SamRefiner(packaged)
+    pieces.images_per_pass, pieces.boxes_per_pass = 2, 3
+    for (a, p), (b, q) in zip(whole.masks(images, boxes), pieces.masks(images, boxes), strict=True):
+        assert (a != b).sum() <= 1e-3 * a.size
+        np.testing.assert_allclose(p, q, atol=1e-4)
+
+
+def test_images_without_any_box_are_never_encoded(packaged: Sam):
+    seen = []
+    hook = packaged.image_encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    none = np.zeros((0, 4), np.float32)
+    found = SamRefiner(packaged).masks(_images(3, 64, 64), [none, none, none])
+    assert seen == [] and all(m.shape == (0, 64, 64) and q.shape == (0,) for m, q in found)
+    SamRefiner(packaged).masks(_images(3, 64, 64), [none, np.array([[5, 5, 40, 40]], np.float32), none])
+    hook.remove()
+    assert seen == [1]
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([64, 1024]))
+@settings(max_examples=50, deadline=None)
+def test_images_are_resized_to_the_size_sam_resizes_them_to(height: int, width: int, longest: int):
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    assert sam_module.resized_shape(height, width, longest) == ResizeLongestSide.get_preprocess_shape(
+        height, width, longest
+    )
+
+
+def test_decode_gives_every_mask_of_the_decoder_and_a_gradient(packaged: Sam):
+    embedding = packaged.image_encoder(packaged.preprocess(torch.rand(1, 3, 64, 64) * 255))
+    boxes = torch.tensor([[3.0, 4, 30, 40], [20, 20, 60, 50]])
+    logits, iou = sam_module.decode(packaged, embedding.expand(2, -1, -1, -1), boxes)
+    sparse, dense = packaged.prompt_encoder(None, boxes, None)
+    want = packaged.mask_decoder.predict_masks(embedding, packaged.prompt_encoder.get_dense_pe(), sparse, dense)
+    torch.testing.assert_close(logits, want[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(iou, want[1], atol=1e-4, rtol=1e-4)
+    logits.sum().backward()
+    gradient = packaged.image_encoder.patch_embed.proj.weight.grad
+    packaged.zero_grad()
+    assert gradient is not None and gradient.abs().sum() > 0
+
+
+# ------------------------------------------------------------------------------------------------ embedded SAM
+def test_packaged_sam_segments_classes_it_has_never_seen(packaged: Sam):
+    scores = build.evaluate(packaged, range(5000, 5040), jitter=2.0)
+    assert scores["iou"] > 0.85 > build.baselines(range(5000, 5040))["ellipse"]
+
+
+def test_no_training_shape_is_a_near_copy_of_a_class():
+    assert all(likeness(random_outline(i)) < LIKENESS for i in range(12))
+    for name in embedded.CLASSES:  # and the measure does recognise the classes, turned and mirrored
+        outline = [c @ np.array([[0.6, -0.5], [0.5, 0.6]]) * (-1, 1) for c in embedded.silhouette(name, 0.3)]
+        assert likeness(outline) >= LIKENESS, name
+
+
+def test_training_examples_are_the_same_in_any_order_and_boxes_stay_near_their_masks():
+    outlines = [random_outline(i) for i in range(6)]
+    first = [build.training_example(i, outlines) for i in (3, 4)]
+    again = [build.training_example(i, outlines) for i in (4, 3)][::-1]
+    for (image, masks, boxes), other in zip(first, again, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip((image, masks, boxes), other, strict=True))
+        for mask, box in zip(masks, boxes, strict=True):
+            tight = build.tight_box(mask)
+            sides = np.tile(tight[2:] - tight[:2] + 1, 2)
+            assert (np.abs(box - tight) <= np.maximum(0.2 * sides, 2)).all()
+
+
+def test_training_resumed_from_its_checkpoint_equals_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "SHAPES", 3)
+    monkeypatch.setattr(build, "CONFIG", build.CONFIG | {"depth": 1, "embed_dim": 24})
+    monkeypatch.setattr(build, "Journal", partial(Journal, every=0))  # a checkpoint after every step
+    whole, _ = build.train(tmp_path / "whole", 2, batch=2)
+    real = build.training_example
+
+    def example_of_a_process_killed_in_step_two(name: int, outlines: list):
+        if name >= 2:
+            raise KeyboardInterrupt
+        return real(name, outlines)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(build, "training_example", example_of_a_process_killed_in_step_two)
+        build.train(tmp_path / "cut", 2, batch=2)
+    resumed, facts = build.train(tmp_path / "cut", 2, batch=2)
+    assert facts["images seen"] == 4
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+# --------------------------------------------------------------------------------------------------- loading
+def test_packaged_folder_copied_elsewhere_loads_the_same(packaged: Sam, tmp_path: Path):
+    copy = shutil.copytree(WEIGHTS, tmp_path / "copy")
+    for a, b in zip(packaged.state_dict().values(), load_sam(copy).state_dict().values(), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_loaded_sam_is_what_upstream_builds_from_the_same_weights(packaged: Sam):
+    """Nothing stays on the meta device, and the normalisation that no checkpoint holds is Sam's own."""
+    upstream = Sam(packaged.image_encoder, packaged.prompt_encoder, packaged.mask_decoder)
+    torch.testing.assert_close(packaged.pixel_mean, upstream.pixel_mean)
+    torch.testing.assert_close(packaged.pixel_std, upstream.pixel_std)
+    tensors = [*packaged.parameters(), *packaged.buffers()]
+    assert {t.device.type for t in tensors} == {"cpu"} and not packaged.training
+
+
+def _shapes_of(builder) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return builder().state_dict()
+
+
+@pytest.mark.parametrize("builder", [build_sam_vit_b, build_sam_vit_l])
+def test_published_checkpoints_are_told_apart_by_their_tensors(builder):
+    state = _shapes_of(builder)
+    found = published_architecture(state, Path("sam.pth"))
+    assert found is builder and found in PUBLISHED.values()
+    with torch.device("meta"):
+        sam_module.check_tensors(found(), state, Path("sam.pth"))
+
+
+def test_a_checkpoint_with_missing_or_misshapen_tensors_is_refused_by_name():
+    state = _shapes_of(build_sam_vit_b)
+    with torch.device("meta"):
+        sam = build_sam_vit_b()
+        state["extra"] = torch.zeros(1)
+        state["mask_decoder.iou_token.weight"] = torch.zeros(1, 7)
+    del state["image_encoder.neck.0.weight"]
+    with pytest.raises(
+        ValueError, match=r"neck\.0\.weight is missing.*extra is unknown.*\(1, 7\), expected \(1, 256\)"
+    ):
+        sam_module.check_tensors(sam, state, Path("sam.pth"))
+    cut = {k: v for k, v in state.items() if "blocks.11." not in k}
+    with pytest.raises(ValueError, match=r"width 768 and 11 blocks.*768 x 12"):
+        published_architecture(cut, Path("sam.pth"))
+
+
+def test_a_published_checkpoint_is_loaded_from_both_file_formats(
+    packaged: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sam_module.PUBLISHED, (96, 3), lambda: build_sam(build.CONFIG))  # a small "published" model
+    state = {k: v.clone() for k, v in packaged.state_dict().items()}
+    torch.save(state, tmp_path / "sam.pth")
+    save_file(state, tmp_path / "sam.safetensors")
+    for name in ("sam.pth", "sam.safetensors"):
+        for a, b in zip(state.values(), load_sam(tmp_path / name).state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_files_that_are_no_sam_are_refused_with_the_remedy(tmp_path: Path):
+    whole = (WEIGHTS / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weight": torch.zeros(10_000)}, tmp_path / "other.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:9000])
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    named = {"cut.safetensors": "cannot be read", "cut.pth": "cannot be read", "page.pth": "cannot be read",
+             "empty.pth": "cannot be read", "other.pth": "no SAM checkpoint", "folder": "has no config.json",
+             "absent": "no SAM weights"}  # fmt: skip
+    for name, why in named.items():
+        with pytest.raises(ValueError, match=f"{why}.*embedded-sam"):
+            load_sam(tmp_path / name)
+
+
+def test_a_folder_whose_config_contradicts_its_tensors_is_refused(tmp_path: Path):
+    copy = shutil.copytree(WEIGHTS, tmp_path / "copy")
+    numbers = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(numbers | {"depth": 4}))
+    with pytest.raises(ValueError, match=r"blocks\.3\.norm1\.weight is missing"):
+        load_sam(copy)
+    del numbers["depth"]
+    (copy / "config.json").write_text(json.dumps(numbers))
+    with pytest.raises(ValueError, match="lacks depth"):
+        load_sam(copy)
