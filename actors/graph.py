@@ -45,7 +45,9 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     """The stages of one pass: images only (`draw` None), or images and every label of one support draw."""
     pool, root, device = pools(config), str(run.root.absolute()), config.placement.device
     if config.synthesis.source == "folder":
-        make = Stage(Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis")
+        make = Stage(
+            Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis"
+        )
     else:
         synthesis = config.synthesis
         load = functools.partial(load_generator, synthesis.model, steps=synthesis.steps, guidance=synthesis.guidance,

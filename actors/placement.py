@@ -44,7 +44,9 @@ def check_columns(columns: Iterable[str], stages: list[Stage]) -> None:
             raise ValueError(f"stage {stage.name}: reads {', '.join(lacking)}, which no stage before it adds")
         again = sorted(set(stage.actor.adds) & have)
         if again:
-            raise ValueError(f"stage {stage.name}: adds {', '.join(again)}, which is there already; columns are append-only")
+            raise ValueError(
+                f"stage {stage.name}: adds {', '.join(again)}, which is there already; columns are append-only"
+            )
         have |= set(stage.actor.adds)
 
 

@@ -28,7 +28,9 @@ class LabelReader:
     def __call__(self, rows: Batch) -> Batch:
         plan = [{key: rows[key][i] for key in self.reads} for i in range(len(rows["sample_id"]))]
         found = read_rows(self.run, self.draw, self.names, plan)
-        arrays = {key: column(found[key]) if found[key] else np.zeros((0, 1, 1), np.uint8) for key in ("image", *LABEL_STAGES)}
+        arrays = {
+            key: column(found[key]) if found[key] else np.zeros((0, 1, 1), np.uint8) for key in ("image", *LABEL_STAGES)
+        }
         return arrays | {key: texts([str(v) for v in found[key]]) for key in ("sample_id", "bank", "reason")}
 
 

@@ -1,7 +1,8 @@
 """De-duplicates 100,000 candidate prompts of 2,048 numbers into a bank of 5,000: seconds, memory, ratio to the loop.
 
 Claim: under 60 s and 2 GiB on two cores, with the answer of the one-by-one loop. The candidates imitate CLIP's pooled
-embeddings: a common direction, words that sentences share, and noise, so that most nearest cosines lie between 0.75 and 0.9.
+embeddings: a common direction, words that sentences share, and noise, so that the bank is full only near the end and
+most candidates have a nearest cosine between 0.75 and 0.9.
 
     python benchmarks/prompt_bank.py            # writes benchmarks/results/DATE-prompt-bank.json
 """

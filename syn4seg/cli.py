@@ -21,7 +21,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE ...]", show_default=False,
                      help="A YAML file or the name of a packaged one, then any keys: data.fold=1 labeling.beta=0.3")]  # fmt: skip
 Out = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/NAME.", show_default=False)]
-Reuse = Annotated[Path | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")]
+Reuse = Annotated[
+    Path | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")
+]
 
 
 def _config(settings: list[str] | None) -> Config:

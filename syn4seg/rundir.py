@@ -90,7 +90,8 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+    data = path.read_bytes() if path.is_file() else b""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if pixels is None:
         raise ValueError(f"{path}: missing or damaged; delete it and run the same command again to make it anew")
     return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels

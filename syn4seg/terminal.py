@@ -6,16 +6,33 @@ import contextlib
 import importlib.metadata
 import platform
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-PACKAGES = ("ray", "torch", "torchvision", "diffusers", "transformers", "segment-anything", "numpy", "pyarrow", "optuna")
+PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "segment-anything",
+    "numpy",
+    "pyarrow",
+    "optuna",
+)
 TITLES = {"support_only": "support only", "class_name_raw": "+ class-name prompts, raw masks", "hdig_raw": "+ HDIG, raw masks",
           "apf": "+ APF", "apr": "+ APF + APR", "syn4seg": "+ SABR (Syn4Seg)"}  # fmt: skip
 
@@ -49,14 +66,20 @@ class Terminal:
     def funnel(self, draw: int, reasons: Counter) -> None:
         """How many samples a draw accepted, and why the others were not."""
         rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()) if reason)
-        self.note(f"draw {draw}: {reasons.get('', 0)} of {sum(reasons.values())} samples accepted" + (f"; {rejected}" if rejected else ""))
+        self.note(
+            f"draw {draw}: {reasons.get('', 0)} of {sum(reasons.values())} samples accepted"
+            + (f"; {rejected}" if rejected else "")
+        )
 
     def results(self, results: dict[str, Any]) -> None:
         """The ablation table, in percent, with the spread over support draws."""
         about = results["protocol"]
         for draw, counts in results["funnel"]["draws"].items():
             self.funnel(int(draw), Counter({"": counts["accepted"], **counts["rejected"]}))
-        table = Table(title=f"fold {about['fold']}, {about['shots']}-shot, {about['draws']} support draw(s), mIoU in %", title_justify="left")
+        table = Table(
+            title=f"fold {about['fold']}, {about['shots']}-shot, {about['draws']} support draw(s), mIoU in %",
+            title_justify="left",
+        )
         table.add_column("row")
         for column in ("base", "novel", "mean", "harmonic"):
             table.add_column(column, justify="right")
@@ -98,7 +121,10 @@ def diagnose() -> bool:
     import torch
 
     gpus = torch.cuda.device_count()
-    console.print(f"[green]ok[/green]      {os.cpu_count()} CPU cores, {gpus} GPUs" + ("" if gpus else " (the main job needs none)"))
+    console.print(
+        f"[green]ok[/green]      {os.cpu_count()} CPU cores, {gpus} GPUs"
+        + ("" if gpus else " (the main job needs none)")
+    )
     for path, what in ((shipped_base(0), "base checkpoints"), (weights_folder() / "embedded-sam", "small SAM"),
                        (weights_folder() / "embedded-sd3", "small Stable Diffusion 3")):  # fmt: skip
         there = path.exists()
@@ -110,7 +136,4 @@ def diagnose() -> bool:
                   "gated weights (Stable Diffusion 3.5)")  # fmt: skip
     free = shutil.disk_usage(".").free / 2**30
     console.print(f"{'[green]ok[/green]     ' if free > 2 else '[red]low[/red]    '} {free:.1f} GiB free here")
-    if sys.version_info < (3, 10):
-        console.print("[red]old[/red]     Python: 3.10 or newer is needed")
-        well = False
     return well

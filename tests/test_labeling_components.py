@@ -36,7 +36,8 @@ def test_components_equal_a_flood_fill_of_every_class(seed):
     sets = [frozenset(map(tuple, np.argwhere(got.map == r + 1).tolist())) for r in range(len(got.area))]
     assert dict(zip(sets, got.class_index.tolist(), strict=True)) == want
     assert got.map.dtype == np.int32 and got.box.dtype == np.float32 and got.box.shape == (len(want), 4)
-    assert (np.diff(got.class_index) >= 0).all()
+    first = [np.flatnonzero(got.map.ravel() == r + 1)[0] for r in range(len(want))]
+    assert list(zip(got.class_index, first, strict=True)) == sorted(zip(got.class_index, first, strict=True))
     for pixels, area, box in zip(sets, got.area, got.box, strict=True):
         ys, xs = zip(*pixels, strict=True)
         assert area == len(pixels) and box.tolist() == [min(xs), min(ys), max(xs) + 1, max(ys) + 1]

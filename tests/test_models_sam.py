@@ -80,6 +80,7 @@ def test_images_without_any_box_are_never_encoded(packaged: Sam):
     none = np.zeros((0, 4), np.float32)
     found = SamRefiner(packaged).masks(_images(3, 64, 64), [none, none, none])
     assert seen == [] and all(m.shape == (0, 64, 64) and q.shape == (0,) for m, q in found)
+    assert SamRefiner(packaged).masks(np.zeros((0, 64, 64, 3), np.uint8), []) == []
     SamRefiner(packaged).masks(_images(3, 64, 64), [none, np.array([[5, 5, 40, 40]], np.float32), none])
     hook.remove()
     assert seen == [1]
@@ -117,9 +118,16 @@ def test_packaged_sam_segments_classes_it_has_never_seen(packaged: Sam):
 
 def test_no_training_shape_is_a_near_copy_of_a_class():
     assert all(likeness(random_outline(i)) < LIKENESS for i in range(12))
-    for name in embedded.CLASSES:  # and the measure does recognise the classes, turned and mirrored
-        outline = [c @ np.array([[0.6, -0.5], [0.5, 0.6]]) * (-1, 1) for c in embedded.silhouette(name, 0.3)]
-        assert likeness(outline) >= LIKENESS, name
+
+
+@pytest.mark.parametrize("name", embedded.CLASSES)
+def test_every_class_would_be_refused_as_a_training_shape(name: str):
+    rng = embedded.seeded("likeness", name)
+    for mirror in (-1, 1):
+        angle, aspect, variant = rng.uniform(0, 7), rng.uniform(0.85, 1.2), float(rng.random())
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        stretch = 0.7 * np.array([mirror * np.sqrt(aspect), 1 / np.sqrt(aspect)])
+        assert likeness([(contour * stretch) @ turn for contour in embedded.silhouette(name, variant)]) >= LIKENESS
 
 
 def test_training_examples_are_the_same_in_any_order_and_boxes_stay_near_their_masks():

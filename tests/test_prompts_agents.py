@@ -29,6 +29,11 @@ def test_a_round_depends_on_nothing_but_seed_class_and_round():
     assert one != agent.propose("bicycle", 3, [], [])
 
 
+def test_classes_do_not_share_their_order_of_sentences():
+    agent = GrammarAgent("embedded", seed=0)
+    assert [p.replace("moon", "star") for p in agent.propose("moon", 0, [], [])] != agent.propose("star", 0, [], [])
+
+
 def test_round_size_only_cuts_the_same_sequence_differently():
     assert everything(GrammarAgent("natural", 1, 10), "dog", 6) == everything(GrammarAgent("natural", 1, 20), "dog", 3)
 

@@ -250,7 +250,9 @@ def scene_of_prompt(prompt: str, noise_seed: int) -> Scene:
     singular = {w: w for w in CLASSES} | {_plural(w): w for w in CLASSES}
     name = next((singular[w] for w in words if w in singular), None)
     if name is None:
-        raise ValueError(f"prompt {prompt!r} names no class of the embedded world; expected one of {', '.join(CLASSES)}")
+        raise ValueError(
+            f"prompt {prompt!r} names no class of the embedded world; expected one of {', '.join(CLASSES)}"
+        )
     drawn = {"colour": _pick(rng, COLOURS), "pattern": _pick(rng, PATTERNS), "size": _pick(rng, SIZES),
              "pose": "tilted" if rng.random() < 0.25 else "upright", "background": _pick(rng, BACKGROUNDS)}  # fmt: skip
     lists = {"colour": COLOURS, "pattern": PATTERNS, "size": SIZES, "pose": POSES, "background": BACKGROUNDS}
@@ -282,7 +284,19 @@ def prompt_of(name: str, *, colour: str, pattern: str, size: str, pose: str, bac
 
 def vocabulary() -> list[str]:
     """Every word of the world's sentences, sorted."""
-    words = {*CLASSES, *map(_plural, CLASSES), *COLOURS, *PATTERNS, *SIZES, *POSES, *BACKGROUNDS, *COUNTS, "on", "photo", "of"}
+    words = {
+        *CLASSES,
+        *map(_plural, CLASSES),
+        *COLOURS,
+        *PATTERNS,
+        *SIZES,
+        *POSES,
+        *BACKGROUNDS,
+        *COUNTS,
+        "on",
+        "photo",
+        "of",
+    }
     return sorted(words)
 
 

@@ -119,6 +119,19 @@ class FolderDataset:
         return self._areas[sample_id]
 
 
+def decode_image(path: Path) -> np.ndarray:
+    """RGB uint8 (H, W, 3) of any image file, upright by its EXIF orientation.
+
+    Raises:
+        ValueError: missing, unreadable or larger than `MAX_PIXELS`.
+    """
+    with _opened(path) as stored:
+        try:
+            return np.array(ImageOps.exif_transpose(stored).convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be decoded ({error}); replace the file or take it out of the folder") from error
+
+
 def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
     found = next((root / name for name in names if (root / name).exists()), None)
     if found is None:

@@ -86,9 +86,9 @@ def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int]) -> 
     (height, width), (h, w) = regions.shape, grid
     if height % h == 0 and width % w == 0:
         cell = (np.arange(height) // (height // h) * w)[:, None] + np.arange(width) // (width // w)
-        pixels = np.bincount((regions + cell * (count + 1)).ravel(), minlength=h * w * (count + 1))
-        share = pixels.reshape(h * w, count + 1).T[1:] * np.float32(h * w / (height * width))
-        return np.ascontiguousarray(share, np.float32).reshape(count, h, w)
+        cell += regions * np.int64(h * w)
+        pixels = np.bincount(cell.ravel(), minlength=h * w * (count + 1))
+        return (pixels[h * w :].astype(np.float32) * np.float32(h * w / regions.size)).reshape(count, h, w)
     rows, columns = area_weights(height, h), area_weights(width, w)
     share = np.zeros((count, h, w), np.float32)
     for index, box in enumerate(ndimage.find_objects(regions, count)):
@@ -117,7 +117,12 @@ def pool(features: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
     depth, h, w = features.shape
     share = region_occupancy(regions, count, (h, w)).reshape(count, h * w)
     flat = np.asarray(features, np.float32).reshape(depth, h * w)
-    return share @ flat.T * np.float32(regions.size / (h * w))
+    return (flat @ share.T).T * np.float32(regions.size / (h * w))  # faster this way round than share @ flat.T
+
+
+def values_in(label: np.ndarray) -> list[int]:
+    """The values of a label map uint8 (H, W), ascending; a histogram, several times faster than `np.unique`."""
+    return np.flatnonzero(cv2.calcHist([label], [0], None, [256], [0, 256])).tolist()
 
 
 def region_map(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
@@ -202,8 +207,8 @@ def local_prototypes(features: np.ndarray, label: np.ndarray, classes: Sequence[
     Returns:
         Class index -> unit vector (D,) float32, in the order of `classes`; a class without a pixel is left out.
     """
-    present = np.bincount(label.ravel(), minlength=256) > 0
-    found = [k for k in classes if present[k]]
+    present = values_in(label)
+    found = [k for k in classes if k in present]
     return dict(zip(found, normalised(pool(features, region_map(label, found), len(found))), strict=True))
 
 

@@ -106,8 +106,8 @@ def refine_boundary(
     refined = label.copy()
     np.copyto(refined, claimed, where=free & (claimed > 0))
     given_back = free & withdrawn & (claimed == 0)
-    if given_back.any():
-        refined[given_back] = np.where(_meeting(label, band_width)[given_back], UNLABELED, BACKGROUND)
+    np.copyto(refined, np.uint8(BACKGROUND), where=given_back)
+    np.copyto(refined, np.uint8(UNLABELED), where=given_back & _meeting(label, band_width))
     return Refined(refined, accepted, agreement, int(np.count_nonzero(refined != label)))
 
 
@@ -138,6 +138,8 @@ def _claims(class_index: np.ndarray, sam_masks: np.ndarray, sam_ious: np.ndarray
 def _meeting(label: np.ndarray, width: int) -> np.ndarray:
     """Pixels with two different foreground classes within `width` (chessboard), bool (H, W)."""
     window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    highest = cv2.dilate(np.where(label == UNLABELED, np.uint8(BACKGROUND), label), window)
-    lowest = cv2.erode(np.where(label == BACKGROUND, np.uint8(UNLABELED), label), window)
-    return (highest != lowest) & (highest != BACKGROUND)
+    high, low = label.copy(), label.copy()
+    np.copyto(high, np.uint8(BACKGROUND), where=label == UNLABELED)
+    np.copyto(low, np.uint8(UNLABELED), where=label == BACKGROUND)
+    high, low = cv2.dilate(high, window), cv2.erode(low, window)
+    return (high != low) & (high != BACKGROUND)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from syn4seg.labeling.prototypes import blend, cell_size, local_prototypes
+from syn4seg.labeling.prototypes import blend, cell_size, local_prototypes, values_in
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
@@ -75,9 +75,7 @@ def relabel(
     Raises:
         ValueError: a candidate has no global prototype, or tau is not positive.
     """
-    present = np.bincount(kept.ravel(), minlength=256) > 0
-    present[[BACKGROUND, target]], present[UNLABELED] = True, False
-    candidates = [int(k) for k in np.flatnonzero(present)]
+    candidates = sorted({BACKGROUND, target, *values_in(kept)} - {UNLABELED})
     missing = [k for k in candidates if k not in prototypes]
     if missing:
         raise ValueError(
@@ -120,14 +118,16 @@ def _evidence(kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     side = 2 * cell_size(kept.shape, grid) + 1
     background = (kept == BACKGROUND).view(np.uint8)
     far = cv2.erode(background, np.ones((side, side), np.uint8))
-    return np.where(background > far, np.uint8(UNLABELED), kept)
+    evidence = kept.copy()
+    np.copyto(evidence, np.uint8(UNLABELED), where=background > far)
+    return evidence
 
 
 def _fill(label: np.ndarray, similarity: np.ndarray, candidates: list[int], tau: float, theta: float) -> int:
     """Writes the clear classes into the free pixels of `label`, in place; returns how many."""
     free = np.flatnonzero(label.ravel() == UNLABELED)
     size = label.shape[::-1]
-    planes = [cv2.resize(s, size, interpolation=cv2.INTER_LINEAR).ravel()[free] for s in similarity]
+    planes = [np.take(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR), free) for plane in similarity]
     winner, best = np.full(len(free), candidates[0], np.uint8), planes[0].copy()
     for index, plane in zip(candidates[1:], planes[1:], strict=True):
         better = plane > best

@@ -184,13 +184,9 @@ def build_bank(agent: PromptAgent, encode: Callable[[list[str]], np.ndarray], cl
         for text, (why, similarity, nearest, vector) in zip(texts, verdicts, strict=False):
             order, near = len(accepted) + len(refused), accepted[nearest].text if nearest >= 0 else ""
             candidate = Candidate(text, order, similarity if nearest >= 0 else None, near, why)
-            if why:
-                refused.append(candidate)
-                idle += 1
-            else:
-                accepted.append(candidate)
-                vectors.append(vector)
-                idle = 0
+            (refused if why else accepted).append(candidate)
+            vectors += [] if why else [vector]
+            idle = idle + 1 if why else 0
             if len(accepted) == size or idle == patience:
                 break
         idle += not texts

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +47,7 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
         ValueError: unknown name, missing file, or weights of another network.
     """
     if name == "embedded":
-        return _loaded(Backbone(_embedded(), 128, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), name, weights)
+        return _loaded(Backbone(_Embedded(), _Embedded.channels, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), name, weights)
     if name in ("resnet50", "resnet101"):
         return _loaded(Backbone(_resnet(name), 2048, 8), name, weights)
     if ":" in name:
@@ -105,10 +106,22 @@ def _stage(inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(inner, outer, stride, shortcut), *rest)
 
 
-def _embedded() -> nn.Sequential:
-    """Stem at stride 2, then residual stages at strides 2 and 4."""
-    stem = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
-    return nn.Sequential(stem, _stage(24, 32, 1, 1), _stage(32, 64, 2, 2), _stage(64, 128, 1, 1))
+class _Embedded(nn.Module):
+    """Stem at stride 2, residual stages at strides 4 and 8, and the sum of both stages at stride 4."""
+
+    channels = 96
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
+        self.fine, self.coarse = _stage(24, 48, 1, 2), _stage(48, 128, 2, 2)
+        self.merge_fine, self.merge_coarse = (nn.Conv2d(c, self.channels, 1, bias=False) for c in (48, 128))
+        self.norm = nn.BatchNorm2d(self.channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(self.stem(x))
+        coarse = F.interpolate(self.merge_coarse(self.coarse(fine)), fine.shape[2:], mode="bilinear", align_corners=False)
+        return F.relu(self.norm(self.merge_fine(fine) + coarse))
 
 
 def _resnet(name: str) -> nn.Sequential:
@@ -148,10 +161,10 @@ class _LastMap(nn.Module):
 
 
 def _from_transformers(name: str) -> Backbone:
-    from transformers import AutoBackbone
+    from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
 
-    try:
-        net = AutoBackbone.from_pretrained(name)
+    try:  # AutoBackbone.from_pretrained asks the hub even for a folder, so the class is looked up here
+        net = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(name))].from_pretrained(name)
     except Exception as error:
         raise ValueError(f"backbone {name!r} is unknown ({type(error).__name__}: {str(error)[:200]}); expected 'embedded', 'resnet50', "
                          "'resnet101', a transformers AutoBackbone folder or hub id, or 'package.module:factory'") from error  # fmt: skip

@@ -53,6 +53,8 @@ class BaseSchedule:
         lr: of the backbone; `head_factor` multiplies it for everything else.
         optimizer: SGD with momentum 0.9, or AdamW (for networks trained from nothing, ours).
         warmup: share of all steps.
+        background_weight: factor on background pixels in the loss at the start; rises linearly to 1. Below 1, a network
+            that starts from nothing leaves the plateau where everything is background much sooner.
     """
 
     epochs: int
@@ -62,6 +64,7 @@ class BaseSchedule:
     weight_decay: float = 1e-4
     optimizer: Literal["sgd", "adamw"] = "sgd"
     warmup: float = 0.0
+    background_weight: float = 1.0
 
 
 def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how: Augmentation) -> tuple[np.ndarray, np.ndarray]:
@@ -126,11 +129,11 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
     optimizer = _optimizer(segmenter, schedule, freeze_backbone)
     facts = {**asdict(schedule), "how": str(how), "seed": seed, "images": len(ids), "base": str(fold.base),
              "freeze": freeze_backbone, "cached": cache_features, "classifier": str(tuple(segmenter.weight.shape))}  # fmt: skip
-    done = _resume(segmenter, optimizer, checkpoint, facts)
-    cache = _cache(segmenter, dataset, fold, ids, how.crop) if cache_features and done < schedule.epochs else None
+    first = _resume(segmenter, optimizer, checkpoint, facts)
+    cache = _cache(segmenter, dataset, fold, ids, how.crop) if cache_features and first < schedule.epochs else None
     forward = wrap(segmenter) if wrap else segmenter
     steps, device = len(ids) // schedule.batch, segmenter.weight.device
-    for epoch in range(done, schedule.epochs):
+    for epoch in range(first, schedule.epochs):
         segmenter.train()
         if freeze_backbone:
             segmenter.backbone.eval()
@@ -139,7 +142,9 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seeded("dropout", seed, epoch, rank).integers(2**31)))
             for step in range(steps):
-                factor = _rate((epoch * steps + step) / (schedule.epochs * steps), schedule.warmup)
+                done = (epoch * steps + step) / (schedule.epochs * steps)
+                factor = _rate(done, schedule.warmup)
+                background = schedule.background_weight + (1 - schedule.background_weight) * done
                 for group in optimizer.param_groups:
                     group["lr"] = group["top"] * factor
                 mine = order[step * schedule.batch : (step + 1) * schedule.batch][rank::world]
@@ -150,7 +155,7 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
                     else:
                         images, labels = base_batch(dataset, fold, mine, epoch, seed=seed, how=how)
                         logits, label = forward(segmenter.prepare(images)), torch.from_numpy(labels).to(device)
-                loss = pixel_loss(upsample(logits.float(), (label.shape[1], label.shape[2])), label)
+                loss = pixel_loss(upsample(logits.float(), (label.shape[1], label.shape[2])), label, background_weight=background)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -200,9 +205,9 @@ def _cache(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str
 
 def _cached_batch(cache: Cache, ids: Sequence[str], epoch: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
     sides = [int(seeded("mirror", seed, epoch, s).integers(2)) for s in ids]
-    x = torch.stack([cache[s][0][side] for s, side in zip(ids, sides, strict=True)])
+    x = torch.stack([cache[s][0][side].float() for s, side in zip(ids, sides, strict=True)])
     label = torch.stack([cache[s][1][side] for s, side in zip(ids, sides, strict=True)])
-    return x.to(device).float(), label.to(device)
+    return x.to(device), label.to(device)
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints

@@ -26,11 +26,11 @@ def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progres
         _check_shipped(config, fold)
         write_atomically(run.base, shipped_base(config.data.fold).read_bytes())
         return
+    import torch
+
     from syn4seg.segmenter.backbones import load_backbone
     from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
     from syn4seg.segmenter.network import Segmenter, save_segmenter
-
-    import torch
 
     base, settings = config.base, config.segmenter
     torch.manual_seed(config.seed)

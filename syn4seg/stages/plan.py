@@ -76,7 +76,7 @@ def _imported(config: Config, fold: Fold) -> pa.Table:
 
 
 def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None]) -> pa.Table:
-    from syn4seg.models.generators import Encoded, load_text_encoder, save_embeddings
+    from syn4seg.models.generators import Encoded, joined, load_text_encoder, save_embeddings
 
     world = "embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural"
     agent = GrammarAgent(world=world, seed=config.seed)
@@ -85,7 +85,7 @@ def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], No
 
     def encode(texts: list[str]) -> np.ndarray:
         made = encoder.encode(texts)
-        kept.update({text: Encoded(made.pooled[i : i + 1], made.sequence[i : i + 1]) for i, text in enumerate(texts)})
+        kept.update({text: made.rows([i]) for i, text in enumerate(texts)})
         return unit_rows(made.pooled)
 
     names = [fold.index_names[i] for i in fold.novel_indices]
@@ -102,10 +102,11 @@ def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], No
         run.log(stage="prompts", class_name=name, accepted=len(bank.accepted), refused=len(bank.refused),
                 stopped=bank.stopped, **spread)  # fmt: skip
     plain = {name: plain_prompt(name, world) for name in names}
-    encode([text for text in plain.values() if text not in kept])
+    unseen = [text for text in plain.values() if text not in kept]
+    if unseen:
+        encode(unseen)
     texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *plain.values()]))
-    pooled, sequence = (np.concatenate([getattr(kept[t], part) for t in texts]) for part in ("pooled", "sequence"))
-    save_embeddings(run.embeddings, Encoded(pooled, sequence))
+    save_embeddings(run.embeddings, joined([kept[text] for text in texts]))
     write_parquet(run.prompts, _prompt_table(fold, banks, plain))
     row = {text: i for i, text in enumerate(texts)}
     return _rows(config, _samples(config, fold, banks, plain, row))

@@ -42,7 +42,9 @@ def verify(run: RunDir) -> tuple[str, list[str]]:
     """
     manifests = sorted(run.root.glob("draws/*/manifest.parquet"), key=lambda p: int(p.parent.name))
     if not manifests:
-        raise ValueError(f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it")
+        raise ValueError(
+            f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it"
+        )
     planned = pq.read_table(run.plan).filter(pa.compute.invert(pa.compute.field("padding")))["sample_id"].to_pylist()
     rows, problems = [], []
     for path in manifests:
@@ -54,7 +56,9 @@ def verify(run: RunDir) -> tuple[str, list[str]]:
             found = {key: _digest_of(run, draw, row, key) for key in ("image", *LABEL_STAGES) if row[key] is not None}
             problems += [f"draw {draw.root.name}: {key} of {row['sample_id']} {'is missing' if not value else 'differs'}"
                          for key, value in found.items() if value != row[key]]  # fmt: skip
-            rows.append((f"{draw.root.name}/{row['sample_id']}", found.get("image") or "", found.get("label") or row["reason"]))
+            rows.append(
+                (f"{draw.root.name}/{row['sample_id']}", found.get("image") or "", found.get("label") or row["reason"])
+            )
     return run_digest(rows), problems
 
 
@@ -79,7 +83,12 @@ def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarr
         rows[RESULT_NAMES[row]] = {m: spread([f[m] for f in found]) for m in METRICS}
         ious = np.array([f["per_class"] for f in found], float)
         per_class[RESULT_NAMES[row]] = {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)}
-    return {"rows": rows, "per_class": per_class, "protocol": protocol(config, fold), "config_digest": config_digest(config)}
+    return {
+        "rows": rows,
+        "per_class": per_class,
+        "protocol": protocol(config, fold),
+        "config_digest": config_digest(config),
+    }
 
 
 def spread(values) -> dict[str, Any]:
@@ -112,7 +121,9 @@ def funnel(run: RunDir, config: Config) -> dict[str, Any]:
     return {"planned": planned, "draws": draws}
 
 
-def write_results(run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+def write_results(
+    run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]
+) -> dict[str, Any]:
     """Writes results.json and returns it."""
     found = summarise(config, fold, matrices) | {"funnel": funnel(run, config)}
     write_json(run.results, found)

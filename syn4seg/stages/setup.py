@@ -47,7 +47,9 @@ def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[
         return draw_support(dataset, fold, data.shots, draw, seed=config.seed, min_area=data.min_support_area,
                             source="train", only_one_novel=data.only_one_novel)  # fmt: skip
     except ValueError as error:
-        raise ValueError(f"data.shots={data.shots}: {error} (keys data.min_support_area, data.only_one_novel)") from None
+        raise ValueError(
+            f"data.shots={data.shots}: {error} (keys data.min_support_area, data.only_one_novel)"
+        ) from None
 
 
 def draws_of(config: Config) -> range:
@@ -64,7 +66,9 @@ def imported_files(config: Config, name: str) -> list[str]:
     root = Path(str(config.synthesis.root))
     folder = root / name
     if not folder.is_dir():
-        raise ValueError(f"synthesis.root={root}: no folder for class {name!r}; expected {folder} with .jpg or .png images")
+        raise ValueError(
+            f"synthesis.root={root}: no folder for class {name!r}; expected {folder} with .jpg or .png images"
+        )
     files = sorted(p.relative_to(root).as_posix() for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"synthesis.root={root}: {folder} holds no image; expected .jpg, .jpeg or .png files")
@@ -92,7 +96,9 @@ def check(config: Config) -> tuple[Dataset, Fold]:
             raise ValueError(f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it knows {', '.join(CLASSES)}. "
                              "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder")  # fmt: skip
     if config.base.checkpoint == "shipped" and not shipped_base(config.data.fold).is_file():
-        raise ValueError(f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train")
+        raise ValueError(
+            f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train"
+        )
     if config.refinement.model == "embedded-sam":
         return dataset, fold
     if not Path(config.refinement.model).exists():

@@ -57,7 +57,9 @@ class Registration:
         from safetensors import safe_open
 
         if not draw.support.is_file():
-            raise ValueError(f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set")
+            raise ValueError(
+                f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
+            )
         with safe_open(draw.support, "np") as f:
             facts = json.loads(f.metadata()["thresholds"])
             parts = {key: f.get_tensor(key) for key in ("weight", "bias", "prototypes")}
@@ -132,7 +134,9 @@ def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset
     return made
 
 
-def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], replay: list[Sample]) -> np.ndarray:
+def _prototypes(
+    config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], replay: list[Sample]
+) -> np.ndarray:
     """Unit global prototypes (1+B+M, D): novel and background from the support set, base from replayed base images."""
     import torch
 
@@ -142,12 +146,17 @@ def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[
     labels, names, size = [s.label for s in support], fold.index_names, config.segmenter.size
     novel = support_prototypes(features, labels, list(fold.novel_indices), [names[i] for i in fold.novel_indices])
     with torch.no_grad():
-        guesses = [upsample(segmenter.classifier(s.features.float()[None]), (size, size))[0].argmax(0).byte().numpy() for s in support]
+        guesses = [
+            upsample(segmenter.classifier(s.features.float()[None]), (size, size))[0].argmax(0).byte().numpy()
+            for s in support
+        ]
     background = background_prototype(features, labels, guesses)
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
     shown = [i for i in range(1, 1 + len(fold.base)) if any((s.label == i).any() for s in replay)]
     if shown:
-        base[np.array(shown) - 1] = support_prototypes([s.features.float().numpy() for s in replay], [s.label for s in replay], shown)
+        base[np.array(shown) - 1] = support_prototypes(
+            [s.features.float().numpy() for s in replay], [s.label for s in replay], shown
+        )
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 
 

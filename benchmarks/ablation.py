@@ -1,0 +1,136 @@
+"""The README's ablation: four folds x five support draws of the embedded world, every row, with its spread.
+
+    python benchmarks/ablation.py [--work DIR] [--draws 5] [key=value ...]
+
+A fold is one run (finished folds are kept, so it resumes). Figures are averaged over folds within a draw first; the
+spread is the standard deviation over draws of that fold mean, as the field reports it. Also written: the paired gain over
+`support_only`, and the quality of the labels after each stage against the exact masks, where the renderer made the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from record import machine, write
+
+from syn4seg.config import load
+from syn4seg.data.datasets import Fold
+from syn4seg.rundir import RunDir, read_image
+from syn4seg.schema import LABEL_STAGES
+from syn4seg.segmenter.evaluation import boundary_iou, confusion, metrics
+from syn4seg.stages.novel import RESULT_NAMES, rows_of
+from syn4seg.stages.results import METRICS, spread
+from syn4seg.stages.setup import load_dataset
+
+
+def label_quality(run: RunDir, draw: int, fold: Fold, bank: str = "hdig") -> dict[str, dict[str, float]]:
+    """Quality of each stage's labels of accepted samples against the exact masks: target IoU, boundary IoU, labelled share."""
+    from syn4seg.models.renderer import Renderer
+
+    paths, found = run.draw(draw), {stage: ([], [], []) for stage in LABEL_STAGES}
+    renderer, table = Renderer(64), fold.to_index
+    for row in pq.read_table(paths.manifest).to_pylist():
+        if row["reason"] or not row["sample_id"].startswith(bank):
+            continue
+        truth = table[renderer.truth(row["prompt"], row["noise_seed"])] == row["class_id"]
+        for stage, (labels, truths, known) in found.items():
+            label = read_image(paths.label(stage, row["class"], row["sample_id"]))
+            labels.append(np.where(label == 255, 255, label == row["class_id"]).astype(np.uint8))
+            truths.append(truth.astype(np.uint8))
+            known.append((label != 255).mean())
+    quality = {}
+    for stage, (labels, truths, known) in found.items():
+        matrix = sum((confusion(a, b, 2) for a, b in zip(labels, truths, strict=True)), np.zeros((2, 2), np.int64))
+        missed = sum(int(((a == 255) & (b == 1)).sum()) for a, b in zip(labels, truths, strict=True))
+        quality[stage] = {
+            "target_iou": matrix[1, 1] / max(1, matrix[1].sum() + matrix[0, 1]),
+            "target_precision": matrix[1, 1] / max(1, matrix[:, 1].sum()),
+            "target_recall": matrix[1, 1] / max(1, matrix[1].sum() + missed),
+            "boundary_iou_2px": float(boundary_iou(labels, truths, 2, 2)[1]) if labels else float("nan"),
+            "labelled_share": float(np.mean(known)) if known else 0.0,
+        }  # fmt: skip
+    return quality
+
+
+def main() -> None:
+    """Runs what is missing, adds up, prints the table and writes the dated result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--name", default="ablation")
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    about, per_draw, folds, quality, seconds = machine(), {}, {}, {}, {}
+    for fold_number in range(4):
+        out = args.work / f"fold{fold_number}"
+        overrides = [f"data.fold={fold_number}", f"data.draws={args.draws}", *args.overrides]
+        started = time.time()
+        command = [sys.executable, "-m", "syn4seg.cli", "run", *overrides, "--out", str(out)]
+        if not (out / "results.json").is_file():
+            subprocess.run(command, check=True)
+            seconds[fold_number] = round(time.time() - started)
+        config = load(None, overrides)
+        _, fold = load_dataset(config)
+        run = RunDir(out)
+        folds[fold_number] = json.loads(run.results.read_text())
+        for draw in range(args.draws):
+            matrices = json.loads((run.draw(draw).root / "confusion.json").read_text())
+            for row in rows_of(config):
+                found = metrics(np.array(matrices[row]), len(fold.base), len(fold.novel))
+                for metric in METRICS:
+                    per_draw.setdefault((RESULT_NAMES[row], metric), np.zeros((4, args.draws)))[fold_number, draw] = (
+                        found[metric]
+                    )
+            if config.synthesis.model == "renderer":
+                for stage, values in label_quality(run, draw, fold).items():
+                    for key, value in values.items():
+                        quality.setdefault(stage, {}).setdefault(key, []).append(value)
+    result = about | summary(per_draw, args.draws) | {
+        "protocol": folds[0]["protocol"] | {"fold": "0..3", "spread": "standard deviation over draws of the mean over folds"},
+        "config_digest": {str(f): r["config_digest"] for f, r in folds.items()}, "overrides": args.overrides,
+        "per_fold": {str(f): r["rows"] for f, r in folds.items()}, "seconds": seconds,
+        "funnel": {str(f): r["funnel"] for f, r in folds.items()},
+        "label_quality": {stage: {k: spread(v) for k, v in values.items()} for stage, values in quality.items()},
+    }  # fmt: skip
+    show(result)
+    write(args.name, result)
+
+
+def summary(per_draw: dict[tuple[str, str], np.ndarray], draws: int) -> dict[str, Any]:
+    """rows.ROW.METRIC over draws of the fold mean, and the paired gain of each row over `support_only`."""
+    rows: dict[str, Any] = {}
+    gains: dict[str, Any] = {}
+    for (row, metric), values in per_draw.items():
+        assert values.shape == (4, draws)
+        rows.setdefault(row, {})[metric] = spread(values.mean(0))
+        gain = values - per_draw["support_only", metric]
+        gains.setdefault(row, {})[metric] = spread(gain.mean(0)) | {
+            "folds_x_draws_won": int((gain > 0).sum()),
+            "of": gain.size,
+        }
+    return {"rows": rows, "gain_over_support_only": gains}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table in Markdown, in percent."""
+    print("| row | base | novel | mean | harmonic |\n| --- | --- | --- | --- | --- |")
+    for row, values in result["rows"].items():
+        cells = (
+            f"{100 * values[m]['mean']:.1f} ± {100 * values[m]['std']:.1f}"
+            for m in ("base", "novel", "mean", "harmonic")
+        )
+        print(f"| {row} | {' | '.join(cells)} |")
+    for stage, values in result["label_quality"].items():
+        print(stage, ", ".join(f"{key} {100 * value['mean']:.1f}" for key, value in values.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What every benchmark writes beside its figures: date, machine, commit; and where the dated result goes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on besides the code."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "date": datetime.date.today().isoformat(), "commit": done.stdout.strip() or "none", "cpu": cpu,
+        "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2),
+    }  # fmt: skip
+
+
+def write(name: str, result: dict[str, Any]) -> Path:
+    """Writes benchmarks/results/DATE-NAME.json and says so."""
+    path = ROOT / "benchmarks" / "results" / f"{result['date']}-{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
+    return path

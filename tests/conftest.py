@@ -1,0 +1,66 @@
+"""Shared by the tests: a prepared small run of the embedded world, and Ray on loopback, started once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+SMALL = (
+    "placement.runner=inline", "synthesis.images_per_class=3", "prompts.bank_size=3", "synthesis.batch=5", "data.val_images=6",
+    "data.train_images=120", "novel.steps=4", "novel.replay_images=8", "data.min_support_area=0.03",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Overrides of a run that takes seconds: 24 samples in 5 generator batches, the last one padded."""
+    return list(SMALL)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, small):
+    """A run directory with prompts, plan, the shipped base checkpoint of fold 0 and one registered support draw."""
+    from syn4seg.config import load
+    from syn4seg.rundir import RunDir
+    from syn4seg.stages.base import make_base
+    from syn4seg.stages.novel import NovelStage
+    from syn4seg.stages.plan import make_plan
+    from syn4seg.stages.setup import check
+
+    config = load(None, small)
+    dataset, fold = check(config)
+    run = RunDir(tmp_path_factory.mktemp("prepared") / "run")
+    run.open(config)
+    make_plan(config, run, fold, lambda _: None)
+    make_base(config, run, dataset, fold, lambda *_: None)
+    NovelStage(config, run, dataset, fold).register(0)
+    return run, fold.index_names
+
+
+@pytest.fixture
+def fresh(prepared, tmp_path):
+    """A copy of the prepared run that a test may fill and damage."""
+    from syn4seg.rundir import RunDir
+
+    run, names = prepared
+    shutil.copytree(run.root, tmp_path / "run")
+    return RunDir(tmp_path / "run"), names
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray for the whole session."""
+    from actors.placement import connect
+    from syn4seg.config import Placement
+
+    connect(Placement())
+    yield
+    import ray
+
+    ray.shutdown()

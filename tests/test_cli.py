@@ -1,0 +1,135 @@
+"""The command line as a user meets it: exit codes, one clear message, nothing written on a mistake, the whole job."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def syn4seg(*words: str, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "syn4seg.cli", *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small):
+    """A whole run through the command line."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    done = syn4seg("run", *small, "data.draws=2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_help_loads_nothing_heavy():
+    code = ("import sys, syn4seg.cli; "
+            "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'diffusers', 'transformers', 'numpy')))")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert "verify" in syn4seg("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["labeling.bta=1"], "did you mean labeling.beta"),
+        (["absent.yaml"], "no such file"),
+        (["data.fold=9"], "data.fold=9"),
+        (["data.shots=500"], "data.shots=500"),
+        (["data.source=folder", "data.root=nowhere", "base.checkpoint=train"], "nowhere"),
+        (["synthesis.source=folder", "synthesis.root=nowhere"], "no folder for class 'ball'"),
+        (["refinement.model=missing.pth"], "refinement.model=missing.pth"),
+        (["data.source=folder", "data.root=x"], "base.checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_message_exit_code_2_and_no_directory(tmp_path, words, said):
+    done = syn4seg("run", *words, "placement.runner=inline", "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_impossible_placement_is_refused_at_once_with_the_numbers(tmp_path):
+    done = syn4seg("run", "placement.synthesis.size=999", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "placement needs" in done.stderr
+    assert "placement.synthesis.size=" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_whole_job_prints_the_ablation_and_writes_results(finished):
+    out, text = finished
+    assert "Syn4Seg" in text
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["rows"]) == ["apf", "apr", "class_name_raw", "hdig_raw", "support_only", "syn4seg"]
+    for row in results["rows"].values():
+        assert set(row) == {"base", "base_with_background", "novel", "mean", "total", "harmonic"}
+        assert all(set(value) == {"mean", "std", "n"} and value["n"] == 2 for value in row.values())
+    assert len(results["per_class"]["syn4seg"]) == 17
+    assert {"protocol", "config_digest", "funnel"} <= set(results)
+    assert all(row["base"]["mean"] > 0.3 for row in results["rows"].values())
+
+
+def test_verify_prints_the_digest_and_fails_on_damage(finished, tmp_path):
+    import shutil
+
+    out, _ = finished
+    done = syn4seg("verify", out)
+    assert done.returncode == 0
+    assert done.stdout.startswith("digest: ")
+    shutil.copytree(out, tmp_path / "copy")
+    next((tmp_path / "copy").glob("images/*/*.png")).unlink()
+    broken = syn4seg("verify", tmp_path / "copy")
+    assert broken.returncode == 1
+    assert "is missing" in broken.stderr
+    assert syn4seg("verify", tmp_path).returncode == 2
+
+
+def test_the_same_command_again_changes_nothing(finished, small):
+    out, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} | {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    results = json.loads((out / "results.json").read_text())
+    assert syn4seg("run", *small, "data.draws=2", "--out", out).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_another_science_config_is_refused_and_reuse_takes_the_fitting_stages(finished, small, tmp_path):
+    out, _ = finished
+    refused = syn4seg("run", *small, "refinement.band_width=1", "--out", out)
+    assert refused.returncode == 2
+    assert "refinement.band_width: 3 -> 1" in refused.stderr
+    done = syn4seg("synthesize", *small, "refinement.band_width=1", "--out", tmp_path / "new", "--reuse", out)
+    assert done.returncode == 0, done.stderr
+    assert "prompts, images, base" in done.stdout
+    old = {p.name: p.stat().st_ino for p in out.glob("images/*/*.png")}
+    assert {p.name: p.stat().st_ino for p in (tmp_path / "new").glob("images/*/*.png")} == old
+
+
+def test_single_stages_in_order_equal_the_whole_job(finished, small, tmp_path):
+    out, _ = finished
+    keys = [*small, "data.draws=2", "--out", str(tmp_path / "run")]
+    early = syn4seg("train", *keys)
+    assert early.returncode == 2
+    assert "run `syn4seg" in early.stderr
+    for verb in ("prompts", "synthesize", "refine", "train", "evaluate"):
+        done = syn4seg(verb, *keys)
+        assert done.returncode == 0, (verb, done.stderr)
+    whole, parts = (json.loads((root / "results.json").read_text()) for root in (out, tmp_path / "run"))
+    assert whole == parts
+    assert syn4seg("verify", out).stdout == syn4seg("verify", tmp_path / "run").stdout
+
+
+def test_config_prints_a_tree_that_loads_back(tmp_path):
+    text = syn4seg("config", "embedded", "labeling.beta=0.25").stdout
+    (tmp_path / "c.yaml").write_text(text)
+    assert syn4seg("config", tmp_path / "c.yaml").stdout == text
+    assert "beta: 0.25" in text
+
+
+def test_the_doctor_is_content_here():
+    done = syn4seg("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "torch" in done.stdout

@@ -1,0 +1,157 @@
+"""Faulty images, the embedding store, and loading by name."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from syn4seg.models import generators
+from syn4seg.models.generators import (
+    EmbeddingStore,
+    Encoded,
+    image_fault,
+    joined,
+    load_generator,
+    load_text_encoder,
+    quantised,
+    save_embeddings,
+)
+
+
+def made_up(seed: int, count: int, exact_in_bfloat16: bool = False) -> Encoded:
+    rng = np.random.default_rng(seed)
+    shapes = (count, 6), (count, 4, 3), (1, 6), (1, 4, 3)
+    if exact_in_bfloat16:
+        return Encoded(*(rng.integers(-100, 100, s).astype(np.float32) for s in shapes))
+    return Encoded(*(rng.normal(size=s).astype(np.float32) for s in shapes))
+
+
+def assert_same(a: Encoded, b: Encoded) -> None:
+    for name in vars(a):
+        left, right = getattr(a, name), getattr(b, name)
+        assert left.dtype == right.dtype == np.float32 and left.shape == right.shape
+        np.testing.assert_array_equal(left, right)
+
+
+# ------------------------------------------------------------------------------------------ faulty images
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((8, 9, 3)).astype(np.float32)
+
+
+def test_each_fault_is_named_and_a_sound_image_has_none():
+    one_nan, infinite = picture(), picture()
+    one_nan[3, 4, 1], infinite[0, 0, 0] = np.nan, np.inf
+    assert image_fault(picture()) == "" and image_fault((picture() * 255).astype(np.uint8)) == ""
+    assert image_fault(one_nan) == image_fault(infinite) == "nan"
+    assert image_fault(np.zeros((8, 9, 3), np.float32)) == image_fault(np.full((8, 9, 3), 2, np.uint8)) == "black"
+    assert image_fault(np.full((8, 9, 3), 0.4, np.float32)) == image_fault(np.full((8, 9, 3), 255, np.uint8)) == "flat"
+
+
+def test_a_dim_image_of_one_colour_channel_with_detail_is_sound():
+    dim = np.zeros((8, 9, 3), np.uint8)
+    dim[:4, :, 2] = 5
+    assert image_fault(dim) == ""
+
+
+def test_quantisation_reports_the_fault_of_each_image_and_harms_no_neighbour():
+    images = np.stack([picture(0), picture(1), picture(2)])
+    images[1, 0, 0, 0] = np.nan
+    bytes_, faults = quantised(images)
+    assert faults == ["", "nan", ""] and bytes_.dtype == np.uint8 and bytes_[1, 0, 0, 0] == 0
+    for i in (0, 2):
+        for value, level in zip(images[i].flat, bytes_[i].flat, strict=True):
+            assert level == round(float(value) * 255) or abs(float(value) * 255 % 1 - 0.5) < 1e-4
+    outside, _ = quantised(np.array([[[[-0.5, 1.7, 0.5]]]], np.float32))
+    assert outside.tolist() == [[[[0, 255, 128]]]]
+
+
+# ------------------------------------------------------------------------------------------------ the store
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 9), st.booleans(), st.data())
+def test_the_store_gives_back_every_bit_of_the_rows_asked_for(tmp_path_factory, seed, count, exact, data):
+    path, encoded = tmp_path_factory.mktemp("store") / "e.safetensors", made_up(seed, count, exact)
+    save_embeddings(path, encoded)
+    indices = data.draw(st.lists(st.integers(0, count - 1), max_size=12))
+    store = EmbeddingStore(path)
+    assert len(store) == count
+    assert_same(store.rows(indices), encoded.rows(indices))
+    assert [p.name for p in path.parent.iterdir()] == ["e.safetensors"]
+
+
+def test_embeddings_of_a_bfloat16_model_take_half_the_room(tmp_path):
+    for name, exact in (("full", False), ("half", True)):
+        save_embeddings(tmp_path / name, made_up(0, 5000, exact))
+    assert (tmp_path / "half").stat().st_size < 0.52 * (tmp_path / "full").stat().st_size
+
+
+def test_only_the_rows_asked_for_are_read():
+    class Slice:
+        """A tensor on disk that notes which part of it is read."""
+
+        def __init__(self, values: np.ndarray):
+            self.values, self.read = torch.from_numpy(values), []
+
+        def get_shape(self) -> list[int]:
+            return list(self.values.shape)
+
+        def __getitem__(self, part):
+            self.read.append(part)
+            return self.values[part]
+
+    stored = Slice(made_up(0, 9).sequence)
+    np.testing.assert_array_equal(generators._read_rows(stored, [2, 7]), made_up(0, 9).sequence[[2, 7]])
+    assert stored.read == [2, 7]
+
+
+def test_a_store_can_be_pickled_and_then_read_elsewhere(tmp_path):
+    save_embeddings(tmp_path / "e", made_up(1, 4))
+    assert_same(pickle.loads(pickle.dumps(EmbeddingStore(tmp_path / "e"))).rows([2]), made_up(1, 4).rows([2]))
+
+
+def test_joined_parts_are_the_whole():
+    whole = made_up(2, 7)
+    assert_same(joined([whole.rows([0, 1]), whole.rows([2]), whole.rows([3, 4, 5, 6])]), whole)
+    assert len(whole) == 7
+
+
+def test_a_missing_damaged_or_foreign_store_and_a_missing_row_are_errors_that_name_the_file(tmp_path):
+    path = tmp_path / "e.safetensors"
+    with pytest.raises(ValueError, match=r"e\.safetensors cannot be read.*delete the file"):
+        EmbeddingStore(path)
+    save_embeddings(path, made_up(0, 3))
+    with pytest.raises(ValueError, match=r"asked for rows 0 to 3, but they are 0 to 2.*different runs"):
+        EmbeddingStore(path).rows([0, 3])
+    with pytest.raises(ValueError, match="asked for rows -1"):
+        EmbeddingStore(path).rows([-1])
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"e\.safetensors cannot be read"):
+        EmbeddingStore(path)
+    from safetensors.numpy import save_file
+
+    save_file({"pooled": np.zeros((2, 2), np.float32)}, path)
+    with pytest.raises(ValueError, match=r"no empty_pooled, empty_sequence, sequence in it"):
+        EmbeddingStore(path)
+
+
+# ------------------------------------------------------------------------------------------------- loading
+def test_weights_that_were_not_shipped_are_an_error_that_names_the_alternative(tmp_path, monkeypatch):
+    monkeypatch.setattr(generators, "EMBEDDED_SD3", tmp_path / "embedded-sd3")
+    with pytest.raises(ValueError, match=r"embedded-sd3.*no weights.*synthesis\.model=renderer"):
+        load_text_encoder("embedded-sd3")
+    with pytest.raises(ValueError, match=r"embedded-sd3.*no weights.*synthesis\.model=renderer"):
+        load_generator("embedded-sd3", steps=4, guidance=3.0, size=64)
+
+
+def test_importing_the_module_and_using_the_renderer_loads_no_heavy_library():
+    code = ("import sys; from syn4seg.models.generators import load_generator, load_text_encoder as load;"
+            "g = load_generator('renderer', steps=1, guidance=1.0, size=64); e = load('renderer');"
+            "g.generate(['a star'], e.encode(['a star']), [1]);"
+            "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'ray')))")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

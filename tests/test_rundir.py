@@ -1,0 +1,129 @@
+"""The run directory: atomic files, refusals, reuse, digests."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from syn4seg.config import Config, load
+from syn4seg.rundir import (
+    RunDir,
+    checked_name,
+    noise_seed,
+    pixel_digest,
+    read_image,
+    reuse,
+    run_digest,
+    write_atomically,
+    write_image,
+    write_json,
+)
+
+
+def test_images_and_labels_come_back_pixel_for_pixel(tmp_path):
+    rng = np.random.default_rng(0)
+    for shape in ((5, 7, 3), (9, 4)):
+        pixels = rng.integers(0, 256, shape).astype(np.uint8)
+        write_image(tmp_path / "a" / "x.png", pixels)
+        assert np.array_equal(read_image(tmp_path / "a" / "x.png"), pixels)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomically(path, b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_json_has_null_for_nan_and_plain_numbers(tmp_path):
+    write_json(
+        tmp_path / "x.json", {"a": float("nan"), "b": np.int64(3), "c": np.array([1.5, np.nan]), "d": np.bool_(True)}
+    )
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": 3, "c": [1.5, None], "d": True}
+
+
+@pytest.mark.parametrize("name", ["../../x", "", ".hidden", "a/b", "a\\b", "x\n", "-x" * 60, "\x00"])
+def test_names_that_could_leave_the_directory_are_refused(name):
+    with pytest.raises(ValueError, match="cannot be part of a file name"):
+        checked_name(name, "class")
+
+
+def test_ordinary_class_names_are_accepted():
+    assert [checked_name(n, "class") for n in ("dog", "t-shirt", "dining table", "tv.monitor")]
+
+
+def test_a_damaged_image_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "x.png"
+    for data in (b"", b"\x89PNG not really"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"x\.png: missing or damaged"):
+            read_image(path)
+
+
+def test_noise_seeds_depend_on_seed_and_id_alone_and_differ():
+    seeds = [noise_seed(s, f"hdig-star-{i:05d}") for s in (0, 1) for i in range(500)]
+    assert len(set(seeds)) == 1000
+    assert all(0 <= s < 2**62 for s in seeds)
+    assert noise_seed(0, "hdig-star-00000") == seeds[0]
+
+
+def test_pixel_digest_sees_shape_and_every_pixel():
+    a = np.zeros((4, 6), np.uint8)
+    b = a.copy()
+    b[3, 5] = 1
+    assert len({pixel_digest(a), pixel_digest(b), pixel_digest(a.T), pixel_digest(a.reshape(2, 12))}) == 4
+    assert pixel_digest(np.asfortranarray(b)) == pixel_digest(b)
+
+
+def test_the_run_digest_ignores_order_and_sees_every_field():
+    rows = [("a", "1", "2"), ("b", "3", "")]
+    assert run_digest(rows) == run_digest(rows[::-1])
+    assert run_digest(rows) != run_digest([("a", "1", "2"), ("b", "", "3")])
+
+
+def test_another_science_is_refused_with_the_difference_and_placement_is_not(tmp_path):
+    run = RunDir(tmp_path / "r")
+    run.open(Config())
+    run.open(load(None, ["placement.runner=inline"]))
+    before = run.config.read_bytes()
+    with pytest.raises(ValueError, match=r"labeling\.beta: 0\.5 -> 0\.25"):
+        run.open(load(None, ["labeling.beta=0.25"]))
+    assert run.config.read_bytes() == before
+
+
+def test_a_folder_that_is_not_a_run_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and not a run"):
+        RunDir(tmp_path).open(Config())
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_reuse_takes_exactly_the_stages_that_fit(tmp_path):
+    old = RunDir(tmp_path / "old")
+    old.open(Config())
+    for path in (old.prompts, old.embeddings, old.plan, old.base, old.image("star", "a")):
+        write_atomically(path, b"x")
+    for override, taken in (
+        ("refinement.band_width=7", ["prompts", "images", "base"]),
+        ("synthesis.steps=3", ["prompts", "base"]),
+        ("base.epochs=2", ["prompts", "images"]),
+        ("seed=4", []),
+    ):
+        config = load(None, [override])
+        new = RunDir(tmp_path / override)
+        new.open(config)
+        assert reuse(old, new, config) == taken
+        there = {"prompts": new.plan, "images": new.image("star", "a"), "base": new.base}
+        assert [s for s, path in there.items() if path.exists()] == taken
+    with pytest.raises(ValueError, match="not a run"):
+        reuse(RunDir(tmp_path), new, config)
