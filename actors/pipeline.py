@@ -19,7 +19,7 @@ from syn4seg.config import Config, Pool
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
 from syn4seg.stages.base import make_base
-from syn4seg.stages.novel import NovelStage, read_rows
+from syn4seg.stages.novel import NovelStage, load_classifier, read_rows, rows_of
 from syn4seg.stages.plan import make_plan
 from syn4seg.stages.results import write_manifest, write_results
 from syn4seg.stages.setup import draws_of
@@ -99,6 +99,8 @@ class Pipeline:
         Raises:
             ValueError: some have none.
         """
+        if not self.run.plan.is_file():
+            raise ValueError(f"{self.run.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration first")
         plan = pq.read_table(self.run.plan, columns=["sample_id", "class_id", "bank", "padding"])
         plan = plan.filter(pa.compute.invert(pa.compute.field("padding"))).drop_columns(["padding"])
         missing = set(plan["sample_id"].to_pylist()) - self.run.draw(draw).done()
@@ -120,12 +122,21 @@ class Pipeline:
 
     def train(self, evaluate: bool = True) -> dict[str, Any] | None:
         """The novel stage of every row and draw, and (by default) the evaluation; returns results.json."""
+        for draw in draws_of(self.config):
+            self.finished_rows(draw)
         with self._timed("novel"):
             matrices = train_and_evaluate(self, evaluate)
         return write_results(self.run, self.config, self.fold, matrices) if evaluate else None
 
     def evaluate(self) -> dict[str, Any]:
-        """Scores the classifiers that are there."""
+        """Scores the classifiers that are there.
+
+        Raises:
+            ValueError: one has not been trained yet.
+        """
+        for draw in draws_of(self.config):
+            for row in rows_of(self.config):
+                load_classifier(self.run.draw(draw).checkpoint(row))
         stage = NovelStage(self.config, self.run, self.dataset, self.fold)
         with self._timed("evaluate"), self.display.bar("queries") as progress:
             matrices: dict[int, dict[str, np.ndarray]] = stage.evaluate(progress)

@@ -25,7 +25,7 @@ from syn4seg.prompts.bank import accept_in_order, diversity
 
 ROOT = Path(__file__).resolve().parent.parent
 CANDIDATES, WIDTH, BANK, LAMBDA = 100_000, 2048, 5_000, 0.79
-LOOP_CANDIDATES = 8_000
+LOOP_CANDIDATES = 4_000
 
 
 def sentences(count: int) -> np.ndarray:

@@ -65,7 +65,9 @@ class MobileNetFeatures(nn.Module):
         self.stem = Convolution(3, 32, 3, 2)
         stages, inner = [], 32
         for expansion, outer, count, stride in STAGES:
-            blocks = [Block(inner if i == 0 else outer, outer, expansion, stride if i == 0 else 1) for i in range(count)]
+            blocks = [
+                Block(inner if i == 0 else outer, outer, expansion, stride if i == 0 else 1) for i in range(count)
+            ]
             stages.append(nn.Sequential(*blocks))
             inner = outer
         self.blocks = nn.Sequential(*stages)
@@ -94,6 +96,8 @@ def mobilenet_v2(weights: str) -> MobileNetFeatures:
         state = OrderedDict((k, v.float()) for k, v in read_tensors(weights).items())
         lacking = sorted(set(net.state_dict()) - set(state))
         if lacking:
-            raise ValueError(f"weights {weights!r} have no tensor {lacking[0]!r}; expected a MobileNetV2 1.0 with folded batch norms")
+            raise ValueError(
+                f"weights {weights!r} have no tensor {lacking[0]!r}; expected a MobileNetV2 1.0 with folded batch norms"
+            )
         net.load_state_dict(state, strict=False)
     return net

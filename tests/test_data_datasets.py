@@ -23,7 +23,9 @@ def test_class_indices_are_background_then_base_then_novel_each_by_ascending_id(
     novel = tuple(sorted(k for k in ids if data.draw(st.booleans())))
     base = tuple(sorted(set(ids) - set(novel)))
     fold = Fold(tuple(f"c{k}" for k in range(1, 41)), base, novel)
-    expected = {0: 0, 255: 255} | {k: i + 1 for i, k in enumerate(base)} | {k: len(base) + 1 + i for i, k in enumerate(novel)}
+    expected = (
+        {0: 0, 255: 255} | {k: i + 1 for i, k in enumerate(base)} | {k: len(base) + 1 + i for i, k in enumerate(novel)}
+    )
     assert fold.to_index.dtype == np.uint8
     assert {k: int(fold.to_index[k]) for k in expected} == expected
     assert all(fold.to_index[k] == 255 for k in range(256) if k not in expected)

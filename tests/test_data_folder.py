@@ -79,7 +79,11 @@ def _broken_file(root):
 
 @pytest.mark.parametrize(
     ("harm", "words"),
-    [(_broken_value, r"a\.png has the value 3; expected 0 .* 1\.\.2 .* 255"), (_broken_mode, "mode RGB"), (_broken_file, "not a readable image")],
+    [
+        (_broken_value, r"a\.png has the value 3; expected 0 .* 1\.\.2 .* 255"),
+        (_broken_mode, "mode RGB"),
+        (_broken_file, "not a readable image"),
+    ],
 )
 def test_a_wrong_mask_is_refused_by_file_value_and_remedy(tmp_path, harm, words):
     dataset = FolderDataset(_write(tmp_path))
@@ -91,7 +95,7 @@ def test_a_wrong_mask_is_refused_by_file_value_and_remedy(tmp_path, harm, words)
 def test_image_and_mask_of_different_sizes_are_refused(tmp_path):
     dataset = FolderDataset(_write(tmp_path))
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "images/a.png")
-    with pytest.raises(ValueError, match="5x5 pixels but its mask a.png is 3x2"):
+    with pytest.raises(ValueError, match=r"5x5 pixels but its mask a\.png is 3x2"):
         dataset.image("a")
 
 

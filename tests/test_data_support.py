@@ -40,7 +40,9 @@ def test_a_draw_depends_on_its_names_alone():
 
 
 def test_too_few_images_name_class_found_needed_and_remedy():
-    with pytest.raises(ValueError, match=r"class '\w+' has \d+ support images in the val list, 50 are needed.*lower shots"):
+    with pytest.raises(
+        ValueError, match=r"class '\w+' has \d+ support images in the val list, 50 are needed.*lower shots"
+    ):
         draw_support(DATASET, FOLD, 50, 0, seed=1)
     with pytest.raises(ValueError, match="shots = 0"):
         draw_support(DATASET, FOLD, 0, 0, seed=1)

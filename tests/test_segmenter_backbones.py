@@ -39,6 +39,8 @@ def test_weights_are_read_from_both_formats_and_checked_tensor_by_tensor(tmp_pat
         load_backbone("embedded", str(tmp_path / "wrong.pth"))
     with pytest.raises(ValueError, match="does not exist"):
         load_backbone("resnet50", str(tmp_path / "none.pth"))
+    with pytest.raises(ValueError, match="carries its own"):
+        load_backbone("some/hub-name", str(tmp_path / "w.pth"))
 
 
 class _Surprise:
@@ -75,7 +77,9 @@ def test_a_transformers_folder_is_a_backbone(tmp_path):
     from transformers import ResNetBackbone, ResNetConfig
 
     torch.manual_seed(0)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"])
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
     net = ResNetBackbone(config).eval()
     net.save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path))
@@ -83,6 +87,35 @@ def test_a_transformers_folder_is_a_backbone(tmp_path):
     with torch.no_grad():
         assert torch.equal(backbone.module(x), net(x).feature_maps[-1])
     assert (backbone.channels, backbone.stride) == (16, 8) and isinstance(backbone.module, nn.Module)
+
+
+def test_the_mobilenet_example_pads_as_tensorflow_does():
+    from examples.mobilenet import Convolution
+
+    torch.manual_seed(0)
+    for side, stride, kernel in ((7, 2, 3), (8, 2, 3), (8, 1, 3), (5, 1, 1)):
+        layer = Convolution(2, 3, kernel, stride, linear=True)
+        x = torch.randn(1, 2, side, side)
+        out = -(-side // stride)
+        spare = max((out - 1) * stride + kernel - side, 0)
+        wide = torch.zeros(1, 2, side + spare, side + spare)
+        wide[:, :, spare // 2 : spare // 2 + side, spare // 2 : spare // 2 + side] = x
+        assert torch.equal(layer(x), layer.conv(wide)) and layer(x).shape[2] == out
+
+
+def test_the_mobilenet_example_is_a_backbone(tmp_path):
+    from safetensors.torch import save_file
+
+    backbone = load_backbone("examples.mobilenet:mobilenet_v2")
+    with torch.no_grad():
+        assert backbone.module(torch.zeros(1, 3, 60, 44)).shape == (1, backbone.channels, 8, 6)
+    state = backbone.module.state_dict()
+    save_file({k: v.half() for k, v in state.items()} | {"fc.weight": torch.zeros(2)}, tmp_path / "m.safetensors")
+    again = load_backbone("examples.mobilenet:mobilenet_v2", str(tmp_path / "m.safetensors")).module.state_dict()
+    assert all(torch.allclose(again[k], state[k], atol=1e-2) for k in state)
+    save_file({"fc.weight": torch.zeros(2)}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="have no tensor"):
+        load_backbone("examples.mobilenet:mobilenet_v2", str(tmp_path / "m.safetensors"))
 
 
 def test_an_unknown_name_lists_what_is_known(tmp_path):

@@ -129,6 +129,7 @@ def test_a_frozen_backbone_keeps_weights_and_statistics(cached):
 def test_ranks_share_a_batch_without_changing_its_views():
     seen = {}
     for rank in range(2):
+
         def record(net, rank=rank):
             return lambda x: (seen.setdefault(rank, []).append(x), net(x))[1]
 

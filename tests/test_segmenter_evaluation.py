@@ -112,7 +112,10 @@ def test_evaluation_counts_every_labelled_pixel_once_for_every_classifier():
     fold = fold_of(dataset, 0)
     net = Segmenter(load_backbone("embedded"), 13, 8, ())
     stored = list(queries(net, dataset, fold, dataset.val, size=64, batch=2))
-    rows = {"base": Classifier(torch.randn(13, 8), torch.zeros(13)), "all": Classifier(torch.randn(17, 8), torch.zeros(17))}
+    rows = {
+        "base": Classifier(torch.randn(13, 8), torch.zeros(13)),
+        "all": Classifier(torch.randn(17, 8), torch.zeros(17)),
+    }
     together = evaluate(stored, rows, 17)
     for name, classifier in rows.items():
         alone = evaluate(queries(net, dataset, fold, dataset.val, size=64), {name: classifier}, 17)
@@ -152,7 +155,7 @@ def test_queries_of_any_shape_are_predicted_in_the_space_of_their_label(space):
     from syn4seg.segmenter.backbones import Backbone
 
     dataset = _Strips()
-    net = Segmenter(Backbone(_Bright(), 1, 2, (0.5,) * 3, (0.5,) * 3), 2, 1, ())
+    net = Segmenter(Backbone(_Bright(), 1, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 2, 1, ())
     net.bottleneck = torch.nn.Identity()
     perfect = Classifier(torch.tensor([[0.0], [-9.0], [9.0]]), torch.tensor([-1.0, 0.0, 0.0]))
     stored = list(queries(net, dataset, fold_of(dataset, 0), dataset.val, size=24, space=space))

@@ -106,8 +106,8 @@ class EmbeddedDataset:
         val: images in the val list.
     """
 
-    classes = embedded.CLASSES
-    folds = embedded.FOLDS
+    classes: tuple[str, ...] = embedded.CLASSES
+    folds: tuple[tuple[int, ...], ...] = embedded.FOLDS
 
     def __init__(self, train: int = 1200, val: int = 300):
         self.train = [f"train-{i:06d}" for i in range(train)]
@@ -130,9 +130,12 @@ class EmbeddedDataset:
 def _drawn(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
     split, _, number = sample_id.partition("-")
     if split not in ("train", "val") or not number.isdecimal():
-        raise ValueError(f"id {sample_id!r} is not of the embedded data set; expected e.g. 'train-000012' or 'val-000003'")
+        raise ValueError(
+            f"id {sample_id!r} is not of the embedded data set; expected e.g. 'train-000012' or 'val-000003'"
+        )
     image, mask = embedded.draw(embedded.sample_scene(embedded.seeded("embedded", split, int(number))))
-    image.setflags(write=False), mask.setflags(write=False)
+    image.setflags(write=False)
+    mask.setflags(write=False)
     return image, mask
 
 

@@ -31,7 +31,9 @@ class FolderDataset:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise ValueError(f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json")
+            raise ValueError(
+                f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json"
+            )
         self._images = _first(self.root, ("images", "JPEGImages"), "the folder of images")
         self._masks = _first(self.root, ("masks", "SegmentationClass"), "the folder of index masks (PNG)")
         self.classes, self.folds = _read_classes(_first(self.root, ("classes.json", "classes.yaml"), "the class table"))
@@ -39,13 +41,17 @@ class FolderDataset:
         self._areas: dict[str, dict[int, float]] = {}
 
     def _read_list(self, name: str) -> list[str]:
-        path = _first(self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line")
+        path = _first(
+            self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line"
+        )
         ids = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         if not ids:
             raise ValueError(f"{path} lists no id; expected one id per line, e.g. '0001'")
         for sample_id in ids:
             if not _ID.fullmatch(sample_id) or ".." in sample_id or sample_id.startswith("."):
-                raise ValueError(f"{path}: id {sample_id!r} is not a plain file name; expected ids without '/', '..' or a suffix")
+                raise ValueError(
+                    f"{path}: id {sample_id!r} is not a plain file name; expected ids without '/', '..' or a suffix"
+                )
         seen = set()
         twice = next((s for s in ids if s in seen or seen.add(s)), None)
         if twice is not None:
@@ -57,7 +63,9 @@ class FolderDataset:
             path = self._images / (sample_id + suffix)
             if path.is_file():
                 return path
-        raise ValueError(f"image {self._images / sample_id}.jpg (or .png) is missing; add it or take the id off its list")
+        raise ValueError(
+            f"image {self._images / sample_id}.jpg (or .png) is missing; add it or take the id off its list"
+        )
 
     def check(self) -> None:
         """Looks for every listed file and for ids on both lists; opens none.
@@ -89,7 +97,9 @@ class FolderDataset:
             try:
                 return np.array((stored if mask.size == stored.size else turned).convert("RGB"))
             except OSError as error:
-                raise ValueError(f"{path} cannot be decoded ({error}); replace the file or take its id off the list") from error
+                raise ValueError(
+                    f"{path} cannot be decoded ({error}); replace the file or take its id off the list"
+                ) from error
 
     def mask(self, sample_id: str) -> np.ndarray:
         """Dataset ids uint8 (H, W), from a palette or an 8-bit grey PNG.
@@ -100,16 +110,22 @@ class FolderDataset:
         path = self._masks / f"{sample_id}.png"
         with _opened(path) as stored:
             if stored.mode not in ("L", "P"):
-                raise ValueError(f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids")
+                raise ValueError(
+                    f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids"
+                )
             try:
                 mask = np.array(stored)
             except OSError as error:
-                raise ValueError(f"{path} cannot be decoded ({error}); replace the file or take its id off the list") from error
+                raise ValueError(
+                    f"{path} cannot be decoded ({error}); replace the file or take its id off the list"
+                ) from error
         found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
         wrong = [int(v) for v in found if v > len(self.classes) and v != UNLABELED]
         if wrong:
-            raise ValueError(f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{len(self.classes)} "
-                             f"(the classes in order) or {UNLABELED} (unlabeled): renumber the mask or extend the class table")  # fmt: skip
+            raise ValueError(
+                f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{len(self.classes)} (the classes "
+                f"in order) or {UNLABELED} (unlabeled): renumber the mask or extend the class table"
+            )
         return mask
 
     def areas(self, sample_id: str) -> dict[int, float]:
@@ -129,7 +145,9 @@ def decode_image(path: Path) -> np.ndarray:
         try:
             return np.array(ImageOps.exif_transpose(stored).convert("RGB"))
         except OSError as error:
-            raise ValueError(f"{path} cannot be decoded ({error}); replace the file or take it out of the folder") from error
+            raise ValueError(
+                f"{path} cannot be decoded ({error}); replace the file or take it out of the folder"
+            ) from error
 
 
 def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
@@ -145,10 +163,14 @@ def _opened(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error}); replace the file or take its id off the list") from error
+        raise ValueError(
+            f"{path} is not a readable image ({error}); replace the file or take its id off the list"
+        ) from error
     if image.size[0] * image.size[1] > MAX_PIXELS:
         image.close()
-        raise ValueError(f"{path} has {image.size[0] * image.size[1]} pixels; expected at most {MAX_PIXELS}: shrink image and mask")
+        raise ValueError(
+            f"{path} has {image.size[0] * image.size[1]} pixels; expected at most {MAX_PIXELS}: shrink image and mask"
+        )
     return image
 
 

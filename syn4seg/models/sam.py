@@ -156,8 +156,8 @@ def resized_shape(height: int, width: int, longest: int) -> tuple[int, int]:
 class SamRefiner:
     """Masks for box hints from one Sam; the same masks as `SamPredictor` image by image, up to rounding.
 
-    Each box gets SAM's single mask (`multimask_output=False`), SAM's own advice for hints that are not ambiguous. On the
-    embedded world it beats the best of three by predicted IoU (MEASURED).
+    Each box gets SAM's single mask (`multimask_output=False`): SAM's own advice for hints that are not ambiguous, and
+    on the embedded world better than the best of three by predicted IoU (MEASURED).
     """
 
     def __init__(self, sam: Sam, device: str | torch.device = "cpu"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +41,9 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
     Args:
         name: "embedded", "resnet50", "resnet101", a transformers folder or hub id, or "package.module:factory", where
             `factory(weights: str)` returns a module with the attributes `channels`, `stride`, `mean` and `std`.
-        weights: path of a safetensors file or a tensors-only torch file, or "none" for random ones; transformers
-            backbones carry their own, a factory gets the string as it is.
+        weights: path of a safetensors file or a tensors-only torch file, or "none" for random ones; for the ResNets also
+            "imagenet" (torchvision downloads them); a factory gets the string as it is. Transformers backbones carry
+            their own.
 
     Raises:
         ValueError: unknown name, missing file, or weights of another network.
@@ -52,6 +54,10 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
         return _loaded(Backbone(_resnet(name), 2048, 8), name, weights)
     if ":" in name:
         return _from_factory(name, weights)
+    if weights != "none":
+        raise ValueError(
+            f"weights {weights!r} cannot be given for backbone {name!r}: a transformers backbone carries its own; leave it empty"
+        )
     return _from_transformers(name)
 
 
@@ -81,7 +87,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def _loaded(backbone: Backbone, name: str, weights: str) -> Backbone:
     if weights == "none":
         return backbone
-    state, own = read_tensors(weights), backbone.module.state_dict()
+    state = _imagenet(name) if weights == "imagenet" and name != "embedded" else read_tensors(weights)
+    own = backbone.module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     if missing:
@@ -120,7 +127,9 @@ class _Embedded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(self.stem(x))
-        coarse = F.interpolate(self.merge_coarse(self.coarse(fine)), fine.shape[2:], mode="bilinear", align_corners=False)
+        coarse = F.interpolate(
+            self.merge_coarse(self.coarse(fine)), fine.shape[2:], mode="bilinear", align_corners=False
+        )
         return F.relu(self.norm(self.merge_fine(fine) + coarse))
 
 
@@ -132,6 +141,18 @@ def _resnet(name: str) -> nn.Sequential:
 
     net = getattr(torchvision.models, name)(weights=None, replace_stride_with_dilation=[False, True, True])
     return nn.Sequential(OrderedDict((k, m) for k, m in net.named_children() if k not in ("avgpool", "fc")))
+
+
+def _imagenet(name: str) -> dict[str, Tensor]:
+    import torchvision
+
+    try:
+        return dict(
+            torchvision.models.get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.DEFAULT").get_state_dict()
+        )
+    except OSError as error:
+        raise ValueError(f"weights 'imagenet' of {name!r} cannot be downloaded ({error}); download the file of torchvision "
+                         "elsewhere and give its path") from error  # fmt: skip
 
 
 def _from_factory(name: str, weights: str) -> Backbone:
@@ -164,10 +185,12 @@ def _from_transformers(name: str) -> Backbone:
     from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
 
     try:  # AutoBackbone.from_pretrained asks the hub even for a folder, so the class is looked up here
-        net = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(name))].from_pretrained(name)
+        kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(name))]
+        net = kind.from_pretrained(name)
     except Exception as error:
-        raise ValueError(f"backbone {name!r} is unknown ({type(error).__name__}: {str(error)[:200]}); expected 'embedded', 'resnet50', "
-                         "'resnet101', a transformers AutoBackbone folder or hub id, or 'package.module:factory'") from error  # fmt: skip
+        known = "'embedded', 'resnet50', 'resnet101', a transformers AutoBackbone folder or hub id, or 'package.module:factory'"
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"backbone {name!r} is unknown ({reason}); expected {known}") from error
     module = _LastMap(net).eval()
     with torch.no_grad():
         probe = module(torch.zeros(1, 3, 224, 224))

@@ -67,7 +67,9 @@ class BaseSchedule:
     background_weight: float = 1.0
 
 
-def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how: Augmentation
+) -> tuple[np.ndarray, np.ndarray]:
     """One random view: uint8 (crop, crop, 3) and uint8 (crop, crop), 255 where the view leaves the image.
 
     Scale, rotation, mirror and crop are a single warp (bilinear for the image, nearest for the label).
@@ -92,16 +94,15 @@ def base_batch(dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, 
                how: Augmentation) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Augmented images uint8 (N, crop, crop, 3) and labels uint8 (N, crop, crop) with values 0..B and 255 only."""
     table = fold.to_base_index
-    views = [
-        augment(dataset.image(s), table[dataset.mask(s)], seeded("augment", seed, epoch, s), how) for s in ids
-    ]
+    views = [augment(dataset.image(s), table[dataset.mask(s)], seeded("augment", seed, epoch, s), how) for s in ids]
     return np.stack([v for v, _ in views]), np.stack([t for _, t in views])
 
 
 def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, schedule: BaseSchedule,
                how: Augmentation, seed: int, checkpoint: Path | None = None, freeze_backbone: bool = False,
                cache_features: bool = False, bfloat16: bool = False,
-               wrap: Callable[[Segmenter], Callable[[Tensor], Tensor]] | None = None, rank: int = 0, world: int = 1, progress: Callable[[dict], None] | None = None) -> Segmenter:  # fmt: skip
+               wrap: Callable[[Segmenter], Callable[[Tensor], Tensor]] | None = None, rank: int = 0, world: int = 1,
+               progress: Callable[[dict], None] | None = None) -> Segmenter:  # fmt: skip
     """Trains in place, on the device where the segmenter is, and returns it in eval mode.
 
     Args:
@@ -112,59 +113,73 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
         cache_features: with a frozen backbone, its output for each image and its mirror image (on the canvas of
             `how.crop` pixels) is computed once, float16, and the head trains on that; no other augmentation then.
         bfloat16: autocast to bfloat16.
-        wrap: makes the callable that computes logits from prepared images, e.g. DistributedDataParallel.
+        wrap: makes the callable that computes logits from prepared images, e.g. DistributedDataParallel; not with
+            cached features.
         rank: this process's number among `world`; it takes its share of every batch, the draws stay the same.
         progress: called after every epoch with epoch, epochs, loss and lr.
 
     Raises:
-        ValueError: the classifier's rows are not 1 + B, `cache_features` without `freeze_backbone`, fewer ids than a
-            batch, or a checkpoint of another training.
+        ValueError: the classifier's rows are not 1 + B, `cache_features` without `freeze_backbone` or with `wrap`, fewer
+            ids than a batch, or a checkpoint of another training.
     """
-    if len(segmenter.weight) != 1 + len(fold.base):
-        raise ValueError(f"the segmenter has {len(segmenter.weight)} classes; expected {1 + len(fold.base)} (background and base)")
-    if cache_features and not freeze_backbone:
-        raise ValueError("cache_features = true needs freeze_backbone = true: cached features cannot train a backbone")
-    if len(ids) < schedule.batch:
-        raise ValueError(f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images")
+    _check(segmenter, fold, ids, schedule, freeze_backbone, cache_features, wrap is not None)
     optimizer = _optimizer(segmenter, schedule, freeze_backbone)
     facts = {**asdict(schedule), "how": str(how), "seed": seed, "images": len(ids), "base": str(fold.base),
              "freeze": freeze_backbone, "cached": cache_features, "classifier": str(tuple(segmenter.weight.shape))}  # fmt: skip
     first = _resume(segmenter, optimizer, checkpoint, facts)
-    cache = _cache(segmenter, dataset, fold, ids, how.crop) if cache_features and first < schedule.epochs else None
-    forward = wrap(segmenter) if wrap else segmenter
-    steps, device = len(ids) // schedule.batch, segmenter.weight.device
+    if cache_features and first < schedule.epochs:
+        forward, batches = segmenter.head, _cached(segmenter, dataset, fold, ids, how.crop, seed)
+    else:
+        forward, batches = wrap(segmenter) if wrap else segmenter, _live(segmenter, dataset, fold, how, seed)
     for epoch in range(first, schedule.epochs):
         segmenter.train()
         if freeze_backbone:
             segmenter.backbone.eval()
-        order = [ids[i] for i in seeded("order", seed, epoch).permutation(len(ids))]
-        total = 0.0
+        order = [ids[int(i)] for i in seeded("order", seed, epoch).permutation(len(ids))]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seeded("dropout", seed, epoch, rank).integers(2**31)))
-            for step in range(steps):
-                done = (epoch * steps + step) / (schedule.epochs * steps)
-                factor = _rate(done, schedule.warmup)
-                background = schedule.background_weight + (1 - schedule.background_weight) * done
-                for group in optimizer.param_groups:
-                    group["lr"] = group["top"] * factor
-                mine = order[step * schedule.batch : (step + 1) * schedule.batch][rank::world]
-                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    if cache is not None:
-                        x, label = _cached_batch(cache, mine, epoch, seed, device)
-                        logits = segmenter.head(x)
-                    else:
-                        images, labels = base_batch(dataset, fold, mine, epoch, seed=seed, how=how)
-                        logits, label = forward(segmenter.prepare(images)), torch.from_numpy(labels).to(device)
-                loss = pixel_loss(upsample(logits.float(), (label.shape[1], label.shape[2])), label, background_weight=background)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += loss.item()
+            loss = _run_epoch(forward, batches, order, epoch, schedule, optimizer, bfloat16, rank, world)
         if rank == 0 and checkpoint is not None:
             _save(segmenter, optimizer, checkpoint, facts, epoch + 1)
         if progress:
-            progress({"epoch": epoch + 1, "epochs": schedule.epochs, "loss": total / steps, "lr": optimizer.param_groups[-1]["lr"]})
+            rate = optimizer.param_groups[-1]["lr"]
+            progress({"epoch": epoch + 1, "epochs": schedule.epochs, "loss": loss, "lr": rate})
     return segmenter.eval()
+
+
+def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseSchedule, frozen: bool, cached: bool,
+           wrapped: bool) -> None:  # fmt: skip
+    rows, wanted = len(segmenter.weight), 1 + len(fold.base)
+    if rows != wanted:
+        raise ValueError(f"the segmenter has {rows} classes; expected {wanted} (background and base)")
+    if cached and (wrapped or not frozen):
+        raise ValueError("cache_features = true needs freeze_backbone = true and one process: cached features train the head "
+                         "alone; switch cache_features off")  # fmt: skip
+    if len(ids) < schedule.batch:
+        raise ValueError(
+            f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images"
+        )
+
+
+def _run_epoch(forward: Callable[[Tensor], Tensor], batches: Batches, order: list[str], epoch: int, schedule: BaseSchedule,
+               optimizer: torch.optim.Optimizer, bfloat16: bool, rank: int, world: int) -> float:  # fmt: skip
+    """One pass over `order`; returns the mean loss of this rank."""
+    steps, total = len(order) // schedule.batch, 0.0
+    for step in range(steps):
+        done = (epoch * steps + step) / (schedule.epochs * steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["top"] * _rate(done, schedule.warmup)
+        x, label = batches(order[step * schedule.batch : (step + 1) * schedule.batch][rank::world], epoch)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            logits = forward(x)
+        background = schedule.background_weight + (1 - schedule.background_weight) * done
+        full = upsample(logits.float(), (label.shape[1], label.shape[2]))
+        loss = pixel_loss(full, label, background_weight=background)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    return total / steps
 
 
 def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bool) -> torch.optim.Optimizer:
@@ -186,34 +201,46 @@ def _rate(done: float, warmup: float) -> float:
     return (done / warmup if done < warmup else 1.0) * (1 - done) ** 0.9
 
 
-# ------------------------------------------------------------------------------------------------- cached features
-Cache = dict[str, tuple[Tensor, Tensor]]
+# --------------------------------------------------------------------------------------------------------- batches
+Batches = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
+"""(ids, epoch) -> what the network's trained part takes, and labels uint8 (N, H, W)."""
 
 
-def _cache(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], size: int) -> Cache:
-    """Per id: backbone output float16 (2, C, h, w) of image and mirror image, and their labels uint8 (2, size, size)."""
+def _live(segmenter: Segmenter, dataset: Dataset, fold: Fold, how: Augmentation, seed: int) -> Batches:
+    def batch(ids: Sequence[str], epoch: int) -> tuple[Tensor, Tensor]:
+        images, labels = base_batch(dataset, fold, ids, epoch, seed=seed, how=how)
+        return segmenter.prepare(images), torch.from_numpy(labels).to(segmenter.weight.device)
+
+    return batch
+
+
+def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], size: int, seed: int) -> Batches:
+    """Backbone outputs float16 of every image and its mirror image, computed here; a batch takes one of the two."""
     table, cache = fold.to_base_index, {}
     segmenter.eval()
     for sample_id in ids:
-        image, label = image_to_canvas(dataset.image(sample_id), size), label_to_canvas(table[dataset.mask(sample_id)], size)
-        pair = np.stack([image, image[:, ::-1]])
+        image = image_to_canvas(dataset.image(sample_id), size)
+        label = label_to_canvas(table[dataset.mask(sample_id)], size)
         with torch.no_grad():
-            features = segmenter.backbone(segmenter.prepare(pair)).half().cpu()
-        cache[sample_id] = (features, torch.from_numpy(np.stack([label, label[:, ::-1]])))
-    return cache
+            features = segmenter.backbone(segmenter.prepare(np.stack([image, image[:, ::-1]]))).half().cpu()
+        cache[sample_id] = features, torch.from_numpy(np.stack([label, label[:, ::-1]]))
 
+    def batch(ids: Sequence[str], epoch: int) -> tuple[Tensor, Tensor]:
+        sides = [int(seeded("mirror", seed, epoch, s).integers(2)) for s in ids]
+        x = torch.stack([cache[s][0][side] for s, side in zip(ids, sides, strict=True)])
+        label = torch.stack([cache[s][1][side] for s, side in zip(ids, sides, strict=True)])
+        return x.to(segmenter.weight.device).float(), label.to(segmenter.weight.device)
 
-def _cached_batch(cache: Cache, ids: Sequence[str], epoch: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    sides = [int(seeded("mirror", seed, epoch, s).integers(2)) for s in ids]
-    x = torch.stack([cache[s][0][side].float() for s, side in zip(ids, sides, strict=True)])
-    label = torch.stack([cache[s][1][side] for s, side in zip(ids, sides, strict=True)])
-    return x.to(device), label.to(device)
+    return batch
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
 def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path, facts: dict, epoch: int) -> None:
     partial = path.with_name(path.name + ".partial")
-    torch.save({"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict(), "facts": facts, "epoch": epoch}, partial)
+    torch.save(
+        {"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict(), "facts": facts, "epoch": epoch},
+        partial,
+    )
     os.replace(partial, path)
 
 
@@ -225,7 +252,9 @@ def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path |
     differs = {k: (state["facts"].get(k), v) for k, v in facts.items() if state["facts"].get(k) != v}
     if differs:
         key, (old, new) = next(iter(differs.items()))
-        raise ValueError(f"checkpoint {path} is of another training: {key} was {old}, now {new}; restore the setting or choose another path")
+        raise ValueError(
+            f"checkpoint {path} is of another training: {key} was {old}, now {new}; restore the setting or choose another path"
+        )
     segmenter.load_state_dict(state["segmenter"])
     optimizer.load_state_dict(state["optimizer"])
     return state["epoch"]

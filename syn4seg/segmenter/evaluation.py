@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import cv2
 import numpy as np
@@ -33,7 +33,19 @@ def class_iou(matrix: np.ndarray) -> np.ndarray:
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
-def metrics(matrix: np.ndarray, base: int, novel: int) -> dict[str, float | list[float]]:
+class Metrics(TypedDict):
+    """What `metrics` returns."""
+
+    base: float
+    base_with_background: float
+    novel: float
+    mean: float
+    total: float
+    harmonic: float
+    per_class: list[float]
+
+
+def metrics(matrix: np.ndarray, base: int, novel: int) -> Metrics:
     """Every figure of a GFSS table, as shares in [0, 1].
 
     Args:
@@ -46,7 +58,9 @@ def metrics(matrix: np.ndarray, base: int, novel: int) -> dict[str, float | list
         classes), harmonic = 2bn/(b+n), and per_class IoU. Absent classes are nan and left out of means.
     """
     if matrix.shape != (1 + base + novel,) * 2:
-        raise ValueError(f"confusion matrix is {matrix.shape}; expected {(1 + base + novel,) * 2} for {base} base and {novel} novel classes")
+        raise ValueError(
+            f"confusion matrix is {matrix.shape}; expected {(1 + base + novel,) * 2} for {base} base and {novel} novel classes"
+        )
     iou = class_iou(matrix)
     b, n = _mean(iou[1 : 1 + base]), _mean(iou[1 + base :])
     return {
@@ -86,7 +100,9 @@ def queries(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[st
     table = fold.to_index
     for start in range(0, len(ids), batch):
         part = ids[start : start + batch]
-        features = frozen_features(segmenter, np.stack([image_to_canvas(dataset.image(s), size) for s in part]), batch=batch)
+        features = frozen_features(
+            segmenter, np.stack([image_to_canvas(dataset.image(s), size) for s in part]), batch=batch
+        )
         for row, sample_id in zip(features, part, strict=True):
             label = table[dataset.mask(sample_id)]
             yield Query(row, label_to_canvas(label, size) if space == "canvas" else label, size)

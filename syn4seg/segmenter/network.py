@@ -37,7 +37,9 @@ class Classifier:
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (N, C, h, w) of features (N, D, h, w)."""
         if self.cosine:
-            return F.conv2d(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)[..., None, None]) * COSINE_SCALE
+            return (
+                F.conv2d(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)[..., None, None]) * COSINE_SCALE
+            )
         return F.conv2d(features, self.weight[..., None, None], self.bias)
 
 
@@ -78,13 +80,19 @@ class Segmenter(nn.Module):
         cosine: 10 x cosine classifier instead of a linear one.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: Backbone, classes: int, channels: int = 512, ppm_bins: tuple[int, ...] = (1, 2, 3, 6),
                  dropout: float = 0.1, cosine: bool = False):  # fmt: skip
         super().__init__()
         self.backbone, self.stride, self.cosine = backbone.module, backbone.stride, cosine
         self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins))
         self.bottleneck = nn.Sequential(
-            nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(), nn.Dropout2d(dropout)
+            nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Dropout2d(dropout),
         )
         head = nn.Conv2d(channels, classes, 1)
         self.weight, self.bias = nn.Parameter(head.weight.detach()[..., 0, 0]), nn.Parameter(torch.zeros(classes))
@@ -165,7 +173,9 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, dict]:
 
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"segmenter checkpoint {str(path)!r} does not exist; train the base stage first or correct the path")
+        raise ValueError(
+            f"segmenter checkpoint {str(path)!r} does not exist; train the base stage first or correct the path"
+        )
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -173,7 +183,9 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, dict]:
     except SafetensorError as error:
         raise ValueError(f"segmenter checkpoint {str(path)!r} is not a safetensors file ({error})") from error
     if "network" not in header:
-        raise ValueError(f"{str(path)!r} is no segmenter checkpoint: its header has no 'network'; expected a file of `save_segmenter`")
+        raise ValueError(
+            f"{str(path)!r} is no segmenter checkpoint: its header has no 'network'; expected a file of `save_segmenter`"
+        )
     shape = json.loads(header["network"])
     net = Segmenter(load_backbone(shape["backbone"], "none"), shape["classes"], shape["channels"], tuple(shape["ppm_bins"]),
                     cosine=shape["cosine"])  # fmt: skip

@@ -63,7 +63,7 @@ class NovelSchedule:
 
     steps: int = 300
     per_step: dict[str, int] = field(default_factory=lambda: {"support": 4, "synthetic": 8, "replay": 4})
-    lr: float = 0.05
+    lr: float = 0.1
     bottleneck_lr: float = 1e-4
     background_weight: float = 1.0
     distill: float = 1.0
@@ -104,7 +104,8 @@ def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: i
     base_rows = 1 + base_classes
     base = Classifier(start.weight[:base_rows].detach(), start.bias[:base_rows].detach(), start.cosine)
     frozen = copy.deepcopy(bottleneck).eval() if bottleneck is not None else None
-    now = Classifier(*(t.detach().clone().requires_grad_() for t in (start.weight, start.bias)), start.cosine)
+    weight, bias = (t.detach().clone().requires_grad_() for t in (start.weight, start.bias))
+    now = Classifier(weight, bias, start.cosine)
     optimizer = _optimizer(now, base, bottleneck, schedule)
     for step in range(schedule.steps):
         batch = [s for kind, pool in pools.items() for s in _draw(pool, kind, step, schedule.per_step[kind], seed)]
@@ -118,7 +119,9 @@ def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: i
         if schedule.distill > 0:
             with torch.no_grad():
                 before = base(f if frozen is None else frozen(x))
-            loss = loss + schedule.distill * distillation(logits, before, _surely_not_novel(label, base_rows, x.shape[2:]))
+            loss = loss + schedule.distill * distillation(
+                logits, before, _surely_not_novel(label, base_rows, x.shape[2:])
+            )
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * (0.5 + 0.5 * math.cos(math.pi * step / schedule.steps))
         optimizer.zero_grad()
@@ -143,7 +146,9 @@ def _pools(samples: Sequence[Sample], schedule: NovelSchedule, rows: int) -> dic
     pools = {kind: sorted((s for s in samples if s.kind == kind), key=lambda s: s.sample_id) for kind in wanted}
     pools = {kind: pool for kind, pool in pools.items() if pool}
     if not pools:
-        raise ValueError(f"the novel stage got no sample of the kinds in per_step = {schedule.per_step}; give it support images at least")
+        raise ValueError(
+            f"the novel stage got no sample of the kinds in per_step = {schedule.per_step}; give it support images at least"
+        )
     return pools
 
 
@@ -155,7 +160,9 @@ def _draw(pool: list[Sample], kind: str, step: int, count: int, seed: int) -> li
     return [pool[orders[p // len(pool)][p % len(pool)]] for p in places]
 
 
-def _optimizer(now: Classifier, base: Classifier, bottleneck: nn.Module | None, schedule: NovelSchedule) -> torch.optim.Adam:
+def _optimizer(
+    now: Classifier, base: Classifier, bottleneck: nn.Module | None, schedule: NovelSchedule
+) -> torch.optim.Adam:
     rate = schedule.lr * base.weight.square().mean().sqrt().item()
     groups = [{"params": [now.weight, now.bias], "lr": rate, "top": rate}]
     if bottleneck is not None:

@@ -1,0 +1,164 @@
+"""The stages between the networks: checks before anything loads, the plan, registration, results."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from syn4seg.config import load
+from syn4seg.rundir import RunDir, noise_seed
+from syn4seg.segmenter.evaluation import metrics
+from syn4seg.stages.novel import ROWS, NovelStage, rows_of
+from syn4seg.stages.plan import make_plan
+from syn4seg.stages.results import spread, summarise
+from syn4seg.stages.setup import check, support_of
+from syn4seg.stages.support import Registration
+
+
+def test_the_plan_does_not_depend_on_placement_and_names_every_noise_seed(prepared, small, tmp_path):
+    run, _ = prepared
+    config = load(None, [*small, "placement.synthesis.size=7", "placement.synthesis.batch=64"])
+    other = RunDir(tmp_path / "other")
+    other.open(config)
+    make_plan(config, other, check(config)[1], lambda _: None)
+    plan = pq.read_table(run.plan)
+    assert plan.equals(pq.read_table(other.plan))
+    for row in plan.to_pylist():
+        assert row["noise_seed"] == noise_seed(config.seed, row["sample_id"])
+
+
+def test_ids_and_seeds_of_a_class_do_not_change_when_more_images_are_asked_for(prepared, small, tmp_path):
+    run, _ = prepared
+    config = load(None, [*small, "synthesis.images_per_class=5", "prompts.bank_size=5"])
+    more = RunDir(tmp_path / "more")
+    more.open(config)
+    make_plan(config, more, check(config)[1], lambda _: None)
+    few, many = ({r["sample_id"]: (r["prompt"], r["noise_seed"]) for r in pq.read_table(p.plan).to_pylist()} for p in (run, more))
+    assert few.items() <= many.items()
+
+
+def test_prompts_of_a_bank_are_pairwise_less_similar_than_lambda(prepared, small):
+    from syn4seg.models.generators import EmbeddingStore
+    from syn4seg.prompts.bank import unit_rows
+
+    run, _ = prepared
+    rows = [r for r in pq.read_table(run.plan).to_pylist() if r["bank"] == "hdig"]
+    store, limit = EmbeddingStore(run.embeddings), load(None, small).prompts.lambda_prompt
+    for class_id in {r["class_id"] for r in rows}:
+        used = sorted({r["prompt_row"] for r in rows if r["class_id"] == class_id})
+        cosine = np.triu(unit_rows(store.rows(used).pooled) @ unit_rows(store.rows(used).pooled).T, 1)
+        assert cosine.max() < limit
+
+
+def test_support_is_never_a_query_and_draws_are_named(small):
+    config = load(None, small)
+    dataset, fold = check(config)
+    first, again, other = (support_of(config, dataset, fold, d) for d in (0, 0, 1))
+    assert first == again != other
+    for ids in (*first.values(), *other.values()):
+        assert not set(ids) & set(dataset.val)
+
+
+def test_registration_survives_its_file(fresh, small):
+    run, names = fresh
+    made = Registration.load(run.draw(0))
+    assert made.weight.shape == made.prototypes.shape == (17, 128)
+    assert made.thresholds == {13: 0.5, 14: 0.5, 15: 0.5, 16: 0.5}
+    assert np.allclose(np.linalg.norm(made.prototypes[13:], axis=1), 1, atol=1e-5)
+    facts = json.loads(run.draw(0).support_json.read_text())
+    assert set(facts["support"]) == set(names[13:])
+    with pytest.raises(ValueError, match="missing; run `syn4seg refine`"):
+        Registration.load(run.draw(5))
+
+
+def test_a_support_quantile_gives_thresholds_between_the_extremes(fresh, small):
+    from syn4seg.stages.support import _thresholds, support_samples
+
+    run, _ = fresh
+    limits = {}
+    for q in (0.0, 0.5, 1.0):
+        config = load(None, [*small, f"labeling.lambda_keep={{support_quantile: {q}}}", "data.shots=2"])
+        dataset, fold = check(config)
+        stage = NovelStage(config, run, dataset, fold)
+        samples = support_samples(config, stage.segmenter, dataset, fold, support_of(config, dataset, fold, 0))
+        limits[q] = _thresholds(config, fold, samples)
+    for k in limits[0.0]:
+        assert -1 <= limits[0.0][k] <= limits[0.5][k] <= limits[1.0][k] <= 1
+
+
+def test_rows_train_on_the_bank_and_the_label_column_that_the_table_says(fresh, small):
+    run, _ = fresh
+    config = load(None, small)
+    dataset, fold = check(config)
+    stage = NovelStage(config, run, dataset, fold)
+    labels = {s: np.full((1, 64, 64), i, np.uint8) for i, s in enumerate(("draft", "kept", "relabeled", "label"))}
+    for bank in ("hdig", "class_name"):
+        for reason in ("", "target_too_small"):
+            stage.add(0, {"sample_id": [f"{bank}-{reason or 'ok'}"], "bank": [bank], "reason": [reason],
+                          "image": np.zeros((1, 64, 64, 3), np.uint8), **labels})  # fmt: skip
+    expected = {"class_name_raw": ["class_name-ok", "class_name-target_too_small"], "hdig_raw": ["hdig-ok", "hdig-target_too_small"],
+                "apf": ["hdig-ok", "hdig-target_too_small"], "apf_apr": ["hdig-ok"], "syn4seg": ["hdig-ok"]}  # fmt: skip
+    for number, (row, ids) in enumerate(expected.items()):
+        found = stage.synthetic(0, row)
+        assert [s.sample_id for s in found] == ids
+        assert {int(s.label[0, 0]) for s in found} == {max(0, number - 1)}
+    assert [r for r in ROWS if r not in expected] == ["support_only"]
+
+
+def test_imported_runs_have_no_class_name_row(small, tmp_path):
+    assert "class_name_raw" in rows_of(load(None, small))
+    assert "class_name_raw" not in rows_of(load(None, [*small, "synthesis.class_name_bank=false"]))
+    assert "class_name_raw" not in rows_of(load(None, [*small, "synthesis.source=folder", f"synthesis.root={tmp_path}"]))
+
+
+def test_spread_leaves_nan_out_and_counts_what_is_left():
+    assert spread([1.0, float("nan"), 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5), "n": 2}
+    assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "n": 1}
+    assert spread([float("nan")]) == {"mean": None, "std": None, "n": 0}
+
+
+def test_results_are_means_of_the_metrics_of_each_draw(small):
+    config = load(None, small)
+    _, fold = check(config)
+    rng = np.random.default_rng(1)
+    matrices = {d: {row: rng.integers(0, 99, (17, 17)) for row in rows_of(config)} for d in (0, 1, 2)}
+    results = summarise(config, fold, matrices)
+    for name, row in (("syn4seg", "syn4seg"), ("apr", "apf_apr")):
+        each = [metrics(matrices[d][row], 12, 4)["harmonic"] for d in (0, 1, 2)]
+        assert results["rows"][name]["harmonic"] == {"mean": pytest.approx(np.mean(each)), "std": pytest.approx(np.std(each, ddof=1)), "n": 3}
+
+
+def test_a_class_name_that_would_leave_the_run_directory_is_refused_before_anything_is_written(tmp_path, small):
+    from PIL import Image
+
+    root = tmp_path / "data"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for sample in ("a", "b"):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(root / "images" / f"{sample}.png")
+        Image.fromarray(np.ones((32, 32), np.uint8)).save(root / "masks" / f"{sample}.png")
+    (root / "train.txt").write_text("a\n")
+    (root / "val.txt").write_text("b\n")
+    (root / "classes.json").write_text(json.dumps({"classes": ["../../x", "y"], "folds_novel": [["../../x"], ["y"]]}))
+    config = load(None, ["data.source=folder", f"data.root={root}", "base.checkpoint=train"])
+    with pytest.raises(ValueError, match=r"class '\.\./\.\./x': cannot be part of a file name"):
+        check(config)
+
+
+def test_a_generator_of_the_embedded_world_is_not_asked_for_other_classes(tmp_path):
+    from PIL import Image
+
+    root = tmp_path / "data"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for sample in ("a", "b"):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(root / "images" / f"{sample}.png")
+        Image.fromarray(np.ones((32, 32), np.uint8)).save(root / "masks" / f"{sample}.png")
+    (root / "train.txt").write_text("a\n")
+    (root / "val.txt").write_text("b\n")
+    (root / "classes.json").write_text(json.dumps({"classes": ["dog", "cat"], "folds_novel": [["dog"], ["cat"]]}))
+    with pytest.raises(ValueError, match=r"synthesis\.model=renderer: cannot draw 'dog'"):
+        check(load(None, ["data.source=folder", f"data.root={root}", "base.checkpoint=train"]))
