@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actors.graph import check_placement, stream
 from actors.placement import Stage, run_stream
@@ -20,7 +19,7 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
 from syn4seg.stages.base import make_base
 from syn4seg.stages.novel import NovelStage, load_classifier, read_rows, rows_of
-from syn4seg.stages.plan import make_plan
+from syn4seg.stages.plan import make_plan, planned
 from syn4seg.stages.results import write_manifest, write_results
 from syn4seg.stages.setup import draws_of
 
@@ -99,10 +98,7 @@ class Pipeline:
         Raises:
             ValueError: some have none.
         """
-        if not self.run.plan.is_file():
-            raise ValueError(f"{self.run.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration first")
-        plan = pq.read_table(self.run.plan, columns=["sample_id", "class_id", "bank", "padding"])
-        plan = plan.filter(pa.compute.invert(pa.compute.field("padding"))).drop_columns(["padding"])
+        plan = planned(self.run).select(["sample_id", "class_id", "bank"])
         missing = set(plan["sample_id"].to_pylist()) - self.run.draw(draw).done()
         if missing:
             raise ValueError(f"{self.run.root}: {len(missing)} of {plan.num_rows} samples of draw {draw} have no label yet; run "

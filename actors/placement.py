@@ -103,7 +103,7 @@ def connect(placement: Placement) -> None:
         return
     if placement.address == "local":
         cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                  object_store_memory=512 * 2**20, _node_ip_address="127.0.0.1")  # fmt: skip
         return
     if ":" in placement.address and "://" not in placement.address:
@@ -114,7 +114,7 @@ def connect(placement: Placement) -> None:
             raise ValueError(f"placement.address={placement.address}: nothing answers there ({error}); start the cluster, "
                              "or use `local`") from None  # fmt: skip
     try:
-        ray.init(address=placement.address, logging_level="ERROR")
+        ray.init(address=placement.address, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise ValueError(f"placement.address={placement.address}: {error}; start a cluster (`ray start --head`), "
                          "or use `local`") from None  # fmt: skip
@@ -172,7 +172,8 @@ def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int) -> Iter
     stream = source(rows, rows_per_block)
     for stage in stages:
         stream = through(stream, stage)
-    yield from stream.iter_batches(batch_size=None, batch_format="numpy")
+    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+        yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def run_inline(rows: pa.Table, stages: list[Stage], rows_per_block: int) -> Iterator[dict[str, Any]]:

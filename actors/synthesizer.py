@@ -43,7 +43,7 @@ class Synthesizer:
             at = np.flatnonzero(rows["batch"] == number)
             missing = []
             for i in at[rows["todo"][at]]:
-                path = self.run.image(self.names[rows["class_id"][i]], rows["sample_id"][i])
+                path = self.run.image(self.names[rows["class_id"][i]], str(rows["sample_id"][i]))
                 if path.is_file():
                     images[i] = read_image(path)
                 else:

@@ -111,7 +111,8 @@ def main() -> None:
                 for key, value in values.items():
                     quality.setdefault(stage, {}).setdefault(key, []).append(value)
     result = about | {
-        "data": "Clothing Co-Parsing, 24 classes, 4 folds of 6 novel; ImageNet MobileNetV2, frozen", "shots": found["protocol"]["shots"],
+        "data": "Clothing Co-Parsing, 24 classes, 4 folds of 6 novel; ImageNet MobileNetV2, frozen",
+        "shots": found["protocol"]["shots"],
         "folds": args.folds, "draws": args.draws, "imported_per_class": args.per_class, "overrides": args.overrides,
         "rows": {row: {m: spread(v) for m, v in values.items()} for row, values in rows.items()},
         "rows_spread": "standard deviation over folds of the mean over draws", "per_fold": per_fold,

@@ -51,7 +51,8 @@ class Terminal:
     def bar(self, title: str) -> Iterator[Callable[..., None]]:
         """A bar with rate and time left; yields a callable (done, total, reasons=None)."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-                   TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[extra]}"))  # fmt: skip
+                   TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.fields[extra]}"))  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(title, total=None, rate="", extra="")
 
@@ -129,11 +130,11 @@ def diagnose() -> bool:
                        (weights_folder() / "embedded-sd3", "small Stable Diffusion 3")):  # fmt: skip
         there = path.exists()
         well &= there or "Diffusion" in what
-        console.print(f"[green]ok[/green]      {what}" if there else f"[red]missing[/red] {what}: reinstall the package, or build it with "
-                      "python -m syn4seg.models.build")  # fmt: skip
+        remedy = "reinstall the package, or build it with python -m syn4seg.models.build"
+        console.print(f"[green]ok[/green]      {what}" if there else f"[red]missing[/red] {what}: {remedy}")
     token = any(os.environ.get(k) for k in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    console.print("[green]ok[/green]      HF_TOKEN is set" if token else "[yellow]note[/yellow]    HF_TOKEN is not set: needed only to download "
-                  "gated weights (Stable Diffusion 3.5)")  # fmt: skip
+    unset = "[yellow]note[/yellow]    HF_TOKEN is not set: needed only to download gated weights (Stable Diffusion 3.5)"
+    console.print("[green]ok[/green]      HF_TOKEN is set" if token else unset)
     free = shutil.disk_usage(".").free / 2**30
     console.print(f"{'[green]ok[/green]     ' if free > 2 else '[red]low[/red]    '} {free:.1f} GiB free here")
     return well

@@ -38,7 +38,7 @@ def test_too_many_cpus_are_refused_with_the_numbers_and_what_would_fit():
 
 
 def test_one_cpu_is_always_left_for_reading():
-    with pytest.raises(ValueError, match="needs 2.5 CPUs"):
+    with pytest.raises(ValueError, match=r"needs 2\.5 CPUs"):
         preflight([stage("synthesis", cpus=1.0), stage("labeling", cpus=0.5)], [{"CPU": 2.0}])
 
 

@@ -114,7 +114,12 @@ def test_samples_lost_in_the_middle_of_a_batch_come_back_with_the_same_bytes(fre
 @pytest.mark.slow
 def test_the_ray_stream_gives_the_same_bytes_as_the_plain_loop(fresh, small, reference, ray_cluster):
     run, names = fresh
-    keys = ["placement.runner=ray", "placement.synthesis.size=2", "placement.synthesis.batch=5", "placement.labeling.batch=3"]
+    keys = [
+        "placement.runner=ray",
+        "placement.synthesis.size=2",
+        "placement.synthesis.batch=5",
+        "placement.labeling.batch=3",
+    ]
     assert finish(load(None, [*small, *keys]), run, names) == reference
 
 

@@ -10,7 +10,9 @@ import pytest
 
 
 def syn4seg(*words: str, cwd=None) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "syn4seg.cli", *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "syn4seg.cli", *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,9 @@ def test_verify_prints_the_digest_and_fails_on_damage(finished, tmp_path):
 
 def test_the_same_command_again_changes_nothing(finished, small):
     out, _ = finished
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} | {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} | {
+        p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")
+    }
     results = json.loads((out / "results.json").read_text())
     assert syn4seg("run", *small, "data.draws=2", "--out", out).returncode == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before

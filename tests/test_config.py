@@ -90,6 +90,16 @@ def test_a_key_changes_the_fingerprint_of_exactly_the_stages_behind_it(override,
     assert {s for s in STAGES if fingerprint(other, s) != fingerprint(Config(), s)} == changed
 
 
+def _changed(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return [2]
+    if isinstance(value, int):
+        return value + 16
+    return value / 2 + 0.01 if isinstance(value, float) else value + "x"
+
+
 def test_every_science_key_is_in_some_fingerprint():
     samples = {
         "data.source": "folder", "data.root": "x", "synthesis.source": "folder", "synthesis.root": "y", "segmenter.weights": "w",
@@ -105,8 +115,7 @@ def test_every_science_key_is_in_some_fingerprint():
         value = tree[section][name] if section else tree[name]
         other = samples.get(key)
         if other is None:
-            other = (not value) if isinstance(value, bool) else [2] if isinstance(value, list) else value + 16 if isinstance(value, int) \
-                else value / 2 + 0.01 if isinstance(value, float) else value + "x"  # fmt: skip
+            other = _changed(value)
         extra = {"data": {"root": "x"}, "synthesis": {"root": "y"}, "base": {"checkpoint": "train"}}
         before = Config.model_validate({k: dict(v) for k, v in extra.items()})
         changed = {k: dict(v) for k, v in extra.items()}

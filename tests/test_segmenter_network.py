@@ -80,5 +80,13 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
         load_segmenter(tmp_path / "other.safetensors")
 
 
-def test_upsampling_keeps_constants_and_reaches_the_shape():
-    assert torch.allclose(upsample(torch.full((1, 2, 3, 3), 4.0), (7, 5)), torch.full((1, 2, 7, 5), 4.0))
+@pytest.mark.parametrize("shape", [(7, 5), (12, 16), (2, 2), (3, 4)])
+def test_upsampling_is_bilinear_interpolation_and_so_is_its_gradient(shape):
+    x = torch.randn(2, 3, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = upsample(x, shape)
+    expected = torch.nn.functional.interpolate(x, shape, mode="bilinear", align_corners=False)
+    assert torch.allclose(found, expected, atol=1e-6)
+    weight = torch.arange(found.numel()).reshape(found.shape) / 100
+    (ours,) = torch.autograd.grad((found * weight).sum(), x)
+    (theirs,) = torch.autograd.grad((expected * weight).sum(), x)
+    assert torch.allclose(ours, theirs, atol=1e-4)

@@ -36,7 +36,9 @@ def test_ids_and_seeds_of_a_class_do_not_change_when_more_images_are_asked_for(p
     more = RunDir(tmp_path / "more")
     more.open(config)
     make_plan(config, more, check(config)[1], lambda _: None)
-    few, many = ({r["sample_id"]: (r["prompt"], r["noise_seed"]) for r in pq.read_table(p.plan).to_pylist()} for p in (run, more))
+    few, many = (
+        {r["sample_id"]: (r["prompt"], r["noise_seed"]) for r in pq.read_table(p.plan).to_pylist()} for p in (run, more)
+    )
     assert few.items() <= many.items()
 
 
@@ -99,7 +101,8 @@ def test_rows_train_on_the_bank_and_the_label_column_that_the_table_says(fresh, 
         for reason in ("", "target_too_small"):
             stage.add(0, {"sample_id": [f"{bank}-{reason or 'ok'}"], "bank": [bank], "reason": [reason],
                           "image": np.zeros((1, 64, 64, 3), np.uint8), **labels})  # fmt: skip
-    expected = {"class_name_raw": ["class_name-ok", "class_name-target_too_small"], "hdig_raw": ["hdig-ok", "hdig-target_too_small"],
+    expected = {"class_name_raw": ["class_name-ok", "class_name-target_too_small"],
+                "hdig_raw": ["hdig-ok", "hdig-target_too_small"],
                 "apf": ["hdig-ok", "hdig-target_too_small"], "apf_apr": ["hdig-ok"], "syn4seg": ["hdig-ok"]}  # fmt: skip
     for number, (row, ids) in enumerate(expected.items()):
         found = stage.synthetic(0, row)
@@ -111,7 +114,9 @@ def test_rows_train_on_the_bank_and_the_label_column_that_the_table_says(fresh, 
 def test_imported_runs_have_no_class_name_row(small, tmp_path):
     assert "class_name_raw" in rows_of(load(None, small))
     assert "class_name_raw" not in rows_of(load(None, [*small, "synthesis.class_name_bank=false"]))
-    assert "class_name_raw" not in rows_of(load(None, [*small, "synthesis.source=folder", f"synthesis.root={tmp_path}"]))
+    assert "class_name_raw" not in rows_of(
+        load(None, [*small, "synthesis.source=folder", f"synthesis.root={tmp_path}"])
+    )
 
 
 def test_spread_leaves_nan_out_and_counts_what_is_left():
@@ -128,7 +133,11 @@ def test_results_are_means_of_the_metrics_of_each_draw(small):
     results = summarise(config, fold, matrices)
     for name, row in (("syn4seg", "syn4seg"), ("apr", "apf_apr")):
         each = [metrics(matrices[d][row], 12, 4)["harmonic"] for d in (0, 1, 2)]
-        assert results["rows"][name]["harmonic"] == {"mean": pytest.approx(np.mean(each)), "std": pytest.approx(np.std(each, ddof=1)), "n": 3}
+        assert results["rows"][name]["harmonic"] == {
+            "mean": pytest.approx(np.mean(each)),
+            "std": pytest.approx(np.std(each, ddof=1)),
+            "n": 3,
+        }
 
 
 def test_a_class_name_that_would_leave_the_run_directory_is_refused_before_anything_is_written(tmp_path, small):

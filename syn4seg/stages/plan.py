@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from syn4seg.config import Config
@@ -33,6 +34,18 @@ def make_plan(config: Config, run: RunDir, fold: Fold, note: Callable[[str], Non
     else:
         table = _generated(config, run, fold, note)
     write_parquet(run.plan, table)
+
+
+def planned(run: RunDir) -> pa.Table:
+    """The plan without its padding: one row per sample.
+
+    Raises:
+        ValueError: there is no plan yet.
+    """
+    if not run.plan.is_file():
+        raise ValueError(f"{run.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration first")
+    table = pq.read_table(run.plan)
+    return table.filter(pc.field("padding") == False).drop_columns(["padding"])  # noqa: E712 - an Arrow expression
 
 
 def write_parquet(path, table: pa.Table) -> None:

@@ -15,7 +15,7 @@ from syn4seg.data.datasets import Fold
 from syn4seg.rundir import Draw, RunDir, pixel_digest, read_image, run_digest, write_json
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.novel import RESULT_NAMES, rows_of
-from syn4seg.stages.plan import write_parquet
+from syn4seg.stages.plan import planned, write_parquet
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic")
 
@@ -45,12 +45,12 @@ def verify(run: RunDir) -> tuple[str, list[str]]:
         raise ValueError(
             f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it"
         )
-    planned = pq.read_table(run.plan).filter(pa.compute.invert(pa.compute.field("padding")))["sample_id"].to_pylist()
+    wanted = set(planned(run)["sample_id"].to_pylist())
     rows, problems = [], []
     for path in manifests:
         draw = Draw(path.parent)
         table = pq.read_table(path).to_pylist()
-        for sample in sorted({*planned} ^ {row["sample_id"] for row in table}):
+        for sample in sorted(wanted ^ {row["sample_id"] for row in table}):
             problems.append(f"draw {draw.root.name}: {sample} is in the plan or the manifest, but not in both")
         for row in table:
             found = {key: _digest_of(run, draw, row, key) for key in ("image", *LABEL_STAGES) if row[key] is not None}
@@ -111,20 +111,19 @@ def protocol(config: Config, fold: Fold) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def funnel(run: RunDir, config: Config) -> dict[str, Any]:
+def funnel(run: RunDir) -> dict[str, Any]:
     """Counts per draw: planned, accepted, and each reason of rejection or quarantine."""
-    planned = pq.read_table(run.plan).filter(pa.compute.invert(pa.compute.field("padding"))).num_rows
     draws = {}
     for path in sorted(run.root.glob("draws/*/manifest.parquet")):
         counts = Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
         draws[path.parent.name] = {"accepted": counts.pop("", 0), "rejected": dict(sorted(counts.items()))}
-    return {"planned": planned, "draws": draws}
+    return {"planned": planned(run).num_rows, "draws": draws}
 
 
 def write_results(
     run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]
 ) -> dict[str, Any]:
     """Writes results.json and returns it."""
-    found = summarise(config, fold, matrices) | {"funnel": funnel(run, config)}
+    found = summarise(config, fold, matrices) | {"funnel": funnel(run)}
     write_json(run.results, found)
     return found

@@ -93,7 +93,7 @@ def check(config: Config) -> tuple[Dataset, Fold]:
     elif config.synthesis.model in EMBEDDED_MODELS:
         foreign = [name for name in novel if name not in CLASSES]
         if foreign:
-            raise ValueError(f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it knows {', '.join(CLASSES)}. "
+            raise ValueError(f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
                              "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder")  # fmt: skip
     if config.base.checkpoint == "shipped" and not shipped_base(config.data.fold).is_file():
         raise ValueError(
