@@ -41,7 +41,7 @@ class Data(Section):
     first_draw: Whole = 0
     """Number of the first support draw; draws are named, so draw 3 is the same in every run."""
     train_images: Count | None = None
-    """Use only the first N training images (embedded: how many exist; default 3000)."""
+    """Use only the first N training images (embedded: how many exist; default 6000)."""
     val_images: Count | None = None
     """Use only the first N query images (embedded: how many exist; default 300)."""
     min_support_area: Share = 0.02
@@ -116,16 +116,28 @@ class Segmenter(Section):
 class Base(Section):
     checkpoint: Literal["shipped", "train"] = "shipped"
     """`shipped`: the packaged checkpoint of the embedded world's fold. `train`: train from scratch in this run."""
-    epochs: Count = 30
+    epochs: Count = 5
     """Passes over the base training images."""
-    batch: Count = 16
+    batch: Count = 8
     """Images per step."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    """Initial learning rate of SGD; polynomial decay of power 0.9."""
-    head_factor: Annotated[float, Field(gt=0)] = 10.0
-    """Factor on the learning rate of everything behind the backbone."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """`sgd` (momentum 0.9) is the field's choice for pretrained backbones; `adamw` starts from nothing."""
+    lr: Annotated[float, Field(gt=0)] = 0.002
+    """Learning rate of the backbone; polynomial decay of power 0.9."""
+    head_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the learning rate of everything behind the backbone (10 in the field's SGD recipe)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay (1e-4 in the field's SGD recipe)."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    background_weight: Annotated[float, Field(gt=0)] = 0.2
+    """Factor on background pixels in the loss at the start, rising to 1; helps networks that start from nothing."""
+    scale: tuple[float, float] = (0.75, 1.33)
+    """Range of the random scale (0.5 to 2 in the field's recipe)."""
+    blur: Share = 0.0
+    """Chance of a Gaussian blur (0.5 in the field's recipe)."""
     crop: Count | None = None
-    """Side of the random crop in pixels; the image's own size when empty."""
+    """Side of the random crop in pixels; the canvas's own size when empty."""
 
 
 class SupportQuantile(Section):

@@ -18,9 +18,9 @@ BASE_MODEL = Classifier(DIRECTIONS[:3].clone(), torch.zeros(3))
 
 
 def _sample(number, kind, classes, *, labels=None, weight=None):
-    """Four strips whose features point along the directions of `classes`, plus noise."""
+    """Upright strips whose features point along the directions of `classes`, plus noise."""
     g = torch.Generator().manual_seed(number)
-    grid = torch.tensor(classes).repeat_interleave(GRID // 2 if len(classes) == 2 else GRID)[None].repeat(GRID, 1)
+    grid = torch.tensor(classes).repeat_interleave(GRID // len(classes))[None].repeat(GRID, 1)
     features = DIRECTIONS[grid].permute(2, 0, 1) + 0.3 * torch.randn(DIM, GRID, GRID, generator=g)
     told = torch.tensor(labels or classes)
     told = told.repeat_interleave(SIDE // len(classes))[None].repeat(SIDE, 1)
@@ -114,10 +114,10 @@ def test_a_merged_background_protects_the_objects_that_a_kind_leaves_unlabelled(
 
 def test_distillation_keeps_base_pixels_closer_to_the_base_model():
     lies = [_sample(i, "support", [1, 3], labels=[2, 3]) for i in range(2)]  # base class 1 told as 2
-    probe = _sample(77, "support", [1, 2]).features.float()[None]
+    probe = _sample(77, "support", [1]).features.float()[None]
     before = BASE_MODEL(probe).softmax(1)
     gaps = []
-    for weight in (0.0, 20.0):
+    for weight in (0.0, 10.0):
         schedule = dataclasses.replace(SCHEDULE, distill=weight)
         after = train_novel(_start(), lies, base_classes=BASE, schedule=schedule, seed=0)(probe).softmax(1)
         gaps.append((after[:, :3] - before).abs().mean().item())

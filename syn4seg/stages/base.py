@@ -44,10 +44,12 @@ def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progres
         run.log(stage="base", **facts)
 
     run.base.parent.mkdir(parents=True, exist_ok=True)
-    train_base(network, dataset, fold, dataset.train, schedule=BaseSchedule(base.epochs, base.batch, base.lr, base.head_factor),
-               how=Augmentation(base.crop or settings.size), seed=config.seed, freeze_backbone=settings.freeze_backbone,
-               cache_features=settings.freeze_backbone, checkpoint=run.base.with_name("base-training.pt"),
-               progress=report)  # fmt: skip
+    schedule = BaseSchedule(base.epochs, base.batch, base.lr, base.head_factor, base.weight_decay, base.optimizer, base.warmup,
+                            base.background_weight)  # fmt: skip
+    train_base(network, dataset, fold, dataset.train, schedule=schedule,
+               how=Augmentation(base.crop or settings.size, scale=base.scale, blur=base.blur), seed=config.seed,
+               freeze_backbone=settings.freeze_backbone, cache_features=settings.freeze_backbone,
+               checkpoint=run.base.with_name("base-training.pt"), progress=report)  # fmt: skip
     facts = {"fold": config.data.fold, "base": [fold.names[k - 1] for k in fold.base], "epochs": base.epochs}
     save_segmenter(network, run.base, backbone=settings.backbone, facts=facts)
 

@@ -43,7 +43,9 @@ def planned(run: RunDir) -> pa.Table:
         ValueError: there is no plan yet.
     """
     if not run.plan.is_file():
-        raise ValueError(f"{run.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration first")
+        raise ValueError(
+            f"{run.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration first"
+        )
     table = pq.read_table(run.plan)
     return table.filter(pc.field("padding") == False).drop_columns(["padding"])  # noqa: E712 - an Arrow expression
 

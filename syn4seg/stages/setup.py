@@ -12,7 +12,7 @@ from syn4seg.data.support import draw_support
 from syn4seg.rundir import checked_name
 
 EMBEDDED_MODELS = ("renderer", "embedded-sd3")
-EMBEDDED_TRAIN, EMBEDDED_VAL = 3000, 300
+EMBEDDED_TRAIN, EMBEDDED_VAL = 6000, 300
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
