@@ -1,4 +1,4 @@
-# Each target does all its set-up on a machine that has only Python (3.10 or newer) and make.
+# Each target does all its set-up on a machine that has only Python (3.11 or newer) and make.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=

@@ -192,8 +192,10 @@ class Novel(Section):
     """Replayed images per step."""
     synthetic_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the synthetic loss."""
+    confidence_weight: Share = 0.0
+    """How much the registered segmenter's confidence c weighs a synthetic pixel: 1 - this * (1 - c)."""
     background_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on pixels labelled background in the cross-entropy."""
+    """Factor on pixels of support images labelled background in the cross-entropy."""
     distillation: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the distillation to the base classifier on pixels that are not novel."""
 

@@ -111,6 +111,22 @@ def test_rows_train_on_the_bank_and_the_label_column_that_the_table_says(fresh, 
     assert [r for r in ROWS if r not in expected] == ["support_only"]
 
 
+def test_synthetic_pixels_are_trusted_as_far_as_the_registered_segmenter_is_sure(fresh, small):
+    run, _ = fresh
+    trust = {}
+    for g, w in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0)):
+        config = load(None, [*small, f"novel.confidence_weight={g}", f"novel.synthetic_weight={w}"])
+        dataset, fold = check(config)
+        stage = NovelStage(config, run, dataset, fold)
+        trust[g, w] = stage._trust(0, stage.replay[0].features)
+    assert trust[0.0, 1.0] is None
+    assert np.all(trust[0.0, 0.5] == 0.5)
+    sure = trust[1.0, 1.0].astype(float)
+    assert sure.min() > 1 / 17
+    assert sure.max() <= 1
+    assert np.allclose(trust[0.5, 1.0], 0.5 + 0.5 * sure, atol=2e-3)
+
+
 def test_imported_runs_have_no_class_name_row(small, tmp_path):
     assert "class_name_raw" in rows_of(load(None, small))
     assert "class_name_raw" not in rows_of(load(None, [*small, "synthesis.class_name_bank=false"]))

@@ -65,7 +65,8 @@ class NovelStage:
         self.segmenter = load_on_device(run, config.placement.device)
         self.replay = replay_samples(config, self.segmenter, dataset, fold)
         self.features: dict[str, Tensor] = {}
-        self.labels: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+        self.labels: dict[int, dict[str, dict[str, Any]]] = {}
+        self.registered: dict[int, Classifier] = {}
 
     def register(self, draw: int) -> Registration:
         """Round 0 of a draw."""
@@ -90,14 +91,28 @@ class NovelStage:
         from syn4seg.segmenter.novel import Sample
 
         bank, stage = ROWS[row]
-        weight = self.config.novel.synthetic_weight
         found = []
         for sample, columns in sorted(self.labels.get(draw, {}).items()):
             if columns["bank"] == bank and stage in columns:
-                label = columns[stage]
-                trust = None if weight == 1.0 else np.full(label.shape, weight, np.float16)
-                found.append(Sample(sample, self.features[sample], label, "synthetic", trust))
+                features = self.features[sample]
+                found.append(Sample(sample, features, columns[stage], "synthetic", self._trust(draw, features)))
         return found
+
+    def _trust(self, draw: int, features: Tensor) -> np.ndarray | None:
+        """Weight float16 (H, W) of each pixel of a synthetic image, or None where every weight is 1."""
+        novel, size = self.config.novel, self.config.segmenter.size
+        if novel.confidence_weight == 0:
+            return None if novel.synthetic_weight == 1 else np.full((size, size), novel.synthetic_weight, np.float16)
+        import torch
+
+        from syn4seg.segmenter.network import upsample
+
+        if draw not in self.registered:
+            self.registered[draw] = Registration.load(self.run.draw(draw)).classifier_on("cpu")
+        with torch.no_grad():
+            odds = upsample(self.registered[draw](features.float()[None]), (size, size)).softmax(1)
+        sure = odds[0].amax(0).numpy()
+        return (novel.synthetic_weight * (1 - novel.confidence_weight * (1 - sure))).astype(np.float16)
 
     def train(self, draw: int, done: Callable[[str], None]) -> None:
         """Trains every row of a draw that has no checkpoint yet."""
