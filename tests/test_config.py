@@ -94,7 +94,7 @@ def _changed(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, list):
-        return [2]
+        return value[::-1]
     if isinstance(value, int):
         return value + 16
     return value / 2 + 0.01 if isinstance(value, float) else value + "x"
@@ -103,7 +103,7 @@ def _changed(value):
 def test_every_science_key_is_in_some_fingerprint():
     samples = {
         "data.source": "folder", "data.root": "x", "synthesis.source": "folder", "synthesis.root": "y", "segmenter.weights": "w",
-        "base.checkpoint": "train", "base.crop": 32, "data.train_images": 9, "data.val_images": 9,
+        "base.checkpoint": "train", "base.crop": 32, "base.optimizer": "sgd", "data.train_images": 9, "data.val_images": 9,
         "data.base_in_support": "kept", "labeling.lambda_keep": 0.123,
     }  # fmt: skip
     free = {"name", "data.draws", "data.first_draw", "data.val_images", "prompts.agent"}

@@ -1,1 +1,1 @@
-"""The pretrained networks behind three small Protocols: ImageGenerator, FeatureExtractor, MaskRefiner."""
+"""The pretrained networks: image generators with their text encoders, and SAM."""
