@@ -74,7 +74,9 @@ class Pipeline:
 
     def base(self) -> None:
         """The base checkpoint."""
-        with self._timed("base"), self.display.bar("base stage") as progress:
+        shown = self.config.base.checkpoint == "train" and not self.run.base.is_file()
+        bar = self.display.bar("base stage") if shown else contextlib.nullcontext(lambda *_: None)
+        with self._timed("base"), bar as progress:
             make_base(self.config, self.run, self.dataset, self.fold, progress)
 
     def refine(self) -> dict[int, Counter]:

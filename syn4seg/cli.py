@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed (`verify`, `doctor`), 2 a user error (one c
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,18 +150,32 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+class Stopped(BaseException):
+    """Ctrl-C or a termination signal; a class of its own, because the command line library swallows KeyboardInterrupt."""
+
+
+def _stop(*_: object) -> None:
+    raise Stopped
+
+
 def main() -> None:
     """Entry point: user errors become one message and exit code 2, Ctrl-C becomes 130."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
-        app(standalone_mode=True)
+        app()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}; free space or rights on that path, then run the same "
-              "command again", file=sys.stderr)  # fmt: skip
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}; free space or rights there, then run the same command again",
+            file=sys.stderr,
+        )
         sys.exit(2)
-    except KeyboardInterrupt:
+    except Stopped:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 

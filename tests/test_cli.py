@@ -37,7 +37,7 @@ def test_help_loads_nothing_heavy():
         (["labeling.bta=1"], "did you mean labeling.beta"),
         (["absent.yaml"], "no such file"),
         (["data.fold=9"], "data.fold=9"),
-        (["data.shots=500"], "data.shots=500"),
+        (["data.shots=5000"], "data.shots=5000"),
         (["data.source=folder", "data.root=nowhere", "base.checkpoint=train"], "nowhere"),
         (["synthesis.source=folder", "synthesis.root=nowhere"], "no folder for class 'ball'"),
         (["refinement.model=missing.pth"], "refinement.model=missing.pth"),
@@ -124,6 +124,27 @@ def test_single_stages_in_order_equal_the_whole_job(finished, small, tmp_path):
     whole, parts = (json.loads((root / "results.json").read_text()) for root in (out, tmp_path / "run"))
     assert whole == parts
     assert syn4seg("verify", out).stdout == syn4seg("verify", tmp_path / "run").stdout
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_finishes(finished, small, tmp_path):
+    import signal
+    import time
+
+    out, _ = finished
+    keys = [*small, "data.draws=2", "--out", str(tmp_path / "run"), "--reuse", str(out)]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "syn4seg.cli", "run", *keys], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while job.poll() is None and not list((tmp_path / "run").glob("draws/0/records/*/*.json")):
+        time.sleep(0.05)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate()
+    assert job.returncode == 130
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert syn4seg("run", *keys).returncode == 0
+    assert syn4seg("verify", tmp_path / "run").stdout == syn4seg("verify", out).stdout
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads((out / "results.json").read_text())
 
 
 def test_config_prints_a_tree_that_loads_back(tmp_path):
