@@ -11,21 +11,17 @@ Times are the thread's CPU time (on an idle machine, wall time): the median, and
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from record import machine, write
 from scipy import ndimage
 
 from syn4seg.labeling.components import Components, components
@@ -34,7 +30,6 @@ from syn4seg.labeling.prototypes import normalised
 from syn4seg.labeling.refinement import Refined, refine_boundary
 from syn4seg.labeling.relabeling import Relabeled, relabel
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES, REPEATS, LOOP_REPEATS = (512, 1024), 60, 3
 CHANNELS, STRIDE = 512, 8
 BASE, NOVEL, TARGET = (1, 2, 3), (4, 5, 6), 5
@@ -229,36 +224,22 @@ def measure(size: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "date": datetime.date.today().isoformat(), "commit": done.stdout.strip() if done.returncode == 0 else "none",
-        "cpu": cpu, "cores": os.cpu_count(), "threads": 1, "load_before": round(os.getloadavg()[0], 2),
-        "numpy": np.__version__, "opencv": cv2.__version__, "channels": CHANNELS, "stride": STRIDE,
-    }  # fmt: skip
-
-
 def main() -> None:
     """Measures every size on one thread, prints a table and writes the dated result."""
     if os.environ.get("OMP_NUM_THREADS") != "1":  # read once, when NumPy loads its BLAS
         one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | one)
     cv2.setNumThreads(1)
-    result = machine() | {"images": [measure(size) for size in SIZES]}
+    result = machine() | {
+        "threads": 1, "numpy": np.__version__, "opencv": cv2.__version__, "channels": CHANNELS, "stride": STRIDE,
+        "images": [measure(size) for size in SIZES],
+    }  # fmt: skip
     print(f"{'size':>5} {'step':>5} {'ms':>8} {'best':>8} {'loop ms':>10} {'ratio':>7}")
     for image in result["images"]:
         for step, median in image["ms"].items():
             loop = f"{image['loop_ms'][step]:10.1f} {image['ratio'][step]:7.1f}"
             print(f"{image['size']:5} {step:>5} {median:8.2f} {image['best_ms'][step]:8.2f} {loop}")
-    out = ROOT / "benchmarks" / "results" / f"{result['date']}-label-arithmetic.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"load {result['load_before']}; wrote {out.relative_to(ROOT)}")
+    write("label-arithmetic", result)
 
 
 if __name__ == "__main__":

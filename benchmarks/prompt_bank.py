@@ -10,21 +10,16 @@ OMP_NUM_THREADS=1 are the figure to compare: two threads spin while they wait fo
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from record import machine, write
 
 from syn4seg.prompts.bank import accept_in_order, diversity
 
-ROOT = Path(__file__).resolve().parent.parent
 CANDIDATES, WIDTH, BANK, LAMBDA = 100_000, 2048, 5_000, 0.79
 LOOP_CANDIDATES = 8_000
 
@@ -63,22 +58,9 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def cpu_model() -> str:
-    """Name of the processor as Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def commit() -> str:
-    """Short hash of HEAD, or "none"."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else "none"
-
-
 def main() -> None:
     """Runs the three measurements and writes the dated result."""
+    about = machine()
     rows = sentences(CANDIDATES)
     data_mib, nothing = peak_mib(), rows[:0]
     started, cpu = time.perf_counter(), time.process_time()
@@ -92,9 +74,8 @@ def main() -> None:
     loop_cpu = time.process_time() - cpu
     assert blocked.tolist() == one_by_one, "the blocked decisions differ from the loop's"
     peak, quantiles = peak_mib(), np.quantile(decisions.similarity[1:], (0.05, 0.5, 0.95)).round(3).tolist()
-    result = {
-        "date": datetime.date.today().isoformat(), "commit": commit(), "cpu": cpu_model(), "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_before": round(os.getloadavg()[0], 2),
+    result = about | {
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "numpy": np.__version__, "candidates": CANDIDATES, "width": WIDTH, "lambda_prompt": LAMBDA,
         "examined": len(decisions.similarity), "accepted": len(decisions.accepted),
         "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2),
@@ -105,10 +86,8 @@ def main() -> None:
         "similarity_quantiles": dict(zip(("5 %", "50 %", "95 %"), quantiles, strict=True)),
         "diversity_of_the_bank": {k: round(v, 3) for k, v in diversity(rows[decisions.accepted]).items()},
     }  # fmt: skip
-    out = ROOT / "benchmarks" / "results" / f"{result['date']}-prompt-bank.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+    write("prompt-bank", result)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python docs/make_figure.py RUN
 
-Per class the sample whose label changed most between draft and final is shown. Colours are fixed per class index; white is unlabeled.
+Per class the sample whose label changed most between draft and final is shown. One colour per class index; white is unlabeled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from syn4seg.rundir import RunDir, read_image
 from syn4seg.schema import LABEL_STAGES, UNLABELED
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - the backend is chosen first
+import matplotlib.pyplot as plt
 
 TITLES = ("image", "draft", "kept (APF)", "relabeled (APR)", "label (SABR)")
 
