@@ -36,6 +36,7 @@ def test_help_loads_nothing_heavy():
     [
         (["labeling.bta=1"], "did you mean labeling.beta"),
         (["absent.yaml"], "no such file"),
+        (["beta"], "no such file"),
         (["data.fold=9"], "data.fold=9"),
         (["data.shots=5000"], "data.shots=5000"),
         (["data.source=folder", "data.root=nowhere", "base.checkpoint=train"], "nowhere"),
@@ -45,7 +46,9 @@ def test_help_loads_nothing_heavy():
     ],
 )
 def test_a_mistake_is_one_message_exit_code_2_and_no_directory(tmp_path, words, said):
-    done = syn4seg("run", *words, "placement.runner=inline", "--out", tmp_path / "run", cwd=tmp_path)
+    done = syn4seg(
+        "run", *words, "data.train_images=300", "placement.runner=inline", "--out", tmp_path / "run", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.startswith("error: ")
@@ -54,7 +57,7 @@ def test_a_mistake_is_one_message_exit_code_2_and_no_directory(tmp_path, words, 
 
 
 def test_an_impossible_placement_is_refused_at_once_with_the_numbers(tmp_path):
-    done = syn4seg("run", "placement.synthesis.size=999", "--out", tmp_path / "run")
+    done = syn4seg("run", "data.train_images=300", "placement.synthesis.size=999", "--out", tmp_path / "run")
     assert done.returncode == 2
     assert "placement needs" in done.stderr
     assert "placement.synthesis.size=" in done.stderr
