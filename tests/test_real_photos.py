@@ -1,4 +1,4 @@
-"""Real input: the folder data set on real photos with masks, beside the checkout; skipped, with the reason, where they are absent."""
+"""Real input: the folder data set on real photos with masks; skipped, with the reason, where they are absent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_images_and_masks_fit_and_hold_only_known_values(photos):
 
 def test_base_training_never_sees_a_novel_class_and_support_is_never_a_query(photos):
     config = load(None, [f"data.root={REFERENCE / 'ccp'}", "data.source=folder", "base.checkpoint=train", "data.train_images=40",
-                         "data.fold=1", "data.min_support_area=0.005", "synthesis.source=folder", "synthesis.root=unused"])  # fmt: skip
+                         "data.fold=1", "data.min_support_area=0.005", "synthesis.source=folder",
+                         "synthesis.root=unused"])  # fmt: skip
     fold = fold_of(photos, 1)
     for sample in photos.train[:20]:
         assert set(np.unique(fold.to_base_index[photos.mask(sample)])) <= {*range(19), 255}
