@@ -94,7 +94,6 @@ def connect(placement: Placement) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if placement.address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a loopback cluster of this one process
     import ray
@@ -104,7 +103,7 @@ def connect(placement: Placement) -> None:
     if placement.address == "local":
         cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                 object_store_memory=512 * 2**20, _node_ip_address="127.0.0.1")  # fmt: skip
+                 object_store_memory=2**30, _node_ip_address="127.0.0.1")  # fmt: skip
         return
     if ":" in placement.address and "://" not in placement.address:
         host, _, port = placement.address.rpartition(":")

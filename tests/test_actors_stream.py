@@ -205,20 +205,38 @@ def test_verify_sees_one_changed_pixel_a_missing_file_and_a_missing_record(fresh
     assert any("not in both" in line for line in verify(run)[1])
 
 
-def test_imported_images_of_any_size_are_labelled_and_a_bad_file_costs_one_row(tmp_path, fresh, small):
+def imported(run, small, folder, *keys):
+    """A plan of four images of four sizes and one file that is no image."""
     from syn4seg.stages.plan import make_plan
     from syn4seg.stages.setup import check
 
-    run, names = fresh
     for k, name in enumerate(("ball", "donut", "moon", "heart")):
-        write_image(tmp_path / "in" / name / "a.png", np.full((40 + 8 * k, 64, 3), 90, np.uint8))
-    (tmp_path / "in" / "moon" / "b.jpg").write_bytes(b"not an image")
-    config = load(None, [*small, "synthesis.source=folder", f"synthesis.root={tmp_path / 'in'}"])
-    _, fold = check(config)
+        write_image(folder / name / "a.png", np.full((40 + 8 * k, 64, 3), 90, np.uint8))
+    (folder / "moon" / "b.jpg").write_bytes(b"not an image")
+    config = load(None, [*small, "synthesis.source=folder", f"synthesis.root={folder}", *keys])
     run.plan.unlink()
-    make_plan(config, run, fold, quiet)
-    reasons = stream(config, run, names, 0, quiet)
+    make_plan(config, run, check(config)[1], quiet)
+    return config
+
+
+def test_imported_images_of_any_size_are_labelled_and_a_bad_file_costs_one_row(tmp_path, fresh, small):
+    run, names = fresh
+    reasons = stream(imported(run, small, tmp_path / "in"), run, names, 0, quiet)
     assert sum(reasons.values()) == 5
     assert [r for r in reasons if r.startswith("fault: import:") and "b.jpg" in r]
     assert read_image(run.draw(0).label("draft", "moon", "import-moon-00000")).shape == (56, 64)
     assert json.loads(run.draw(0).record("moon", "import-moon-00001").read_text())["reason"].startswith("fault")
+
+
+@pytest.mark.slow
+def test_images_of_different_sizes_go_through_ray_with_the_same_bytes(tmp_path, fresh, small, ray_cluster):
+    import shutil
+
+    from syn4seg.rundir import RunDir
+
+    run, names = fresh
+    shutil.copytree(run.root, tmp_path / "other")
+    other = RunDir(tmp_path / "other")
+    plain = imported(run, small, tmp_path / "in")
+    through_ray = imported(other, small, tmp_path / "in", "placement.runner=ray", "placement.refinement.batch=2")
+    assert finish(through_ray, other, names) == finish(plain, run, names)
