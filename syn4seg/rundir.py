@@ -1,6 +1,6 @@
 """The run directory: every path of a run, atomic writes, the plan, the records, the digest.
 
-    RUN/config.yaml provenance.json results.json metrics.jsonl log.txt prompts.parquet embeddings.safetensors plan.parquet
+    RUN/config.yaml provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
     RUN/images/CLASS/ID.png  quarantined/ID.json  checkpoints/base.safetensors
     RUN/draws/K/support.json  support.safetensors  manifest.parquet  checkpoints/ROW.safetensors
     RUN/draws/K/labels/CLASS/ID.png  stages/{draft,kept,relabeled}/CLASS/ID.png  records/CLASS/ID.json

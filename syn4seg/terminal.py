@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,8 +50,11 @@ class Terminal:
 
     @contextlib.contextmanager
     def bar(self, title: str) -> Iterator[Callable[..., None]]:
-        """A bar with rate and time left; yields a callable (done, total, reasons=None)."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+        """A bar with rate and time left (a line every ten seconds off a terminal); yields (done, total, reasons=None)."""
+        if not self.console.is_terminal:
+            yield self._lines(title)
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(),
                    TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[extra]}"))  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
@@ -58,11 +62,26 @@ class Terminal:
 
             def update(done: int, total: int, reasons: Counter | None = None) -> None:
                 speed = progress.tasks[0].speed
-                rejected = sum(n for reason, n in (reasons or {}).items() if reason)
-                progress.update(task, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "",
-                                extra=f"{rejected} rejected" if rejected else "")  # fmt: skip
+                progress.update(
+                    task, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "", extra=_rejected(reasons)
+                )
 
             yield update
+
+    def _lines(self, title: str) -> Callable[..., None]:
+        begun, first, said = time.time(), None, 0.0
+
+        def update(done: int, total: int, reasons: Counter | None = None) -> None:
+            nonlocal first, said
+            first = done if first is None else first
+            now = time.time()
+            if done < total and now - said < 10:
+                return
+            said, rate = now, (done - first) / max(now - begun, 1e-9)
+            left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
+            self.note(f"{title}: {done}/{total}, {rate:.2f}/s, {now - begun:.0f} s{left} {_rejected(reasons)}".rstrip())
+
+        return update
 
     def funnel(self, draw: int, reasons: Counter) -> None:
         """How many samples a draw accepted, and why the others were not."""
@@ -89,6 +108,11 @@ class Terminal:
         self.console.print(table)
         self.note(f"generator {about['generator']}; {about['replayed_base_images']} base images replayed; novel classes: "
                   f"{', '.join(about['novel'])}; spread: standard deviation over draws")  # fmt: skip
+
+
+def _rejected(reasons: Counter | None) -> str:
+    count = sum(n for reason, n in (reasons or {}).items() if reason)
+    return f"{count} rejected" if count else ""
 
 
 def _percent(value: dict[str, Any]) -> str:
