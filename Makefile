@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test lint docs clean
+.PHONY: run install test lint docs clean
 
 run: $(BIN)/.installed        ## the main job: the whole method on the embedded world
 	$(BIN)/syn4seg run embedded $(ARGS)
@@ -13,6 +13,8 @@ test: $(BIN)/.installed       ## the test suite
 
 lint: $(BIN)/.installed       ## style, import contracts, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/pyright
+
+install: $(BIN)/.installed    ## .venv with everything in it
 
 docs: $(BIN)/.installed       ## writes docs/config.md from the code
 	$(BIN)/python docs/make_config.py
