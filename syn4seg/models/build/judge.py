@@ -24,16 +24,19 @@ def targets(prompt: str) -> list[int]:
     return [next(i for i, choice in enumerate(choices) if choice in words) for choices in HEADS.values()]
 
 
+def _down(inner: int, outer: int) -> nn.Sequential:
+    """Two convolutions, the first with stride 2."""
+    return nn.Sequential(nn.Conv2d(inner, outer, 3, 2, 1), nn.BatchNorm2d(outer), nn.ReLU(),
+                         nn.Conv2d(outer, outer, 3, 1, 1), nn.BatchNorm2d(outer), nn.ReLU())  # fmt: skip
+
+
 class Judge(nn.Module):
     """Four strided convolutions and one linear head per word; images (N, 3, 64, 64) in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 32, 64, 96, 128)
-        self.body = nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU(), nn.Conv2d(b, b, 3, 1, 1), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths, widths[1:], strict=False)
-        ))  # fmt: skip
+        self.body = nn.Sequential(*map(_down, widths, widths[1:]))
         self.heads = nn.ModuleList(nn.Linear(128, len(choices)) for choices in HEADS.values())
 
     def forward(self, x: Tensor) -> list[Tensor]:
