@@ -162,6 +162,7 @@ def main() -> None:
     """Entry point: user errors become one message and exit code 2, Ctrl-C becomes 130."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    sys.path.insert(0, str(Path.cwd()))  # segmenter.backbone may name a module of the user's
     try:
         app()
     except ValueError as error:

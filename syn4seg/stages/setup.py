@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from syn4seg.config import Config
@@ -99,12 +100,29 @@ def check(config: Config) -> tuple[Dataset, Fold]:
         raise ValueError(
             f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train"
         )
+    _check_backbone(config)
     if config.refinement.model == "embedded-sam":
         return dataset, fold
     if not Path(config.refinement.model).exists():
         raise ValueError(f"refinement.model={config.refinement.model}: no such file; expected embedded-sam or a checkpoint file "
                          "of segment-anything (ViT-B, L or H)")  # fmt: skip
     return dataset, fold
+
+
+def _check_backbone(config: Config) -> None:
+    """The backbone's module can be found and its weights are there."""
+    name, weights = config.segmenter.backbone, config.segmenter.weights
+    package, sign, _ = name.partition(":")
+    if sign:
+        try:
+            found = importlib.util.find_spec(package)
+        except ImportError:
+            found = None
+        if found is None:
+            raise ValueError(f"segmenter.backbone={name}: there is no module {package}; expected package.module:factory, importable "
+                             "from the directory in which you run")  # fmt: skip
+    if weights not in (None, "none", "imagenet") and not Path(weights).exists():
+        raise ValueError(f"segmenter.weights={weights}: no such file; expected a weights file, `imagenet` or nothing")
 
 
 def weights_folder() -> Path:
