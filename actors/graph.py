@@ -30,8 +30,9 @@ def pools(config: Config) -> dict[str, Pool]:
     """The pool of each stage; generator calls take whole planned batches."""
     place, planned = config.placement, config.synthesis.batch
     whole = math.ceil(place.synthesis.batch / planned) * planned
+    writing = Pool(batch=place.refinement.batch, cpus=min(0.25, place.refinement.cpus))
     return {"synthesis": place.synthesis.model_copy(update={"batch": whole}), "labeling": place.labeling,
-            "refinement": place.refinement}  # fmt: skip
+            "refinement": place.refinement, "writing": writing}  # fmt: skip
 
 
 def check_placement(config: Config) -> None:
@@ -41,9 +42,14 @@ def check_placement(config: Config) -> None:
         preflight([Stage(Labeler, {}, pool, name) for name, pool in pools(config).items()], node_resources())
 
 
+def device_of(config: Config, pool: Pool) -> str:
+    """`auto` means the GPU for a pool that asks for one, else the CPU; the same with and without Ray."""
+    return ("cuda" if pool.gpus else "cpu") if config.placement.device == "auto" else config.placement.device
+
+
 def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None) -> list[Stage]:
     """The stages of one pass: images only (`draw` None), or images and every label of one support draw."""
-    pool, root, device = pools(config), str(run.root.absolute()), config.placement.device
+    pool, root = pools(config), str(run.root.absolute())
     if config.synthesis.source == "folder":
         make = Stage(
             Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis"
@@ -51,17 +57,23 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     else:
         synthesis = config.synthesis
         load = functools.partial(load_generator, synthesis.model, steps=synthesis.steps, guidance=synthesis.guidance,
-                                 size=synthesis.size, device=device)  # fmt: skip
+                                 size=synthesis.size, device=device_of(config, pool["synthesis"]))  # fmt: skip
         make = Stage(Synthesizer, {"run": root, "names": names, "load": load}, pool["synthesis"], "synthesis")
-    writing = Pool(batch=pool["refinement"].batch, cpus=min(0.25, pool["refinement"].cpus))
     if draw is None:
-        return [make, Stage(ImageWriter, {"run": root, "names": names}, writing, "writing")]
+        return [make, Stage(ImageWriter, {"run": root, "names": names}, pool["writing"], "writing")]
     tree = config.model_dump(mode="json")
     return [
         make,
-        Stage(Labeler, {"run": root, "draw": draw, "config": tree}, pool["labeling"], "labeling"),
-        Stage(Refiner, {"config": tree, "device": device}, pool["refinement"], "refinement"),
-        Stage(Writer, {"run": root, "draw": draw, "names": names}, writing, "writing"),
+        Stage(
+            Labeler,
+            {"run": root, "draw": draw, "config": tree, "device": device_of(config, pool["labeling"])},
+            pool["labeling"],
+            "labeling",
+        ),
+        Stage(
+            Refiner, {"config": tree, "device": device_of(config, pool["refinement"])}, pool["refinement"], "refinement"
+        ),
+        Stage(Writer, {"run": root, "draw": draw, "names": names}, pool["writing"], "writing"),
     ]
 
 
@@ -88,24 +100,26 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     Raises:
         ValueError: the placement does not fit, or more than `placement.max_quarantined` of the samples are faults.
     """
-    plan = pq.read_table(run.plan)
+    plan, earlier = pq.read_table(run.plan), Counter()
     planned = plan.num_rows - sum(plan["padding"].to_pylist())
     if draw is None:
         finished = {p.stem for p in run.root.glob("images/*/*.png")} | set(run.quarantine())
     else:
         finished = run.draw(draw).done()
+        earlier = Counter(r["reason"] for r in run.draw(draw).records() if r["sample_id"] in finished)
     rows, steps = todo(plan, finished), stages(config, run, names, draw)
     reasons: Counter = Counter()
     done = planned - sum(rows["todo"].to_pylist())
-    progress(done, planned, reasons)
+    progress(done, planned, earlier)
+    _stop_if_failing(config, earlier, planned)
     if rows.num_rows == 0:
         return reasons
     started, first = time.time(), done
     for batch in _run(config, rows, steps):
         reasons.update(str(r) for r in batch["reason"])
         done += len(batch["reason"])
-        progress(done, planned, reasons)
-        _stop_if_failing(config, reasons, planned)
+        progress(done, planned, earlier + reasons)
+        _stop_if_failing(config, earlier + reasons, planned)
     seconds = time.time() - started
     run.log(stage="stream", draw=draw, rows=done - first, seconds=seconds, rows_per_second=(done - first) / seconds)
     return reasons
@@ -121,7 +135,7 @@ def _run(config: Config, rows: pa.Table, steps: list[Stage]) -> Iterator[dict[st
 def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:
     faults = {reason: n for reason, n in reasons.items() if reason.startswith(FAULT)}
     limit = config.placement.max_quarantined
-    if sum(faults.values()) > max(limit * planned, 1) and limit < 1:
+    if sum(faults.values()) > limit * planned:
         worst = max(faults, key=faults.get)  # type: ignore[arg-type]
         raise ValueError(f"{sum(faults.values())} of {planned} samples are quarantined, more than "
                          f"placement.max_quarantined={limit:g}; most frequent: {worst}. Mend the cause, delete "

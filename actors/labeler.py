@@ -15,10 +15,10 @@ class Labeler:
     reads = ("image", "class_id", "reason")
     adds = ("draft", "kept", "relabeled", "labeling_audit")
 
-    def __init__(self, run: str, draw: int, config: dict):
+    def __init__(self, run: str, draw: int, config: dict, device: str):
         from syn4seg.labeling.enhance import Enhancer
 
-        self.enhancer = Enhancer.from_run(run, draw, config)
+        self.enhancer = Enhancer.from_run(run, draw, config, device)
 
     def __call__(self, rows: Batch) -> Batch:
         def work(i: int):

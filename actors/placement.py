@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -50,18 +51,17 @@ def check_columns(columns: Iterable[str], stages: list[Stage]) -> None:
         have |= set(stage.actor.adds)
 
 
-def preflight(stages: list[Stage], nodes: list[Mapping[str, float]], trainer: Pool | None = None) -> None:
+def preflight(stages: list[Stage], nodes: list[Mapping[str, float]]) -> None:
     """Refuses a placement that could never start, with the numbers (Ray itself would wait silently).
 
     Args:
         stages: pools of the stream, all alive at the same time.
         nodes: resources of each living node, e.g. `{"CPU": 8, "GPU": 2}`.
-        trainer: resources held by the training actor meanwhile, if any.
 
     Raises:
         ValueError: what does not fit, how much there is, and how many actors would fit.
     """
-    pools = [(s.name, s.pool) for s in stages] + ([("training", trainer)] if trainer else [])
+    pools = [(s.name, s.pool) for s in stages]
     for resource, field, spare in (("CPU", "cpus", IO_CPUS), ("GPU", "gpus", 0.0)):
         have = sum(n.get(resource, 0.0) for n in nodes)
         largest = max((n.get(resource, 0.0) for n in nodes), default=0.0)
@@ -74,9 +74,18 @@ def preflight(stages: list[Stage], nodes: list[Mapping[str, float]], trainer: Po
             parts = ", ".join(f"{n} {p.size} x {getattr(p, field):g}" for n, p in pools)
             reserve = f" + {spare:g} for reading" if spare else ""
             name, pool = max(pools, key=lambda item: item[1].size * getattr(item[1], field))
-            fits = max(0, math.floor((have - need) / max(getattr(pool, field), 1e-9) + pool.size))
+            fits = max(1, math.floor((have - need) / max(getattr(pool, field), 1e-9) + pool.size))
             raise ValueError(f"placement needs {need:g} {resource}s ({parts}{reserve}), the cluster has {have:g}; "
                              f"placement.{name}.size={fits} would fit, or lower placement.{name}.{field}")  # fmt: skip
+        for name, pool in pools:
+            share = getattr(pool, field)
+            if resource == "GPU" and share > 1 and share % 1:
+                raise ValueError(f"placement.{name}.gpus={share:g}: expected whole GPUs or a fraction below 1")
+            each = [math.floor(n.get(resource, 0.0)) * math.floor(1 / share + 1e-9) if resource == "GPU" and 0 < share < 1
+                    else math.floor(n.get(resource, 0.0) / max(share, 1e-9) + 1e-9) for n in nodes]  # fmt: skip
+            if share and pool.size > sum(each):
+                raise ValueError(f"placement.{name}.size={pool.size}: only {sum(each)} actors of {share:g} {resource}s fit on the "
+                                 f"nodes; lower size or {field}")  # fmt: skip
 
 
 def node_resources() -> list[Mapping[str, float]]:
@@ -157,8 +166,8 @@ def through(stream: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
 
 def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int) -> Iterator[dict[str, Any]]:
     """Streams the rows through every stage under Ray; yields the last stage's batches as they finish."""
-    import ray
     import ray.data
+    import ray.exceptions
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -171,8 +180,26 @@ def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int) -> Iter
     stream = source(rows, rows_per_block)
     for stage in stages:
         stream = through(stream, stage)
-    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
-        yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    try:
+        for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+            yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except ray.exceptions.RayError as error:
+        raise ValueError(_cause(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """What an actor said last, without Ray's traceback around it."""
+    chain: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in chain:
+        chain.append(inner)
+        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
+    lines = [line.strip() for link in chain for line in str(link).splitlines()]
+    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt): \S", line)] or [
+        line for line in lines if line
+    ]
+    last = said[-1] if said else type(error).__name__
+    return f"an actor failed: {last}; mend the cause and run the same command again, which goes on from here"
 
 
 def run_inline(rows: pa.Table, stages: list[Stage], rows_per_block: int) -> Iterator[dict[str, Any]]:

@@ -44,15 +44,15 @@ class Synthesizer:
             missing = []
             for i in at[rows["todo"][at]]:
                 path = self.run.image(self.names[rows["class_id"][i]], str(rows["sample_id"][i]))
-                if path.is_file():
+                try:
                     images[i] = read_image(path)
-                else:
+                except ValueError:  # absent or damaged: the same bytes are made again
                     missing.append(i)
             if missing:
                 made, faults = self._generate(rows, at)
                 for i in missing:
                     k = int(np.flatnonzero(at == i)[0])
-                    images[i], reasons[i] = made[k], FAULT + f"synthesis: {faults[k]} image" if faults[k] else ""
+                    images[i], reasons[i] = made[k], FAULT + f"synthesis: {faults[k]}" if faults[k] else ""
         keep = np.flatnonzero(rows["todo"])
         out = {name: values[keep] for name, values in rows.items()}
         return out | {"image": column([images[i] for i in keep]), "reason": texts([reasons[i] for i in keep])}
@@ -60,8 +60,14 @@ class Synthesizer:
     def _generate(self, rows: Batch, at: np.ndarray) -> tuple[np.ndarray, list[str]]:
         if self.generator is None:
             self.generator = self.load()
-        encoded = self.store.rows(rows["prompt_row"][at].tolist())
-        return self.generator.generate([str(p) for p in rows["prompt"][at]], encoded, rows["noise_seed"][at].tolist())
+        try:
+            encoded = self.store.rows(rows["prompt_row"][at].tolist())
+            seeds = rows["noise_seed"][at].tolist()
+            images, faults = self.generator.generate([str(p) for p in rows["prompt"][at]], encoded, seeds)
+        except (RuntimeError, ArithmeticError, MemoryError) as error:  # costs this batch, not the run
+            said = f"{type(error).__name__}: {error}"
+            return np.broadcast_to(BLANK, (len(at), *BLANK.shape)), [said] * len(at)
+        return images, [f"{fault} image" if fault else "" for fault in faults]
 
 
 class Importer:

@@ -49,8 +49,9 @@ def train_and_evaluate(pipeline: Pipeline, evaluate: bool) -> dict[int, dict[str
 
         progress(0, len(draws) * len(rows))
         for draw in draws:
-            for batch in pipeline.labels(draw):
-                stage.add(draw, batch)
+            if not all(pipeline.run.draw(draw).checkpoint(row).is_file() for row in rows):
+                for batch in pipeline.labels(draw):
+                    stage.add(draw, batch)
             stage.train(draw, one_more)
     if not evaluate:
         return {}

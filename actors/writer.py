@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 
 from actors.columns import FAULT, Batch, texts
-from syn4seg.rundir import RunDir, pixel_digest, write_image, write_json
+from syn4seg.rundir import RunDir, pixel_digest, read_image, write_image, write_json
 from syn4seg.schema import LABEL_STAGES
 
 
@@ -38,8 +39,7 @@ class Writer:
         else:
             image = np.asarray(row["image"])
             path = self.run.image(name, sample)
-            if not path.is_file():
-                write_image(path, image)
+            _write_if_other(path, image)
             record["image"] = pixel_digest(image)
             for stage in LABEL_STAGES:
                 label = np.asarray(row[stage])
@@ -48,6 +48,16 @@ class Writer:
                     record[stage] = pixel_digest(label)
             record["audit"] = json.loads(row["labeling_audit"]) | json.loads(row["refinement_audit"])
         write_json(self.draw.record(name, sample), record)
+
+
+def _write_if_other(path: Path, image: np.ndarray) -> None:
+    """Writes an image unless these very pixels are there."""
+    try:
+        if np.array_equal(read_image(path), image):
+            return
+    except ValueError:
+        pass  # absent or damaged
+    write_image(path, image)
 
 
 class ImageWriter:
@@ -61,7 +71,9 @@ class ImageWriter:
 
     def __call__(self, rows: Batch) -> Batch:
         for i, reason in enumerate(rows["reason"]):
-            path = self.run.image(self.names[rows["class_id"][i]], str(rows["sample_id"][i]))
-            if not reason and not path.is_file():
-                write_image(path, np.asarray(rows["image"][i]))
+            name, sample = self.names[rows["class_id"][i]], str(rows["sample_id"][i])
+            if reason:
+                write_json(self.run.quarantined(sample), {"sample_id": sample, "class": name, "reason": str(reason)})
+            else:
+                _write_if_other(self.run.image(name, sample), np.asarray(rows["image"][i]))
         return {"sample_id": rows["sample_id"], "reason": rows["reason"]}

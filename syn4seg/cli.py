@@ -54,6 +54,9 @@ def _begin(settings: list[str] | None, out: Path | None, reuse: Path | None) -> 
     run.check(config)
     pipeline = Pipeline(config, run, dataset, fold, Terminal())
     pipeline.check()
+    _catch_signals()  # Ray brings handlers of its own
+    if reuse is not None and not rundir.RunDir(reuse).config.is_file():
+        raise ValueError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
     run.open(config)
     if not run.provenance.is_file():
         rundir.write_json(run.provenance, run.provenance_of(config, versions()))
@@ -83,7 +86,9 @@ def prompts(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> 
 def synthesize(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """Make the synthetic images (and the prompts, if there are none)."""
     pipeline = _begin(settings, out, reuse)
-    pipeline.synthesize()
+    for reason, count in sorted(pipeline.synthesize().items()):
+        if reason:
+            pipeline.display.note(f"quarantined {count}: {reason}")
     pipeline.display.note(f"images are in {pipeline.run.root / 'images'}")
 
 
@@ -158,10 +163,14 @@ def _stop(*_: object) -> None:
     raise Stopped
 
 
-def main() -> None:
-    """Entry point: user errors become one message and exit code 2, Ctrl-C becomes 130."""
+def _catch_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+
+
+def main() -> None:
+    """Entry point: user errors become one message and exit code 2, Ctrl-C becomes 130."""
+    _catch_signals()
     sys.path.insert(0, str(Path.cwd()))  # segmenter.backbone may name a module of the user's
     try:
         app()

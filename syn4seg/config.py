@@ -203,7 +203,7 @@ class Novel(Section):
 class Pool(Section):
     size: Count = 1
     """Actors of this stage."""
-    batch: Count = 8
+    batch: Count = 16
     """Rows per call."""
     cpus: Annotated[float, Field(ge=0)] = 0.25
     """Logical CPUs per actor."""
@@ -216,14 +216,14 @@ class Placement(Section):
     """`ray`: streamed through actors. `inline`: the same classes chained in one process; the same bytes."""
     address: str = "local"
     """Ray cluster: `local` starts one on this machine; `auto` or HOST:PORT joins a running one."""
-    synthesis: Pool = Pool(batch=16)
+    synthesis: Pool = Pool()
     """Generator actors; `batch` is rounded up to whole generator batches."""
-    labeling: Pool = Pool(batch=16)
+    labeling: Pool = Pool()
     """Feature extractor actors (draft, APF, APR)."""
-    refinement: Pool = Pool(batch=16)
+    refinement: Pool = Pool()
     """SAM actors (SABR)."""
-    device: str = "auto"
-    """`auto` (a GPU where the actor has one), `cpu`, or `cuda`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the GPU for pools with `gpus` above 0, else the CPU; training takes a GPU if there is one."""
     max_quarantined: Share = 0.5
     """Stop when more than this share of the samples is quarantined by faults."""
 
@@ -262,8 +262,7 @@ STAGE_KEYS = {
     "prompts": ("seed", "data.source", "data.root", "data.fold", "prompts", "synthesis.source", "synthesis.root",
                 "synthesis.model", "synthesis.images_per_class", "synthesis.class_name_bank", "synthesis.batch"),
     "images": ("synthesis",),
-    "base": ("seed", "data.source", "data.root", "data.fold", "data.train_images", "segmenter", "base",
-             "novel.replay_images"),
+    "base": ("seed", "data.source", "data.root", "data.fold", "data.train_images", "segmenter", "base"),
     "labels": ("data", "labeling", "refinement", "novel"),
 }  # fmt: skip
 """Keys that each stage reads itself; `fingerprint` adds those of the stages before it."""

@@ -134,8 +134,16 @@ class Draw:
         return self.root / "checkpoints" / f"{row}.safetensors"
 
     def done(self) -> set[str]:
-        """Ids of the samples that have a record."""
-        return {p.stem for p in self.root.glob("records/*/*.json")}
+        """Ids of the samples that have a record and every file that the record names; a deleted file is made anew."""
+        images = self.root.parent.parent / "images"
+        found = set()
+        for record in self.records():
+            name, sample = record["class"], record["sample_id"]
+            files = [images / name / f"{sample}.png"] if "image" in record else []
+            files += [self.label(stage, name, sample) for stage in LABEL_STAGES if stage in record]
+            if all(path.is_file() for path in files):
+                found.add(sample)
+        return found
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every record, sorted by sample id."""

@@ -34,6 +34,17 @@ PACKAGES = (
     "pyarrow",
     "optuna",
 )
+SMALL_PACKAGES = (
+    "scipy",
+    "opencv-python-headless",
+    "pillow",
+    "safetensors",
+    "pydantic",
+    "pyyaml",
+    "typer",
+    "rich",
+    "matplotlib",
+)
 TITLES = {"support_only": "support only", "class_name_raw": "+ class-name prompts, raw masks", "hdig_raw": "+ HDIG, raw masks",
           "apf": "+ APF", "apr": "+ APF + APR", "syn4seg": "+ SABR (Syn4Seg)"}  # fmt: skip
 
@@ -125,7 +136,7 @@ def _percent(value: dict[str, Any]) -> str:
 def versions() -> dict[str, str]:
     """Versions of this project, of Python and of the packages that may change a result."""
     found = {"syn4seg-ray": "source", "python": platform.python_version()}
-    for name in ("syn4seg-ray", *PACKAGES):
+    for name in ("syn4seg-ray", *PACKAGES, *SMALL_PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
@@ -135,15 +146,17 @@ def diagnose() -> bool:
     """Prints what is installed and what is missing with the remedy; returns whether the main job can run."""
     import os
 
-    from syn4seg.stages.setup import shipped_base, weights_folder
-
     console, well = Console(highlight=False), True
     for name, version in versions().items():
         console.print(f"[green]ok[/green]      {name} {version}")
-    for name in sorted(set(PACKAGES) - set(versions())):
+    for name in sorted({*PACKAGES, *SMALL_PACKAGES} - set(versions())):
         console.print(f"[red]missing[/red] {name}: pip install {name}")
         well = False
+    if not well:
+        return False
     import torch
+
+    from syn4seg.stages.setup import shipped_base, weights_folder
 
     gpus = torch.cuda.device_count()
     console.print(

@@ -82,3 +82,17 @@ def test_unfinished_samples_bring_their_whole_batch_and_padding_is_never_todo():
     assert rows["sample_id"].to_pylist() == ["c", "d", "e", "e"]
     assert rows["todo"].to_pylist() == [False, True, True, False]
     assert todo(plan, set("abcde")).num_rows == 0
+
+
+def test_fractions_that_no_gpu_can_hold_are_refused():
+    with pytest.raises(ValueError, match=r"only 2 actors of 0\.6 GPUs fit"):
+        preflight([stage("labeling", size=3, cpus=0, gpus=0.6)], [{"CPU": 4.0, "GPU": 2.0}])
+    with pytest.raises(ValueError, match="whole GPUs or a fraction"):
+        preflight([stage("labeling", cpus=0, gpus=1.5)], [{"CPU": 4.0, "GPU": 2.0}])
+    with pytest.raises(ValueError, match=r"only 2 actors of 2\.5 CPUs fit"):
+        preflight([stage("labeling", size=3, cpus=2.5)], [{"CPU": 4.5}, {"CPU": 4.5}])
+
+
+def test_one_key_of_a_pool_changes_no_other():
+    assert load(None, ["placement.synthesis.size=2"]).placement.synthesis == Pool(size=2)
+    assert Config().placement.labeling == Pool()

@@ -99,6 +99,40 @@ def test_a_stopped_run_is_finished_by_the_same_command_without_redoing_finished_
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
 
+def test_a_deleted_or_damaged_file_is_made_anew_with_the_same_bytes(fresh, small, reference):
+    run, names = fresh
+    config = load(None, small)
+    finish(config, run, names)
+    record = next(r for r in run.draw(0).records() if not r["reason"])
+    run.draw(0).label("label", record["class"], record["sample_id"]).unlink()
+    run.image(record["class"], record["sample_id"]).write_bytes(b"damaged")
+    assert finish(config, run, names) == reference
+
+
+def test_repeating_a_refused_run_is_refused_again(fresh, small, monkeypatch):
+    run, names = fresh
+
+    class Broken:
+        def generate(self, prompts, encoded, noise_seeds):
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(graph, "load_generator", lambda *_, **__: Broken())
+    for _ in range(3):
+        with pytest.raises(ValueError, match="fault: synthesis: RuntimeError: out of memory"):
+            stream(load(None, small), run, names, 0, quiet)
+
+
+@pytest.mark.slow
+def test_an_actor_that_cannot_start_is_one_sentence_and_no_traceback(fresh, small, tmp_path, ray_cluster):
+    run, names = fresh
+    (tmp_path / "sam.pth").write_bytes(b"not a checkpoint")
+    config = load(None, [*small, "placement.runner=ray", f"refinement.model={tmp_path / 'sam.pth'}"])
+    with pytest.raises(ValueError, match="an actor failed: ") as caught:
+        stream(config, run, names, 0, quiet)
+    assert "sam.pth" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_samples_lost_in_the_middle_of_a_batch_come_back_with_the_same_bytes(fresh, small, reference):
     run, names = fresh
     config = load(None, small)

@@ -55,14 +55,14 @@ class Enhancer:
         self.novel = tuple(sorted(thresholds))
 
     @staticmethod
-    def from_run(root: str, draw: int, tree: dict[str, Any]) -> Enhancer:
+    def from_run(root: str, draw: int, tree: dict[str, Any], device: str) -> Enhancer:
         """The enhancer of one support draw of a run, from its files."""
         from syn4seg.rundir import RunDir
         from syn4seg.stages.support import Registration
 
         config = Config.model_validate(tree)
         run = RunDir(root)
-        segmenter = load_on_device(run, config.placement.device)
+        segmenter = load_on_device(run, device)
         made = Registration.load(run.draw(draw))
         classifier = made.classifier_on(segmenter.weight.device)
         return Enhancer(segmenter, classifier, made.prototypes, made.thresholds, config.labeling, config.segmenter.size)

@@ -47,6 +47,10 @@ def verify(run: RunDir) -> tuple[str, list[str]]:
         )
     wanted = set(planned(run)["sample_id"].to_pylist())
     rows, problems = [], []
+    open_draws = {p.parent.name for p in run.root.glob("draws/*/records")} - {p.parent.name for p in manifests}
+    problems += [
+        f"draw {name}: has no manifest; run the same command again to finish it" for name in sorted(open_draws)
+    ]
     for path in manifests:
         draw = Draw(path.parent)
         table = pq.read_table(path).to_pylist()
@@ -56,10 +60,14 @@ def verify(run: RunDir) -> tuple[str, list[str]]:
             found = {key: _digest_of(run, draw, row, key) for key in ("image", *LABEL_STAGES) if row[key] is not None}
             problems += [f"draw {draw.root.name}: {key} of {row['sample_id']} {'is missing' if not value else 'differs'}"
                          for key, value in found.items() if value != row[key]]  # fmt: skip
-            rows.append(
-                (f"{draw.root.name}/{row['sample_id']}", found.get("image") or "", found.get("label") or row["reason"])
-            )
+            said = found.get("label") or _verdict(row["reason"])
+            rows.append((f"{draw.root.name}/{row['sample_id']}", found.get("image") or "", said))
     return run_digest(rows), problems
+
+
+def _verdict(reason: str) -> str:
+    """The reason of a rejection; of a fault only that it is one, for its text may name places."""
+    return reason.partition(":")[0] if reason.startswith("fault") else reason
 
 
 def _digest_of(run: RunDir, draw: Draw, row: dict[str, Any], key: str) -> str:
@@ -100,13 +108,15 @@ def spread(values) -> dict[str, Any]:
 
 
 def protocol(config: Config, fold: Fold) -> dict[str, Any]:
-    """Everything that makes numbers comparable or not."""
+    """Everything that makes numbers comparable or not; imported images count as transductive (they may be queries)."""
     return {
-        "data": config.data.source, "fold": config.data.fold, "shots": config.data.shots, "draws": config.data.draws,
+        "data": config.data.source, "canvas": config.segmenter.size, "first_draw": config.data.first_draw,
+        "fold": config.data.fold, "shots": config.data.shots, "draws": config.data.draws,
         "novel": [fold.names[k - 1] for k in fold.novel], "support_from": "train list",
         "base_in_support": config.data.base_in_support, "evaluation_space": "original pixels",
         "queries": "val list", "base_mIoU": "foreground base classes", "mean": "(base + novel) / 2",
-        "harmonic": "2bn / (b + n), per draw", "replayed_base_images": config.novel.replay_images, "transductive": False,
+        "harmonic": "2bn / (b + n), per draw", "replayed_base_images": config.novel.replay_images, 
+        "transductive": config.synthesis.source != "generate",
         "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
     }  # fmt: skip
 

@@ -119,8 +119,8 @@ def _check_backbone(config: Config) -> None:
         except ImportError:
             found = None
         if found is None:
-            raise ValueError(f"segmenter.backbone={name}: there is no module {package}; expected package.module:factory, importable "
-                             "from the directory in which you run")  # fmt: skip
+            raise ValueError(f"segmenter.backbone={name}: there is no module {package}; expected package.module:factory, "
+                             "importable from the directory in which you run")  # fmt: skip
     if weights not in (None, "none", "imagenet") and not Path(weights).exists():
         raise ValueError(f"segmenter.weights={weights}: no such file; expected a weights file, `imagenet` or nothing")
 
