@@ -156,10 +156,10 @@ def test_results_are_means_of_the_metrics_of_each_draw(small):
         }
 
 
-def test_a_class_name_that_would_leave_the_run_directory_is_refused_before_anything_is_written(tmp_path, small):
+def folder_of(root, classes):
+    """A data set of two images and two folds, one class each."""
     from PIL import Image
 
-    root = tmp_path / "data"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     for sample in ("a", "b"):
@@ -167,23 +167,15 @@ def test_a_class_name_that_would_leave_the_run_directory_is_refused_before_anyth
         Image.fromarray(np.ones((32, 32), np.uint8)).save(root / "masks" / f"{sample}.png")
     (root / "train.txt").write_text("a\n")
     (root / "val.txt").write_text("b\n")
-    (root / "classes.json").write_text(json.dumps({"classes": ["../../x", "y"], "folds_novel": [["../../x"], ["y"]]}))
-    config = load(None, ["data.source=folder", f"data.root={root}", "base.checkpoint=train"])
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "folds_novel": [[name] for name in classes]}))
+    return load(None, ["data.source=folder", f"data.root={root}", "base.checkpoint=train"])
+
+
+def test_a_class_name_that_would_leave_the_run_directory_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"class '\.\./\.\./x': cannot be part of a file name"):
-        check(config)
+        check(folder_of(tmp_path / "data", ["../../x", "y"]))
 
 
 def test_a_generator_of_the_embedded_world_is_not_asked_for_other_classes(tmp_path):
-    from PIL import Image
-
-    root = tmp_path / "data"
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for sample in ("a", "b"):
-        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(root / "images" / f"{sample}.png")
-        Image.fromarray(np.ones((32, 32), np.uint8)).save(root / "masks" / f"{sample}.png")
-    (root / "train.txt").write_text("a\n")
-    (root / "val.txt").write_text("b\n")
-    (root / "classes.json").write_text(json.dumps({"classes": ["dog", "cat"], "folds_novel": [["dog"], ["cat"]]}))
     with pytest.raises(ValueError, match=r"synthesis\.model=renderer: cannot draw 'dog'"):
-        check(load(None, ["data.source=folder", f"data.root={root}", "base.checkpoint=train"]))
+        check(folder_of(tmp_path / "data", ["dog", "cat"]))
