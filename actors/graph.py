@@ -18,9 +18,10 @@ from actors.placement import Stage, connect, node_resources, preflight, run_inli
 from actors.refiner import Refiner
 from actors.synthesizer import Importer, Synthesizer
 from actors.writer import ImageWriter, Writer
-from syn4seg.config import Config, Pool
-from syn4seg.models.generators import load_generator
+from syn4seg.config import Config
+from syn4seg.models.generators import Speed, load_generator
 from syn4seg.rundir import RunDir
+from syn4seg.sections import Pool
 
 Progress = Callable[[int, int, Counter], None]
 """Called with (rows done, rows in all, reasons so far)."""
@@ -56,8 +57,9 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         )
     else:
         synthesis = config.synthesis
+        speed = Speed(**{key: getattr(synthesis, key) for key in Speed.__dataclass_fields__})
         load = functools.partial(load_generator, synthesis.model, steps=synthesis.steps, guidance=synthesis.guidance,
-                                 size=synthesis.size, device=device_of(config, pool["synthesis"]))  # fmt: skip
+                                 size=synthesis.size, device=device_of(config, pool["synthesis"]), speed=speed)  # fmt: skip
         make = Stage(Synthesizer, {"run": root, "names": names, "load": load}, pool["synthesis"], "synthesis")
     if draw is None:
         return [make, Stage(ImageWriter, {"run": root, "names": names}, pool["writing"], "writing")]

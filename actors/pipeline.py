@@ -11,12 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from actors.encoder import prompt_agent, text_encoder
 from actors.graph import check_placement, stream
 from actors.placement import Stage, run_stream
 from actors.trainer import LabelReader, train_and_evaluate
-from syn4seg.config import Config, Pool
+from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
+from syn4seg.sections import Pool
 from syn4seg.stages.base import make_base
 from syn4seg.stages.novel import NovelStage, load_classifier, read_rows, rows_of
 from syn4seg.stages.plan import make_plan, planned
@@ -62,9 +64,16 @@ class Pipeline:
         check_placement(self.config)
 
     def prompts(self) -> None:
-        """The prompt bank, its embeddings, and the plan."""
+        """The prompt bank, its embeddings, and the plan; the text encoders live only while something is to be encoded."""
+        given = self.config, self.run, self.fold, self.display.note
         with self._timed("prompts"):
-            make_plan(self.config, self.run, self.fold, self.display.note)
+            if self.run.plan.is_file():
+                return
+            if self.config.synthesis.source == "folder":
+                make_plan(*given, None, None)
+                return
+            with text_encoder(self.config) as encoder:
+                make_plan(*given, prompt_agent(self.config, encoder), encoder)
 
     def synthesize(self) -> Counter:
         """Images only."""

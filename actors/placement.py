@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from syn4seg.config import Placement, Pool
+from syn4seg.sections import Placement, Pool
 
 if TYPE_CHECKING:
     import ray.data

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from typing import Any
 
 import numpy as np
 
 from actors.columns import Batch, column, each_row, texts
+from syn4seg.schema import BACKGROUND, UNLABELED
 
 
 class Refiner:
-    """One SAM per actor; each image is refined on its own, so no image depends on its batch-mates."""
+    """One SAM per actor. Its encoder takes several images at once, always as many, so no image depends on its batch-mates.
+
+    A pass that fails is made again row by row: the row at fault is quarantined, its neighbours are not.
+    """
 
     reads = ("image", "relabeled", "reason")
     adds = ("label", "refinement_audit")
@@ -21,12 +27,29 @@ class Refiner:
         self.refine = BoundaryRefiner.from_config(config, device)
 
     def __call__(self, rows: Batch) -> Batch:
+        images, labels = ([np.asarray(values) for values in rows[name]] for name in ("image", "relabeled"))
+        done = self._in_passes(images, labels, rows["reason"])
+
         def work(i: int):
-            label, audit = self.refine(np.asarray(rows["image"][i]), np.asarray(rows["relabeled"][i]))
+            label, audit = done[i] if i in done else self.refine([images[i]], [labels[i]])[0]
             return label, json.dumps(audit), ""
 
         def blank(i: int):
-            return np.asarray(rows["relabeled"][i]), "{}"
+            return labels[i], "{}"
 
         label, audit, reason = each_row(rows, "refinement", work, blank)
         return rows | {"label": column(label), "refinement_audit": texts(audit), "reason": texts(reason)}
+
+    def _in_passes(
+        self, images: list[np.ndarray], labels: list[np.ndarray], reasons: np.ndarray
+    ) -> dict[int, tuple[np.ndarray, dict[str, Any]]]:
+        """Results by row of every pass that went well; only rows with something to refine are in one."""
+        foreground = [((label != BACKGROUND) & (label != UNLABELED)).any() for label in labels]
+        hinted = [i for i, some in enumerate(foreground) if some and not reasons[i]]
+        done, size = {}, self.refine.settings.images_per_pass
+        for start in range(0, len(hinted), size):
+            part = hinted[start : start + size]
+            with contextlib.suppress(Exception):
+                made = self.refine([images[i] for i in part], [labels[i] for i in part])
+                done.update(zip(part, made, strict=True))
+        return done

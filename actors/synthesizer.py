@@ -1,11 +1,19 @@
-"""Makes the images: generates whole planned batches, or imports files. An image that is already on disk is only read."""
+"""Makes the images: generates whole planned batches, or imports files. An image that is already on disk is only read.
+
+What was out of the ordinary about an image (a smaller batch for want of memory, a retry in safer precision, skipped blocks)
+goes into `synthesis_audit`, and lies beside the image as JSON, so that a later pass that only reads it knows as much.
+"""
 
 from __future__ import annotations
 
+import gc
+import json
+import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,9 +22,39 @@ from syn4seg.data.folder import decode_image
 from syn4seg.rundir import RunDir, read_image
 
 if TYPE_CHECKING:
-    from syn4seg.models.generators import ImageGenerator
+    from syn4seg.models.generators import ImageGenerator, Made
 
 BLANK = np.zeros((1, 1, 3), np.uint8)
+
+
+def notes_path(image: Path) -> Path:
+    """Where the audit of an image lies, if there is anything to say."""
+    return image.with_suffix(".json")
+
+
+def notes_of(image: Path) -> dict[str, Any]:
+    """The audit that lies beside an image; empty if there is nothing to say."""
+    try:
+        notes = json.loads(notes_path(image).read_text())
+    except (OSError, ValueError):  # most images have none
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def warnings_of(audits: Iterable[dict[str, Any]]) -> list[str]:
+    """One line for each thing that a person should know about the images whose audits these are."""
+    sizes: Counter = Counter()
+    retried: Counter = Counter()
+    for audit in audits:
+        if "made_in_batch" in audit:
+            sizes[audit["made_in_batch"], audit["planned_batch"]] += 1
+        if "precision" in audit:
+            retried[audit["precision"]] += 1
+    lines = [f"{count} images were made in batches of {made} instead of {planned}, for want of memory; another batch may change "
+             f"rounding; synthesis.batch={made} plans it so" for (made, planned), count in sorted(sizes.items())]  # fmt: skip
+    return lines + [
+        f"{count} images came out faulty and were made again ({name})" for name, count in sorted(retried.items())
+    ]
 
 
 class Synthesizer:
@@ -24,20 +62,24 @@ class Synthesizer:
 
     A generator batch always has the planned rows in the planned order (the plan pads the last one), so neither pools nor
     resumption changes a byte. Rows with `todo` false are there only to complete their batch and are dropped afterwards.
+    If a batch does not fit in memory it is made in halves, and so are the later ones; seeds and order stay, rounding may
+    differ, and the audit of the image says `made_in_batch`.
     """
 
     reads = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo")
-    adds = ("image", "reason")
+    adds = ("image", "synthesis_audit", "reason")
 
     def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator]):
         from syn4seg.models.generators import EmbeddingStore
 
         self.run, self.names = RunDir(run), names
         self.load, self.generator = load, None
+        self.largest = sys.maxsize  # images that fit into memory at once, as far as is known
         self.store = EmbeddingStore(self.run.embeddings)
 
     def __call__(self, rows: Batch) -> Batch:
         images: list[np.ndarray] = [BLANK] * len(rows["sample_id"])
+        audits: list[dict[str, Any]] = [{}] * len(images)
         reasons = [""] * len(images)
         for number in dict.fromkeys(rows["batch"].tolist()):
             at = np.flatnonzero(rows["batch"] == number)
@@ -45,29 +87,70 @@ class Synthesizer:
             for i in at[rows["todo"][at]]:
                 path = self.run.image(self.names[rows["class_id"][i]], str(rows["sample_id"][i]))
                 try:
-                    images[i] = read_image(path)
+                    images[i], audits[i] = read_image(path), notes_of(path)
                 except ValueError:  # absent or damaged: the same bytes are made again
                     missing.append(i)
             if missing:
-                made, faults = self._generate(rows, at)
+                made = self._generate(rows, at)
                 for i in missing:
                     k = int(np.flatnonzero(at == i)[0])
-                    images[i], reasons[i] = made[k], FAULT + f"synthesis: {faults[k]}" if faults[k] else ""
+                    images[i], fault, audits[i] = made[k]
+                    reasons[i] = FAULT + f"synthesis: {fault}" if fault else ""
         keep = np.flatnonzero(rows["todo"])
         out = {name: values[keep] for name, values in rows.items()}
-        return out | {"image": column([images[i] for i in keep]), "reason": texts([reasons[i] for i in keep])}
+        return out | {"image": column([images[i] for i in keep]), "reason": texts([reasons[i] for i in keep]),
+                      "synthesis_audit": texts([json.dumps(audits[i]) for i in keep])}  # fmt: skip
 
-    def _generate(self, rows: Batch, at: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    def _generate(self, rows: Batch, at: np.ndarray) -> list[tuple[np.ndarray, str, dict[str, Any]]]:
+        """(image, fault, audit) of each row of one planned batch, made in as few parts as fit into memory."""
+        from syn4seg.models.generators import CarefulGenerator
+
         if self.generator is None:
             self.generator = self.load()
+            if isinstance(self.generator, CarefulGenerator):
+                self.run.log(stage="generator", **self.generator.facts())
+        done: list[tuple[np.ndarray, str, dict[str, Any]]] = []
+        while len(done) < len(at):
+            part = at[len(done) : len(done) + self.largest]
+            made, error = self._attempt(rows, part)
+            if made is not None:
+                short = {"made_in_batch": len(part), "planned_batch": len(at)} if len(part) < len(at) else {}
+                done += zip(made.images, made.faults, [audit | short for audit in made.audit], strict=True)
+            elif len(part) > 1 and out_of_memory(error):
+                self.largest = (len(part) + 1) // 2
+                _release_memory()
+            else:
+                done += [(BLANK, error, {})] * len(part)
+        return done
+
+    def _attempt(self, rows: Batch, at: np.ndarray) -> tuple[Made | None, str]:
+        """These rows as one batch, or what went wrong; the error itself is let go, since it holds on to memory."""
+        from syn4seg.models.generators import CarefulGenerator, Made
+
+        assert self.generator is not None
+        given: Any = ([str(p) for p in rows["prompt"][at]], self.store.rows(rows["prompt_row"][at].tolist()),
+                      rows["noise_seed"][at].tolist())  # fmt: skip
         try:
-            encoded = self.store.rows(rows["prompt_row"][at].tolist())
-            seeds = rows["noise_seed"][at].tolist()
-            images, faults = self.generator.generate([str(p) for p in rows["prompt"][at]], encoded, seeds)
+            if isinstance(self.generator, CarefulGenerator):
+                made = self.generator.make(*given)
+            else:
+                made = Made(*self.generator.generate(*given), [{}] * len(at))
         except (RuntimeError, ArithmeticError, MemoryError) as error:  # costs this batch, not the run
-            said = f"{type(error).__name__}: {error}"
-            return np.broadcast_to(BLANK, (len(at), *BLANK.shape)), [said] * len(at)
-        return images, [f"{fault} image" if fault else "" for fault in faults]
+            return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Made(made.images, [f"{fault} image" if fault else "" for fault in made.faults], made.audit), ""
+
+
+def out_of_memory(error: str) -> bool:
+    """Whether "TypeOfError: text" is torch's or Python's way to say that memory ran out."""
+    return error.startswith(("OutOfMemoryError", "MemoryError")) or any(
+        said in error.lower() for said in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
 
 
 class Importer:
@@ -93,4 +176,4 @@ class Importer:
                 images.append(BLANK)
                 reasons.append(f"{FAULT}import: {error}")
         out = {name: values[keep] for name, values in rows.items()}
-        return out | {"image": column(images), "reason": texts(reasons)}
+        return out | {"image": column(images), "reason": texts(reasons), "synthesis_audit": texts(["{}"] * len(keep))}

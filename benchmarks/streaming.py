@@ -27,6 +27,7 @@ import ray
 import torch
 from record import machine, write
 
+from actors.encoder import prompt_agent, text_encoder
 from actors.graph import stages, todo
 from actors.placement import connect, run_inline, run_stream
 from syn4seg.config import Config, load
@@ -66,7 +67,8 @@ def prepared(config: Config, root: Path) -> tuple[RunDir, tuple[str, ...]]:
     dataset, fold = check(config)
     run = RunDir(root)
     run.open(config)
-    make_plan(config, run, fold, lambda _: None)
+    with text_encoder(config) as encoder:
+        make_plan(config, run, fold, lambda _: None, prompt_agent(config, encoder), encoder)
     make_base(config, run, dataset, fold, lambda *_: None)
     NovelStage(config, run, dataset, fold).register(0)
     return run, fold.index_names

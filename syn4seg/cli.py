@@ -43,16 +43,21 @@ def _config(settings: list[str] | None) -> Config:
 def _begin(settings: list[str] | None, out: Path | None, reuse: Path | None) -> Pipeline:
     """Checks everything that can be checked, then opens the run directory; nothing is written before that."""
     config = _config(settings)
-    from syn4seg.stages.setup import check
+    from syn4seg.stages import setup
+    from syn4seg.terminal import Terminal, versions
 
-    dataset, fold = check(config)
+    display = Terminal()
+    if not setup.is_prepared(config):
+        assert config.data.root is not None
+        with display.bar(f"preparing {config.data.source}") as progress:
+            setup.prepare(config.data.source, config.data.root, config.data.masks, progress, display.note)
+    dataset, fold = setup.check(config)
     from actors.pipeline import Pipeline
     from syn4seg import rundir
-    from syn4seg.terminal import Terminal, versions
 
     run = rundir.RunDir(out or Path("runs") / rundir.checked_name(config.name, "name"))
     run.check(config)
-    pipeline = Pipeline(config, run, dataset, fold, Terminal())
+    pipeline = Pipeline(config, run, dataset, fold, display)
     pipeline.check()
     _catch_signals()  # Ray brings handlers of its own
     if reuse is not None and not rundir.RunDir(reuse).config.is_file():
@@ -135,6 +140,60 @@ def verify(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Director
     print(f"digest: {digest}")
     if problems:
         print(f"{len(problems)} mismatches", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="pascal|coco", help="VOC 2012 + SBD, or COCO 2014.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the unpacked official archives.")],
+    masks: Annotated[
+        str, typer.Option(help="COCO: all_polygons, first_polygon (DIaM) or crowd255 (CAPL).")
+    ] = "all_polygons",
+) -> None:
+    """Check the official files, build masks, lists and index beside them; goes on where it was stopped."""
+    from syn4seg.stages.setup import prepare as build
+    from syn4seg.terminal import Terminal
+
+    display = Terminal()
+    with display.bar(f"preparing {source}") as progress:
+        build(source, root, masks, progress, display.note)
+    display.note(f"ready: data.source={source} data.root={root}")
+
+
+@app.command()
+def plan(
+    settings: Settings = None,
+    rates: Annotated[Path | None, typer.Option(help="Measured rates (JSON, as benchmarks/gpu.py writes them).")] = None,
+    measure: Annotated[int, typer.Option(help="Measure this many images of every stage here first.")] = 0,
+    card: Annotated[str, typer.Option(help="GPU for stated rates: h200, h100, a100, l40s, 4090.")] = "h100",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a run would make and cost: images, GPU-hours, memory per actor, disk per stage. Starts nothing."""
+    from syn4seg.terminal import print_plan
+
+    print_plan(_config(settings), rates, measure, card, as_json)
+
+
+@app.command()
+def audit(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]) -> None:
+    """Prove from the run's records that no test image, support image or novel mask leaked; exit 1 on a leak."""
+    from syn4seg.config import load
+    from syn4seg.rundir import RunDir
+    from syn4seg.stages.audit import audit as examine
+    from syn4seg.stages.setup import load_dataset
+    from syn4seg.terminal import Terminal
+
+    run = RunDir(run_dir)
+    if not run.config.is_file():
+        raise ValueError(f"{run_dir}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    settings = load(run.config)
+    dataset, fold = load_dataset(settings)
+    findings = examine(settings, run, dataset, fold)
+    display = Terminal()
+    for finding in findings:
+        display.note(f"{finding.verdict:8}{finding.claim}: {finding.evidence}")
+    if any(finding.verdict == "LEAK" for finding in findings):
         raise typer.Exit(1)
 
 

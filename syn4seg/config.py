@@ -10,227 +10,34 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A frozen part of the tree; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Data(Section):
-    source: Literal["embedded", "folder"] = "embedded"
-    """`embedded`: the drawn world, no files. `folder`: any data set in VOC layout under `data.root`."""
-    root: Path | None = None
-    """Folder of the data set: images/, masks/, train.txt, val.txt, classes.json."""
-    fold: Whole = 0
-    """Which fold's classes are novel."""
-    shots: Count = 1
-    """Annotated images per novel class (K)."""
-    draws: Count = 1
-    """How many support draws are labelled, trained and scored; results report their mean and spread."""
-    first_draw: Whole = 0
-    """Number of the first support draw; draws are named, so draw 3 is the same in every run."""
-    train_images: Count | None = None
-    """Use only the first N training images (embedded: how many exist; default 6000)."""
-    val_images: Count | None = None
-    """Use only the first N query images (embedded: how many exist; default 300)."""
-    min_support_area: Share = 0.02
-    """Least share of a support image that its class must cover."""
-    base_in_support: Literal["background", "kept"] = "background"
-    """Labels of base objects in support images: `background` as DIaM, or `kept` as POP."""
-    only_one_novel: bool = False
-    """Skip support candidates that show more than one novel class."""
-
-    @model_validator(mode="after")
-    def _root_is_given(self) -> Data:
-        if self.source == "folder" and self.root is None:
-            raise ValueError("data.root is empty, but data.source is 'folder': set data.root=FOLDER")
-        return self
-
-
-class Prompts(Section):
-    agent: Literal["grammar"] = "grammar"
-    """Who proposes prompts: `grammar` needs no language model."""
-    bank_size: Count = 48
-    """Prompts wanted per novel class."""
-    lambda_prompt: Cosine = 0.97
-    """A prompt is accepted iff its largest cosine to an accepted one is below this (HDIG)."""
-    patience: Count = 400
-    """Stop after this many candidates in a row without an acceptance."""
-
-
-class Synthesis(Section):
-    source: Literal["generate", "folder"] = "generate"
-    """`generate`: from the prompt bank. `folder`: import images, one folder per class under `synthesis.root`."""
-    root: Path | None = None
-    """Folder of images to import: ROOT/CLASS/*.jpg|png."""
-    model: str = "renderer"
-    """`renderer`, `embedded-sd3`, or a folder or hub id in diffusers' Stable Diffusion 3 format."""
-    images_per_class: Count = 48
-    """Synthetic images per novel class and prompt bank; prompts are used in turn."""
-    class_name_bank: bool = True
-    """Also make images from the plain class-name prompt, for the ablation row `class_name_raw`."""
-    batch: Count = 8
-    """Images per generator batch. It is part of the plan because rounding depends on it."""
-    steps: Count = 16
-    """Denoising steps."""
-    guidance: Annotated[float, Field(ge=0)] = 3.0
-    """Classifier-free guidance scale; 1 or less switches it off."""
-    size: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 64
-    """Side of an image in pixels."""
-
-    @model_validator(mode="after")
-    def _root_is_given(self) -> Synthesis:
-        if self.source == "folder" and self.root is None:
-            raise ValueError("synthesis.root is empty, but synthesis.source is 'folder': set synthesis.root=FOLDER")
-        return self
-
-
-class Segmenter(Section):
-    backbone: str = "embedded"
-    """`embedded`, `resnet50`, `resnet101`, a transformers AutoBackbone (folder or hub id), or `package.module:factory`."""
-    weights: str | None = None
-    """Weights of the backbone: a local file, `imagenet`, or none (start from random numbers)."""
-    size: Annotated[int, Field(ge=16, le=4096)] = 64
-    """Side in pixels of the square canvas to which an image's long side is brought."""
-    channels: Count = 128
-    """Feature channels D after the bottleneck."""
-    ppm_bins: tuple[Count, ...] = (1, 2, 3, 6)
-    """Grid sizes of the pyramid pooling module."""
-    dropout: Share = 0.1
-    """Dropout before the classifier while the base stage trains."""
-    freeze_backbone: bool = False
-    """Keep the backbone as loaded; its maps are then computed once per image."""
-
-
-class Base(Section):
-    checkpoint: Literal["shipped", "train"] = "shipped"
-    """`shipped`: the packaged checkpoint of the embedded world's fold. `train`: train from scratch in this run."""
-    epochs: Count = 5
-    """Passes over the base training images."""
-    batch: Count = 8
-    """Images per step."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    """`sgd` (momentum 0.9) is the field's choice for pretrained backbones; `adamw` starts from nothing."""
-    lr: Annotated[float, Field(gt=0)] = 0.002
-    """Learning rate of the backbone; polynomial decay of power 0.9."""
-    head_factor: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on the learning rate of everything behind the backbone (10 in the field's SGD recipe)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay (1e-4 in the field's SGD recipe)."""
-    warmup: Share = 0.05
-    """Share of the steps over which the learning rate rises."""
-    background_weight: Annotated[float, Field(gt=0)] = 0.2
-    """Factor on background pixels in the loss at the start, rising to 1; helps networks that start from nothing."""
-    scale: tuple[float, float] = (0.75, 1.33)
-    """Range of the random scale (0.5 to 2 in the field's recipe)."""
-    blur: Share = 0.0
-    """Chance of a Gaussian blur (0.5 in the field's recipe)."""
-    crop: Count | None = None
-    """Side of the random crop in pixels; the canvas's own size when empty."""
-
-
-class SupportQuantile(Section):
-    support_quantile: Share
-    """lambda_keep of a class is this quantile of its held-out support regions' similarities."""
-
-
-class Labeling(Section):
-    lambda_keep: Cosine | SupportQuantile = 0.5
-    """APF keeps a region iff its similarity to the class's global prototype is at least this."""
-    min_region: Whole = 12
-    """Regions with fewer pixels become free."""
-    tau_base: Share = 0.6
-    """Base predictions are kept where the segmenter's confidence is at least this."""
-    tau_background: Share = 0.0
-    """The same for background predictions (0 keeps them all)."""
-    beta: Share = 0.5
-    """Adaptive prototype = beta * global + (1 - beta) * local (APR)."""
-    tau: Annotated[float, Field(gt=0)] = 0.1
-    """Temperature of the softmax over cosines."""
-    theta: Share = 0.6
-    """A free pixel is relabeled iff its confidence is at least this; otherwise it stays unlabeled."""
-    min_target: Share = 0.005
-    """Reject an image whose target class covers less than this share."""
-    max_target: Share = 0.95
-    """Reject an image whose target class covers more than this share."""
-
-
-class Refinement(Section):
-    model: str = "embedded-sam"
-    """`embedded-sam`, or a checkpoint of segment-anything (ViT-B, L or H)."""
-    band_width: Whole = 3
-    """Half-width in pixels of the band around changes of label in which SAM may edit."""
-    margin: Whole = 1
-    """Pixels added around a component's box before it becomes SAM's hint."""
-    min_agreement: Share = 0.5
-    """SAM masks whose IoU with their component is lower are ignored and counted."""
-
-
-class Novel(Section):
-    steps: Count = 300
-    """Optimiser steps of the novel stage."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    """Learning rate, relative to the root mean square of the base classifier's weights."""
-    support_batch: Count = 4
-    """Support images per step."""
-    synthetic_batch: Count = 8
-    """Synthetic images per step (0 synthetic samples in the row `support_only`)."""
-    replay_images: Whole = 200
-    """Base training images replayed with their base labels; stated in every result."""
-    replay_batch: Whole = 4
-    """Replayed images per step."""
-    synthetic_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the synthetic loss."""
-    confidence_weight: Share = 0.0
-    """How much the registered segmenter's confidence c weighs a synthetic pixel: 1 - this * (1 - c)."""
-    background_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on pixels of support images labelled background in the cross-entropy."""
-    distillation: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the distillation to the base classifier on pixels that are not novel."""
-
-
-class Pool(Section):
-    size: Count = 1
-    """Actors of this stage."""
-    batch: Count = 16
-    """Rows per call."""
-    cpus: Annotated[float, Field(ge=0)] = 0.25
-    """Logical CPUs per actor."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs per actor, whole or a fraction."""
-
-
-class Placement(Section):
-    runner: Literal["ray", "inline"] = "ray"
-    """`ray`: streamed through actors. `inline`: the same classes chained in one process; the same bytes."""
-    address: str = "local"
-    """Ray cluster: `local` starts one on this machine; `auto` or HOST:PORT joins a running one."""
-    synthesis: Pool = Pool()
-    """Generator actors; `batch` is rounded up to whole generator batches."""
-    labeling: Pool = Pool()
-    """Feature extractor actors (draft, APF, APR)."""
-    refinement: Pool = Pool()
-    """SAM actors (SABR)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: the GPU for pools with `gpus` above 0, else the CPU; training takes a GPU if there is one."""
-    max_quarantined: Share = 0.5
-    """Stop when more than this share of the samples is quarantined by faults."""
+from syn4seg.data.protocols import deviations, preset
+from syn4seg.sections import (
+    Base,
+    Data,
+    Evaluation,
+    Labeling,
+    Novel,
+    Placement,
+    Prompts,
+    Refinement,
+    Section,
+    Segmenter,
+    SupportQuantile,
+    Synthesis,
+    Whole,
+)
 
 
 class Config(Section):
     name: str = "embedded"
     """Name of the run; the default of --out is runs/NAME."""
+    protocol: Literal["none", "diam", "pop"] = "none"
+    """A published protocol: sets every key that makes numbers comparable; deviations from it are printed in every result."""
     seed: Whole = 0
     """Every random choice is a hash of this and a name."""
     data: Data = Data()
@@ -241,14 +48,19 @@ class Config(Section):
     labeling: Labeling = Labeling()
     refinement: Refinement = Refinement()
     novel: Novel = Novel()
+    evaluation: Evaluation = Evaluation()
     placement: Placement = Placement()
 
     @model_validator(mode="after")
     def _shipped_base_fits(self) -> Config:
         if self.base.checkpoint == "shipped" and self.data.source != "embedded":
             raise ValueError(f"base.checkpoint is 'shipped', but data.source is {self.data.source!r}: checkpoints are "
-                             "shipped for the embedded world only; set base.checkpoint=train")  # fmt: skip
+                             "shipped for the embedded world only; set base.checkpoint=train, or a file")  # fmt: skip
         return self
+
+    def deviations(self) -> list[str]:
+        """What this configuration does otherwise than its `protocol`."""
+        return deviations(self.protocol, self.data.source, self.science(), self.data.draws)
 
     def science(self) -> dict[str, Any]:
         """Everything that may change a result, as plain JSON values."""
@@ -262,11 +74,13 @@ STAGE_KEYS = {
     "prompts": ("seed", "data.source", "data.root", "data.fold", "prompts", "synthesis.source", "synthesis.root",
                 "synthesis.model", "synthesis.images_per_class", "synthesis.class_name_bank", "synthesis.batch"),
     "images": ("synthesis",),
-    "base": ("seed", "data.source", "data.root", "data.fold", "data.train_images", "segmenter", "base"),
+    "base": ("seed", "data.source", "data.root", "data.fold", "data.train_images", "data.train_list", "data.masks",
+             "data.support_reserve", "segmenter", "base"),
     "labels": ("data", "labeling", "refinement", "novel"),
+    "scores": ("evaluation", "protocol"),
 }  # fmt: skip
 """Keys that each stage reads itself; `fingerprint` adds those of the stages before it."""
-UPSTREAM = {"prompts": (), "images": ("prompts",), "base": (), "labels": ("images", "base")}
+UPSTREAM = {"prompts": (), "images": ("prompts",), "base": (), "labels": ("images", "base"), "scores": ("labels",)}
 
 
 def fingerprint(config: Config, stage: str) -> str:
@@ -304,10 +118,25 @@ def load(path: Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         if not sign or not key:
             raise ValueError(f"override {text!r}: expected section.key=value, for example labeling.beta=0.3")
         _set(tree, key.strip(), _parse(key, value))
+    _follow(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _follow(tree: dict[str, Any]) -> None:
+    """Puts the values of the tree's protocol under every key that is not given."""
+    data = tree.get("data")
+    source = data.get("source", "embedded") if isinstance(data, dict) else "embedded"
+    protocol = tree.get("protocol", "none")
+    if protocol not in ("diam", "pop"):
+        return
+    for key, value in preset(protocol, source).items():
+        section, _, name = key.partition(".")
+        given = tree.setdefault(section, {})
+        if isinstance(given, dict):
+            given.setdefault(name, value)
 
 
 def _read(path: Path) -> dict[str, Any]:

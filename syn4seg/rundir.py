@@ -1,8 +1,8 @@
 """The run directory: every path of a run, atomic writes, the plan, the records, the digest.
 
     RUN/config.yaml provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
-    RUN/images/CLASS/ID.png  quarantined/ID.json  checkpoints/base.safetensors
-    RUN/draws/K/support.json  support.safetensors  manifest.parquet  checkpoints/ROW.safetensors
+    RUN/images/CLASS/ID.png  quarantined/ID.json  checkpoints/{base.safetensors,base.json}
+    RUN/draws/K/support.json  support.safetensors  queries.json  manifest.parquet  checkpoints/ROW.safetensors
     RUN/draws/K/labels/CLASS/ID.png  stages/{draft,kept,relabeled}/CLASS/ID.png  records/CLASS/ID.json
 
 Everything is written to a `.partial` file, synced and renamed. The record of a sample is written last: a record on disk
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import yaml
 
-from syn4seg.config import Config, annotated, differences, fingerprint
+from syn4seg.config import UPSTREAM, Config, annotated, differences, fingerprint
 from syn4seg.schema import LABEL_STAGES
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")
@@ -117,6 +117,7 @@ class Draw:
         self.root = root
         self.support = root / "support.safetensors"
         self.support_json = root / "support.json"
+        self.queries = root / "queries.json"
         self.manifest = root / "manifest.parquet"
 
     def label(self, stage: str, class_name: str, sample_id: str) -> Path:
@@ -162,6 +163,7 @@ class RunDir:
         self.embeddings = self.root / "embeddings.safetensors"
         self.plan = self.root / "plan.parquet"
         self.base = self.root / "checkpoints" / "base.safetensors"
+        self.base_facts = self.root / "checkpoints" / "base.json"
         self.results = self.root / "results.json"
         self.metrics = self.root / "metrics.jsonl"
 
@@ -189,12 +191,14 @@ class RunDir:
     def check(self, config: Config) -> None:
         """Checks that what is in the directory, if anything, belongs to the same science; writes nothing.
 
+        The section `evaluation` may differ: scores are the last stage, and results.json says how they were made.
+
         Raises:
             ValueError: another science config made this directory (the differences are listed), or it is not a run.
         """
         if self.config.is_file():
             stored = Config.model_validate(yaml.safe_load(self.config.read_text()))
-            changed = differences(stored.science(), config.science())
+            changed = [d for d in differences(stored.science(), config.science()) if not d.startswith("evaluation.")]
             if changed:
                 lines = "\n  ".join(changed)
                 raise ValueError(f"--out {self.root}: made with another configuration:\n  {lines}\n"
@@ -209,7 +213,7 @@ class RunDir:
 
     def provenance_of(self, config: Config, versions: dict[str, str]) -> dict[str, Any]:
         """What made the run: versions and the fingerprint of each stage; no user name, path or secret."""
-        stages = {stage: fingerprint(config, stage) for stage in ("prompts", "images", "base", "labels")}
+        stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
         return {"versions": versions, "fingerprints": stages}
 
 
@@ -229,7 +233,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     taken = {
         "prompts": [old.prompts, old.embeddings, old.plan],
         "images": sorted(old.root.glob("images/*/*.png")),
-        "base": [old.base],
+        "base": [old.base, old.base_facts],
     }
     for stage in (s for s in taken if same[s]):
         for path in taken[stage]:

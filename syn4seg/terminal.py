@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import platform
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,6 +25,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from syn4seg.config import Config
 
 PACKAGES = (
     "ray",
@@ -47,6 +53,8 @@ SMALL_PACKAGES = (
 )
 TITLES = {"support_only": "support only", "class_name_raw": "+ class-name prompts, raw masks", "hdig_raw": "+ HDIG, raw masks",
           "apf": "+ APF", "apr": "+ APF + APR", "syn4seg": "+ SABR (Syn4Seg)"}  # fmt: skip
+
+BASELINES = {"imprinting": "prototype imprinting", "finetuning": "support fine-tuning", "diam": "DIaM", "bcm": "BCM"}
 
 
 class Terminal:
@@ -112,13 +120,46 @@ class Terminal:
             title_justify="left",
         )
         table.add_column("row")
-        for column in ("base", "novel", "mean", "harmonic"):
-            table.add_column(column, justify="right")
+        columns = table_columns(about)
+        for title in columns:
+            table.add_column(title, justify="right")
+        for name, found in results["baselines"].items():
+            star = " *" if found["transductive"] else ""
+            table.add_row(BASELINES[name] + star, *(_percent(found["metrics"][c]) for c in columns.values()))
+        if results["baselines"]:
+            table.add_section()
         for row, values in results["rows"].items():
-            table.add_row(TITLES[row], *(_percent(values[c]) for c in ("base", "novel", "mean", "harmonic")))
+            table.add_row(TITLES[row], *(_percent(values[c]) for c in columns.values()))
         self.console.print(table)
-        self.note(f"generator {about['generator']}; {about['replayed_base_images']} base images replayed; novel classes: "
-                  f"{', '.join(about['novel'])}; spread: standard deviation over draws")  # fmt: skip
+        for line in about_results(results):
+            self.note(line)
+
+
+def table_columns(about: dict[str, Any]) -> dict[str, str]:
+    """Column title -> metric, as the protocol of a result has it."""
+    with_background = about["base_mIoU"] == "with the background"
+    base = {"base + bg": "base_with_background"} if with_background else {"base": "base"}
+    mean = {"total": "total"} if about["mean"].startswith("over all") else {"mean": "mean"}
+    return {**base, "novel": "novel", **mean, "harmonic": "harmonic"}
+
+
+def about_results(results: dict[str, Any]) -> list[str]:
+    """What must stand below a table of results: the protocol, every deviation from it, and what else decides the numbers."""
+    about = results["protocol"]
+    lines = [f"protocol {about['preset']}: {about['data']}, {about['train_list']}; support from the {about['support_from']}, base "
+             f"pixels in it {about['base_in_support']}; scored on {about['evaluation_space']}, {about['queries']}"]  # fmt: skip
+    lines += [f"deviation from {about['preset']}: {line}" for line in about["deviations"]]
+    lines.append(f"generator {about['generator']}; {about['replayed_base_images']} base images replayed; base mIoU: "
+                 f"{about['base_mIoU']}; mean {about['mean']}; spread: standard deviation over draws")  # fmt: skip
+    if about["transductive"]:
+        lines.append("transductive: imported images may be test images")
+    for name, found in results["baselines"].items():
+        star = "* transductive, it optimises on the test image; " if found["transductive"] else ""
+        lines.append(
+            f"{BASELINES[name]}: {star}{found['source']}; {len(found['deviations'])} differences, see results.json"
+        )
+    lines.append(f"novel classes: {', '.join(about['novel'])}")
+    return lines
 
 
 def _rejected(reasons: Counter | None) -> str:
@@ -175,3 +216,34 @@ def diagnose() -> bool:
     free = shutil.disk_usage(".").free / 2**30
     console.print(f"{'[green]ok[/green]     ' if free > 2 else '[red]low[/red]    '} {free:.1f} GiB free here")
     return well
+
+
+def print_plan(config: Config, rates: Path | None, measured: int, card: str, as_json: bool) -> None:
+    """Prints what a run would make and cost, as a table or as JSON.
+
+    Raises:
+        ValueError: unreadable rates, an unknown card, or a model whose size is not known.
+    """
+    from syn4seg.stages.estimate import table
+    from syn4seg.stages.measure import plan_run
+
+    found = plan_run(config, rates, measured, card)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+        return
+    header, rows, footnotes = table(found)
+    console = Console(highlight=False)
+    shown = Table(title=f"plan of {config.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    origins = {text: chr(ord("a") + i) for i, text in enumerate(dict.fromkeys(row[-1] for row in rows[:-1]))}
+    used = [i for i in range(len(header) - 1) if any(row[i] not in ("", "1") for row in rows[:-1])]
+    for i in used:
+        title = header[i].partition("/")[0]
+        shown.add_column(title, justify="left" if i == 0 else "right", no_wrap=i != 1, min_width=18 if i == 1 else None)
+    shown.add_column("", no_wrap=True)
+    for row in rows[:-1]:
+        shown.add_row(*(row[i] for i in used), origins[row[-1]])
+    shown.add_section()
+    shown.add_row(*(rows[-1][i] for i in used), "")
+    console.print(shown)
+    for line in [*(f"{letter}: {text}" for text, letter in origins.items()), *footnotes]:
+        console.print(line, markup=False)

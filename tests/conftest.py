@@ -27,6 +27,8 @@ def small():
 def prepared(tmp_path_factory, small):
     """A run directory with prompts, plan, the shipped base checkpoint of fold 0 and one registered support draw."""
     from syn4seg.config import load
+    from syn4seg.models.generators import load_text_encoder
+    from syn4seg.prompts.agents import load_agent
     from syn4seg.rundir import RunDir
     from syn4seg.stages.base import make_base
     from syn4seg.stages.novel import NovelStage
@@ -37,7 +39,8 @@ def prepared(tmp_path_factory, small):
     dataset, fold = check(config)
     run = RunDir(tmp_path_factory.mktemp("prepared") / "run")
     run.open(config)
-    make_plan(config, run, fold, lambda _: None)
+    agent = load_agent("grammar", world="embedded", seed=config.seed)
+    make_plan(config, run, fold, lambda _: None, agent, load_text_encoder(config.synthesis.model))
     make_base(config, run, dataset, fold, lambda *_: None)
     NovelStage(config, run, dataset, fold).register(0)
     return run, fold.index_names
@@ -57,7 +60,7 @@ def fresh(prepared, tmp_path):
 def ray_cluster():
     """One local Ray for the whole session."""
     from actors.placement import connect
-    from syn4seg.config import Placement
+    from syn4seg.sections import Placement
 
     connect(Placement())
     yield

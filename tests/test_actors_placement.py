@@ -6,9 +6,10 @@ import pytest
 
 from actors.graph import pools, stages, todo
 from actors.placement import Stage, check_columns, preflight
-from syn4seg.config import Config, Pool, load
+from syn4seg.config import Config, load
 from syn4seg.rundir import RunDir
 from syn4seg.schema import PLAN
+from syn4seg.sections import Pool
 
 
 class Reads:

@@ -249,7 +249,7 @@ def imported(run, small, folder, *keys):
     (folder / "moon" / "b.jpg").write_bytes(b"not an image")
     config = load(None, [*small, "synthesis.source=folder", f"synthesis.root={folder}", *keys])
     run.plan.unlink()
-    make_plan(config, run, check(config)[1], quiet)
+    make_plan(config, run, check(config)[1], quiet, None, None)
     return config
 
 

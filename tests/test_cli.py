@@ -43,7 +43,7 @@ def test_help_loads_nothing_heavy():
         (["synthesis.source=folder", "synthesis.root=nowhere"], "no folder for class 'ball'"),
         (["refinement.model=missing.pth"], "refinement.model=missing.pth"),
         (["data.source=folder", "data.root=x"], "base.checkpoint"),
-        (["segmenter.backbone=my.nets:tiny", "base.checkpoint=train"], "there is no module my.nets"),
+        (["segmenter.backbone=my.nets:tiny", "base.checkpoint=train"], "there is no module 'my.nets'"),
         (["segmenter.weights=absent.pt", "base.checkpoint=train"], "segmenter.weights=absent.pt"),
     ],
 )

@@ -8,9 +8,9 @@ import sys
 import pytest
 import yaml
 
-from syn4seg.config import Config, annotated, config_digest, differences, fingerprint, keys, load
+from syn4seg.config import UPSTREAM, Config, annotated, config_digest, differences, fingerprint, keys, load
 
-STAGES = ("prompts", "images", "base", "labels")
+STAGES = tuple(UPSTREAM)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ STAGES = ("prompts", "images", "base", "labels")
     [
         ("labeling.bta=0.3", ["labeling.bta", "unknown key", "did you mean labeling.beta"]),
         ("labeling.beta=1.5", ["labeling.beta=1.5", "less than or equal to 1"]),
-        ("data.source=voc", ["data.source='voc'", "'embedded' or 'folder'"]),
+        ("data.source=voc", ["data.source='voc'", "'embedded', 'folder', 'pascal' or 'coco'"]),
         ("data.source=folder", ["data.root is empty", "set data.root=FOLDER"]),
         ("data.shots=0", ["data.shots=0", "greater than or equal to 1"]),
         ("data.shots=two", ["data.shots='two'", "integer"]),
@@ -76,13 +76,14 @@ def test_placement_changes_no_fingerprint_and_no_digest():
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
-        ("refinement.band_width=9", {"labels"}),
-        ("labeling.beta=0.1", {"labels"}),
-        ("synthesis.steps=3", {"images", "labels"}),
-        ("prompts.lambda_prompt=0.2", {"prompts", "images", "labels"}),
-        ("base.epochs=1", {"base", "labels"}),
-        ("data.shots=5", {"labels"}),
-        ("seed=9", {"prompts", "images", "base", "labels"}),
+        ("refinement.band_width=9", {"labels", "scores"}),
+        ("labeling.beta=0.1", {"labels", "scores"}),
+        ("synthesis.steps=3", {"images", "labels", "scores"}),
+        ("prompts.lambda_prompt=0.2", {"prompts", "images", "labels", "scores"}),
+        ("base.epochs=1", {"base", "labels", "scores"}),
+        ("data.shots=5", {"labels", "scores"}),
+        ("evaluation.space=canvas", {"scores"}),
+        ("seed=9", {"prompts", "images", "base", "labels", "scores"}),
     ],
 )
 def test_a_key_changes_the_fingerprint_of_exactly_the_stages_behind_it(override, changed):
@@ -105,6 +106,10 @@ def test_every_science_key_is_in_some_fingerprint():
         "data.source": "folder", "data.root": "x", "synthesis.source": "folder", "synthesis.root": "y", "segmenter.weights": "w",
         "base.checkpoint": "train", "base.crop": 32, "base.optimizer": "sgd", "data.train_images": 9, "data.val_images": 9,
         "data.base_in_support": "kept", "labeling.lambda_keep": 0.123,
+        "protocol": "pop", "data.train_list": "trainaug", "data.masks": "crowd255", "data.support_from": "val",
+        "data.support_draw": "pop", "data.support_reserve": 0.5, "base.images": "with_base", "segmenter.canvas": "diam",
+        "synthesis.weights": "nf4", "evaluation.space": "canvas", "evaluation.mean": "all_classes", "evaluation.queries": 7,
+        "evaluation.baselines": ["bcm"], "prompts.llm": "m", "prompts.base_url": "u",
     }  # fmt: skip
     free = {"name", "data.draws", "data.first_draw", "data.val_images", "prompts.agent"}
     tree = Config().model_dump(mode="json")

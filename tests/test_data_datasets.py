@@ -1,4 +1,4 @@
-"""Folds, the embedded data set and the square canvas."""
+"""Folds and the embedded data set."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 from syn4seg.data.datasets import (
     EmbeddedDataset,
     Fold,
-    canvas_shape,
     class_areas,
     fold_of,
-    image_to_canvas,
-    label_to_canvas,
 )
 
 
@@ -59,19 +56,3 @@ def test_areas_are_shares_of_the_whole_image_without_background_and_unlabeled():
     dataset = EmbeddedDataset(4, 1)
     for sample_id in dataset.train:
         assert dataset.areas(sample_id) == class_areas(dataset.mask(sample_id))
-
-
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 64))
-def test_the_canvas_holds_the_whole_image_in_its_corner_and_255_beside(rows, columns, size):
-    r, c = canvas_shape((rows, columns), size)
-    assert max(r, c) == size and abs(r * columns - c * rows) <= max(rows, columns)
-    label = label_to_canvas(np.full((rows, columns), 5, np.uint8), size)
-    assert label.shape == (size, size) and (label[:r, :c] == 5).all()
-    assert (label[r:] == 255).all() and (label[:, c:] == 255).all()
-    image = image_to_canvas(np.full((rows, columns, 3), 200, np.uint8), size)
-    assert image.shape == (size, size, 3) and (image[:r, :c] == 200).all()
-
-
-def test_an_image_of_the_canvas_size_is_not_resampled():
-    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    assert np.array_equal(image_to_canvas(image, 32), image)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from syn4seg.models import generators
 from syn4seg.models.generators import (
+    CarefulGenerator,
     EmbeddingStore,
     Encoded,
+    Speed,
     image_fault,
     joined,
     load_generator,
@@ -149,9 +151,22 @@ def test_weights_that_were_not_shipped_are_an_error_that_names_the_alternative(t
         load_generator("embedded-sd3", steps=4, guidance=3.0, size=64)
 
 
+def test_every_generator_says_what_it_is_and_only_one_with_weights_tries_a_faulty_image_again():
+    renderer = load_generator("renderer", steps=4, guidance=3.0, size=48)
+    assert renderer.facts() == {"model": "renderer", "size": 48}
+    assert not isinstance(renderer, CarefulGenerator)
+    packaged = load_generator("embedded-sd3", steps=4, guidance=3.0, size=64, device="cpu")
+    assert isinstance(packaged, CarefulGenerator)
+    assert packaged.facts() == {
+        "model": "embedded-sd3", "revision": packaged.facts()["revision"], "dtype": "float32", "device": "cpu", "steps": 4,
+        "guidance": 3.0, "size": 64, **vars(Speed()),
+    }  # fmt: skip
+
+
 def test_importing_the_module_and_using_the_renderer_loads_no_heavy_library():
     code = ("import sys; from syn4seg.models.generators import load_generator, load_text_encoder as load;"
             "g = load_generator('renderer', steps=1, guidance=1.0, size=64); e = load('renderer');"
             "g.generate(['a star'], e.encode(['a star']), [1]);"
+            "from syn4seg.models.generators import check_model; check_model('renderer'); check_model('embedded-sd3');"
             "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'ray')))")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from segment_anything import SamPredictor, build_sam_vit_b, build_sam_vit_l
-from segment_anything.modeling import Sam
+from segment_anything import SamPredictor, build_sam_vit_b
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from syn4seg.data import embedded
 from syn4seg.models import sam as sam_module
 from syn4seg.models.build import sam as build
 from syn4seg.models.build.checkpoint import Journal
 from syn4seg.models.build.shapes import LIKENESS, likeness, random_outline
-from syn4seg.models.sam import PUBLISHED, WEIGHTS, SamRefiner, build_sam, load_sam, published_architecture
+from syn4seg.models.sam import ARCHITECTURES, SamRefiner, build_sam, encoder_shape, load_sam
+from syn4seg.models.sam_files import PUBLISHED, WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +67,61 @@ def test_batched_masks_equal_those_of_sam_predictor(packaged: Sam, size: tuple[i
             np.testing.assert_allclose(iou, quality, atol=1e-4)
 
 
-def test_masks_do_not_depend_on_how_images_and_boxes_are_cut_into_passes(packaged: Sam):
-    images, boxes = _images(5, 64, 64), _boxes(embedded.seeded("cut"), [3, 1, 0, 2, 4], 64, 64)
+SIZES = ((64, 64), (48, 64), (33, 20), (96, 70), (75, 131), (64, 64), (50, 50))
+
+
+def _mixed() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Seven images of six sizes with 1 to 4 boxes each."""
+    images = [_images(len(SIZES), 192, 192)[i][:h, :w] for i, (h, w) in enumerate(SIZES)]
+    counts = (1, 3, 2, 1, 4, 2, 1)
+    return images, [_boxes(embedded.seeded("mixed", i), [counts[i]], *size)[0] for i, size in enumerate(SIZES)]
+
+
+def _bytes(answer: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, bytes]:
+    return answer[0].tobytes(), answer[1].tobytes()
+
+
+@pytest.mark.parametrize("per_pass", [1, 2, 3])
+def test_masks_are_the_same_bytes_at_any_place_of_a_pass_with_any_companions(packaged: Sam, per_pass: int):
+    images, boxes = _mixed()
+    refiner = SamRefiner(packaged, images_per_pass=per_pass)
+    alone = [
+        _bytes(refiner.masks([image], [box])[0]) for image, box in zip(images, boxes, strict=True)
+    ]  # a padded pass
+    for number in range(6):
+        order = embedded.seeded("order", number).permutation(len(images))[: 7 - number]
+        found = refiner.masks([images[i] for i in order], [boxes[i] for i in order])
+        assert [_bytes(answer) for answer in found] == [alone[i] for i in order]
+
+
+def test_every_pass_of_the_encoder_has_the_same_number_of_rows(packaged: Sam):
+    seen = []
+    hook = packaged.image_encoder.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    SamRefiner(packaged, images_per_pass=3).masks(*_mixed())
+    hook.remove()
+    assert seen == [(3, 3, 64, 64)] * 3
+
+
+def test_boxes_of_an_image_may_be_decoded_in_pieces(packaged: Sam):
+    images, boxes = _mixed()
     whole, pieces = SamRefiner(packaged), SamRefiner(packaged)
-    pieces.images_per_pass, pieces.boxes_per_pass = 2, 3
+    pieces.boxes_per_pass = 2
     for (a, p), (b, q) in zip(whole.masks(images, boxes), pieces.masks(images, boxes), strict=True):
         assert (a != b).sum() <= 1e-3 * a.size
         np.testing.assert_allclose(p, q, atol=1e-4)
 
 
-def test_images_without_any_box_are_never_encoded(packaged: Sam):
-    seen = []
+@pytest.mark.parametrize("per_pass", [1, 2])
+def test_images_without_any_box_are_never_encoded(packaged: Sam, per_pass: int):
+    seen, refiner = [], SamRefiner(packaged, images_per_pass=per_pass)
     hook = packaged.image_encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     none = np.zeros((0, 4), np.float32)
-    found = SamRefiner(packaged).masks(_images(3, 64, 64), [none, none, none])
+    found = refiner.masks(_images(3, 64, 64), [none, none, none])
     assert seen == [] and all(m.shape == (0, 64, 64) and q.shape == (0,) for m, q in found)
-    assert SamRefiner(packaged).masks(np.zeros((0, 64, 64, 3), np.uint8), []) == []
-    SamRefiner(packaged).masks(_images(3, 64, 64), [none, np.array([[5, 5, 40, 40]], np.float32), none])
+    assert refiner.masks([], []) == []
+    refiner.masks(_images(3, 64, 64), [none, np.array([[5, 5, 40, 40]], np.float32), none])
     hook.remove()
-    assert seen == [1]
+    assert seen == [per_pass]
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([64, 1024]))
@@ -108,6 +146,42 @@ def test_decode_gives_every_mask_of_the_decoder_and_a_gradient(packaged: Sam):
     gradient = packaged.image_encoder.patch_embed.proj.weight.grad
     packaged.zero_grad()
     assert gradient is not None and gradient.abs().sum() > 0
+
+
+def _vit_b(side: int) -> Sam:
+    """ViT-B as published (12 blocks of width 768, windows of 14, global attention in four) for a smaller input; random numbers."""
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        depth=12, embed_dim=768, img_size=side, mlp_ratio=4, num_heads=12, patch_size=16,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
+        qkv_bias=True, use_rel_pos=True, global_attn_indexes=(2, 5, 8, 11), window_size=14, out_chans=256,
+    )  # fmt: skip
+    prompts = PromptEncoder(256, (side // 16, side // 16), (side, side), 16)
+    decoder = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
+    sam = Sam(encoder, prompts, decoder)
+    for name, parameter in encoder.named_parameters():
+        if "rel_pos" in name or name == "pos_embed":  # zero at the start
+            torch.nn.init.normal_(parameter, std=0.1)
+    return sam.eval()
+
+
+def test_a_vit_b_gives_the_masks_of_sam_predictor_in_a_pass_of_two():
+    sam = _vit_b(224)
+    small = {name: tuple(t.shape) for name, t in sam.state_dict().items() if "pos" not in name}
+    assert small == {name: tuple(t.shape) for name, t in _shapes_of(build_sam_vit_b).items() if "pos" not in name}
+    images, boxes = (
+        [_images(2, 150, 180)[0], _images(2, 150, 180)[1][:, :100]],
+        _boxes(embedded.seeded("b"), [2, 1], 150, 100),
+    )
+    want = [_one_by_one(sam, image, box) for image, box in zip(images, boxes, strict=True)]
+    cut = float(np.median(np.concatenate([logits.ravel() for logits, _ in want])))
+    sam.mask_threshold, spread = cut, float(want[0][0].std())  # random weights give no sensible level
+    refiner = SamRefiner(sam, images_per_pass=2)
+    found = refiner.masks(images, boxes)
+    for (masks, iou), (logits, quality) in zip(found, want, strict=True):
+        assert ((masks == (logits > cut)) | (np.abs(logits - cut) < 1e-3 * spread)).all() and 0.02 < masks.mean() < 0.98
+        np.testing.assert_allclose(iou, quality, atol=1e-4)
+    assert [_bytes(answer) for answer in refiner.masks(images[::-1], boxes[::-1])] == [_bytes(a) for a in found[::-1]]
 
 
 # ------------------------------------------------------------------------------------------------ embedded SAM
@@ -184,13 +258,40 @@ def _shapes_of(builder) -> dict[str, torch.Tensor]:
         return builder().state_dict()
 
 
-@pytest.mark.parametrize("builder", [build_sam_vit_b, build_sam_vit_l])
-def test_published_checkpoints_are_told_apart_by_their_tensors(builder):
-    state = _shapes_of(builder)
-    found = published_architecture(state, Path("sam.pth"))
-    assert found is builder and found in PUBLISHED.values()
-    with torch.device("meta"):
-        sam_module.check_tensors(found(), state, Path("sam.pth"))
+def _published_state(builder) -> dict[str, torch.Tensor]:
+    """Every name and shape of a published checkpoint; one number per tensor, so that its file is small."""
+    return {name: torch.full((1,), i / 1000).expand(t.shape) for i, (name, t) in enumerate(_shapes_of(builder).items())}
+
+
+MILLIONS = {"vit-b": 93.735472, "vit-l": 312.342832, "vit-h": 641.090608}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_checkpoints_are_told_apart_by_their_tensors_and_load_with_their_published_sizes(
+    name: str, tmp_path: Path
+):
+    builder = ARCHITECTURES[PUBLISHED[name].encoder]
+    state = _published_state(builder)
+    torch.save(state, tmp_path / "sam.pth")
+    assert encoder_shape(state, Path("sam.pth")) == PUBLISHED[name].encoder
+    sam = load_sam(tmp_path / "sam.pth")
+    assert sum(p.numel() for p in sam.parameters()) == round(MILLIONS[name] * 1e6)
+    for key, tensor in sam.state_dict().items():
+        assert tensor.shape == state[key].shape and tensor.flatten()[0] == state[key].flatten()[0]
+
+
+def test_a_published_name_is_loaded_from_the_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    file = tmp_path / "hub" / "checkpoints" / PUBLISHED["vit-b"].file
+    file.parent.mkdir(parents=True)
+    torch.save(_published_state(build_sam_vit_b), file)
+    assert len(load_sam("vit-b").image_encoder.blocks) == 12
+    torch.save(_published_state(ARCHITECTURES[1280, 32]), file)
+    with pytest.raises(
+        ValueError, match=r"sam_vit_b_01ec64.pth .*width 1280 and 32 blocks.*vit-b has width 768 and 12 blocks"
+    ):
+        load_sam("vit-b")
 
 
 def test_a_checkpoint_with_missing_or_misshapen_tensors_is_refused_by_name():
@@ -206,19 +307,29 @@ def test_a_checkpoint_with_missing_or_misshapen_tensors_is_refused_by_name():
         sam_module.check_tensors(sam, state, Path("sam.pth"))
     cut = {k: v for k, v in state.items() if "blocks.11." not in k}
     with pytest.raises(ValueError, match=r"width 768 and 11 blocks.*768 x 12"):
-        published_architecture(cut, Path("sam.pth"))
+        encoder_shape(cut, Path("sam.pth"))
 
 
 def test_a_published_checkpoint_is_loaded_from_both_file_formats(
     packaged: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(sam_module.PUBLISHED, (96, 3), lambda: build_sam(build.CONFIG))  # a small "published" model
+    monkeypatch.setitem(ARCHITECTURES, (96, 3), lambda: build_sam(build.CONFIG))  # a small "published" model
     state = {k: v.clone() for k, v in packaged.state_dict().items()}
     torch.save(state, tmp_path / "sam.pth")
     save_file(state, tmp_path / "sam.safetensors")
     for name in ("sam.pth", "sam.safetensors"):
         for a, b in zip(state.values(), load_sam(tmp_path / name).state_dict().values(), strict=True):
             assert torch.equal(a, b)
+
+
+class _Code:
+    """Pickles as a call of a function that leaves a folder behind."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
 
 
 def test_files_that_are_no_sam_are_refused_with_the_remedy(tmp_path: Path):
@@ -229,12 +340,22 @@ def test_files_that_are_no_sam_are_refused_with_the_remedy(tmp_path: Path):
     (tmp_path / "page.pth").write_text("<html>not found</html>")
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "folder").mkdir()
-    named = {"cut.safetensors": "cannot be read", "cut.pth": "cannot be read", "page.pth": "cannot be read",
-             "empty.pth": "cannot be read", "other.pth": "no SAM checkpoint", "folder": "has no config.json",
-             "absent": "no SAM weights"}  # fmt: skip
+    torch.save({"image_encoder.patch_embed.proj.weight": _Code(tmp_path / "trace")}, tmp_path / "code.pth")
+    sam2 = {"model": {"image_encoder.trunk.patch_embed.proj.weight": torch.zeros(144, 3, 7, 7)}}
+    torch.save(sam2, tmp_path / "sam2.pt")
+    torch.save({"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "mobile.pt")
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    named = {
+        "cut.safetensors": "cannot be read", "cut.pth": "cannot be read", "page.pth": "no file of torch.save",
+        "empty.pth": "cannot be read", "other.pth": "no SAM checkpoint: it has no .* but weight", "absent": "no SAM weights",
+        "folder": "has no config.json", "code.pth": "holds [a-z]+.mkdir, which is not weights and was not run",
+        "sam2.pt": "not a plain table of tensors but holds model", "list.pth": "holds list",
+        "mobile.pt": r"but image_encoder\.patch_embed\.seq\.0\.c\.weight",
+    }  # fmt: skip
     for name, why in named.items():
         with pytest.raises(ValueError, match=f"{why}.*embedded-sam"):
             load_sam(tmp_path / name)
+    assert not (tmp_path / "trace").exists()
 
 
 def test_a_folder_whose_config_contradicts_its_tensors_is_refused(tmp_path: Path):
@@ -246,4 +367,10 @@ def test_a_folder_whose_config_contradicts_its_tensors_is_refused(tmp_path: Path
     del numbers["depth"]
     (copy / "config.json").write_text(json.dumps(numbers))
     with pytest.raises(ValueError, match="lacks depth"):
+        load_sam(copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        load_sam(copy)
+    (copy / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list; expected the numbers img_size"):
         load_sam(copy)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.segmenter.backbones import Backbone
 from syn4seg.segmenter.base import Augmentation, BaseSchedule, augment, base_batch, train_base
@@ -28,8 +29,9 @@ def _segmenter(classes=13):
 
 
 def _train(net=None, **changes):
-    settings_ = {"schedule": SCHEDULE, "how": HOW, "seed": 5} | changes
-    return train_base(net or _segmenter(), DATASET, FOLD, DATASET.train, **settings_)
+    settings_, net = {"schedule": SCHEDULE, "how": HOW, "seed": 5} | changes, net or _segmenter()
+    train_base(net, DATASET, FOLD, DATASET.train, **settings_)
+    return net
 
 
 def _same(a, b):
@@ -108,6 +110,26 @@ def test_a_stopped_training_continues_bit_for_bit(tmp_path, optimizer):
         _train(schedule=schedule, checkpoint=path, seed=6)
 
 
+def test_the_labels_that_were_trained_on_are_counted_also_across_a_stop(tmp_path):
+    expected = np.zeros(256, np.int64)
+    for epoch in range(SCHEDULE.epochs):
+        _, labels = base_batch(DATASET, FOLD, DATASET.train, epoch, seed=5, how=HOW)
+        expected += np.bincount(labels.ravel(), minlength=256)
+
+    def train(epochs):
+        return train_base(_segmenter(), DATASET, FOLD, DATASET.train, schedule=SCHEDULE, how=HOW, seed=5,
+                          checkpoint=tmp_path / "c.pt", progress=epochs)  # fmt: skip
+
+    def stop(facts):
+        if facts["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop)
+    seen = train(None)
+    assert np.array_equal(seen, expected) and seen[13:255].sum() == 0
+
+
 def test_training_leaves_the_global_random_state_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -117,11 +139,11 @@ def test_training_leaves_the_global_random_state_alone():
     assert torch.equal(torch.rand(4), expected)
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [None, Canvas(32)])
 def test_a_frozen_backbone_keeps_weights_and_statistics(cached):
     net = _segmenter()
     before = {k: v.clone() for k, v in net.backbone.state_dict().items()}
-    _train(net, freeze_backbone=True, cache_features=cached, bfloat16=True)
+    _train(net, freeze_backbone=True, cached_on=cached, bfloat16=True)
     assert all(torch.equal(v, before[k]) for k, v in net.backbone.state_dict().items())
     assert not torch.equal(net.weight, _segmenter().weight)
 
@@ -142,7 +164,7 @@ def test_ranks_share_a_batch_without_changing_its_views():
 def test_user_errors_name_key_value_and_remedy():
     with pytest.raises(ValueError, match="has 5 classes; expected 13"):
         _train(_segmenter(5))
-    with pytest.raises(ValueError, match="needs freeze_backbone"):
-        _train(cache_features=True)
+    with pytest.raises(ValueError, match="need freeze_backbone"):
+        _train(cached_on=Canvas(32))
     with pytest.raises(ValueError, match="fewer than batch = 64"):
         _train(schedule=BaseSchedule(1, 64))

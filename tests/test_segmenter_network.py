@@ -80,11 +80,12 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
         load_segmenter(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("shape", [(7, 5), (12, 16), (2, 2), (3, 4)])
-def test_upsampling_is_bilinear_interpolation_and_so_is_its_gradient(shape):
+def test_upsampling_is_bilinear_interpolation_and_so_is_its_gradient(shape, align):
     x = torch.randn(2, 3, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    found = upsample(x, shape)
-    expected = torch.nn.functional.interpolate(x, shape, mode="bilinear", align_corners=False)
+    found = upsample(x, shape, align)
+    expected = torch.nn.functional.interpolate(x, shape, mode="bilinear", align_corners=align)
     assert torch.allclose(found, expected, atol=1e-6)
     weight = torch.arange(found.numel()).reshape(found.shape) / 100
     (ours,) = torch.autograd.grad((found * weight).sum(), x)

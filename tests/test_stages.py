@@ -1,58 +1,18 @@
-"""The stages between the networks: checks before anything loads, the plan, registration, results."""
+"""The stages between the networks: checks before anything loads, registration, results."""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from syn4seg.config import load
-from syn4seg.rundir import RunDir, noise_seed
 from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.novel import ROWS, NovelStage, rows_of
-from syn4seg.stages.plan import make_plan
 from syn4seg.stages.results import spread, summarise
 from syn4seg.stages.setup import check, support_of
 from syn4seg.stages.support import Registration
-
-
-def test_the_plan_does_not_depend_on_placement_and_names_every_noise_seed(prepared, small, tmp_path):
-    run, _ = prepared
-    config = load(None, [*small, "placement.synthesis.size=7", "placement.synthesis.batch=64"])
-    other = RunDir(tmp_path / "other")
-    other.open(config)
-    make_plan(config, other, check(config)[1], lambda _: None)
-    plan = pq.read_table(run.plan)
-    assert plan.equals(pq.read_table(other.plan))
-    for row in plan.to_pylist():
-        assert row["noise_seed"] == noise_seed(config.seed, row["sample_id"])
-
-
-def test_ids_and_seeds_of_a_class_do_not_change_when_more_images_are_asked_for(prepared, small, tmp_path):
-    run, _ = prepared
-    config = load(None, [*small, "synthesis.images_per_class=5", "prompts.bank_size=5"])
-    more = RunDir(tmp_path / "more")
-    more.open(config)
-    make_plan(config, more, check(config)[1], lambda _: None)
-    few, many = (
-        {r["sample_id"]: (r["prompt"], r["noise_seed"]) for r in pq.read_table(p.plan).to_pylist()} for p in (run, more)
-    )
-    assert few.items() <= many.items()
-
-
-def test_prompts_of_a_bank_are_pairwise_less_similar_than_lambda(prepared, small):
-    from syn4seg.models.generators import EmbeddingStore
-    from syn4seg.prompts.bank import unit_rows
-
-    run, _ = prepared
-    rows = [r for r in pq.read_table(run.plan).to_pylist() if r["bank"] == "hdig"]
-    store, limit = EmbeddingStore(run.embeddings), load(None, small).prompts.lambda_prompt
-    for class_id in {r["class_id"] for r in rows}:
-        used = sorted({r["prompt_row"] for r in rows if r["class_id"] == class_id})
-        cosine = np.triu(unit_rows(store.rows(used).pooled) @ unit_rows(store.rows(used).pooled).T, 1)
-        assert cosine.max() < limit
 
 
 def test_support_is_never_a_query_and_draws_are_named(small):
@@ -118,7 +78,7 @@ def test_synthetic_pixels_are_trusted_as_far_as_the_registered_segmenter_is_sure
         config = load(None, [*small, f"novel.confidence_weight={g}", f"novel.synthetic_weight={w}"])
         dataset, fold = check(config)
         stage = NovelStage(config, run, dataset, fold)
-        trust[g, w] = stage._trust(0, stage.replay[0].features)
+        trust[g, w] = stage._trust(0, stage.base.replayed[0].features)
     assert trust[0.0, 1.0] is None
     assert np.all(trust[0.0, 0.5] == 0.5)
     sure = trust[1.0, 1.0].astype(float)

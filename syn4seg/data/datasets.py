@@ -7,12 +7,10 @@ field's order), 255 unlabeled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from syn4seg.data import embedded
@@ -142,34 +140,3 @@ def _drawn(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=65536)
 def _embedded_areas(sample_id: str) -> tuple[tuple[int, float], ...]:
     return tuple(class_areas(_drawn(sample_id)[1]).items())
-
-
-# ------------------------------------------------------------------------------------------------- the square canvas
-def canvas_shape(shape: Sequence[int], size: int) -> tuple[int, int]:
-    """Rows and columns that an image of `shape` fills on a square canvas once its long side is `size`."""
-    scale = size / max(shape[:2])
-    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-
-
-def image_to_canvas(image: np.ndarray, size: int, fill: Sequence[int] = (124, 116, 104)) -> np.ndarray:
-    """An RGB uint8 image with its long side at `size`, in the top left corner of a (size, size, 3) canvas of `fill`."""
-    rows, columns = canvas_shape(image.shape, size)
-    if image.shape[:2] != (rows, columns):
-        shrinks = rows < image.shape[0]
-        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    if rows == columns == size:
-        return image
-    canvas = np.empty((size, size, 3), np.uint8)
-    canvas[:] = fill
-    canvas[:rows, :columns] = image
-    return canvas
-
-
-def label_to_canvas(label: np.ndarray, size: int) -> np.ndarray:
-    """The label of `image_to_canvas`: nearest neighbour, 255 beside the image."""
-    rows, columns = canvas_shape(label.shape, size)
-    if label.shape != (rows, columns):
-        label = cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
-    canvas = np.full((size, size), UNLABELED, np.uint8)
-    canvas[:rows, :columns] = label
-    return canvas

@@ -18,6 +18,7 @@ from syn4seg.data.datasets import class_areas
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 MAX_PIXELS = 64_000_000
+LISTED = "replace the file or take its id off the list"
 _ID = re.compile(r"[^/\\\x00]+")
 
 
@@ -88,18 +89,9 @@ class FolderDataset:
         Raises:
             ValueError: missing, unreadable or larger than `MAX_PIXELS`.
         """
-        path = self._image_path(sample_id)
-        with _opened(path) as stored, _opened(self._masks / f"{sample_id}.png") as mask:
-            turned = ImageOps.exif_transpose(stored) if stored.getexif().get(0x0112, 1) > 4 else stored
-            if mask.size not in (stored.size, turned.size):
-                raise ValueError(f"{path} is {stored.size[0]}x{stored.size[1]} pixels but its mask {sample_id}.png is "
-                                 f"{mask.size[0]}x{mask.size[1]}; they must have one size")  # fmt: skip
-            try:
-                return np.array((stored if mask.size == stored.size else turned).convert("RGB"))
-            except OSError as error:
-                raise ValueError(
-                    f"{path} cannot be decoded ({error}); replace the file or take its id off the list"
-                ) from error
+        with open_image(self._masks / f"{sample_id}.png") as mask:
+            size = mask.size
+        return decode_photo(self._image_path(sample_id), size)
 
     def mask(self, sample_id: str) -> np.ndarray:
         """Dataset ids uint8 (H, W), from a palette or an 8-bit grey PNG.
@@ -107,26 +99,7 @@ class FolderDataset:
         Raises:
             ValueError: missing, of another mode, or with a value that is no class.
         """
-        path = self._masks / f"{sample_id}.png"
-        with _opened(path) as stored:
-            if stored.mode not in ("L", "P"):
-                raise ValueError(
-                    f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids"
-                )
-            try:
-                mask = np.array(stored)
-            except OSError as error:
-                raise ValueError(
-                    f"{path} cannot be decoded ({error}); replace the file or take its id off the list"
-                ) from error
-        found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        wrong = [int(v) for v in found if v > len(self.classes) and v != UNLABELED]
-        if wrong:
-            raise ValueError(
-                f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{len(self.classes)} (the classes "
-                f"in order) or {UNLABELED} (unlabeled): renumber the mask or extend the class table"
-            )
-        return mask
+        return decode_mask(self._masks / f"{sample_id}.png", len(self.classes))
 
     def areas(self, sample_id: str) -> dict[int, float]:
         """Share of the image per dataset id; each mask is read once."""
@@ -141,7 +114,7 @@ def decode_image(path: Path) -> np.ndarray:
     Raises:
         ValueError: missing, unreadable or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as stored:
+    with open_image(path, "replace the file or take it out of the folder") as stored:
         try:
             return np.array(ImageOps.exif_transpose(stored).convert("RGB"))
         except OSError as error:
@@ -150,28 +123,83 @@ def decode_image(path: Path) -> np.ndarray:
             ) from error
 
 
-def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
-    found = next((root / name for name in names if (root / name).exists()), None)
-    if found is None:
-        raise ValueError(f"{root} has no {' or '.join(names)} ({what}); add it")
-    return found
+def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED) -> np.ndarray:
+    """RGB uint8 (H, W, 3) of a photo (grey and CMYK included) in the orientation of its mask.
+
+    Pixels stay as they are stored where they fit; EXIF orientation is applied only where the turned image alone fits.
+
+    Args:
+        size: columns and rows of the mask.
+        remedy: what to do about a file that cannot be decoded.
+
+    Raises:
+        ValueError: missing, unreadable, larger than `MAX_PIXELS`, or of another size than the mask.
+    """
+    with open_image(path, remedy) as stored:
+        try:
+            fitting = stored if stored.size == size else ImageOps.exif_transpose(stored)
+            if fitting.size != size:
+                raise ValueError(f"{path} is {stored.size[0]}x{stored.size[1]} pixels but its mask {path.stem}.png is "
+                                 f"{size[0]}x{size[1]}; they must have one size")  # fmt: skip
+            return np.array(fitting.convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be decoded ({error}); {remedy}") from error
 
 
-def _opened(path: Path) -> Image.Image:
+def decode_mask(path: Path, classes: int, remedy: str = LISTED) -> np.ndarray:
+    """Dataset ids uint8 (H, W) of an index PNG: palette entries or grey values as stored, never colours.
+
+    Args:
+        classes: the largest id; 255 is allowed besides.
+        remedy: what to do about a file that cannot be decoded.
+
+    Raises:
+        ValueError: missing, unreadable, of another mode, or with a value that is no class.
+    """
+    with open_image(path, remedy) as stored:
+        if stored.mode not in ("L", "P"):
+            raise ValueError(
+                f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids"
+            )
+        try:
+            mask = np.array(stored)
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be decoded ({error}); {remedy}") from error
+    found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    wrong = [int(v) for v in found if v > classes and v != UNLABELED]
+    if wrong:
+        raise ValueError(
+            f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{classes} (the classes in order) "
+            f"or {UNLABELED} (unlabeled): renumber the mask or extend the class table"
+        )
+    return mask
+
+
+def open_image(path: Path, remedy: str = LISTED) -> Image.Image:
+    """The header of an image file; nothing is decoded yet.
+
+    Raises:
+        ValueError: missing, not an image, or larger than `MAX_PIXELS`.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; add it or take the id off its list")
+        raise ValueError(f"{path} is missing; {remedy}")
     try:
         image = Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} is not a readable image ({error}); replace the file or take its id off the list"
-        ) from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image ({error}); {remedy}") from error
     if image.size[0] * image.size[1] > MAX_PIXELS:
         image.close()
         raise ValueError(
             f"{path} has {image.size[0] * image.size[1]} pixels; expected at most {MAX_PIXELS}: shrink image and mask"
         )
     return image
+
+
+def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
+    found = next((root / name for name in names if (root / name).exists()), None)
+    if found is None:
+        raise ValueError(f"{root} has no {' or '.join(names)} ({what}); add it")
+    return found
 
 
 def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:

@@ -2,11 +2,14 @@
 
 The field draws supports in two ways (protocols 2.3): from the val list, images with one novel class only, base objects
 relabelled background (DIaM, BCM, VP), or from the train list with several novel classes allowed and base labels kept
-(POP, EKT). Both are choices here; the area threshold is a share of the image [ours], where the field uses 16384 pixels.
+(POP, EKT). Both are choices here. `draw_support` is ours: each draw has a name and depends on no other; `pop_draw` is
+POP's, which reproduces the published draws id by id.
 """
 
 from __future__ import annotations
 
+import hashlib
+import random
 from typing import Literal
 
 import numpy as np
@@ -15,17 +18,58 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import seeded
 from syn4seg.schema import BACKGROUND
 
+POP_SEEDS = (123, 234, 345, 321, 456, 654, 999)
+"""Seed of POP's k-th draw: POP's own (123, 234, and 345 on PASCAL), then those of CAPL, drawn in POP's way."""
+
+
+def support_pools(dataset: Dataset, fold: Fold, source: Literal["train", "val"], min_pixels: int = 0, only_one_novel: bool = False,
+                  *, min_area: float = 0.0, reserve: float = 0.0) -> dict[int, list[str]]:  # fmt: skip
+    """The images from which each novel class may be drawn.
+
+    Args:
+        source: the list to look at.
+        min_pixels: least number of pixels that the class must cover (16384 in the field).
+        only_one_novel: skip images in which a second novel class has any pixel (DIaM, CAPL).
+        min_area: least share of the image that the class must cover, in [0, 1] [ours].
+        reserve: above 0, only the images that are `reserved` by this share, which base training leaves out.
+
+    Returns:
+        Novel dataset id -> image ids in the order of the list; an image may be in several pools.
+    """
+    pools: dict[int, list[str]] = {k: [] for k in fold.novel}
+    for sample_id in getattr(dataset, source):
+        if reserve > 0 and not reserved(sample_id, reserve):
+            continue
+        areas = dataset.areas(sample_id)
+        present = [k for k in fold.novel if areas.get(k, 0.0) > 0 and areas[k] >= min_area]
+        if not present or (only_one_novel and sum(k in areas for k in fold.novel) > 1):
+            continue
+        if min_pixels > 0:
+            counts = pixel_counts(dataset, sample_id)
+            present = [k for k in present if counts[k] >= min_pixels]
+        for k in present:
+            pools[k].append(sample_id)
+    return pools
+
+
+def pixel_counts(dataset: Dataset, sample_id: str) -> dict[int, int]:
+    """Pixels per dataset id: the data set's own `pixels` where it keeps an index, else from the areas and the mask's size."""
+    counted = getattr(dataset, "pixels", None)
+    if counted is not None:
+        return counted(sample_id)
+    size = dataset.mask(sample_id).size
+    return {k: round(area * size) for k, area in dataset.areas(sample_id).items()}
+
 
 def draw_support(dataset: Dataset, fold: Fold, shots: int, draw: int, *, seed: int, min_area: float = 0.05,
-                 source: Literal["train", "val"] = "val", only_one_novel: bool = True) -> dict[int, list[str]]:  # fmt: skip
+                 source: Literal["train", "val"] = "val", only_one_novel: bool = True, min_pixels: int = 0,
+                 reserve: float = 0.0) -> dict[int, list[str]]:  # fmt: skip
     """K support images per novel class.
 
     Args:
         shots: images per class.
         draw: number of this draw; with `seed` it names the choice, independently of all other draws.
-        min_area: least share of the image that the class must cover, in [0, 1].
-        source: the list to draw from.
-        only_one_novel: skip images in which a second novel class is present.
+        min_area, source, only_one_novel, min_pixels, reserve: as in `support_pools`.
 
     Returns:
         Novel dataset id -> sorted image ids; no image serves two classes.
@@ -33,31 +77,83 @@ def draw_support(dataset: Dataset, fold: Fold, shots: int, draw: int, *, seed: i
     Raises:
         ValueError: a class has fewer than `shots` images.
     """
-    if shots < 1:
-        raise ValueError(f"shots = {shots}; expected at least 1 support image per novel class")
-    pools: dict[int, list[str]] = {k: [] for k in fold.novel}
-    for sample_id in sorted(getattr(dataset, source)):
-        areas = dataset.areas(sample_id)
-        present = [k for k in fold.novel if k in areas]
-        if only_one_novel and len(present) > 1:
-            continue
-        for k in present:
-            if areas[k] >= min_area:
-                pools[k].append(sample_id)
+    _check_shots(shots)
+    pools = support_pools(dataset, fold, source, min_pixels, only_one_novel, min_area=min_area, reserve=reserve)
     chosen: dict[int, list[str]] = {}
     taken: set[str] = set()
     for k in sorted(fold.novel, key=lambda k: (len(pools[k]), k)):  # the scarcest class chooses first
-        pool = [s for s in pools[k] if s not in taken]
+        pool = [s for s in sorted(pools[k]) if s not in taken]
         if len(pool) < shots:
+            pixels = f", at least {min_pixels} pixels" if min_pixels else ""
             raise ValueError(
                 f"class {fold.names[k - 1]!r} has {len(pool)} support images in the {source} list, {shots} are needed "
-                f"(class area >= {min_area:g} of the image{', no second novel class' if only_one_novel else ''}); "
+                f"(class area >= {min_area:g} of the image{pixels}{', no second novel class' if only_one_novel else ''}); "
                 "lower shots or min_area, or allow more than one novel class"
             )
         rng = seeded("support", seed, draw, k, shots, source)
         chosen[k] = sorted(pool[i] for i in rng.permutation(len(pool))[:shots])
         taken.update(chosen[k])
     return {k: chosen[k] for k in fold.novel}
+
+
+def pop_draw(pools: dict[int, list[str]], shots: int, seed: int) -> dict[int, list[str]]:
+    """POP's draw (gen_fs_list): one stream of random picks, classes by ascending id, a pick already drawn is thrown back.
+
+    With the pools of `support_pools(dataset, fold, "train", 16384)` on trainaug it gives POP's and EKT's published lists.
+
+    Args:
+        pools: novel dataset id -> image ids; their order matters.
+        shots: images per class.
+        seed: one of `POP_SEEDS`.
+
+    Returns:
+        Novel dataset id -> image ids in the order in which they were drawn; no image serves two classes.
+
+    Raises:
+        ValueError: a pool has fewer than `shots` images that no class before it took.
+    """
+    _check_shots(shots)
+    stream = random.Random(seed)
+    drawn: dict[int, list[str]] = {}
+    taken: set[str] = set()
+    for k in sorted(pools):
+        left = len(set(pools[k]) - taken)
+        if left < shots:
+            raise ValueError(
+                f"class id {k} has {left} support images left, {shots} are needed; lower shots or min_pixels"
+            )
+        drawn[k] = []
+        while len(drawn[k]) < shots:
+            pick = stream.choice(pools[k])
+            if pick not in taken:
+                taken.add(pick)
+                drawn[k].append(pick)
+    return drawn
+
+
+def _check_shots(shots: int) -> None:
+    if shots < 1:
+        raise ValueError(f"shots = {shots}; expected at least 1 support image per novel class")
+
+
+def reserved(sample_id: str, share: float) -> bool:
+    """Whether an image belongs to the share of the train list that is kept for support draws: a hash of its id alone."""
+    digest = hashlib.blake2b(f"support-reserve\x1f{sample_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < share * 2**64
+
+
+def base_ids(dataset: Dataset, fold: Fold, rule: Literal["all", "with_base", "without_novel"]) -> list[str]:
+    """The base training images, in the order of the train list (protocols 2.1).
+
+    "all": every image (BAM, DIaM). "with_base": those with any pixel of a base class (POP). "without_novel": of these, the
+    ones without any pixel of a novel class (CAPL).
+    """
+    if rule == "all":
+        return list(dataset.train)
+    novel = set(fold.novel)
+    shown = {sample_id: dataset.areas(sample_id).keys() for sample_id in dataset.train}
+    with_base = [sample_id for sample_id, classes in shown.items() if classes - novel]
+    return with_base if rule == "with_base" else [s for s in with_base if not shown[s] & novel]
 
 
 def query_ids(dataset: Dataset, support: dict[int, list[str]]) -> list[str]:

@@ -1,24 +1,26 @@
 """APE and SABR on whole images: the segmenter's draft, filtering, relabeling, and SAM, with an account of every pixel.
 
-Each image goes through the networks alone: rounding inside a batched forward pass may depend on the batch, and a label
-must never depend on its batch-mates. The generator in front of this is slower by orders of magnitude.
+Rounding inside a batched forward pass may depend on the batch's size, and a label must never depend on its batch-mates: each
+image goes through the segmenter alone, and through SAM's encoder in passes that always hold the same number of images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from syn4seg.config import Config, Labeling, Refinement
-from syn4seg.data.datasets import canvas_shape, image_to_canvas
-from syn4seg.labeling.components import components
+from syn4seg.config import Config
+from syn4seg.data.canvas import Canvas
+from syn4seg.labeling.components import Components, components
 from syn4seg.labeling.filtering import filter_regions
 from syn4seg.labeling.refinement import hint_boxes, refine_boundary
 from syn4seg.labeling.relabeling import relabel
 from syn4seg.schema import UNLABELED
+from syn4seg.sections import Labeling, Refinement
 
 if TYPE_CHECKING:
     from syn4seg.models.sam import SamRefiner
@@ -45,13 +47,13 @@ class Enhancer:
         prototypes: float32 (1+B+M, D), global prototype of each class index, background first.
         thresholds: lambda_keep by class index of the novel classes.
         settings: the config section.
-        size: side of the segmenter's canvas in pixels.
+        canvas: of the segmenter.
     """
 
     def __init__(self, segmenter: Segmenter, classifier: Classifier, prototypes: np.ndarray, thresholds: dict[int, float],
-                 settings: Labeling, size: int):  # fmt: skip
+                 settings: Labeling, canvas: Canvas):  # fmt: skip
         self.segmenter, self.classifier = segmenter, classifier
-        self.prototypes, self.thresholds, self.settings, self.size = prototypes, thresholds, settings, size
+        self.prototypes, self.thresholds, self.settings, self.canvas = prototypes, thresholds, settings, canvas
         self.novel = tuple(sorted(thresholds))
 
     @staticmethod
@@ -65,7 +67,9 @@ class Enhancer:
         segmenter = load_on_device(run, device)
         made = Registration.load(run.draw(draw))
         classifier = made.classifier_on(segmenter.weight.device)
-        return Enhancer(segmenter, classifier, made.prototypes, made.thresholds, config.labeling, config.segmenter.size)
+        return Enhancer(
+            segmenter, classifier, made.prototypes, made.thresholds, config.labeling, config.segmenter.on_canvas()
+        )
 
     def draft(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Argmax uint8 (R, C), its probability float32 (R, C), and features float32 (D, r, c) on the image's part of the canvas.
@@ -74,14 +78,12 @@ class Enhancer:
         """
         import torch
 
-        from syn4seg.segmenter.network import upsample
-
-        rows, columns = canvas_shape(image.shape, self.size)
+        rows, columns = self.canvas.shape(image.shape)
         with torch.no_grad():
-            features = self.segmenter.features(self.segmenter.prepare(image_to_canvas(image, self.size)))
-            step = self.size / features.shape[-1]
+            features = self.segmenter.features(self.segmenter.prepare(self.canvas.image(image)))
+            step = self.canvas.size / features.shape[-1]
             r, c = int(np.ceil(rows / step)), int(np.ceil(columns / step))
-            odds = upsample(self.classifier(features), (self.size, self.size))
+            odds = self.classifier.pixels(features, self.canvas.size)
             odds = odds[..., : round(r * step), : round(c * step)].softmax(1)
             confidence, winner = odds[0].max(0)
         cells = features[0, :, :r, :c].float().cpu().numpy()
@@ -112,7 +114,7 @@ class Enhancer:
                        "unlabeled": share(done.label == UNLABELED), "target": share(done.label == target)},
             "similarity_best": round(done.similarity_best, 5),
         }  # fmt: skip
-        rows, columns = canvas_shape(image.shape, self.size)
+        rows, columns = self.canvas.shape(image.shape)
         labels = [_native(label[:rows, :columns], image.shape[:2]) for label in (draft, filtered.kept, done.label)]
         return Enhanced(labels[0], labels[1], labels[2], audit, done.reason)
 
@@ -154,13 +156,23 @@ class BoundaryRefiner:
 
         settings = Config.model_validate(tree).refinement
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        return BoundaryRefiner(SamRefiner(load_sam(settings.model), where), settings)
+        return BoundaryRefiner(SamRefiner(load_sam(settings.model), where, settings.images_per_pass), settings)
 
-    def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """The refined label uint8 (H, W) and the account: SAM's agreement per component, accepted masks, changed pixels."""
-        found = components(label)
-        boxes = hint_boxes(found, self.settings.margin, (label.shape[0], label.shape[1]))
-        masks, ious = self.sam.masks(image[None], [boxes])[0]
+    def __call__(
+        self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """Refines N labels uint8 (H_i, W_i) of images uint8 (H_i, W_i, 3); those without a component never reach SAM's encoder.
+
+        Returns:
+            Per image the refined label and the account: SAM's agreement per component, accepted masks, changed pixels.
+        """
+        regions = [components(label) for label in labels]
+        made = self.sam.masks(images, [hint_boxes(r, self.settings.margin, r.map.shape) for r in regions])
+        return [self._redrawn(label, r, *answer) for label, r, answer in zip(labels, regions, made, strict=True)]
+
+    def _redrawn(
+        self, label: np.ndarray, found: Components, masks: np.ndarray, ious: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         done = refine_boundary(label, found, masks, ious, band_width=self.settings.band_width,
                                min_agreement=self.settings.min_agreement)  # fmt: skip
         audit = {"sam": {"agreement": [round(float(a), 4) for a in done.agreement], "changed": done.changed / label.size,

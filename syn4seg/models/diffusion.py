@@ -7,22 +7,21 @@ made by the second are bit for bit those of the whole pipeline called with the s
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from syn4seg.models.generators import Encoded, quantised
+from syn4seg.models import speed as speeds
+from syn4seg.models.generators import PLAIN, Encoded, Made, Speed, quantised
+from syn4seg.models.hub import CLASSES, IMAGE, TEXT, located, present, revision
+from syn4seg.models.step_cache import StepCache
 
-PIPELINE = "StableDiffusion3Pipeline"
-TEXT = ("tokenizer", "tokenizer_2", "tokenizer_3", "text_encoder", "text_encoder_2", "text_encoder_3")
-IMAGE = ("transformer", "vae", "scheduler")
 ENCODE_BATCH = 8  # every text batch has this many rows, so that a prompt's embedding does not depend on its neighbours
 T5_TOKENS = 256  # as diffusers' default; a pipeline saved without T5 was trained without these tokens: 0
-_INSTEAD = "without any download: synthesis.model=renderer or synthesis.model=embedded-sd3"
 
 
 class DiffusionTextEncoder:
@@ -34,13 +33,13 @@ class DiffusionTextEncoder:
         Raises:
             ValueError: the model is not there, not of this kind, or cannot be read.
         """
-        folder, index = _located(model, (*TEXT, "transformer/config.json"))
-        self.pipeline = _loaded(folder, index, TEXT, device)
-        self.t5_tokens = T5_TOKENS if index.get("text_encoder_3", [None])[0] else 0
+        self.device = _device(device)
+        folder, index = located(model, (*TEXT, "transformer/config.json"))
+        self.pipeline = _loaded(folder, index, TEXT, self.device, PLAIN)
+        self.t5_tokens = T5_TOKENS if "text_encoder_3" in present(index, TEXT) else 0
         if not self.t5_tokens:  # then the pipeline asks the transformer for the width of the missing tokens
             width = json.loads((folder / "transformer" / "config.json").read_text())["joint_attention_dim"]
             self.pipeline.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
-        self.device = _device(device)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Encoded:
@@ -63,33 +62,56 @@ class DiffusionTextEncoder:
 class DiffusionGenerator:
     """Transformer, VAE and scheduler of a Stable Diffusion 3 pipeline: embeddings to images."""
 
-    def __init__(self, model: str, *, steps: int, guidance: float, size: int, device: str = "auto"):
+    def __init__(
+        self, model: str, *, steps: int, guidance: float, size: int, device: str = "auto", speed: Speed = PLAIN
+    ):
         """Loads from a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Args:
             steps: denoising steps, at least 1.
             guidance: classifier-free guidance scale; 1 or less switches it off and halves the work.
             size: side of an image in pixels.
+            speed: see `Speed`; with a step cache an image depends on its batch in no bit, otherwise by rounding.
 
         Raises:
             ValueError: the model is not there, not of this kind, cannot be read, or cannot make images of that size.
         """
         if steps < 1:
             raise ValueError(f"synthesis.steps is {steps}; expected at least 1 denoising step")
-        folder, index = _located(model, IMAGE)
-        self.pipeline = _loaded(folder, index, IMAGE, device)
+        self.steps, self.guidance, self.size, self.device, self.speed = steps, guidance, size, _device(device), speed
+        speeds.check(speed, self.device)
+        folder, index = located(model, IMAGE)
+        self.source = {"model": folder.name if Path(model).is_dir() else model, "revision": revision(folder)}
+        self.pipeline = _loaded(folder, index, IMAGE, self.device, speed)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.steps, self.guidance, self.size, self.device = steps, guidance, size, _device(device)
+        self.dtype = _dtype(self.device)
+        self._check_size(model)
+        self.cache = StepCache(self.pipeline.transformer) if speed.step_cache > 0 else None
+
+    def _check_size(self, model: str) -> None:
         step = self.pipeline.vae_scale_factor * self.pipeline.patch_size
         largest = step * self.pipeline.transformer.config.pos_embed_max_size
-        if size % step or not 0 < size <= largest:
-            raise ValueError(f"synthesis.size is {size}; model {model!r} makes images with sides of {step}, "
+        if self.size % step or not 0 < self.size <= largest:
+            raise ValueError(f"synthesis.size is {self.size}; model {model!r} makes images with sides of {step}, "
                              f"{2 * step}, {3 * step}... to {largest} pixels")  # fmt: skip
 
-    def generate(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> tuple[np.ndarray, list[str]]:
-        """Images uint8 (N, size, size, 3) and the fault of each, from `encoded` alone; noise is drawn on the CPU.
+    def facts(self) -> dict[str, Any]:
+        """What makes the images: model, revision, precision, device and every option, as plain JSON values."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return self.source | {"dtype": str(self.dtype).removeprefix("torch."), "device": name, "steps": self.steps,
+                              "guidance": self.guidance, "size": self.size} | vars(self.speed)  # fmt: skip
 
-        The same batch gives the same bytes on the same machine. In another batch an image may differ by rounding.
+    def generate(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> tuple[np.ndarray, list[str]]:
+        """Images uint8 (N, size, size, 3) and the fault of each; see `make`."""
+        made = self.make(prompts, encoded, noise_seeds)
+        return made.images, made.faults
+
+    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> Made:
+        """Images from `encoded` alone; noise is drawn on the CPU. A faulty one is made once more, alone and in float32.
+
+        The same batch gives the same bytes on the same machine. In another batch an image may differ by rounding, unless
+        there is a step cache. The audit of an image may say `blocks_run` and `blocks_skipped` (with a step cache), and,
+        after a fault, `first_fault`, `retried` and, if that helped, `precision`.
 
         Raises:
             ValueError: the lengths differ.
@@ -97,86 +119,126 @@ class DiffusionGenerator:
         if not len(prompts) == len(encoded) == len(noise_seeds):
             raise ValueError(f"{len(prompts)} prompts, {len(encoded)} embeddings and {len(noise_seeds)} noise seeds; "
                              "expected as many of each")  # fmt: skip
+        latents = self._denoised(encoded, self._noise(noise_seeds), self.speed.step_cache)
+        audit: list[dict[str, Any]] = [{} for _ in prompts]
+        if self.cache:
+            audit = [{"blocks_run": m.ran, "blocks_skipped": m.skipped} for m in self.cache.memories]
+        images, faults = quantised(self._decoded(latents))
+        for i, fault in enumerate(faults):
+            if fault:
+                image, said = self._again(latents[i : i + 1], encoded.rows([i]), noise_seeds[i])
+                audit[i] |= {"first_fault": fault} | said
+                if image is not None:
+                    images[i], faults[i] = image, ""
+        return Made(images, faults, audit)
+
+    # ------------------------------------------------------------------------------------------ the two halves
+    def _noise(self, noise_seeds: list[int]) -> Tensor:
+        from diffusers.utils.torch_utils import randn_tensor
+
+        side = self.size // self.pipeline.vae_scale_factor
+        shape = len(noise_seeds), self.pipeline.transformer.config.in_channels, side, side
+        random = [torch.Generator().manual_seed(int(s)) for s in noise_seeds]
+        return randn_tensor(shape, random, self.device, self.dtype)
+
+    def _denoised(self, encoded: Encoded, noise: Tensor, threshold: float) -> Tensor:
+        """Latents (N, C, h, w) in the precision of `noise`; `threshold` is that of the step cache, if there is one."""
         embeddings = {"prompt_embeds": encoded.sequence, "pooled_prompt_embeds": encoded.pooled}
         if self.guidance > 1:
-            embeddings["negative_prompt_embeds"] = np.repeat(encoded.empty_sequence, len(prompts), axis=0)
-            embeddings["negative_pooled_prompt_embeds"] = np.repeat(encoded.empty_pooled, len(prompts), axis=0)
-        dtype = self.pipeline.transformer.dtype
-        made = self.pipeline(
-            **{name: torch.from_numpy(values).to(self.device, dtype) for name, values in embeddings.items()},
-            generator=[torch.Generator().manual_seed(int(s)) for s in noise_seeds], num_inference_steps=self.steps,
-            guidance_scale=self.guidance, height=self.size, width=self.size, output_type="np",
-        )  # fmt: skip
-        return quantised(made.images)
+            embeddings["negative_prompt_embeds"] = np.repeat(encoded.empty_sequence, len(noise), axis=0)
+            embeddings["negative_pooled_prompt_embeds"] = np.repeat(encoded.empty_pooled, len(noise), axis=0)
+        if self.cache:
+            self.cache.start(len(noise), threshold)
+        return self.pipeline(
+            **{name: torch.from_numpy(values).to(self.device, noise.dtype) for name, values in embeddings.items()},
+            latents=noise, num_inference_steps=self.steps, guidance_scale=self.guidance, height=self.size,
+            width=self.size, output_type="latent",
+        ).images  # fmt: skip
+
+    @torch.no_grad()
+    def _decoded(self, latents: Tensor) -> np.ndarray:
+        """float32 (N, size, size, 3) in [0, 1]; one by one if an image must not depend on its batch, or to save memory."""
+        vae, show = self.pipeline.vae, self.pipeline.image_processor.postprocess
+        alone = self.speed.vae_slicing or self.cache is not None
+        images = []
+        for part in [latents[i : i + 1].clone() for i in range(len(latents))] if alone else [latents]:
+            scaled = (part / vae.config.scaling_factor) + vae.config.shift_factor
+            images.append(show(vae.decode(scaled, return_dict=False)[0], output_type="np"))
+        return np.concatenate(images)
+
+    def _again(self, latents: Tensor, encoded: Encoded, noise_seed: int) -> tuple[np.ndarray | None, dict[str, Any]]:
+        """A faulty image once more, alone, without cache and compilation; None if it is faulty still.
+
+        First its latents are decoded in float32, if that differs from before; then all of it is made in float32, from the
+        same noise, unless the transformer's weights are small ones, which have no other precision.
+        """
+        tried, vae, transformer = [], self.pipeline.vae, self.pipeline.transformer
+        attempts: list[tuple[str, list[Any]]] = [("float32 decoder", [vae])] if self.dtype != torch.float32 else []
+        attempts += [("float32", [vae, transformer])] if self.speed.weights == "full" else []
+        for name, modules in attempts:
+            tried.append(name)
+            try:
+                with speeds.in_float32(modules):
+                    whole = transformer in modules
+                    again = self._denoised(encoded, self._noise([noise_seed]).float(), 0) if whole else latents.float()
+                    images, faults = quantised(self._decoded(again))
+            except RuntimeError as error:  # most likely float32 does not fit in memory: the image stays faulty
+                return None, {"retried": f"{', '.join(tried)}: {' '.join(str(error).split())}"}
+            if not faults[0]:
+                return images[0], {"retried": ", ".join(tried), "precision": name}
+        return None, {"retried": ", ".join(tried)}
 
 
 # ----------------------------------------------------------------------------------------------- loading
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("placement.device=cuda: there is no usable GPU here; set placement.device=cpu (or auto), or give the "
+                         "stage a GPU (placement.synthesis.gpus=1, placement.encoding.gpus=1)")  # fmt: skip
     return torch.device(name)
 
 
-def _located(model: str, parts: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """The local folder that holds `parts` of a model (fetched if it is a hub id) and its checked model_index.json."""
-    folder = Path(model)
-    if not model or not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
-            raise ValueError(f"model {model!r} is neither a folder nor a hub id such as "
-                             f"stabilityai/stable-diffusion-3.5-large; {_INSTEAD}")  # fmt: skip
-        folder = _fetched(model, parts)
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except FileNotFoundError:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(f"model {model!r} has no model_index.json (found: {found}); expected a folder as diffusers' "
-                         f"save_pretrained writes it, not the one above or below; {_INSTEAD}") from None  # fmt: skip
-    except ValueError as error:
-        raise ValueError(f"model {model!r}: model_index.json is not JSON ({error}); fetch the model again") from error
-    if index.get("_class_name") != PIPELINE:
-        raise ValueError(f"model {model!r} is a {index.get('_class_name')}; expected a {PIPELINE}, such as "
-                         f"stabilityai/stable-diffusion-3.5-large or -medium; {_INSTEAD}")  # fmt: skip
-    return folder, index
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _fetched(model: str, parts: tuple[str, ...]) -> Path:
-    """The cached snapshot of a hub model, of which only `parts` are downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    patterns = ["model_index.json", *(p if "/" in p else f"{p}/*" for p in parts)]
-    try:
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*.fp16*", "*.bin"]))
-    except (OSError, HFValidationError) as error:
-        raise ValueError(f"model {model!r} could not be fetched from the hub ({type(error).__name__}). If it is gated, "
-                         f"as Stable Diffusion 3.5 is: accept its licence at https://huggingface.co/{model} and set "
-                         "HF_TOKEN. If this machine is offline (or HF_HUB_OFFLINE is set): fetch it elsewhere with "
-                         f"`hf download {model}` and give the folder. Or {_INSTEAD}") from error  # fmt: skip
-
-
-def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device: str) -> Any:
+def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device: torch.device, speed: Speed) -> Any:
     """The pipeline with only `parts` in it."""
     import diffusers
     import transformers
-    from safetensors import SafetensorError, safe_open
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    present = [name for name in parts if index.get(name, [None])[0]]
-    for path in sorted(p for name in present for p in (folder / name).glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} is cut short or damaged ({error}); copy or download this file again") from error
-    where = _device(device)
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    left_out = {n: None for n, v in index.items() if isinstance(v, list) and n not in present}
+    have = present(index, parts)
+    left_out = {n: None for n, v in index.items() if isinstance(v, list) and n not in have}
+    options = {"transformer": speeds.quantisation(speed)}
     try:
+        networks = {
+            name: _network(folder / name, index[name][1], _dtype(device), options.get(name, {}))
+            for name in have
+            if name in CLASSES
+        }
         pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, **left_out
+            folder, local_files_only=True, **networks, **left_out
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model {folder} cannot be loaded: {error}; expected {', '.join(present)} as diffusers' "
-                         "save_pretrained writes them") from error  # fmt: skip
-    return pipeline.to(where)
+        raise ValueError(f"model {folder} cannot be loaded: {' '.join(str(error).split())}; expected {', '.join(have)} as "
+                         "diffusers' save_pretrained writes them") from error  # fmt: skip
+    if "transformer" in have:
+        speeds.apply(speed, pipeline.transformer, device, _dtype(device))
+    return pipeline.to(device)
+
+
+def _network(folder: Path, kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """One part with weights, every one of which must come from its files (the libraries would invent those that lack)."""
+    import diffusers
+    import transformers
+
+    network, found = getattr(transformers if folder.name in TEXT else diffusers, kind).from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+    )
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"{folder.name} lacks {len(lacking)} of its weights, such as {lacking[0]}; its config.json or its "
+                         "weights are of another model")  # fmt: skip
+    return network

@@ -1,4 +1,4 @@
-"""Image generators and their text encoders: two small Protocols, loaded apart, and the file that joins them.
+"""Image generators and their text encoders: small Protocols, loaded apart, and the file that joins them.
 
 Prompts are encoded once (`load_text_encoder`) and stored; image actors read only the rows they need (`EmbeddingStore`)
 and never load a text encoder (`load_generator`). Importing this module loads no heavy library.
@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -76,8 +76,70 @@ class ImageGenerator(Protocol):
         """
         ...
 
+    def facts(self) -> dict[str, Any]:
+        """What makes the images, as plain JSON values; no path, user name or secret."""
+        ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """One batch: images uint8 (N, H, W, 3) RGB, for each "" or what is still wrong with it, and for each what was out of the
+    ordinary, as plain JSON values (empty if nothing was)."""
+
+    images: np.ndarray
+    faults: list[str]
+    audit: list[dict[str, Any]]
+
+
+@runtime_checkable
+class CarefulGenerator(ImageGenerator, Protocol):
+    """An image generator that tries a faulty image once more, in safer precision, and says so."""
+
+    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> Made:
+        """As `generate`, with an audit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What makes Stable Diffusion 3 faster or smaller; all of it is off by default, since all of it may change pixels.
+
+    Attributes:
+        compile: compile the transformer's blocks, one for all.
+        attention: "default", or a backend of diffusers, such as "native" or "flash".
+        vae_slicing: decode one image at a time.
+        weights: of the transformer; "nf4" (bitsandbytes) and "fp8" need a GPU.
+        step_cache: above 0, the threshold of `step_cache.StepCache`.
+    """
+
+    compile: bool = False
+    attention: str = "default"
+    vae_slicing: bool = False
+    weights: Literal["full", "nf4", "fp8"] = "full"
+    step_cache: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.compile and self.weights == "fp8":
+            raise ValueError("synthesis.compile=True with synthesis.weights=fp8: weights that are cast layer by layer cannot be "
+                             "compiled; set one of the two back, or weights=nf4")  # fmt: skip
+
+
+PLAIN = Speed()
+"""The whole pipeline as diffusers runs it."""
+
 
 # ----------------------------------------------------------------------------------------------- loading
+def check_model(model: str, speed: Speed = PLAIN) -> None:
+    """What can be said about a model before a run, without loading weights or using the network.
+
+    Raises:
+        ValueError: as `load_generator`, as far as files, cache, token and `speed` show it.
+    """
+    from syn4seg.models import hub
+
+    _check_renderer(speed) if model == "renderer" else hub.check(_place(model))
+
+
 def load_text_encoder(model: str, *, device: str = "auto") -> TextEncoder:
     """The text encoder of an image model, without the image model.
 
@@ -97,7 +159,9 @@ def load_text_encoder(model: str, *, device: str = "auto") -> TextEncoder:
     return DiffusionTextEncoder(_place(model), device=device)
 
 
-def load_generator(model: str, *, steps: int, guidance: float, size: int, device: str = "auto") -> ImageGenerator:
+def load_generator(
+    model: str, *, steps: int, guidance: float, size: int, device: str = "auto", speed: Speed = PLAIN
+) -> ImageGenerator:
     """The image model, without its text encoders.
 
     Args:
@@ -105,18 +169,20 @@ def load_generator(model: str, *, steps: int, guidance: float, size: int, device
         steps: denoising steps; the renderer has none.
         guidance: classifier-free guidance scale; 1 or less switches it off; the renderer has none.
         size: side of an image in pixels.
-        device: as for `load_text_encoder`.
+        speed: the renderer takes the default only.
 
     Raises:
-        ValueError: the model is not there, cannot be read or cannot make images of that size.
+        ValueError: the model is not there, cannot be read, or cannot make images of that size or in that way.
     """
     if model == "renderer":
         from syn4seg.models.renderer import Renderer
 
+        _check_renderer(speed)
         return Renderer(size)
     from syn4seg.models.diffusion import DiffusionGenerator
 
-    return DiffusionGenerator(_place(model), steps=steps, guidance=guidance, size=size, device=device)
+    options: dict[str, Any] = {"steps": steps, "guidance": guidance, "size": size, "device": device, "speed": speed}
+    return DiffusionGenerator(_place(model), **options)
 
 
 def _place(model: str) -> str:
@@ -126,6 +192,13 @@ def _place(model: str) -> str:
         raise ValueError(f"model 'embedded-sd3' has no weights in this installation (looked in {EMBEDDED_SD3}); "
                          "reinstall the package, or set synthesis.model=renderer, which needs none")  # fmt: skip
     return str(EMBEDDED_SD3)
+
+
+def _check_renderer(speed: Speed) -> None:
+    for key, default in vars(PLAIN).items():
+        if getattr(speed, key) != default:
+            raise ValueError(f"synthesis.{key}={getattr(speed, key)}: the renderer has no network; leave it at {default}, or set "
+                             "synthesis.model to a Stable Diffusion 3 model")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ faulty images

@@ -5,6 +5,8 @@ It stands behind the same Protocols as Stable Diffusion 3; its text embedding is
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from syn4seg.data import embedded
@@ -55,6 +57,10 @@ class Renderer:
                              "expected as many of each")  # fmt: skip
         images = [self._draw(p, s)[0] for p, s in zip(prompts, noise_seeds, strict=True)]
         return np.stack(images), [image_fault(image) for image in images]
+
+    def facts(self) -> dict[str, Any]:
+        """The model's name and the side of an image."""
+        return {"model": "renderer", "size": self.size}
 
     def truth(self, prompt: str, noise_seed: int) -> np.ndarray:
         """The exact mask uint8 (size, size) of the image made from the same prompt and seed: 0, or 1..16 as in

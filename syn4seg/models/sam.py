@@ -1,4 +1,5 @@
-"""SAM as a batched mask refiner: any `segment_anything` Sam, many images and all their box hints in one pass.
+"""SAM as a batched mask refiner: any `segment_anything` Sam, several images encoded in one pass, all boxes of an image decoded
+from its one embedding.
 
 `Sam.forward` decodes image by image and `MaskDecoder.predict_masks` repeats one image over its prompts; `decode` does
 the same arithmetic with one image embedding per box, so boxes of different images share a batch (and can be trained).
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,15 @@ from segment_anything import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-EMBEDDED = "embedded-sam"
-WEIGHTS = Path(__file__).parent.parent / "weights" / EMBEDDED
+from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
+
 NUMBERS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "out_chans", "mask_in_chans",
            "decoder_depth", "decoder_heads", "decoder_mlp_dim", "iou_head_dim")  # fmt: skip
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of every Sam, in 0..255
-PUBLISHED = {(768, 12): build_sam_vit_b, (1024, 24): build_sam_vit_l, (1280, 32): build_sam_vit_h}
-_WHERE = (f'give "{EMBEDDED}", a folder with config.json and model.safetensors, or a ViT-B/L/H checkpoint of '
-          "segment-anything (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth)")  # fmt: skip
+ARCHITECTURES: dict[tuple[int, int], Callable[[], Sam]] = {
+    (768, 12): build_sam_vit_b, (1024, 24): build_sam_vit_l, (1280, 32): build_sam_vit_h,
+}  # fmt: skip
+"""Constructors of ViT-B, ViT-L and ViT-H by the width and the number of blocks of their image encoders."""
 
 
 # --------------------------------------------------------------------------------------------------- loading
@@ -60,24 +63,28 @@ def load_sam(path_or_name: str | Path) -> Sam:
     """A Sam in float32 on the CPU, in eval mode.
 
     Args:
-        path_or_name: "embedded-sam" (in the package), a folder with `config.json` and `model.safetensors`, or a ViT-B,
-            ViT-L or ViT-H checkpoint of segment-anything (`.pth`, or the same state dict as `.safetensors`).
+        path_or_name: "embedded-sam" (in the package), "vit-b", "vit-l" or "vit-h" (fetched once, into torch's hub cache), a
+            folder with `config.json` and `model.safetensors`, or a ViT-B, ViT-L or ViT-H checkpoint of segment-anything
+            (`.pth`, or the same state dict as `.safetensors`).
 
     Raises:
         ValueError: nothing is there, it cannot be read, or its tensors are not those of the architecture.
     """
-    path = WEIGHTS if path_or_name == EMBEDDED else Path(path_or_name)
+    known_sam(path_or_name)
+    name = str(path_or_name)
+    named = PUBLISHED.get(name)
+    path = WEIGHTS if name == EMBEDDED else published_file(name) if named else Path(name)
     if path.is_dir():
-        missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
-        if missing:
-            raise ValueError(f"SAM folder {path} has no {' and no '.join(missing)}; {_WHERE}")
         state = _read_tensors(path / "model.safetensors")
-        build = partial(build_sam, json.loads((path / "config.json").read_text()))
-    elif path.is_file():
-        state = _read_tensors(path)
-        build = published_architecture(state, path)
+        build = partial(build_sam, _read_numbers(path / "config.json"))
     else:
-        raise ValueError(f"no SAM weights at {path}; {_WHERE}")
+        state = _read_tensors(path)
+        shape = encoder_shape(state, path)
+        if named and shape != named.encoder:
+            has, wants = ("width {} and {} blocks".format(*numbers) for numbers in (shape, named.encoder))
+            raise ValueError(f"SAM weights {path} have an image encoder of {has}, but {name} has {wants}: delete the file, "
+                             "and the right one is fetched")  # fmt: skip
+        build = ARCHITECTURES[shape]
     with torch.device("meta"):
         sam = build()
     check_tensors(sam, state, path)
@@ -87,29 +94,58 @@ def load_sam(path_or_name: str | Path) -> Sam:
     return sam.eval()
 
 
+def _read_numbers(path: Path) -> dict[str, Any]:
+    try:
+        numbers = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); it needs {', '.join(NUMBERS)}") from None
+    if not isinstance(numbers, dict):
+        raise ValueError(f"{path} holds a {type(numbers).__name__}; expected the numbers {', '.join(NUMBERS)}")
+    return numbers
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name; nothing in it is ever run."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            code = re.search(r"GLOBAL (\S{1,99})", str(error))
+            reason = f"it holds {code[1]}, which is not weights and was not run" if code else "no file of torch.save"
         raise ValueError(
-            f"SAM weights {path} cannot be read ({reason}); download the file again, or {_WHERE}"
-        ) from error
+            f"SAM weights {path} cannot be read ({reason}); delete it and download it again, or {EXPECTED}"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        inside = (
+            ", ".join(str(name)[:60] for name in list(state)[:3]) if isinstance(state, dict) else type(state).__name__
+        )
+        raise ValueError(
+            f"{path} is no SAM checkpoint: it is not a plain table of tensors but holds {inside}; {EXPECTED}"
+        )
+    return state
 
 
-def published_architecture(state: dict[str, Tensor], path: Path) -> Callable[[], Sam]:
-    """The constructor of ViT-B, ViT-L or ViT-H that fits a state dict, told by its encoder's width and depth."""
-    patch = state.get("image_encoder.patch_embed.proj.weight") if isinstance(state, dict) else None
+def encoder_shape(state: dict[str, Tensor], path: Path) -> tuple[int, int]:
+    """Width and number of blocks of the image encoder in a state dict of ViT-B, ViT-L or ViT-H.
+
+    Raises:
+        ValueError: it is of none of them.
+    """
+    patch = state.get("image_encoder.patch_embed.proj.weight")
     if patch is None:
-        raise ValueError(f"{path} is no SAM checkpoint: it has no image_encoder.patch_embed.proj.weight; {_WHERE}")
+        inside = ", ".join(str(name)[:60] for name in list(state)[:3]) or "nothing"
+        raise ValueError(
+            f"{path} is no SAM checkpoint: it has no image_encoder.patch_embed.proj.weight, but {inside}; {EXPECTED}"
+        )
     depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
-    if (len(patch), depth) not in PUBLISHED:
-        known = ", ".join(f"{width} x {blocks}" for width, blocks in PUBLISHED)
+    if (len(patch), depth) not in ARCHITECTURES:
+        known = ", ".join(f"{width} x {blocks}" for width, blocks in ARCHITECTURES)
         raise ValueError(f"{path} has an image encoder of width {len(patch)} and {depth} blocks; expected one of "
-                         f"{known} (ViT-B, ViT-L, ViT-H). Is the file complete? Else {_WHERE}")  # fmt: skip
-    return PUBLISHED[len(patch), depth]
+                         f"{known} (ViT-B, ViT-L, ViT-H). Is the file complete? Else {EXPECTED}")  # fmt: skip
+    return len(patch), depth
 
 
 def check_tensors(sam: Sam, state: dict[str, Tensor], path: Path) -> None:
@@ -121,7 +157,7 @@ def check_tensors(sam: Sam, state: dict[str, Tensor], path: Path) -> None:
                for name, shape in want.items() if name in state and tuple(state[name].shape) != shape]  # fmt: skip
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(f"SAM weights {path} do not fit their architecture: {'; '.join(faults[:3])}{more}; {_WHERE}")
+        raise ValueError(f"SAM weights {path} do not fit their architecture: {'; '.join(faults[:3])}{more}; {EXPECTED}")
 
 
 # -------------------------------------------------------------------------------------------------- decoding
@@ -160,46 +196,60 @@ class SamRefiner:
     on the embedded world better than the best of three by predicted IoU (mean IoU 0.956 against 0.951).
     """
 
-    def __init__(self, sam: Sam, device: str | torch.device = "cpu"):
-        """Moves `sam` to `device`; its parameters stay float32 there."""
-        self.sam, self.device = sam.eval().to(device), torch.device(device)
-        tokens = (sam.prompt_encoder.image_embedding_size[0]) ** 2
-        self.images_per_pass, self.boxes_per_pass = max(1, 2**14 // tokens), max(1, 2**17 // tokens)
-
-    @torch.no_grad()
-    def masks(self, images: np.ndarray, boxes: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Segments what each box holds.
+    def __init__(self, sam: Sam, device: str | torch.device = "cpu", images_per_pass: int = 1):
+        """Moves `sam` to `device`; its parameters stay float32 there.
 
         Args:
-            images: uint8 (N, H, W, 3) RGB, any size.
+            images_per_pass: images in one pass of the encoder. Every pass has exactly that many, the last one padded by
+                repeating, so an image's masks depend on this number but not on the other images.
+        """
+        self.sam, self.device, self.images_per_pass = sam.eval().to(device), torch.device(device), images_per_pass
+        self.boxes_per_pass = max(1, 2**17 // sam.prompt_encoder.image_embedding_size[0] ** 2)
+
+    @torch.no_grad()
+    def masks(
+        self, images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Segments what each box holds; images without a box are not encoded.
+
+        Args:
+            images: N images uint8 (H_i, W_i, 3) RGB, of any sizes.
             boxes: per image float32 (R_i, 4) XYXY, pixel indices of the first and last column and row (a tight box of
                 one pixel has x0 = x1); R_i may be 0.
 
         Returns:
-            Per image the masks bool (R_i, H, W) and their IoU as SAM predicts it, float32 (R_i,).
+            Per image the masks bool (R_i, H_i, W_i) and their IoU as SAM predicts it, float32 (R_i,).
         """
-        counts, size = np.array([len(b) for b in boxes], int), (images.shape[1], images.shape[2])
-        masks, iou = np.zeros((counts.sum(), *size), bool), np.zeros(counts.sum(), np.float32)
-        hinted, done = np.flatnonzero(counts), 0
+        found = [(np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.float32)) for image in images]
+        hinted = [i for i, hints in enumerate(boxes) if len(hints)]
         for start in range(0, len(hinted), self.images_per_pass):
             some = hinted[start : start + self.images_per_pass]
-            embeddings, shape = self._embed(images[some])
-            scale = np.tile([shape[1] / size[1], shape[0] / size[0]], 2)
-            hints = torch.from_numpy((np.concatenate([boxes[i] for i in some]) * scale).astype(np.float32))
-            owner = torch.from_numpy(np.repeat(np.arange(len(some)), counts[some]))
-            for which, hint in zip(owner.split(self.boxes_per_pass), hints.split(self.boxes_per_pass), strict=True):
-                logits, quality = decode(self.sam, embeddings[which.to(self.device)], hint.to(self.device))
-                full = self.sam.postprocess_masks(logits[:, :1], shape, size)[:, 0]
-                masks[done : done + len(hint)] = (full > self.sam.mask_threshold).cpu().numpy()
-                iou[done : done + len(hint)] = quality[:, 0].cpu().numpy()
-                done += len(hint)
-        return [(masks[end - n : end], iou[end - n : end]) for n, end in zip(counts, counts.cumsum(), strict=True)]
+            for i, embedding in zip(some, self._embed([images[i] for i in some]), strict=False):
+                found[i] = self._decode(embedding, images[i].shape[:2], boxes[i])
+        return found
 
-    def _embed(self, images: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """Embeddings float32 (n, C, h, w), and the height and width of the images inside the encoder's padded input."""
-        longest = self.sam.image_encoder.img_size
-        height, width = resized_shape(images.shape[1], images.shape[2], longest)
-        resized = [np.array(Image.fromarray(i).resize((width, height), Image.Resampling.BILINEAR)) for i in images]
-        pixels = torch.from_numpy(np.stack(resized)).to(self.device).permute(0, 3, 1, 2)
+    def _embed(self, images: list[np.ndarray]) -> Tensor:
+        """Embeddings float32 (images_per_pass, C, h, w): of the images, each padded to the encoder's square, and of the padding."""
+        longest, squares = self.sam.image_encoder.img_size, []
+        for image in images:
+            height, width = resized_shape(image.shape[0], image.shape[1], longest)
+            resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            pixels = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)
+            squares.append(self.sam.preprocess(pixels))
+        squares += squares[-1:] * (self.images_per_pass - len(squares))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self.sam.image_encoder(self.sam.preprocess(pixels)).float(), (height, width)
+            return self.sam.image_encoder(torch.stack(squares).contiguous(memory_format=torch.channels_last)).float()
+
+    def _decode(self, embedding: Tensor, size: tuple[int, int], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Masks bool (R, H, W) and predicted IoU float32 (R,) of the boxes of one image, from its embedding (C, h, w)."""
+        shape = resized_shape(*size, self.sam.image_encoder.img_size)
+        scale = np.tile([shape[1] / size[1], shape[0] / size[0]], 2)
+        masks, iou = np.zeros((len(boxes), *size), bool), np.zeros(len(boxes), np.float32)
+        for start in range(0, len(boxes), self.boxes_per_pass):
+            part = slice(start, start + self.boxes_per_pass)
+            hints = torch.from_numpy((boxes[part] * scale).astype(np.float32)).to(self.device)
+            logits, quality = decode(self.sam, embedding.expand(len(hints), -1, -1, -1), hints)
+            full = self.sam.postprocess_masks(logits[:, :1], shape, size)[:, 0]
+            masks[part] = (full > self.sam.mask_threshold).cpu().numpy()
+            iou[part] = quality[:, 0].cpu().numpy()
+        return masks, iou

@@ -1,4 +1,5 @@
-"""Prompt agents: who proposes the candidate prompts of a class. The grammar agent needs no language model.
+"""Prompt agents: who proposes the candidate prompts of a class. The grammar agent needs no language model; `load_agent` has two
+more that do.
 
 A grammar is a product of word lists; a seeded permutation of that product is cut into rounds, so the proposals of a
 round are a pure function of (seed, class, round), and no sentence ever comes twice. There are two grammars: the
@@ -17,6 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from syn4seg.data import embedded
+from syn4seg.prompts.words import COUNTS, KINDS, LIGHTS, OPENINGS, THING, VIEWS
 
 World = Literal["embedded", "natural"]
 
@@ -48,7 +50,8 @@ _PLURALS = {"person": "people", "sheep": "sheep", "fish": "fish", "mouse": "mice
 _MEASURES = {"skis": ("pair", "pairs"), "scissors": ("pair", "pairs"), "broccoli": ("head", "heads")}
 
 
-def _singular(class_name: str) -> str:
+def spoken(class_name: str) -> str:
+    """A class name as one says it: "dining table" for "diningtable"."""
     name = " ".join(class_name.replace("_", " ").split())
     return _SPOKEN.get(name.lower(), name)
 
@@ -78,7 +81,7 @@ def _article(words: str) -> str:
 
 def _group(count: str, adjective: str, class_name: str) -> str:
     """A counted noun phrase: "an old bicycle", "two old bicycles", "three small pairs of scissors"."""
-    noun = _singular(class_name)
+    noun = spoken(class_name)
     if noun.lower() in _MEASURES:
         one, many = (f"{unit} of {noun}" for unit in _MEASURES[noun.lower()])
     else:
@@ -88,7 +91,7 @@ def _group(count: str, adjective: str, class_name: str) -> str:
 
 def mentions(prompt: str, class_name: str) -> bool:
     """Whether a prompt names the class: its name as stored or as spoken, or the plural, as whole words in any case."""
-    noun = _singular(class_name)
+    noun = spoken(class_name)
     for form in (class_name, noun, _plural(noun)):
         words = r"[\s-]+".join(map(re.escape, form.split()))
         if words and re.search(rf"(?<!\w){words}(?!\w)", prompt, re.IGNORECASE):
@@ -106,85 +109,11 @@ def plain_prompt(class_name: str, world: World) -> str:
 def _check_world(class_name: str, world: World) -> None:
     if world not in ("embedded", "natural"):
         raise ValueError(f'world is {world!r}; expected "embedded" or "natural"')
-    if not _singular(class_name):
+    if not spoken(class_name):
         raise ValueError("class name is empty; expected the name of the novel class, such as 'bicycle'")
     if world == "embedded" and class_name not in embedded.CLASSES:
         raise ValueError(f"class {class_name!r} is unknown to the embedded world; expected one of "
                          f'{", ".join(embedded.CLASSES)}, or world="natural"')  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------- the word lists
-_OPENINGS = ("a photo of", "a candid photo of", "a detailed photo of")
-_COUNTS = ("a", "two", "three", "a group of")
-_VIEWS = ("seen from above", "seen from below", "at eye level", "from a distance", "in close-up", "from behind",
-          "from the side", "cut off by the edge of the frame")  # fmt: skip
-_LIGHTS = ("overcast light", "bright midday sun", "golden evening light", "soft morning light", "at night",
-           "backlit", "deep shadows", "dim warm light")  # fmt: skip
-_OUTDOORS = ("in a meadow", "on a gravel path", "beside a river", "at the edge of a forest", "in fresh snow",
-             "on a beach", "in front of a brick wall", "in a garden", "in tall grass", "under a tree", "on a hill",
-             "in the rain")  # fmt: skip
-_STREETS = ("on a city street", "in a narrow alley", "beside a brick wall", "on a country road", "in a car park",
-            "at a crossing", "in front of a shop", "on a bridge", "beside a field", "in the snow", "under trees",
-            "on cobblestones")  # fmt: skip
-_INDOORS = ("on a wooden table", "in a kitchen", "in a living room", "near a window", "in an office",
-            "on a tiled floor", "on a carpet", "in a workshop", "on a terrace", "against a plain wall", "in a cafe",
-            "in a crowded shop")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Words that suit one kind of thing."""
-
-    names: frozenset[str]
-    adjectives: tuple[str, ...]
-    states: tuple[str, ...]
-    places: tuple[str, ...]
-
-
-def _kind(names: str, adjectives: str, states: str, places: tuple[str, ...]) -> _Kind:
-    adjective, state = (tuple(w.strip() for w in words.split(",")) for words in (adjectives, states))
-    return _Kind(frozenset(n.strip() for n in names.split(",")), adjective, state, places)
-
-
-_THING = _kind("", "old, new, red, blue, white, dark, small, large, worn, patterned, shiny, handmade",
-               "standing alone, partly hidden, half in shadow, among other things, slightly tilted, in the corner, "
-               "well in view, beside a box", _INDOORS)  # fmt: skip
-_KINDS = (
-    _kind("person",
-          "young, elderly, tall, smiling, tired, bearded, curly-haired, elegant, athletic, serious, cheerful, busy",
-          "standing, sitting, walking, running, waiting, talking, laughing, carrying a bag",
-          _OUTDOORS + _STREETS),
-    _kind("bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, fish",
-          "young, old, large, small, brown, black, white, spotted, wet, dusty, slender, sturdy",
-          "standing, lying down, walking, running, resting, turning away, facing the camera, partly hidden",
-          _OUTDOORS),
-    _kind("bicycle, car, bus, truck, motorbike, motorcycle",
-          "weathered, new, red, blue, white, black, yellow, green, muddy, vintage, silver, small",
-          "parked, moving, waiting, turning, partly hidden, slowing down, seen through a fence, behind a puddle",
-          _STREETS),
-    _kind("train", "red, blue, yellow, green, silver, old, modern, long, short, dusty, empty, painted",
-          "arriving, waiting, passing, slowing down, standing still, leaving, partly hidden, crossing",
-          ("at a station", "on a bridge", "in a valley", "near a tunnel", "in a depot", "beside a road", "in snow",
-           "along a coast", "between houses", "in open country", "at a level crossing", "in the mountains")),
-    _kind("boat", "wooden, white, blue, red, old, new, small, large, rusty, painted, narrow, heavy",
-          "moored, drifting, moving, turning, partly hidden, leaning, leaving, arriving",
-          ("in a harbour", "on a calm lake", "on a rough sea", "at a pier", "on a river", "near rocks", "on a beach",
-           "in a canal", "in the fog", "below a bridge", "beside a lighthouse", "in a marina")),
-    _kind("aeroplane, airplane, kite",
-          "white, red, blue, silver, small, large, old, new, striped, yellow, bright, dark",
-          "flying, landing, climbing, turning, on the ground, passing, low, partly hidden",
-          ("in a clear sky", "among clouds", "above a field", "over the sea", "above mountains", "over a city",
-           "near trees", "above a runway", "in the haze", "against the sun", "over a beach", "in a stormy sky")),
-    _kind("banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake",
-          "fresh, large, small, sliced, whole, ripe, colourful, half-eaten, home-made, glossy, organic, plain",
-          "on a plate, in a bowl, on paper, being served, on a board, in a basket, beside a knife, in a hand",
-          ("in a kitchen", "in a cafe", "at a market", "on a wooden table", "on a picnic blanket", "in a bakery",
-           "on a marble counter", "near a window", "in a garden", "on a tray", "at a party", "in a fridge")),
-    _kind("traffic light, fire hydrant, stop sign, parking meter, bench",
-          "old, new, red, green, yellow, painted, rusty, wet, snowy, tilted, scratched, small",
-          "standing alone, partly hidden, among people, behind a car, with stickers, in shadow, beside a bin, in a row",
-          _STREETS),
-)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the agent
@@ -244,11 +173,66 @@ def _embedded_sentence(class_name: str, pick: list[str]) -> str:
 
 
 def _natural_words(class_name: str) -> tuple[tuple[str, ...], ...]:
-    noun = _singular(class_name).lower()
-    kind = next((k for k in _KINDS if noun in k.names), _THING)
-    return (_OPENINGS, _COUNTS, kind.adjectives, kind.states, kind.places, _VIEWS, _LIGHTS)
+    noun = spoken(class_name).lower()
+    kind = next((k for k in KINDS if noun in k.names), THING)
+    return (OPENINGS, COUNTS, kind.adjectives, kind.states, kind.places, VIEWS, LIGHTS)
 
 
 def _sentence(class_name: str, pick: list[str]) -> str:
     opening, count, adjective, state, place, view, light = pick
     return f"{opening} {_group(count, adjective, class_name)} {state} {place}, {view}, {light}"
+
+
+# ------------------------------------------------------------------------------------------------- loading
+def load_agent(agent: str, *, world: World, seed: int, llm: str | None = None, base_url: str | None = None,
+               key_variable: str = "OPENAI_API_KEY", per_round: int = 16, temperature: float = 1.0, timeout: float = 60.0,
+               device: str = "auto") -> PromptAgent:  # fmt: skip
+    """The agent of a name.
+
+    Args:
+        agent: "grammar"; "chat", an OpenAI-compatible endpoint; "transformers", a causal language model on this machine.
+        llm: name of the model at the endpoint; or its folder or hub id.
+        base_url: address of the endpoint; None for OpenAI's own.
+        key_variable: environment variable that holds the endpoint's key.
+        per_round: prompts that a language model is asked for at once.
+        temperature: of a language model's sampling; 0 takes the likeliest word.
+        timeout: seconds to wait for the endpoint.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda", for "transformers".
+
+    Raises:
+        ValueError: another name, no `llm`, no key, or a model that is not there or cannot be read; says what to do.
+    """
+    check_agent(agent, llm=llm, base_url=base_url, key_variable=key_variable)
+    if agent == "grammar":
+        return GrammarAgent(world=world, seed=seed)
+    assert llm is not None
+    if agent == "chat":
+        from syn4seg.prompts.chat import ChatAgent
+
+        return ChatAgent(llm, world=world, seed=seed, base_url=base_url, key_variable=key_variable, per_round=per_round,
+                         temperature=temperature, timeout=timeout)  # fmt: skip
+    from syn4seg.prompts.language_model import LanguageModelAgent
+
+    return LanguageModelAgent(llm, world=world, seed=seed, per_round=per_round, temperature=temperature, device=device)
+
+
+def check_agent(agent: str, *, llm: str | None, base_url: str | None, key_variable: str) -> None:
+    """What can be said of an agent before anything loads and without network: its name, the key, the address, the folder.
+
+    Raises:
+        ValueError: as `load_agent`.
+    """
+    if agent == "grammar":
+        return
+    if agent not in ("chat", "transformers"):
+        raise ValueError(f"prompt agent {agent!r} is unknown; expected grammar, chat or transformers")
+    if not llm:
+        raise ValueError(f"prompts.llm is empty, but prompts.agent is {agent!r}: name the language model")
+    if agent == "chat":
+        from syn4seg.prompts.chat import endpoint
+
+        endpoint(base_url, key_variable)
+    else:
+        from syn4seg.prompts.language_model import check_folder
+
+        check_folder(llm)

@@ -17,8 +17,10 @@ import numpy as np
 
 from syn4seg.prompts.agents import PromptAgent, mentions
 
-EMPTY, REPEATED, OFF_CLASS, NEAR = "empty", "same text", "off class", "near duplicate"
-"""Why a candidate was refused: no words, a text seen before, the class is not named, similarity >= lambda_prompt."""
+EMPTY, REPEATED, TOO_LONG, OFF_CLASS, NEAR = "empty", "same text", "too long", "off class", "near duplicate"
+"""Why a candidate was refused: no words, a text seen before, over `LONGEST`, class not named, similarity >= lambda_prompt."""
+LONGEST = 300
+"""Characters of a prompt; text encoders cut off what is far longer."""
 
 
 # --------------------------------------------------------------------------------------- exact greedy core
@@ -160,7 +162,7 @@ def build_bank(agent: PromptAgent, encode: Callable[[list[str]], np.ndarray], cl
                lambda_prompt: float, patience: int) -> Bank:  # fmt: skip
     """Asks the agent for rounds of prompts until `size` are accepted, or `patience` candidates in a row were not.
 
-    An empty, repeated or off-class prompt is refused without being encoded; an empty round costs one unit of patience.
+    An empty, repeated, overlong or off-class prompt is refused without being encoded; an empty round costs one unit of patience.
 
     Args:
         encode: texts -> float32 (N, E), L2-normalised (see `unit_rows`).
@@ -225,6 +227,8 @@ def _why_unread(text: str, class_name: str, seen: set[str]) -> str:
     if key in seen:
         return REPEATED
     seen.add(key)
+    if len(text) > LONGEST:
+        return TOO_LONG
     return "" if mentions(text, class_name) else OFF_CLASS
 
 

@@ -1,19 +1,22 @@
 """Backbones: one name in, one dense feature map out, with the normalisation it expects.
 
-Four kinds of name: "embedded" (the small network of the embedded world), "resnet50"/"resnet101" (torchvision, dilated to
-stride 8 as the field does), a transformers AutoBackbone folder or hub id, and "package.module:factory" for your own.
+Four kinds of name: "embedded" (the small network of the embedded world), "resnet50" and its kin (`resnet.py`), a
+transformers AutoBackbone folder or hub id (`pretrained.py`), and "package.module:factory" for your own.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from syn4seg.segmenter import pretrained, resnet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -39,33 +42,61 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
     """Builds a backbone and loads its weights.
 
     Args:
-        name: "embedded", "resnet50", "resnet101", a transformers folder or hub id, or "package.module:factory", where
-            `factory(weights: str)` returns a module with the attributes `channels`, `stride`, `mean` and `std`.
-        weights: path of a safetensors file or a tensors-only torch file, or "none" for random ones; for the ResNets also
-            "imagenet" (torchvision downloads them); a factory gets the string as it is. Transformers backbones carry
-            their own.
+        name: "embedded", "resnet50", "resnet101", "resnet50-deep", "resnet101-deep", a transformers folder or hub id, or
+            "package.module:factory", where `factory(weights: str)` returns a module with the attributes `channels`,
+            `stride`, `mean` and `std`.
+        weights: path of a safetensors file or a tensors-only torch file, or "none" for random ones; for the ResNets with
+            the 7x7 stem also "imagenet" (torchvision downloads them); a factory gets the string as it is. Transformers
+            backbones carry their own.
 
     Raises:
         ValueError: unknown name, missing file, or weights of another network.
     """
-    if name == "embedded":
-        return _loaded(Backbone(_Embedded(), _Embedded.channels, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), name, weights)
-    if name in ("resnet50", "resnet101"):
-        return _loaded(Backbone(_resnet(name), 2048, 8), name, weights)
     if ":" in name:
         return _from_factory(name, weights)
+    if not _built_here(name):
+        _check_none(name, weights)
+        module, channels, stride, normalisation = pretrained.load_pretrained(name)
+        return Backbone(module, channels, stride, *(normalisation or ()))
+    backbone = _build(name)
     if weights != "none":
-        raise ValueError(
-            f"weights {weights!r} cannot be given for backbone {name!r}: a transformers backbone carries its own; leave it empty"
-        )
-    return _from_transformers(name)
+        own = backbone.module.state_dict()
+        state = _fitting(own, _weights(name, weights), name, weights)
+        backbone.module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
+    return backbone
+
+
+def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
+    """What can be known about `load_backbone(name, weights)` before it is called: nothing is built but empty skeletons.
+
+    A weights file is opened and its tensors' names and shapes compared; of a transformers backbone the configuration is
+    read, its files looked for and its skeleton run. Your own factory's module is only looked for; "imagenet" and a hub
+    id may still fail to download.
+
+    Args:
+        size: side of the canvas, `segmenter.size`.
+
+    Raises:
+        ValueError: it would fail, or the canvas is too small for the backbone.
+    """
+    if ":" in name:
+        _check_factory(name, weights)
+    elif not _built_here(name):
+        _check_none(name, weights)
+        pretrained.check_pretrained(name, size)
+    elif weights == "imagenet" and name in resnet.RESNETS:
+        resnet.check_imagenet(name)
+    elif weights != "none":
+        with torch.device("meta"):
+            own = _build(name).module.state_dict()
+        _fitting(own, read_tensors(weights), name, weights)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors file, or of a torch file that holds nothing else.
+    """Tensors by name of a .safetensors file, or of a torch file that holds nothing else; a torch file's stay on disk until used.
 
     Raises:
-        ValueError: missing or unreadable.
+        ValueError: missing, unreadable, or without a table of tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,31 +106,69 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        raise ValueError(f"weights file {str(path)!r} cannot be read ({type(error).__name__}); expected safetensors, or a torch "
-                         "file of tensors only (other pickles are refused: they can run code)") from error  # fmt: skip
+        raise ValueError(f"weights file {str(path)!r} cannot be read ({type(error).__name__}): it is cut short, or of another "
+                         "kind; expected safetensors, or a torch file of tensors only (other pickles are refused: they can "
+                         "run code)") from error  # fmt: skip
     for key in ("state_dict", "model"):
-        state = state.get(key, state)
-    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"weights file {str(path)!r} holds a {type(state).__name__} without tensors; expected tensors by name, "
+                         "alone or under 'state_dict' or 'model'")  # fmt: skip
+    return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def _loaded(backbone: Backbone, name: str, weights: str) -> Backbone:
-    if weights == "none":
-        return backbone
-    state = _imagenet(name) if weights == "imagenet" and name != "embedded" else read_tensors(weights)
-    own = backbone.module.state_dict()
+def _built_here(name: str) -> bool:
+    """Else it is a transformers backbone; a ValueError if it can be neither."""
+    if name == "embedded" or name in resnet.RESNETS:
+        return True
+    if not pretrained.may_be_pretrained(name):
+        raise ValueError(f"backbone {name!r} is unknown (no such folder); {pretrained.EXPECTED}")
+    return False
+
+
+def _check_none(name: str, weights: str) -> None:
+    if weights != "none":
+        raise ValueError(
+            f"weights {weights!r} cannot be given for backbone {name!r}: a transformers backbone carries its own; leave it empty"
+        )
+
+
+def _build(name: str) -> Backbone:
+    if name == "embedded":
+        return Backbone(_Embedded(), _Embedded.channels, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Backbone(resnet.build_resnet(name), resnet.CHANNELS, resnet.STRIDE)
+
+
+def _weights(name: str, weights: str) -> dict[str, Tensor]:
+    if weights == "imagenet" and name in resnet.RESNETS:
+        return resnet.imagenet_weights(name)
+    return read_tensors(weights)
+
+
+def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weights: str) -> dict[str, Tensor]:
+    """The tensors of a file that a network needs; a ValueError unless each is there in its shape, and none is left over.
+
+    The classifier `fc` of an ImageNet file is left out, and a file may lack the batch counters.
+    """
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    what, hint = f"weights {weights!r} do not fit backbone {name!r}", resnet.stem_hint(name, state)
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     if missing:
-        raise ValueError(f"weights {weights!r} do not fit backbone {name!r}: {len(missing)} of {len(own)} tensors are missing, "
-                         f"the first is {missing[0]!r}; the file has e.g. {sorted(state)[:3]}")  # fmt: skip
+        raise ValueError(f"{what}: {len(missing)} of {len(own)} tensors are missing, the first is {missing[0]!r}; the file has "
+                         f"e.g. {sorted(state)[:3]}{hint}")  # fmt: skip
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     if wrong:
-        raise ValueError(f"weights {weights!r} do not fit backbone {name!r}: {wrong[0]!r} is {tuple(state[wrong[0]].shape)}, "
-                         f"expected {tuple(own[wrong[0]].shape)}")  # fmt: skip
-    backbone.module.load_state_dict({k: state[k].to(own[k].dtype) for k in own if k in state}, strict=False)
-    return backbone
+        raise ValueError(
+            f"{what}: {wrong[0]!r} is {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}{hint}"
+        )
+    extra = [k for k in state if k not in own]
+    if extra:
+        raise ValueError(f"{what}: the network has no tensor {extra[0]!r}, nor {len(extra) - 1} others of the file; expected its "
+                         "own tensors and at most a classifier 'fc'. Is it a deeper network?")  # fmt: skip
+    return state
 
 
 # ------------------------------------------------------------------------------------------------------- the kinds
@@ -133,28 +202,6 @@ class _Embedded(nn.Module):
         return F.relu(self.norm(self.merge_fine(fine) + coarse))
 
 
-def _resnet(name: str) -> nn.Sequential:
-    """torchvision's ResNet without its classifier, stride 8 (PSPNet's dilation), under torchvision's tensor names."""
-    from collections import OrderedDict
-
-    import torchvision
-
-    net = getattr(torchvision.models, name)(weights=None, replace_stride_with_dilation=[False, True, True])
-    return nn.Sequential(OrderedDict((k, m) for k, m in net.named_children() if k not in ("avgpool", "fc")))
-
-
-def _imagenet(name: str) -> dict[str, Tensor]:
-    import torchvision
-
-    try:
-        return dict(
-            torchvision.models.get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.DEFAULT").get_state_dict()
-        )
-    except OSError as error:
-        raise ValueError(f"weights 'imagenet' of {name!r} cannot be downloaded ({error}); download the file of torchvision "
-                         "elsewhere and give its path") from error  # fmt: skip
-
-
 def _from_factory(name: str, weights: str) -> Backbone:
     package, _, attribute = name.partition(":")
     try:
@@ -170,28 +217,14 @@ def _from_factory(name: str, weights: str) -> Backbone:
     return Backbone(module, module.channels, module.stride, tuple(module.mean), tuple(module.std))
 
 
-class _LastMap(nn.Module):
-    """The deepest feature map of a transformers backbone."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).feature_maps[-1]
-
-
-def _from_transformers(name: str) -> Backbone:
-    from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
-
-    try:  # AutoBackbone.from_pretrained asks the hub even for a folder, so the class is looked up here
-        kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(name))]
-        net = kind.from_pretrained(name)
-    except Exception as error:
-        known = "'embedded', 'resnet50', 'resnet101', a transformers AutoBackbone folder or hub id, or 'package.module:factory'"
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise ValueError(f"backbone {name!r} is unknown ({reason}); expected {known}") from error
-    module = _LastMap(net).eval()
-    with torch.no_grad():
-        probe = module(torch.zeros(1, 3, 224, 224))
-    return Backbone(module, probe.shape[1], round(224 / probe.shape[-1]))
+def _check_factory(name: str, weights: str) -> None:
+    package = name.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ValueError(f"backbone {name!r}: there is no module {package!r}; expected 'package.module:factory', importable from "
+                         "the directory in which you run")  # fmt: skip
+    if weights not in ("none", "imagenet") and not Path(weights).exists():
+        raise ValueError(f"weights {weights!r} of backbone {name!r} do not exist; give a file, or leave it empty")

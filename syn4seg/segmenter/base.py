@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syn4seg.data.datasets import Dataset, Fold, image_to_canvas, label_to_canvas
+from syn4seg.data.canvas import Canvas
+from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import seeded
 from syn4seg.schema import UNLABELED
 from syn4seg.segmenter.losses import pixel_loss
@@ -100,37 +101,46 @@ def base_batch(dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, 
 
 def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, schedule: BaseSchedule,
                how: Augmentation, seed: int, checkpoint: Path | None = None, freeze_backbone: bool = False,
-               cache_features: bool = False, bfloat16: bool = False,
+               cached_on: Canvas | None = None, bfloat16: bool = False,
                wrap: Callable[[Segmenter], Callable[[Tensor], Tensor]] | None = None, rank: int = 0, world: int = 1,
-               progress: Callable[[dict], None] | None = None) -> Segmenter:  # fmt: skip
-    """Trains in place, on the device where the segmenter is, and returns it in eval mode.
+               progress: Callable[[dict], None] | None = None) -> np.ndarray:  # fmt: skip
+    """Trains in place, on the device where the segmenter is, and leaves it in eval mode.
 
     Args:
         segmenter: with 1 + B classes.
         ids: training images.
         checkpoint: file of the last finished epoch; an existing one is continued.
         freeze_backbone: the backbone keeps its weights and its normalisation statistics.
-        cache_features: with a frozen backbone, its output for each image and its mirror image (on the canvas of
-            `how.crop` pixels) is computed once, float16, and the head trains on that; no other augmentation then.
+        cached_on: with a frozen backbone, its output for each image and its mirror image on this canvas is computed
+            once, float16, and the head trains on that; no other augmentation then.
         bfloat16: autocast to bfloat16.
         wrap: makes the callable that computes logits from prepared images, e.g. DistributedDataParallel; not with
             cached features.
         rank: this process's number among `world`; it takes its share of every batch, the draws stay the same.
         progress: called after every epoch with epoch, epochs, loss and lr.
 
+    Returns:
+        int64 (256,): labelled pixels per class index that this rank trained on, all epochs together, unlabeled ones too.
+
     Raises:
-        ValueError: the classifier's rows are not 1 + B, `cache_features` without `freeze_backbone` or with `wrap`, fewer
+        ValueError: the classifier's rows are not 1 + B, `cached_on` without `freeze_backbone` or with `wrap`, fewer
             ids than a batch, or a checkpoint of another training.
     """
-    _check(segmenter, fold, ids, schedule, freeze_backbone, cache_features, wrap is not None)
+    _check(segmenter, fold, ids, schedule, freeze_backbone, cached_on is not None, wrap is not None)
     optimizer = _optimizer(segmenter, schedule, freeze_backbone)
     facts = {**asdict(schedule), "how": str(how), "seed": seed, "images": len(ids), "base": str(fold.base),
-             "freeze": freeze_backbone, "cached": cache_features, "classifier": str(tuple(segmenter.weight.shape))}  # fmt: skip
-    first = _resume(segmenter, optimizer, checkpoint, facts)
-    if cache_features and first < schedule.epochs:
-        forward, batches = segmenter.head, _cached(segmenter, dataset, fold, ids, how.crop, seed)
+             "freeze": freeze_backbone, "cached": str(cached_on), "classifier": str(tuple(segmenter.weight.shape))}  # fmt: skip
+    first, seen = _resume(segmenter, optimizer, checkpoint, facts)
+    if cached_on is not None and first < schedule.epochs:
+        grid, batches = segmenter.head, _cached(segmenter, dataset, fold, ids, cached_on, seed)
     else:
-        forward, batches = wrap(segmenter) if wrap else segmenter, _live(segmenter, dataset, fold, how, seed)
+        grid, batches = wrap(segmenter) if wrap else segmenter, _live(segmenter, dataset, fold, how, seed)
+
+    def forward(x: Tensor, shape: tuple[int, int]) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            logits = grid(x)
+        return upsample(logits.float(), shape, segmenter.align_corners)
+
     for epoch in range(first, schedule.epochs):
         segmenter.train()
         if freeze_backbone:
@@ -138,13 +148,14 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
         order = [ids[int(i)] for i in seeded("order", seed, epoch).permutation(len(ids))]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seeded("dropout", seed, epoch, rank).integers(2**31)))
-            loss = _run_epoch(forward, batches, order, epoch, schedule, optimizer, bfloat16, rank, world)
+            loss = _run_epoch(forward, batches, order, epoch, schedule, optimizer, rank, world, seen)
         if rank == 0 and checkpoint is not None:
-            _save(segmenter, optimizer, checkpoint, facts, epoch + 1)
+            _save(segmenter, optimizer, checkpoint, facts, epoch + 1, seen)
         if progress:
             rate = optimizer.param_groups[-1]["lr"]
             progress({"epoch": epoch + 1, "epochs": schedule.epochs, "loss": loss, "lr": rate})
-    return segmenter.eval()
+    segmenter.eval()
+    return seen
 
 
 def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseSchedule, frozen: bool, cached: bool,
@@ -153,28 +164,27 @@ def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseS
     if rows != wanted:
         raise ValueError(f"the segmenter has {rows} classes; expected {wanted} (background and base)")
     if cached and (wrapped or not frozen):
-        raise ValueError("cache_features = true needs freeze_backbone = true and one process: cached features train the head "
-                         "alone; switch cache_features off")  # fmt: skip
+        raise ValueError("cached features need freeze_backbone = true and one process: they train the head alone")
     if len(ids) < schedule.batch:
         raise ValueError(
             f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images"
         )
 
 
-def _run_epoch(forward: Callable[[Tensor], Tensor], batches: Batches, order: list[str], epoch: int, schedule: BaseSchedule,
-               optimizer: torch.optim.Optimizer, bfloat16: bool, rank: int, world: int) -> float:  # fmt: skip
-    """One pass over `order`; returns the mean loss of this rank."""
+def _run_epoch(forward: Callable[[Tensor, tuple[int, int]], Tensor], batches: Batches, order: list[str], epoch: int,
+               schedule: BaseSchedule, optimizer: torch.optim.Optimizer, rank: int, world: int,
+               seen: np.ndarray) -> float:  # fmt: skip
+    """One pass over `order`; returns the mean loss of this rank, and counts the labels in `seen`."""
     steps, total = len(order) // schedule.batch, 0.0
     for step in range(steps):
         done = (epoch * steps + step) / (schedule.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * _rate(done, schedule.warmup)
         x, label = batches(order[step * schedule.batch : (step + 1) * schedule.batch][rank::world], epoch)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            logits = forward(x)
+        seen += torch.bincount(label.flatten(), minlength=256).cpu().numpy()
         background = schedule.background_weight + (1 - schedule.background_weight) * done
-        full = upsample(logits.float(), (label.shape[1], label.shape[2]))
-        loss = pixel_loss(full, label, background_weight=background)
+        logits = forward(x, (label.shape[1], label.shape[2]))
+        loss = pixel_loss(logits, label, background_weight=background)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -214,13 +224,14 @@ def _live(segmenter: Segmenter, dataset: Dataset, fold: Fold, how: Augmentation,
     return batch
 
 
-def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], size: int, seed: int) -> Batches:
+def _cached(
+    segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], canvas: Canvas, seed: int
+) -> Batches:
     """Backbone outputs float16 of every image and its mirror image, computed here; a batch takes one of the two."""
     table, cache = fold.to_base_index, {}
     segmenter.eval()
     for sample_id in ids:
-        image = image_to_canvas(dataset.image(sample_id), size)
-        label = label_to_canvas(table[dataset.mask(sample_id)], size)
+        image, label = canvas.image(dataset.image(sample_id)), canvas.label(table[dataset.mask(sample_id)])
         with torch.no_grad():
             features = segmenter.backbone(segmenter.prepare(np.stack([image, image[:, ::-1]]))).half().cpu()
         cache[sample_id] = features, torch.from_numpy(np.stack([label, label[:, ::-1]]))
@@ -235,19 +246,23 @@ def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[st
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
-def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path, facts: dict, epoch: int) -> None:
+def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path, facts: dict, epoch: int,
+          seen: np.ndarray) -> None:  # fmt: skip
     partial = path.with_name(path.name + ".partial")
     torch.save(
-        {"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict(), "facts": facts, "epoch": epoch},
+        {"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict(), "facts": facts, "epoch": epoch,
+         "seen": torch.from_numpy(seen)},
         partial,
-    )
+    )  # fmt: skip
     os.replace(partial, path)
 
 
-def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path | None, facts: dict) -> int:
-    """Loads a checkpoint if there is one; returns the number of finished epochs."""
+def _resume(
+    segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path | None, facts: dict
+) -> tuple[int, np.ndarray]:
+    """Loads a checkpoint if there is one; returns the number of finished epochs and the labels seen in them."""
     if path is None or not path.exists():
-        return 0
+        return 0, np.zeros(256, np.int64)
     state = torch.load(path, weights_only=True, map_location=segmenter.weight.device)
     differs = {k: (state["facts"].get(k), v) for k, v in facts.items() if state["facts"].get(k) != v}
     if differs:
@@ -257,4 +272,4 @@ def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path |
         )
     segmenter.load_state_dict(state["segmenter"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["epoch"]
+    return state["epoch"], state["seen"].cpu().numpy()

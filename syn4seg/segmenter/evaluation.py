@@ -5,7 +5,7 @@ Features of a query are computed once and shared by all classifiers, so ablation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syn4seg.data.datasets import Dataset, Fold, canvas_shape, image_to_canvas, label_to_canvas
+from syn4seg.data.canvas import Canvas
+from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.schema import UNLABELED
 from syn4seg.segmenter.network import Classifier, Segmenter, frozen_features, upsample
 
@@ -82,57 +83,87 @@ def _mean(values: np.ndarray) -> float:
 # --------------------------------------------------------------------------------------------------------- queries
 @dataclass(frozen=True)
 class Query:
-    """Frozen features float16 (D, h, w) of an image on a canvas of `size` pixels, and its label uint8 (H, W)."""
+    """A real image to be segmented.
 
+    Attributes:
+        sample_id: its name.
+        features: frozen features float16 (D, h, w) of the image on `canvas`.
+        label: class indices uint8: on the canvas (size, size), or as large as the image.
+        canvas: of the segmenter.
+        shape: rows and columns of the original image where pixels are counted there; None: on the canvas.
+    """
+
+    sample_id: str
     features: Tensor
     label: np.ndarray
-    size: int
+    canvas: Canvas
+    shape: tuple[int, int] | None = None
 
 
-def queries(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, size: int,
+Predictor = Callable[[Query], np.ndarray]
+"""A query's class indices uint8, as large as its label."""
+
+
+def queries(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, canvas: Canvas,
             space: Literal["original", "canvas"] = "original", batch: int = 16) -> Iterator[Query]:  # fmt: skip
     """Query by query, features computed `batch` at a time.
 
     Args:
-        size: side of the square canvas; an image's long side is brought to it.
         space: where pixels are counted: the original image (CAPL, POP), or the canvas (DIaM).
     """
     table = fold.to_index
     for start in range(0, len(ids), batch):
         part = ids[start : start + batch]
-        features = frozen_features(
-            segmenter, np.stack([image_to_canvas(dataset.image(s), size) for s in part]), batch=batch
-        )
+        features = frozen_features(segmenter, np.stack([canvas.image(dataset.image(s)) for s in part]), batch=batch)
         for row, sample_id in zip(features, part, strict=True):
             label = table[dataset.mask(sample_id)]
-            yield Query(row, label_to_canvas(label, size) if space == "canvas" else label, size)
+            if space == "canvas":
+                yield Query(sample_id, row, canvas.label(label), canvas)
+            else:
+                yield Query(sample_id, row, label, canvas, (label.shape[0], label.shape[1]))
 
 
 def predict_query(query: Query, classifier: Classifier) -> np.ndarray:
     """Class indices uint8, as large as the query's label."""
-    logits = upsample(classifier(query.features.to(classifier.weight.dtype)[None]), (query.size, query.size))
-    height, width = query.label.shape
-    rows, columns = canvas_shape((height, width), query.size)
-    logits = logits[:, :, :rows, :columns]
-    if (rows, columns) != (height, width):
-        logits = upsample(logits, (height, width))
-    return logits[0].argmax(0).byte().numpy()
+    return winners(query, classifier.pixels(query.features.to(classifier.weight)[None], query.canvas.size))
 
 
-def evaluate(stream: Iterable[Query], classifiers: Mapping[str, Classifier], classes: int) -> dict[str, np.ndarray]:
-    """Confusion matrix int64 (classes, classes) per classifier, all over the same queries.
+def winners(query: Query, scores: Tensor) -> np.ndarray:
+    """Class indices uint8, as large as the query's label, of scores (1, C, size, size) on its canvas."""
+    if query.shape is not None:
+        rows, columns = query.canvas.shape(query.shape)
+        scores = scores[:, :, :rows, :columns]
+        if (rows, columns) != query.shape:
+            scores = upsample(scores, query.shape)
+    return scores[0].argmax(0).byte().cpu().numpy()
+
+
+def evaluate(stream: Iterable[Query], predictors: Mapping[str, Predictor], classes: int,
+             counts: Callable[[str, str], bool] = lambda name, sample_id: True) -> dict[str, np.ndarray]:  # fmt: skip
+    """Confusion matrix int64 (classes, classes) per predictor.
 
     Args:
         stream: `queries(...)`, or a list of them to be used again.
-        classifiers: by the name of an ablation row or draw; all on the CPU.
+        predictors: by the name of a row and draw; `predictor_of` makes one of a classifier.
         classes: 1+B+M, also where a classifier has the base rows only.
+        counts: (name of the predictor, id of the query) -> whether this query is one of this predictor's.
     """
-    total = {name: np.zeros((classes, classes), np.int64) for name in classifiers}
-    with torch.no_grad():
-        for query in stream:
-            for name, classifier in classifiers.items():
-                total[name] += confusion(predict_query(query, classifier), query.label, classes)
+    total = {name: np.zeros((classes, classes), np.int64) for name in predictors}
+    for query in stream:
+        for name, predict in predictors.items():
+            if counts(name, query.sample_id):
+                total[name] += confusion(predict(query), query.label, classes)
     return total
+
+
+def predictor_of(classifier: Classifier) -> Predictor:
+    """The predictor of a classifier."""
+
+    def predict(query: Query) -> np.ndarray:
+        with torch.no_grad():
+            return predict_query(query, classifier)
+
+    return predict
 
 
 # -------------------------------------------------------------------------------------------- quality of boundaries

@@ -28,11 +28,13 @@ class Classifier:
         weight: (C, D).
         bias: (C,); not used if `cosine`.
         cosine: logits are 10 x cosine instead of linear (CAPL's classifier).
+        align_corners: how its logits are brought to pixels, see `upsample`.
     """
 
     weight: Tensor
     bias: Tensor
     cosine: bool = False
+    align_corners: bool = False
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (N, C, h, w) of features (N, D, h, w)."""
@@ -42,28 +44,44 @@ class Classifier:
             )
         return F.conv2d(features, self.weight[..., None, None], self.bias)
 
+    def pixels(self, features: Tensor, size: int) -> Tensor:
+        """Logits (N, C, size, size) of features (N, D, h, w), on the whole canvas."""
+        return upsample(self(features), (size, size), self.align_corners)
 
-def upsample(logits: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Logits (N, C, h, w) at (N, C, *shape), bilinear (`align_corners=False`).
+    def to(self, device: torch.device | str) -> Classifier:
+        """The same on another device."""
+        return self.replaced(self.weight.to(device), self.bias.to(device))
+
+    def replaced(self, weight: Tensor, bias: Tensor) -> Classifier:
+        """Other rows, read in the same way."""
+        return Classifier(weight, bias, self.cosine, self.align_corners)
+
+
+def upsample(logits: Tensor, shape: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Logits (N, C, h, w) at (N, C, *shape), bilinear.
 
     Two matrix products instead of `F.interpolate`, whose backward pass took a third of a novel step on a CPU.
+
+    Args:
+        align_corners: the corner cells lie on the corner pixels, as PSPNet-based code has it (DIaM, POP).
     """
-    return _stretch(logits.shape[2], shape[0], logits) @ logits @ _stretch(logits.shape[3], shape[1], logits).T
+    rows, columns = (_stretch(logits.shape[i + 2], shape[i], logits, align_corners) for i in (0, 1))
+    return rows @ logits @ columns.T
 
 
-def _stretch(old: int, new: int, like: Tensor) -> Tensor:
+def _stretch(old: int, new: int, like: Tensor, align_corners: bool) -> Tensor:
     """Linear interpolation as a matrix (new, old)."""
     unit = torch.eye(old, device=like.device, dtype=like.dtype)
-    return F.interpolate(unit[None], new, mode="linear", align_corners=False)[0].T
+    return F.interpolate(unit[None], new, mode="linear", align_corners=align_corners)[0].T
 
 
 class PyramidPooling(nn.Module):
     """PSPNet's pyramid pooling: the input beside its averages over each of `bins` grids."""
 
-    def __init__(self, channels: int, bins: tuple[int, ...]):
+    def __init__(self, channels: int, bins: tuple[int, ...], align_corners: bool = False):
         super().__init__()
         width = channels // max(1, len(bins))
-        self.bins = bins
+        self.bins, self.align_corners = bins, align_corners
         self.branches = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()) for _ in bins
         )
@@ -71,7 +89,9 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [
-            F.interpolate(branch(F.adaptive_avg_pool2d(x, size)), x.shape[2:], mode="bilinear", align_corners=False)
+            F.interpolate(
+                branch(F.adaptive_avg_pool2d(x, size)), x.shape[2:], mode="bilinear", align_corners=self.align_corners
+            )
             for size, branch in zip(self.bins, self.branches, strict=True)
         ]
         return torch.cat([x, *pooled], 1)
@@ -87,21 +107,32 @@ class Segmenter(nn.Module):
         ppm_bins: grids of the pyramid pooling; () leaves it out.
         dropout: share of bottleneck channels dropped in training.
         cosine: 10 x cosine classifier instead of a linear one.
+        align_corners: of the logits, see `upsample`.
+        pool_align_corners: of the pyramid pooling; None: as the logits (POP's differ).
+        project: a 1x1 convolution ends the bottleneck (CAPL, POP), so that features may be negative.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, backbone: Backbone, classes: int, channels: int = 512, ppm_bins: tuple[int, ...] = (1, 2, 3, 6),
-                 dropout: float = 0.1, cosine: bool = False):  # fmt: skip
+                 dropout: float = 0.1, cosine: bool = False, align_corners: bool = False,
+                 pool_align_corners: bool | None = None, project: bool = False):  # fmt: skip
         super().__init__()
-        self.backbone, self.stride, self.cosine = backbone.module, backbone.stride, cosine
-        self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins))
+        self.backbone, self.stride, self.cosine, self.align_corners = (
+            backbone.module,
+            backbone.stride,
+            cosine,
+            align_corners,
+        )
+        pool_corners = align_corners if pool_align_corners is None else pool_align_corners
+        self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins), pool_corners)
         self.bottleneck = nn.Sequential(
             nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
             nn.Dropout2d(dropout),
+            *([nn.Conv2d(channels, channels, 1)] if project else []),
         )
         head = nn.Conv2d(channels, classes, 1)
         self.weight, self.bias = nn.Parameter(head.weight.detach()[..., 0, 0]), nn.Parameter(torch.zeros(classes))
@@ -111,7 +142,7 @@ class Segmenter(nn.Module):
     @property
     def classifier(self) -> Classifier:
         """The classifier's own parameters (not a copy)."""
-        return Classifier(self.weight, self.bias, self.cosine)
+        return Classifier(self.weight, self.bias, self.cosine, self.align_corners)
 
     def prepare(self, images: np.ndarray) -> Tensor:
         """Normalised float (N, 3, H, W) on the module's device, of RGB uint8 (N, H, W, 3) or (H, W, 3)."""
@@ -137,7 +168,7 @@ class Segmenter(nn.Module):
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits (N, C, H, W) at the size of the prepared images."""
-        return upsample(self(x), (x.shape[2], x.shape[3]))
+        return upsample(self(x), (x.shape[2], x.shape[3]), self.align_corners)
 
 
 def frozen_features(segmenter: Segmenter, images: np.ndarray, *, level: str = "bottleneck", batch: int = 32) -> Tensor:
@@ -164,7 +195,8 @@ def save_segmenter(segmenter: Segmenter, path: str | Path, *, backbone: str, fac
 
     state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
     shape = {"backbone": backbone, "classes": len(segmenter.weight), "channels": segmenter.weight.shape[1],
-             "ppm_bins": segmenter.ppm.bins, "cosine": segmenter.cosine}  # fmt: skip
+             "ppm_bins": segmenter.ppm.bins, "cosine": segmenter.cosine, "align_corners": segmenter.align_corners,
+             "pool_align_corners": segmenter.ppm.align_corners, "project": len(segmenter.bottleneck) > 4}  # fmt: skip
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
@@ -197,6 +229,7 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, dict]:
         )
     shape = json.loads(header["network"])
     net = Segmenter(load_backbone(shape["backbone"], "none"), shape["classes"], shape["channels"], tuple(shape["ppm_bins"]),
-                    cosine=shape["cosine"])  # fmt: skip
+                    cosine=shape["cosine"], align_corners=shape.get("align_corners", False),
+                    pool_align_corners=shape.get("pool_align_corners"), project=shape.get("project", False))  # fmt: skip
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return net.eval(), json.loads(header["facts"])

@@ -80,7 +80,7 @@ def imprint(base: Classifier, prototypes: Tensor) -> Classifier:
     """
     rows = F.normalize(prototypes.float().to(base.weight), dim=1) * base.weight[1:].norm(dim=1).mean()
     bias = base.bias[1:].mean().expand(len(rows))
-    return Classifier(torch.cat([base.weight, rows]).detach(), torch.cat([base.bias, bias]).detach(), base.cosine)
+    return base.replaced(torch.cat([base.weight, rows]).detach(), torch.cat([base.bias, bias]).detach())
 
 
 def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: int, schedule: NovelSchedule, seed: int,
@@ -102,10 +102,10 @@ def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: i
     """
     pools = _pools(samples, schedule, len(start.weight))
     base_rows = 1 + base_classes
-    base = Classifier(start.weight[:base_rows].detach(), start.bias[:base_rows].detach(), start.cosine)
+    base = start.replaced(start.weight[:base_rows].detach(), start.bias[:base_rows].detach())
     frozen = copy.deepcopy(bottleneck).eval() if bottleneck is not None else None
     weight, bias = (t.detach().clone().requires_grad_() for t in (start.weight, start.bias))
-    now = Classifier(weight, bias, start.cosine)
+    now = start.replaced(weight, bias)
     optimizer = _optimizer(now, base, bottleneck, schedule)
     for step in range(schedule.steps):
         batch = [s for kind, pool in pools.items() for s in _draw(pool, kind, step, schedule.per_step[kind], seed)]
@@ -113,8 +113,9 @@ def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: i
         label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
         f = x if bottleneck is None else bottleneck.eval()(x)
         logits = now(f)
-        loss = pixel_loss(upsample(logits, (label.shape[1], label.shape[2])), label, weight=_weights(batch, label),
-                          merged=_merged(batch, base_rows, len(start.weight), schedule).to(x.device),
+        full = upsample(logits, (label.shape[1], label.shape[2]), start.align_corners)
+        merged = _merged(batch, base_rows, len(start.weight), schedule).to(x.device)
+        loss = pixel_loss(full, label, weight=_weights(batch, label), merged=merged,
                           background_weight=schedule.background_weight)  # fmt: skip
         if schedule.distill > 0:
             with torch.no_grad():
@@ -129,7 +130,7 @@ def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: i
         optimizer.step()
         if progress and ((step + 1) % 50 == 0 or step + 1 == schedule.steps):
             progress({"step": step + 1, "steps": schedule.steps, "loss": loss.item()})
-    return Classifier(now.weight.detach(), now.bias.detach(), start.cosine)
+    return start.replaced(now.weight.detach(), now.bias.detach())
 
 
 def _pools(samples: Sequence[Sample], schedule: NovelSchedule, rows: int) -> dict[str, list[Sample]]:

@@ -1,41 +1,59 @@
-"""The base checkpoint of a run: packaged, or trained here on base classes alone."""
+"""The base checkpoint of a run: packaged, imported, or trained here on base classes alone; and the record of what it saw."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.rundir import RunDir, write_atomically
-from syn4seg.stages.setup import shipped_base
+from syn4seg.rundir import RunDir, write_atomically, write_json
+from syn4seg.stages.setup import EMBEDDED_TRAIN, base_images, shipped_base
+
+if TYPE_CHECKING:
+    from syn4seg.segmenter.network import Segmenter
 
 
 def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]) -> None:
-    """Writes checkpoints/base.safetensors, unless it is there; training resumes after an interruption.
+    """Writes checkpoints/base.safetensors and base.json, unless they are there; training resumes after an interruption.
+
+    base.json says which images trained it, by which rule, and which class indices its labels held: the audit reads it.
 
     Args:
         progress: called with (epochs done, epochs in all).
 
     Raises:
-        ValueError: the packaged checkpoint was made for another fold, backbone or width.
+        ValueError: the checkpoint was made for another fold, backbone or width, or is not one.
     """
-    if run.base.is_file():
+    if run.base.is_file() and run.base_facts.is_file():
         return
     if config.base.checkpoint == "shipped":
         _check_shipped(config, fold)
+        write_json(run.base_facts, {
+            "origin": "packaged", "rule": "all", "images": [f"train-{i:06d}" for i in range(EMBEDDED_TRAIN)],
+            "chosen": "the last epoch", "label_pixels": None,
+        })  # fmt: skip
         write_atomically(run.base, shipped_base(config.data.fold).read_bytes())
-        return
+    elif config.base.checkpoint == "train":
+        _train(config, run, dataset, fold, progress)
+    else:
+        _import(config, run, fold)
+
+
+def _train(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]) -> None:
     import torch
 
     from syn4seg.segmenter.backbones import load_backbone
     from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
-    from syn4seg.segmenter.network import Segmenter, save_segmenter
+    from syn4seg.segmenter.network import Segmenter
 
     base, settings = config.base, config.segmenter
     torch.manual_seed(config.seed)
     network = Segmenter(load_backbone(settings.backbone, settings.weights or "none"), 1 + len(fold.base), settings.channels,
-                        settings.ppm_bins, settings.dropout)  # fmt: skip
+                        settings.ppm_bins, settings.dropout, settings.cosine, settings.align_corners)  # fmt: skip
     if torch.cuda.is_available() and config.placement.device != "cpu":
         network.cuda()
 
@@ -44,24 +62,72 @@ def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progres
         run.log(stage="base", **facts)
 
     run.base.parent.mkdir(parents=True, exist_ok=True)
+    ids = base_images(config, dataset, fold)
     schedule = BaseSchedule(base.epochs, base.batch, base.lr, base.head_factor, base.weight_decay, base.optimizer, base.warmup,
                             base.background_weight)  # fmt: skip
-    train_base(network, dataset, fold, dataset.train, schedule=schedule,
-               how=Augmentation(base.crop or settings.size, scale=base.scale, blur=base.blur), seed=config.seed,
-               freeze_backbone=settings.freeze_backbone, cache_features=settings.freeze_backbone,
-               checkpoint=run.base.with_name("base-training.pt"), progress=report)  # fmt: skip
+    seen = train_base(network, dataset, fold, ids, schedule=schedule,
+                      how=Augmentation(base.crop or settings.size, scale=base.scale, blur=base.blur), seed=config.seed,
+                      freeze_backbone=settings.freeze_backbone,
+                      cached_on=settings.on_canvas() if settings.freeze_backbone else None,
+                      checkpoint=run.base.with_name("base-training.pt"), progress=report)  # fmt: skip
     facts = {"fold": config.data.fold, "base": [fold.names[k - 1] for k in fold.base], "epochs": base.epochs}
-    save_segmenter(network, run.base, backbone=settings.backbone, facts=facts)
+    write_json(run.base_facts, {
+        "origin": "trained here", "rule": base.images, "images": ids, "chosen": "the last epoch",
+        "label_pixels": {str(k): int(n) for k, n in enumerate(seen) if n},
+    })  # fmt: skip
+    _save(network, run, settings.backbone, facts)
+
+
+def _save(network: Segmenter, run: RunDir, backbone: str, facts: dict[str, Any]) -> None:
+    from syn4seg.segmenter.network import save_segmenter
+
+    run.base.parent.mkdir(parents=True, exist_ok=True)
+    save_segmenter(network, run.base, backbone=backbone, facts=facts)
+
+
+def _import(config: Config, run: RunDir, fold: Fold) -> None:
+    """A checkpoint of ours or of a public repository, checked against the fold and the settings."""
+    from syn4seg.segmenter.importers import import_checkpoint
+    from syn4seg.segmenter.network import load_segmenter
+
+    path, settings = Path(config.base.checkpoint), config.segmenter
+    if path.suffix == ".safetensors":
+        network, facts = load_segmenter(path)
+        facts = {"family": "syn4seg", **facts}
+        backbone = _header(path)["backbone"]
+    else:
+        network, facts = import_checkpoint(path)
+        backbone = facts["backbone"]
+    _fits(config, fold, f"base.checkpoint={path}", {
+        "backbone": backbone, "classes": len(network.weight), "channels": network.weight.shape[1],
+        "ppm_bins": list(network.ppm.bins), "align_corners": network.align_corners, "cosine": network.cosine,
+    })  # fmt: skip
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_json(run.base_facts, {
+        "origin": "imported", "family": facts["family"], "sha256": digest, "notes": facts.get("notes", []), "images": None,
+        "chosen": "by whoever trained it", "label_pixels": None,
+    })  # fmt: skip
+    _save(network, run, settings.backbone, {"imported": facts["family"], "sha256": digest})
+
+
+def _header(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as f:
+        return json.loads(f.metadata()["network"])
 
 
 def _check_shipped(config: Config, fold: Fold) -> None:
-    from safetensors import safe_open
+    _fits(config, fold, "base.checkpoint=shipped", _header(shipped_base(config.data.fold)))
 
-    with safe_open(shipped_base(config.data.fold), "pt") as f:
-        shape = json.loads(f.metadata()["network"])
-    wanted = {"backbone": config.segmenter.backbone, "classes": 1 + len(fold.base), "channels": config.segmenter.channels,
-              "ppm_bins": list(config.segmenter.ppm_bins)}  # fmt: skip
+
+def _fits(config: Config, fold: Fold, what: str, shape: dict[str, Any]) -> None:
+    """Raises a ValueError if a checkpoint is not the network that the settings describe."""
+    settings = config.segmenter
+    wanted = {"backbone": settings.backbone, "classes": 1 + len(fold.base), "channels": settings.channels,
+              "ppm_bins": list(settings.ppm_bins), "align_corners": settings.align_corners, "cosine": settings.cosine}  # fmt: skip
     for key, value in wanted.items():
-        if shape.get(key) != value:
-            raise ValueError(f"base.checkpoint=shipped: the packaged checkpoint has {key}={shape.get(key)!r}, the config asks for "
-                             f"{value!r}; use the default segmenter section, or set base.checkpoint=train")  # fmt: skip
+        if shape.get(key, False) != value:
+            name = "1 + the fold's base classes" if key == "classes" else f"segmenter.{key}"
+            raise ValueError(f"{what}: the checkpoint has {key}={shape.get(key, False)!r}, but {name} is {value!r}; set the "
+                             "section segmenter (and data.fold) as the checkpoint has it, or base.checkpoint=train")  # fmt: skip

@@ -6,23 +6,27 @@ draws and steps work on the cache. Rows arrive in any order and are sorted by id
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from syn4seg.config import Config
-from syn4seg.data.datasets import Dataset, Fold, image_to_canvas, label_to_canvas
+from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.labeling.enhance import load_on_device
 from syn4seg.rundir import RunDir, write_atomically, write_json
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.plan import CLASS_NAME, HDIG
-from syn4seg.stages.setup import draws_of
-from syn4seg.stages.support import Registration, register, replay_samples, support_of, support_samples
+from syn4seg.stages.setup import draws_of, queries_of
+from syn4seg.stages.support import Registration, base_samples, register, support_of, support_samples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from syn4seg.segmenter.evaluation import Predictor
     from syn4seg.segmenter.network import Classifier, Segmenter
     from syn4seg.segmenter.novel import Sample
 
@@ -31,6 +35,8 @@ ROWS = {"support_only": ("", ""), "class_name_raw": (CLASS_NAME, "draft"), "hdig
 """Ablation row -> (prompt bank, label column) of the synthetic samples that it trains on."""
 RESULT_NAMES = {row: "apr" if row == "apf_apr" else row for row in ROWS}
 """Names of the rows in results.json."""
+BASELINE = "baseline/"
+"""Prefix of a baseline's name among the rows of a confusion.json."""
 
 Rows = Mapping[str, Any]
 
@@ -39,11 +45,15 @@ def start_of(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold) -> Classi
     """The base classifier with novel rows imprinted from the support prototypes."""
     import torch
 
-    from syn4seg.segmenter.network import Classifier
     from syn4seg.segmenter.novel import imprint
 
-    base = Classifier(segmenter.weight.detach().cpu().float(), segmenter.bias.detach().cpu().float(), segmenter.cosine)
-    return imprint(base, torch.from_numpy(prototypes[list(fold.novel_indices)]))
+    return imprint(base_classifier(segmenter), torch.from_numpy(prototypes[list(fold.novel_indices)]))
+
+
+def base_classifier(segmenter: Segmenter) -> Classifier:
+    """The 1 + B rows of the base stage, float32 on the CPU."""
+    weight, bias = (t.detach().cpu().float() for t in (segmenter.weight, segmenter.bias))
+    return segmenter.classifier.replaced(weight, bias)
 
 
 def train_row(config: Config, fold: Fold, start: Classifier, samples: list[Sample], draw: int) -> Classifier:
@@ -53,8 +63,46 @@ def train_row(config: Config, fold: Fold, start: Classifier, samples: list[Sampl
     novel = config.novel
     per_step = {"support": novel.support_batch, "synthetic": novel.synthetic_batch, "replay": novel.replay_batch}
     schedule = NovelSchedule(steps=novel.steps, lr=novel.lr, per_step=per_step, distill=novel.distillation,
-                             background_weight=novel.background_weight)  # fmt: skip
-    return train_novel(start, samples, base_classes=len(fold.base), schedule=schedule, seed=config.seed + 1000 * draw)
+                             background_weight=novel.background_weight,
+                             merge_support=config.data.base_in_support == "background")  # fmt: skip
+    return train_novel(start.to(training_device(config)), samples, base_classes=len(fold.base), schedule=schedule,
+                       seed=config.seed + 1000 * draw)  # fmt: skip
+
+
+def training_device(config: Config) -> str:
+    """Where classifiers are trained: a GPU if this process has one, unless `placement.device` forbids it."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and config.placement.device != "cpu" else "cpu"
+
+
+class FeatureCache:
+    """Frozen features by sample id: in memory up to `limit` bytes, then in files of a folder that goes with the cache."""
+
+    def __init__(self, root: Path, limit: int = 4 * 2**30):
+        self.root, self.room = root, limit
+        self.kept: dict[str, Tensor] = {}
+        self.folder: tempfile.TemporaryDirectory | None = None
+
+    def __contains__(self, sample: str) -> bool:
+        return sample in self.kept
+
+    def __getitem__(self, sample: str) -> Tensor:
+        return self.kept[sample]
+
+    def put(self, sample: str, features: Tensor) -> None:
+        """Keeps float16 (D, h, w)."""
+        size = features.numel() * features.element_size()
+        if size <= self.room:
+            self.room -= size
+            self.kept[sample] = features
+            return
+        import torch
+
+        self.folder = self.folder or tempfile.TemporaryDirectory(prefix=".features-", dir=self.root)
+        path = Path(self.folder.name) / f"{len(self.kept)}.npy"
+        np.save(path, features.numpy())
+        self.kept[sample] = torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 class NovelStage:
@@ -63,27 +111,27 @@ class NovelStage:
     def __init__(self, config: Config, run: RunDir, dataset: Dataset, fold: Fold):
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = load_on_device(run, config.placement.device)
-        self.replay = replay_samples(config, self.segmenter, dataset, fold)
-        self.features: dict[str, Tensor] = {}
+        self.base = base_samples(config, self.segmenter, dataset, fold)
+        self.features = FeatureCache(run.root)
         self.labels: dict[int, dict[str, dict[str, Any]]] = {}
         self.registered: dict[int, Classifier] = {}
 
     def register(self, draw: int) -> Registration:
         """Round 0 of a draw."""
-        return register(self.config, self.run, self.segmenter, self.dataset, self.fold, draw, self.replay)
+        return register(self.config, self.run, self.segmenter, self.dataset, self.fold, draw, self.base)
 
     def add(self, draw: int, rows: Rows) -> None:
         """Takes finished samples of a draw: columns sample_id, bank, image, reason and the four labels."""
         from syn4seg.segmenter.network import frozen_features
 
-        size = self.config.segmenter.size
+        canvas = self.config.segmenter.on_canvas()
         for i, sample in enumerate(rows["sample_id"]):
             if sample not in self.features:
-                canvas = image_to_canvas(np.asarray(rows["image"][i]), size)
-                self.features[sample] = frozen_features(self.segmenter, canvas[None])[0]
+                image = canvas.image(np.asarray(rows["image"][i]))
+                self.features.put(sample, frozen_features(self.segmenter, image[None])[0])
             rejected = bool(rows["reason"][i])
             stages = LABEL_STAGES[:2] if rejected else LABEL_STAGES
-            columns = {s: label_to_canvas(np.asarray(rows[s][i]), size) for s in stages}
+            columns = {s: canvas.label(np.asarray(rows[s][i])) for s in stages}
             self.labels.setdefault(draw, {})[sample] = columns | {"bank": rows["bank"][i]}
 
     def synthetic(self, draw: int, row: str) -> list[Sample]:
@@ -105,49 +153,77 @@ class NovelStage:
             return None if novel.synthetic_weight == 1 else np.full((size, size), novel.synthetic_weight, np.float16)
         import torch
 
-        from syn4seg.segmenter.network import upsample
-
         if draw not in self.registered:
             self.registered[draw] = Registration.load(self.run.draw(draw)).classifier_on("cpu")
         with torch.no_grad():
-            odds = upsample(self.registered[draw](features.float()[None]), (size, size)).softmax(1)
+            odds = self.registered[draw].pixels(features.float()[None], size).softmax(1)
         sure = odds[0].amax(0).numpy()
         return (novel.synthetic_weight * (1 - novel.confidence_weight * (1 - sure))).astype(np.float16)
 
     def train(self, draw: int, done: Callable[[str], None]) -> None:
         """Trains every row of a draw that has no checkpoint yet."""
         registration = self.register(draw)
-        support = support_samples(self.config, self.segmenter, self.dataset, self.fold,
-                                  support_of(self.config, self.dataset, self.fold, draw))  # fmt: skip
+        support = self.support(draw)
         start = start_of(self.segmenter, registration.prototypes, self.fold)
         for row in rows_of(self.config):
             path = self.run.draw(draw).checkpoint(row)
             if not path.is_file():
                 classifier = registration.classifier_on("cpu")
                 if row != "support_only":
-                    samples = [*support, *self.replay, *self.synthetic(draw, row)]
+                    samples = [*support, *self.base.replayed, *self.synthetic(draw, row)]
                     classifier = train_row(self.config, self.fold, start, samples, draw)
                 save_classifier(path, classifier)
             done(row)
 
+    def support(self, draw: int) -> list[Sample]:
+        """The support samples of a draw."""
+        chosen = support_of(self.config, self.dataset, self.fold, draw)
+        return support_samples(self.config, self.segmenter, self.dataset, self.fold, chosen)
+
+    def predictors(self, draw: int) -> dict[str, Predictor]:
+        """What is scored in a draw: the classifier of every row, then the baselines, named `baseline/NAME`."""
+        import torch
+
+        from syn4seg.baselines import build
+        from syn4seg.segmenter.evaluation import predictor_of
+
+        device, found = self.segmenter.weight.device, {}
+        for row in rows_of(self.config):
+            found[row] = predictor_of(load_classifier(self.run.draw(draw).checkpoint(row)).to(device))
+        if self.config.evaluation.baselines:
+            base, support = base_classifier(self.segmenter).to(device), self.support(draw)
+            prototypes = torch.from_numpy(self.register(draw).prototypes[: len(base.weight)])
+            for name in self.config.evaluation.baselines:
+                found[BASELINE + name] = build(name, base=base, support=support, base_classes=len(self.fold.base),
+                                               novel_classes=len(self.fold.novel), shots=self.config.data.shots,
+                                               seed=self.config.seed, prototypes=prototypes)  # fmt: skip
+        return found
+
     def evaluate(self, done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:
-        """Confusion matrix of every draw and row; every query is seen by the network once."""
+        """Confusion matrix of every draw and row; every query is seen by the network once, and scored in its draws."""
         from syn4seg.segmenter.evaluation import evaluate, queries
 
-        classifiers = {f"{draw}/{row}": load_classifier(self.run.draw(draw).checkpoint(row))
-                       for draw in draws_of(self.config) for row in rows_of(self.config)}  # fmt: skip
-        ids = self.dataset.val
+        asked: dict[str, set[str]] = {}
+        predictors: dict[str, Predictor] = {}
+        for draw in draws_of(self.config):
+            chosen = queries_of(self.config, self.dataset, support_of(self.config, self.dataset, self.fold, draw), draw)
+            write_json(self.run.draw(draw).queries, chosen)
+            asked[str(draw)] = set(chosen)
+            predictors |= {f"{draw}:{row}": predict for row, predict in self.predictors(draw).items()}
+        ids = [s for s in self.dataset.val if any(s in of_draw for of_draw in asked.values())]
 
         def counted():
-            stream = queries(self.segmenter, self.dataset, self.fold, ids, size=self.config.segmenter.size)
+            stream = queries(self.segmenter, self.dataset, self.fold, ids, canvas=self.config.segmenter.on_canvas(),
+                             space=self.config.evaluation.space)  # fmt: skip
             for number, query in enumerate(stream, 1):
                 yield query
                 done(number, len(ids))
 
-        found = evaluate(counted(), classifiers, len(self.fold.index_names))
+        found = evaluate(counted(), predictors, len(self.fold.index_names),
+                         lambda name, sample_id: sample_id in asked[name.partition(":")[0]])  # fmt: skip
         matrices: dict[int, dict[str, np.ndarray]] = {}
         for key, matrix in found.items():
-            draw, row = key.split("/")
+            draw, _, row = key.partition(":")
             matrices.setdefault(int(draw), {})[row] = matrix
         for draw, rows in matrices.items():
             write_json(self.run.draw(draw).root / "confusion.json", rows)
@@ -164,7 +240,9 @@ def save_classifier(path, classifier: Classifier) -> None:
     """Writes a classifier as safetensors, atomically."""
     from safetensors.torch import save
 
-    write_atomically(path, save({"weight": classifier.weight.contiguous(), "bias": classifier.bias.contiguous()}))
+    tensors = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
+    facts = {"cosine": json.dumps(classifier.cosine), "align_corners": json.dumps(classifier.align_corners)}
+    write_atomically(path, save(tensors, metadata=facts))
 
 
 def load_classifier(path) -> Classifier:
@@ -173,14 +251,15 @@ def load_classifier(path) -> Classifier:
     Raises:
         ValueError: it has not been trained yet.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     from syn4seg.segmenter.network import Classifier
 
     if not path.is_file():
         raise ValueError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating")
-    parts = load_file(path)
-    return Classifier(parts["weight"], parts["bias"])
+    with safe_open(path, "pt") as f:
+        facts = {key: json.loads(text) for key, text in f.metadata().items()}
+        return Classifier(f.get_tensor("weight"), f.get_tensor("bias"), facts["cosine"], facts["align_corners"])
 
 
 def read_rows(run: RunDir, draw: int, names: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> dict[str, list]:
@@ -189,8 +268,6 @@ def read_rows(run: RunDir, draw: int, names: tuple[str, ...], rows: Iterable[dic
     Args:
         rows: plan rows with sample_id, class_id and bank.
     """
-    import json
-
     from syn4seg.rundir import read_image
 
     paths = run.draw(draw)

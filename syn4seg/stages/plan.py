@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,27 +13,41 @@ import pyarrow.parquet as pq
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Fold
-from syn4seg.prompts.agents import GrammarAgent, plain_prompt
+from syn4seg.prompts.agents import GrammarAgent, PromptAgent, plain_prompt
 from syn4seg.prompts.bank import Bank, build_bank, diversity, unit_rows
+from syn4seg.prompts.proposals import Recorded
 from syn4seg.rundir import RunDir, noise_seed, write_atomically
 from syn4seg.stages.setup import EMBEDDED_MODELS, imported_files
+
+if TYPE_CHECKING:
+    from syn4seg.models.generators import TextEncoder
 
 HDIG, CLASS_NAME = "hdig", "class_name"
 """The two prompt banks: de-duplicated diverse prompts, and the plain class name (an ablation)."""
 
 
-def make_plan(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None]) -> None:
+def make_plan(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent | None,
+              encoder: TextEncoder | None) -> None:  # fmt: skip
     """Writes prompts.parquet, embeddings.safetensors and plan.parquet, unless they are there already.
+
+    What a language model proposes is also kept, in proposals/CLASS.jsonl, and not asked for again; a grammar repeats itself.
 
     Args:
         note: called with one line per class and per warning.
+        agent: proposes the prompts; None for imported images.
+        encoder: embeds them; None for imported images.
+
+    Raises:
+        ValueError: no prompt of a class was accepted, the agent or the encoder fails, or a class has no images to import.
     """
     if run.plan.is_file():
         return
     if config.synthesis.source == "folder":
         table = _imported(config, fold)
     else:
-        table = _generated(config, run, fold, note)
+        assert agent is not None and encoder is not None
+        kept = agent if isinstance(agent, GrammarAgent) else Recorded(agent, run.root / "proposals")
+        table = _generated(config, run, fold, note, kept, encoder)
     write_parquet(run.plan, table)
 
 
@@ -90,12 +105,11 @@ def _imported(config: Config, fold: Fold) -> pa.Table:
     return _rows(config, _interleaved(groups))
 
 
-def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None]) -> pa.Table:
-    from syn4seg.models.generators import Encoded, joined, load_text_encoder, save_embeddings
+def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent,
+               encoder: TextEncoder) -> pa.Table:  # fmt: skip
+    from syn4seg.models.generators import Encoded, joined, save_embeddings
 
     world = "embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural"
-    agent = GrammarAgent(world=world, seed=config.seed)
-    encoder = load_text_encoder(config.synthesis.model)
     kept: dict[str, Encoded] = {}
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -104,27 +118,34 @@ def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], No
         return unit_rows(made.pooled)
 
     names = [fold.index_names[i] for i in fold.novel_indices]
+    plain = {name: plain_prompt(name, world) for name in names}
+    alone = dict(zip(names, encode(list(plain.values())), strict=True))
     banks: dict[str, Bank] = {}
     for name in names:
-        bank = build_bank(agent, encode, name, size=config.prompts.bank_size, lambda_prompt=config.prompts.lambda_prompt,
-                          patience=config.prompts.patience)  # fmt: skip
-        banks[name] = bank
-        spread = diversity(bank.embeddings)
-        note(f"{name}: {len(bank.accepted)} prompts, {bank.acceptance_rate:.0%} of the candidates accepted, mean cosine "
-             f"{spread['mean_cosine']:.3f}, Vendi {spread['vendi']:.1f}")  # fmt: skip
-        if bank.warning:
-            note(f"warning: {bank.warning}")
-        run.log(stage="prompts", class_name=name, accepted=len(bank.accepted), refused=len(bank.refused),
-                stopped=bank.stopped, **spread)  # fmt: skip
-    plain = {name: plain_prompt(name, world) for name in names}
-    unseen = [text for text in plain.values() if text not in kept]
-    if unseen:
-        encode(unseen)
+        banks[name] = build_bank(agent, encode, name, size=config.prompts.bank_size, lambda_prompt=config.prompts.lambda_prompt,
+                                 patience=config.prompts.patience)  # fmt: skip
+        _report(run, note, banks[name], alone[name])
     texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *plain.values()]))
     save_embeddings(run.embeddings, joined([kept[text] for text in texts]))
     write_parquet(run.prompts, _prompt_table(fold, banks, plain))
     row = {text: i for i, text in enumerate(texts)}
     return _rows(config, _samples(config, fold, banks, plain, row))
+
+
+def _report(run: RunDir, note: Callable[[str], None], bank: Bank, plain: np.ndarray) -> None:
+    """Notes and logs how diverse a bank is, beside its class-name prompt (float32 (E,)) repeated as often."""
+    name, count = bank.class_name, len(bank.accepted)
+    if not count:
+        raise ValueError(f"{bank.warning}. Nothing can be generated for this class. What a language model proposed is in "
+                         f"{run.root / 'proposals'}: delete the file of the class to have the model asked again")  # fmt: skip
+    spread, repeated = diversity(bank.embeddings), diversity(np.repeat(plain[None], count, 0))
+    ours, plainly = (f"mean cosine {d['mean_cosine']:.3f}, Vendi {d['vendi']:.1f}" for d in (spread, repeated))
+    note(f"{name}: {count} prompts, {bank.acceptance_rate:.0%} of the candidates accepted, {ours} (its class-name prompt {count} "
+         f"times: {plainly})")  # fmt: skip
+    if bank.warning:
+        note(f"warning: {bank.warning}")
+    run.log(stage="prompts", class_name=name, accepted=count, refused=len(bank.refused), stopped=bank.stopped,
+            class_name_prompt=repeated, **spread)  # fmt: skip
 
 
 def _samples(config: Config, fold: Fold, banks: dict[str, Bank], plain: dict[str, str], row: dict[str, int]) -> list:

@@ -14,7 +14,7 @@ from syn4seg.config import Config, config_digest
 from syn4seg.data.datasets import Fold
 from syn4seg.rundir import Draw, RunDir, pixel_digest, read_image, run_digest, write_json
 from syn4seg.schema import LABEL_STAGES
-from syn4seg.stages.novel import RESULT_NAMES, rows_of
+from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.plan import planned, write_parquet
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic")
@@ -81,22 +81,33 @@ def _digest_of(run: RunDir, draw: Draw, row: dict[str, Any], key: str) -> str:
 
 # ------------------------------------------------------------------------------------------------- results
 def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """results.json: every metric of every row as mean, standard deviation and number of draws."""
-    from syn4seg.segmenter.evaluation import metrics
+    """results.json: every metric of every row and baseline as mean, standard deviation and number of draws."""
+    from syn4seg.baselines import facts
 
-    base, novel = len(fold.base), len(fold.novel)
     rows, per_class = {}, {}
     for row in rows_of(config):
-        found = [metrics(rows_of_draw[row], base, novel) for _, rows_of_draw in sorted(matrices.items())]
-        rows[RESULT_NAMES[row]] = {m: spread([f[m] for f in found]) for m in METRICS}
-        ious = np.array([f["per_class"] for f in found], float)
-        per_class[RESULT_NAMES[row]] = {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)}
+        rows[RESULT_NAMES[row]], per_class[RESULT_NAMES[row]] = _figures(fold, row, matrices)
+    baselines = {}
+    for name in config.evaluation.baselines:
+        figures, classes = _figures(fold, BASELINE + name, matrices)
+        baselines[name] = {"metrics": figures, "per_class": classes, **facts(name)}
     return {
         "rows": rows,
         "per_class": per_class,
+        "baselines": baselines,
         "protocol": protocol(config, fold),
         "config_digest": config_digest(config),
     }
+
+
+def _figures(fold: Fold, row: str, matrices: dict[int, dict[str, np.ndarray]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Spread of every metric and of every class's IoU over the draws of a row."""
+    from syn4seg.segmenter.evaluation import metrics
+
+    found = [metrics(rows[row], len(fold.base), len(fold.novel)) for _, rows in sorted(matrices.items())]
+    ious = np.array([f["per_class"] for f in found], float)
+    return ({m: spread([f[m] for f in found]) for m in METRICS},
+            {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)})  # fmt: skip
 
 
 def spread(values) -> dict[str, Any]:
@@ -109,13 +120,24 @@ def spread(values) -> dict[str, Any]:
 
 def protocol(config: Config, fold: Fold) -> dict[str, Any]:
     """Everything that makes numbers comparable or not; imported images count as transductive (they may be queries)."""
+    data, evaluation = config.data, config.evaluation
+    lists = {"pascal": data.train_list, "coco": "train2014"}.get(data.source, "train list")
     return {
-        "data": config.data.source, "canvas": config.segmenter.size, "first_draw": config.data.first_draw,
-        "fold": config.data.fold, "shots": config.data.shots, "draws": config.data.draws,
-        "novel": [fold.names[k - 1] for k in fold.novel], "support_from": "train list",
-        "base_in_support": config.data.base_in_support, "evaluation_space": "original pixels",
-        "queries": "val list", "base_mIoU": "foreground base classes", "mean": "(base + novel) / 2",
-        "harmonic": "2bn / (b + n), per draw", "replayed_base_images": config.novel.replay_images, 
+        "preset": config.protocol, "deviations": config.deviations(), "data": data.source, "train_list": lists,
+        "masks": data.masks if data.source == "coco" else "as given", "canvas": config.segmenter.size,
+        "canvas_kind": config.segmenter.canvas, "align_corners": config.segmenter.align_corners,
+        "first_draw": data.first_draw, "fold": data.fold, "shots": data.shots, "draws": data.draws,
+        "novel": [fold.names[k - 1] for k in fold.novel], "support_from": f"{data.support_from} list",
+        "support_draw": data.support_draw, "support_reserve": data.support_reserve,
+        "min_support_pixels": data.min_support_pixels, "only_one_novel_in_support": data.only_one_novel,
+        "base_in_support": data.base_in_support, "base_images": config.base.images, "base_checkpoint": config.base.checkpoint,
+        "evaluation_space": "original pixels" if evaluation.space == "original" else f"{config.segmenter.size} canvas",
+        "queries": "val list" + (" without the draw's support" if data.support_from == "val" else "")
+        + (f", {evaluation.queries} of them by a named draw" if evaluation.queries else ""),
+        "base_mIoU": "with the background" if evaluation.background_in_base else "foreground base classes",
+        "mean": "(base + novel) / 2" if evaluation.mean == "base_novel" else "over all classes (total)",
+        "harmonic": "2bn / (b + n), per draw, b and n foreground", "replayed_base_images": config.novel.replay_images,
+        "base_prototype_images": config.labeling.base_prototype_images,
         "transductive": config.synthesis.source != "generate",
         "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
     }  # fmt: skip

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, EmbeddedDataset, Fold, fold_of
-from syn4seg.data.embedded import CLASSES
+from syn4seg.data.embedded import CLASSES, seeded
 from syn4seg.data.folder import FolderDataset
-from syn4seg.data.support import draw_support
+from syn4seg.data.support import (
+    POP_SEEDS,
+    base_ids,
+    draw_support,
+    pop_draw,
+    query_ids,
+    reserved,
+    support_pools,
+)
 from syn4seg.rundir import checked_name
 
 EMBEDDED_MODELS = ("renderer", "embedded-sd3")
@@ -21,15 +30,13 @@ def load_dataset(config: Config) -> tuple[Dataset, Fold]:
     """The data set, cut to `train_images` and `val_images`, and its fold.
 
     Raises:
-        ValueError: the folder is incomplete, or the fold does not exist.
+        ValueError: the folder is incomplete or not prepared, or the fold does not exist.
     """
     data = config.data
     if data.source == "embedded":
         dataset: Dataset = EmbeddedDataset(data.train_images or EMBEDDED_TRAIN, data.val_images or EMBEDDED_VAL)
     else:
-        assert data.root is not None
-        dataset = FolderDataset(data.root)
-        dataset.check()
+        dataset = _on_disk(config)
         dataset.train, dataset.val = dataset.train[: data.train_images], dataset.val[: data.val_images]
     try:
         return dataset, fold_of(dataset, data.fold)
@@ -37,20 +44,99 @@ def load_dataset(config: Config) -> tuple[Dataset, Fold]:
         raise ValueError(f"data.fold={data.fold}: {error}") from None
 
 
-def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[int, list[str]]:
-    """Novel dataset id -> support image ids of one draw, from the train list; a query is never among them.
+def _on_disk(config: Config) -> Dataset:
+    from syn4seg.data.coco import CocoDataset
+    from syn4seg.data.pascal import PascalDataset
+
+    data = config.data
+    assert data.root is not None
+    if data.source == "pascal":
+        return PascalDataset(data.root, data.train_list)
+    if data.source == "coco":
+        return CocoDataset(data.root, data.masks)
+    dataset = FolderDataset(data.root)
+    dataset.check()
+    return dataset
+
+
+def is_prepared(config: Config) -> bool:
+    """Whether the data set can be opened as it is; an official one is to be prepared first."""
+    if config.data.source in ("embedded", "folder"):
+        return True
+    try:
+        _on_disk(config)
+    except ValueError:
+        return False
+    return True
+
+
+def prepare(
+    source: str, root: Path, masks: str, progress: Callable[[int, int], None], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Masks, lists and index of an official data set; what is there already is kept.
+
+    Args:
+        source: "pascal" or "coco".
+        masks: COCO's variant, see `data.masks`.
 
     Raises:
-        ValueError: a class has too few images.
+        ValueError: another source or variant; official files are missing or damaged (all of them are named).
+    """
+    from syn4seg.data.prepare import prepare_coco, prepare_pascal
+
+    if source == "pascal":
+        return prepare_pascal(root, progress=progress, note=note)
+    if source == "coco":
+        return prepare_coco(root, masks, progress=progress, note=note)  # pyright: ignore[reportArgumentType]
+    raise ValueError(f"{source!r}: expected pascal (VOC 2012 + SBD) or coco (2014)")
+
+
+def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[int, list[str]]:
+    """Novel dataset id -> support image ids of one draw.
+
+    They are from the train list, or (DIaM) from the val list and then none of this draw's queries, see `queries_of`.
+
+    Raises:
+        ValueError: a class has too few images, or there is no published draw of that number.
     """
     data = config.data
     try:
+        if data.support_draw == "pop":
+            if draw >= len(POP_SEEDS):
+                raise ValueError(f"draw {draw} has no published seed; POP's draws are 0 to {len(POP_SEEDS) - 1}")
+            pools = support_pools(dataset, fold, data.support_from, min_area=data.min_support_area,
+                                  min_pixels=data.min_support_pixels, only_one_novel=data.only_one_novel,
+                                  reserve=data.support_reserve)  # fmt: skip
+            return pop_draw(pools, data.shots, POP_SEEDS[draw])
         return draw_support(dataset, fold, data.shots, draw, seed=config.seed, min_area=data.min_support_area,
-                            source="train", only_one_novel=data.only_one_novel)  # fmt: skip
+                            min_pixels=data.min_support_pixels, source=data.support_from,
+                            only_one_novel=data.only_one_novel, reserve=data.support_reserve)  # fmt: skip
     except ValueError as error:
-        raise ValueError(
-            f"data.shots={data.shots}: {error} (keys data.min_support_area, data.only_one_novel)"
-        ) from None
+        raise ValueError(f"data.shots={data.shots}: {error} (keys data.min_support_area, data.min_support_pixels, "
+                         "data.only_one_novel, data.support_reserve)") from None  # fmt: skip
+
+
+def base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
+    """The base training images: the train list by the rule `base.images`, without those reserved for support draws.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    ids = [s for s in base_ids(dataset, fold, config.base.images) if not reserved(s, config.data.support_reserve)]
+    if not ids:
+        raise ValueError(f"base.images={config.base.images}: no image of the train list is left to train the base stage on; "
+                         "choose another rule or a smaller data.support_reserve")  # fmt: skip
+    return ids
+
+
+def queries_of(config: Config, dataset: Dataset, support: dict[int, list[str]], draw: int) -> list[str]:
+    """The images on which a draw is scored: the val list without its support images, or a named sample of them."""
+    ids = query_ids(dataset, support)
+    count = config.evaluation.queries
+    if count is None or count >= len(ids):
+        return ids
+    chosen = seeded("queries", config.seed, draw).permutation(len(ids))[:count]
+    return [ids[i] for i in sorted(chosen)]
 
 
 def draws_of(config: Config) -> range:
@@ -100,29 +186,39 @@ def check(config: Config) -> tuple[Dataset, Fold]:
         raise ValueError(
             f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train"
         )
-    _check_backbone(config)
-    if config.refinement.model == "embedded-sam":
-        return dataset, fold
-    if not Path(config.refinement.model).exists():
-        raise ValueError(f"refinement.model={config.refinement.model}: no such file; expected embedded-sam or a checkpoint file "
-                         "of segment-anything (ViT-B, L or H)")  # fmt: skip
+    elif config.base.checkpoint == "train":
+        base_images(config, dataset, fold)
+    elif config.base.checkpoint != "shipped" and not Path(config.base.checkpoint).is_file():
+        raise ValueError(
+            f"base.checkpoint={config.base.checkpoint}: no such file; expected shipped, train, or a checkpoint file"
+        )
+    _check_models(config)
     return dataset, fold
 
 
-def _check_backbone(config: Config) -> None:
-    """The backbone's module can be found and its weights are there."""
-    name, weights = config.segmenter.backbone, config.segmenter.weights
-    package, sign, _ = name.partition(":")
-    if sign:
+def _check_models(config: Config) -> None:
+    """Every model that the run will load can be found, and fits, as far as that can be told without loading it."""
+    from syn4seg.models.hub import check as check_generator
+    from syn4seg.models.sam_files import known_sam
+    from syn4seg.prompts.agents import check_agent
+    from syn4seg.segmenter.backbones import check_backbone
+
+    synthesis, prompts, segmenter = config.synthesis, config.prompts, config.segmenter
+    if synthesis.source == "generate":
+        if synthesis.model not in EMBEDDED_MODELS:
+            check_generator(synthesis.model)
+        check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
+    if config.base.checkpoint == "train":
         try:
-            found = importlib.util.find_spec(package)
-        except ImportError:
-            found = None
-        if found is None:
-            raise ValueError(f"segmenter.backbone={name}: there is no module {package}; expected package.module:factory, "
-                             "importable from the directory in which you run")  # fmt: skip
-    if weights not in (None, "none", "imagenet") and not Path(weights).exists():
-        raise ValueError(f"segmenter.weights={weights}: no such file; expected a weights file, `imagenet` or nothing")
+            check_backbone(segmenter.backbone, segmenter.weights or "none", segmenter.size)
+        except ValueError as error:
+            raise ValueError(
+                f"segmenter.backbone={segmenter.backbone}, segmenter.weights={segmenter.weights}: {error}"
+            ) from None
+    try:
+        known_sam(config.refinement.model)
+    except ValueError as error:
+        raise ValueError(f"refinement.model={config.refinement.model}: {error}") from None
 
 
 def weights_folder() -> Path:

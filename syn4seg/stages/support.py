@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from syn4seg.config import Config, SupportQuantile
-from syn4seg.data.datasets import Dataset, Fold, image_to_canvas, label_to_canvas
+from syn4seg.config import Config
+from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.support import support_label
 from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, support_prototypes
 from syn4seg.rundir import Draw, RunDir, write_atomically, write_json
-from syn4seg.stages.setup import support_of
+from syn4seg.sections import SupportQuantile
+from syn4seg.stages.setup import base_images, support_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,19 +33,23 @@ class Registration:
         bias: float32 (1+B+M,).
         prototypes: float32 (1+B+M, D), unit global prototypes by class index, background first.
         thresholds: lambda_keep by novel class index.
+        cosine: of the classifier, as is `align_corners`.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     prototypes: np.ndarray
     thresholds: dict[int, float]
+    cosine: bool = False
+    align_corners: bool = False
 
     def save(self, draw: Draw) -> None:
         """Writes support.safetensors."""
         from safetensors.numpy import save
 
         tensors = {"weight": self.weight, "bias": self.bias, "prototypes": self.prototypes}
-        facts = {"thresholds": json.dumps({str(k): v for k, v in self.thresholds.items()})}
+        facts = {"thresholds": json.dumps({str(k): v for k, v in self.thresholds.items()}),
+                 "cosine": json.dumps(self.cosine), "align_corners": json.dumps(self.align_corners)}  # fmt: skip
         write_atomically(draw.support, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=facts))
 
     @staticmethod
@@ -61,9 +66,12 @@ class Registration:
                 f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
             )
         with safe_open(draw.support, "np") as f:
-            facts = json.loads(f.metadata()["thresholds"])
+            facts = {key: json.loads(text) for key, text in f.metadata().items()}
             parts = {key: f.get_tensor(key) for key in ("weight", "bias", "prototypes")}
-        return Registration(**parts, thresholds={int(k): float(v) for k, v in facts.items()})
+        thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
+        return Registration(
+            **parts, thresholds=thresholds, cosine=facts["cosine"], align_corners=facts["align_corners"]
+        )
 
     def classifier_on(self, device: torch.device | str) -> Classifier:
         """The classifier on a device."""
@@ -71,7 +79,16 @@ class Registration:
 
         from syn4seg.segmenter.network import Classifier
 
-        return Classifier(torch.from_numpy(self.weight).to(device), torch.from_numpy(self.bias).to(device))
+        weight, bias = (torch.from_numpy(values).to(device) for values in (self.weight, self.bias))
+        return Classifier(weight, bias, self.cosine, self.align_corners)
+
+
+@dataclass(frozen=True)
+class BaseSamples:
+    """Base training images as samples of the kind "replay": those replayed, and those that show the base classes."""
+
+    replayed: list[Sample]
+    shown: list[Sample]
 
 
 def support_samples(config: Config, segmenter: Segmenter, dataset: Dataset, fold: Fold,
@@ -80,39 +97,40 @@ def support_samples(config: Config, segmenter: Segmenter, dataset: Dataset, fold
     from syn4seg.segmenter.network import frozen_features
     from syn4seg.segmenter.novel import Sample
 
-    size, samples = config.segmenter.size, []
+    canvas, samples = config.segmenter.on_canvas(), []
     for target, ids in support.items():
         for image_id in ids:
             label = support_label(dataset.mask(image_id), fold, target, base_in_support=config.data.base_in_support)
-            features = frozen_features(segmenter, image_to_canvas(dataset.image(image_id), size)[None])[0]
-            samples.append(Sample(f"{target}-{image_id}", features, label_to_canvas(label, size), "support"))
+            features = frozen_features(segmenter, canvas.image(dataset.image(image_id))[None])[0]
+            samples.append(Sample(f"{target}-{image_id}", features, canvas.label(label), "support"))
     return samples
 
 
-def replay_samples(config: Config, segmenter: Segmenter, dataset: Dataset, fold: Fold) -> list[Sample]:
-    """Frozen features and base labels (novel objects background) of the replayed base images.
+def base_samples(config: Config, segmenter: Segmenter, dataset: Dataset, fold: Fold) -> BaseSamples:
+    """Frozen features and base labels (novel objects background) of base training images, drawn by a named seed.
 
-    The images are drawn from the train list by a named seed; support annotations are never part of them.
+    The first `novel.replay_images` of the draw are replayed, the first `labeling.base_prototype_images` make prototypes.
     """
     from syn4seg.data.embedded import seeded
     from syn4seg.segmenter.network import frozen_features
     from syn4seg.segmenter.novel import Sample
 
-    order = seeded("replay", config.seed).permutation(len(dataset.train))[: config.novel.replay_images]
-    table, size = fold.to_base_index, config.segmenter.size
-    samples = []
-    for image_id in sorted(dataset.train[i] for i in order):
-        features = frozen_features(segmenter, image_to_canvas(dataset.image(image_id), size)[None])[0]
-        samples.append(Sample(image_id, features, label_to_canvas(table[dataset.mask(image_id)], size), "replay"))
-    return samples
+    replayed, shown = config.novel.replay_images, config.labeling.base_prototype_images
+    ids = base_images(config, dataset, fold)
+    ids = [ids[i] for i in seeded("replay", config.seed).permutation(len(ids))[: max(replayed, shown)]]
+    table, canvas, samples = fold.to_base_index, config.segmenter.on_canvas(), {}
+    for image_id in ids:
+        features = frozen_features(segmenter, canvas.image(dataset.image(image_id))[None])[0]
+        samples[image_id] = Sample(image_id, features, canvas.label(table[dataset.mask(image_id)]), "replay")
+    return BaseSamples([samples[i] for i in sorted(ids[:replayed])], [samples[i] for i in sorted(ids[:shown])])
 
 
 def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset, fold: Fold, draw: int,
-             replay: list[Sample]) -> Registration:  # fmt: skip
+             base: BaseSamples) -> Registration:  # fmt: skip
     """Draws the support set, computes prototypes and thresholds, trains round 0; done once per draw and kept.
 
     Args:
-        replay: `replay_samples(...)`, shared by the draws of a run.
+        base: `base_samples(...)`, shared by the draws of a run.
     """
     paths = run.draw(draw)
     if paths.support.is_file():
@@ -121,41 +139,41 @@ def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset
 
     support = support_of(config, dataset, fold, draw)
     samples = support_samples(config, segmenter, dataset, fold, support)
-    prototypes = _prototypes(config, segmenter, fold, samples, replay)
+    prototypes = _prototypes(config, segmenter, fold, samples, base.shown)
     start = start_of(segmenter, prototypes, fold)
-    classifier = train_row(config, fold, start, [*samples, *replay], draw)
-    made = Registration(classifier.weight.numpy(), classifier.bias.numpy(), prototypes,
-                        _thresholds(config, fold, samples))  # fmt: skip
+    classifier = train_row(config, fold, start, [*samples, *base.replayed], draw)
+    made = Registration(classifier.weight.cpu().numpy(), classifier.bias.cpu().numpy(), prototypes,
+                        _thresholds(config, fold, samples), start.cosine, start.align_corners)  # fmt: skip
     write_json(paths.support_json, {
         "draw": draw, "shots": config.data.shots, "support": {fold.names[k - 1]: ids for k, ids in support.items()},
         "lambda_keep": {fold.index_names[k]: v for k, v in made.thresholds.items()},
+        "support_from": config.data.support_from, "replayed": [s.sample_id for s in base.replayed],
+        "base_prototypes_from": [s.sample_id for s in base.shown],
     })  # fmt: skip
     made.save(paths)
     return made
 
 
 def _prototypes(
-    config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], replay: list[Sample]
+    config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], shown: list[Sample]
 ) -> np.ndarray:
-    """Unit global prototypes (1+B+M, D): novel and background from the support set, base from replayed base images."""
+    """Unit global prototypes (1+B+M, D): novel and background from the support set, base from base training images."""
     import torch
-
-    from syn4seg.segmenter.network import upsample
 
     features = [s.features.float().numpy() for s in support]
     labels, names, size = [s.label for s in support], fold.index_names, config.segmenter.size
     novel = support_prototypes(features, labels, list(fold.novel_indices), [names[i] for i in fold.novel_indices])
     with torch.no_grad():
         guesses = [
-            upsample(segmenter.classifier(s.features.float()[None]), (size, size))[0].argmax(0).byte().numpy()
+            segmenter.classifier.pixels(s.features.to(segmenter.weight)[None], size)[0].argmax(0).byte().cpu().numpy()
             for s in support
         ]
     background = background_prototype(features, labels, guesses)
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
-    shown = [i for i in range(1, 1 + len(fold.base)) if any((s.label == i).any() for s in replay)]
-    if shown:
-        base[np.array(shown) - 1] = support_prototypes(
-            [s.features.float().numpy() for s in replay], [s.label for s in replay], shown
+    there = [i for i in range(1, 1 + len(fold.base)) if any((s.label == i).any() for s in shown)]
+    if there:
+        base[np.array(there) - 1] = support_prototypes(
+            [s.features.float().numpy() for s in shown], [s.label for s in shown], there
         )
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
+from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.models.build.checkpoint import write_card
 from syn4seg.segmenter.backbones import load_backbone
 from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
-from syn4seg.segmenter.evaluation import evaluate, metrics, queries
+from syn4seg.segmenter.evaluation import evaluate, metrics, predictor_of, queries
 from syn4seg.segmenter.network import Segmenter, load_segmenter, save_segmenter
 
 SEED = 0
@@ -62,7 +63,8 @@ def build(
     save_segmenter(net, path, backbone="embedded", facts=facts)
     stored, _ = load_segmenter(path)
     rows = 1 + len(fold.base) + len(fold.novel)
-    matrix = evaluate(queries(stored, dataset, fold, dataset.val, size=64), {"base": stored.classifier}, rows)["base"]
+    stream = queries(stored, dataset, fold, dataset.val, canvas=Canvas(HOW.crop))
+    matrix = evaluate(stream, {"base": predictor_of(stored.classifier)}, rows)["base"]
     figures = metrics(matrix, len(fold.base), len(fold.novel))
     facts["base mIoU on 300 val images"] = round(figures["base"], 4)
     save_segmenter(net, path, backbone="embedded", facts=facts)

@@ -1,0 +1,142 @@
+"""The text encoders (and a local language model) in one short-lived actor: gone, with their memory, before images are made.
+
+Stable Diffusion 3.5's text encoders are 10.4 GiB of 25.6; every distinct prompt goes through them once, here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from actors.graph import device_of
+from actors.placement import Stage, connect, node_resources, preflight
+from syn4seg.config import Config
+from syn4seg.models.generators import Encoded, TextEncoder, load_text_encoder
+from syn4seg.prompts.agents import PromptAgent, load_agent
+from syn4seg.stages.setup import EMBEDDED_MODELS
+
+
+class TextModels:
+    """The text encoders of a config's image model, and its prompt agent if that is a local language model."""
+
+    def __init__(self, config: dict[str, Any]):
+        """`config`: the tree as JSON; nothing loads yet, so that an error can be told from a dead actor."""
+        self.config = Config.model_validate(config)
+        self.device = device_of(self.config, self.config.placement.encoding)
+        self.encoder: Any = None
+        self.agent: Any = None
+
+    def load(self) -> None:
+        """Loads what the config names.
+
+        Raises:
+            ValueError: a model is not there or cannot be read.
+        """
+        self.encoder = load_text_encoder(self.config.synthesis.model, device=self.device)
+        if self.config.prompts.agent == "transformers":
+            self.agent = _agent(self.config, self.device)
+
+    def free(self) -> None:
+        """Lets go of the networks and of the GPU memory that they held."""
+        self.encoder = self.agent = None
+        gc.collect()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+
+    def encode(self, prompts: list[str]) -> Encoded:
+        """As `TextEncoder.encode`."""
+        return self.encoder.encode(prompts)
+
+    def propose(
+        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
+    ) -> list[str]:
+        """As `PromptAgent.propose`, by the local language model."""
+        return self.agent.propose(class_name, round_index, accepted, refused)
+
+
+class RemoteTextModels:
+    """`TextModels` in an actor; what goes wrong there is one line here."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    def encode(self, prompts: list[str]) -> Encoded:
+        """As `TextEncoder.encode`."""
+        return _result(self.actor.encode.remote(prompts))
+
+    def propose(
+        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
+    ) -> list[str]:
+        """As `PromptAgent.propose`, by the local language model."""
+        return _result(self.actor.propose.remote(class_name, round_index, accepted, refused))
+
+
+def _result(reference: Any) -> Any:
+    import ray
+    import ray.exceptions
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause: BaseException = error.cause
+        said = str(cause)
+        if not isinstance(cause, ValueError):
+            said = f"the text encoders failed: {type(cause).__name__}: {said}; mend the cause and run the same command again"
+        raise ValueError(" ".join(said.split())) from None
+    except ray.exceptions.RayActorError:
+        raise ValueError("the actor of the text encoders died, most likely for want of memory; give it a larger node or a GPU "
+                         "(placement.encoding.cpus, .gpus) and run the same command again") from None  # fmt: skip
+
+
+@contextlib.contextmanager
+def text_encoder(config: Config) -> Iterator[TextEncoder]:
+    """The text encoder of a run, for as long as the block lasts; also its prompt agent if that is a local language model.
+
+    With `placement.runner=ray` it lives in one actor with the CPUs and GPUs of `placement.encoding`, which is killed at the end;
+    inline it lives here and is freed. The renderer's bag of words has no weights and needs no actor.
+
+    Raises:
+        ValueError: it does not fit on the cluster, or cannot be loaded.
+    """
+    tree = config.model_dump(mode="json")
+    light = config.synthesis.model == "renderer" and config.prompts.agent != "transformers"
+    if config.placement.runner == "inline" or light:
+        models = TextModels(tree)
+        try:
+            models.load()
+            yield models
+        finally:
+            models.free()
+        return
+    import ray
+
+    pool = config.placement.encoding
+    connect(config.placement)
+    preflight([Stage(TextModels, {}, pool, "encoding")], node_resources())
+    remote: Any = ray.remote(TextModels)
+    actor = remote.options(num_cpus=pool.cpus, num_gpus=pool.gpus).remote(tree)
+    try:
+        _result(actor.load.remote())
+        yield RemoteTextModels(actor)
+    finally:
+        ray.kill(actor)
+
+
+def prompt_agent(config: Config, encoder: TextEncoder) -> PromptAgent:
+    """Who proposes the prompts: the local language model beside `encoder`, or an agent in this process."""
+    if config.prompts.agent == "transformers":
+        assert isinstance(encoder, TextModels | RemoteTextModels)
+        return encoder
+    return _agent(config, "cpu")
+
+
+def _agent(config: Config, device: str) -> PromptAgent:
+    ask = config.prompts
+    return load_agent(
+        ask.agent, world="embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural", seed=config.seed,
+        llm=ask.llm, base_url=ask.base_url, key_variable=ask.key_variable, per_round=ask.per_round,
+        temperature=ask.temperature, timeout=ask.timeout, device=device,
+    )  # fmt: skip

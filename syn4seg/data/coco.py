@@ -1,0 +1,191 @@
+"""COCO 2014 from the official files: annotations to masks of dataset ids, in the three variants that the field uses.
+
+    ROOT/annotations/instances_{train,val}2014.json  ROOT/train2014/  ROOT/val2014/     official
+    ROOT/syn4seg-coco/VARIANT/                       made by `syn4seg prepare coco ROOT --masks VARIANT`
+
+Masks are drawn as DIaM's and POP's scripts draw them, so that pixels are counted alike: corners cut to whole pixels,
+`cv2.fillPoly` with its border pixels, instances in the order of the file, later ones over earlier ones. Run-length encoded
+regions (crowds) go through pycocotools. Category ids are made contiguous, 1..80 in ascending order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import cv2
+import numpy as np
+
+from syn4seg.data.folder import MAX_PIXELS
+from syn4seg.data.prepared import PreparedDataset
+from syn4seg.schema import UNLABELED
+
+CLASSES: tuple[str, ...] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket",
+    "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
+    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""By dataset id: COCO's own names, checked against those of the annotation files."""
+FOLDS = tuple(tuple(range(f + 1, 81, 4)) for f in range(4))
+"""COCO-20i, interleaved."""
+Variant = Literal["all_polygons", "first_polygon", "crowd255"]
+SPLITS = {"train": "train2014", "val": "val2014"}
+_NAME = re.compile(r"(COCO_(?:train|val)2014_\d{12})\.jpg")
+_MAX_JSON = 2_000_000_000  # bytes; the official train file has 0.33 GB
+
+
+class CocoDataset(PreparedDataset):
+    """COCO-20i.
+
+    Args:
+        root: folder that holds train2014/, val2014/ and the prepared folder.
+        masks: "all_polygons" (POP), "first_polygon" (DIaM: the first polygon of each instance alone), both without
+            crowds; or "crowd255" (CAPL, VP: all polygons, crowd regions unlabeled).
+
+    Raises:
+        ValueError: this variant is not prepared.
+    """
+
+    classes: tuple[str, ...] = CLASSES
+    folds: tuple[tuple[int, ...], ...] = FOLDS
+
+    def __init__(self, root: str | Path, masks: Variant = "all_polygons"):
+        option = "" if masks == "all_polygons" else f" --masks {masks}"
+        root = Path(root)
+        super().__init__(root, prepared_folder(root, masks), "train", f"syn4seg prepare coco {root}{option}")
+
+    def image_path(self, sample_id: str) -> Path:
+        """train2014/ID.jpg or val2014/ID.jpg."""
+        return self.root / ("train2014" if "_train2014_" in sample_id else "val2014") / f"{sample_id}.jpg"
+
+
+def prepared_folder(root: Path, masks: Variant) -> Path:
+    """Where `syn4seg prepare coco` writes; the variants lie beside each other.
+
+    Raises:
+        ValueError: there is no such variant.
+    """
+    if masks not in get_args(Variant):
+        raise ValueError(f"masks={masks!r}: expected one of {', '.join(get_args(Variant))}")
+    return root / "syn4seg-coco" / masks
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image of an annotation file.
+
+    Attributes:
+        sample_id: file name without suffix.
+        height: rows.
+        width: columns.
+        objects: per instance, in the order of the file: dataset id, whether it is a crowd, and its region: int32 (N, 2)
+            polygons (column, row) or a run-length encoding.
+    """
+
+    sample_id: str
+    height: int
+    width: int
+    objects: list[tuple[int, bool, list[np.ndarray] | dict[str, Any]]]
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is on the field's lists: it has an instance that is no crowd (DIaM's script writes no mask else)."""
+        return any(not crowd for _, crowd, _ in self.objects)
+
+
+def read_annotations(path: Path) -> list[Photo]:
+    """Every image of an instances file, sorted by id.
+
+    Raises:
+        ValueError: damaged, or not COCO's instances.
+    """
+    again = "unpack annotations_trainval2014.zip again"
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; expected at most {_MAX_JSON}: {again}")
+    try:
+        content = json.loads(path.read_bytes())
+        index = _class_ids(content["categories"])
+        photos = {image["id"]: _photo(image) for image in content["images"]}
+        annotations = content.pop("annotations")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a file of COCO instances ({type(error).__name__}: {error}); {again}"
+        ) from error
+    for number in range(len(annotations)):
+        item, annotations[number] = annotations[number], None  # frees the text's numbers while arrays take their place
+        try:
+            region = item["segmentation"]
+            if not isinstance(region, dict):
+                region = [np.asarray(p, np.float64).reshape(-1, 2).astype(np.int32) for p in region]
+            photos[item["image_id"]].objects.append((index[item["category_id"]], bool(item["iscrowd"]), region))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: annotation {number} is malformed ({type(error).__name__}: {error}); {again}"
+                             ) from error  # fmt: skip
+    return sorted(photos.values(), key=lambda photo: photo.sample_id)
+
+
+def _class_ids(categories: list[dict[str, Any]]) -> dict[int, int]:
+    """COCO's category id -> dataset id."""
+    ordered = sorted(categories, key=lambda c: c["id"])
+    names = tuple(c["name"] for c in ordered)
+    if names != CLASSES:
+        other = next((a for a, b in zip(names, CLASSES, strict=False) if a != b), "none")
+        raise ValueError(f"{len(names)} categories, the first unexpected one {other!r}; expected COCO's 80")
+    return {c["id"]: k for k, c in enumerate(ordered, 1)}
+
+
+def _photo(image: dict[str, Any]) -> Photo:
+    name = _NAME.fullmatch(image["file_name"])
+    height, width = int(image["height"]), int(image["width"])
+    if name is None or not 0 < height * width <= MAX_PIXELS or height < 0:
+        raise ValueError(f"image {image['file_name']!r} of {width}x{height} pixels is none of COCO 2014")
+    return Photo(name[1], height, width, [])
+
+
+def draw_mask(photo: Photo, variant: Variant) -> np.ndarray:
+    """Dataset ids uint8 (H, W) of an image's annotations (protocols 2.9).
+
+    Raises:
+        ValueError: a run-length encoding does not fit the image.
+    """
+    mask = np.zeros((photo.height, photo.width), np.uint8)
+    for class_id, crowd, region in photo.objects:
+        if crowd and variant != "crowd255":
+            continue
+        value = UNLABELED if crowd else class_id
+        if isinstance(region, dict):
+            mask[_decoded(photo, region)] = value
+            continue
+        for polygon in region[:1] if variant == "first_polygon" else region:
+            cv2.fillPoly(mask, [polygon], value)
+    return mask
+
+
+def _decoded(photo: Photo, region: dict[str, Any]) -> np.ndarray:
+    """bool (H, W) of a run-length encoding, its counts as a list or compressed."""
+    from pycocotools import mask as coder
+
+    shape, counts = [photo.height, photo.width], region.get("counts")
+    fits = region.get("size") == shape
+    if isinstance(counts, list):
+        fits = fits and sum(counts) == shape[0] * shape[1] and min(counts) >= 0
+    if not fits:
+        raise ValueError(f"{photo.sample_id}: a run-length encoding does not fit {shape[1]}x{shape[0]} pixels; "
+                         "unpack annotations_trainval2014.zip again")  # fmt: skip
+    try:
+        encoded: Any = coder.frPyObjects(cast(Any, region), *shape) if isinstance(counts, list) else region
+        pixels = coder.decode(encoded)
+        if isinstance(counts, str) and coder.encode(np.asfortranarray(pixels))["counts"] != counts.encode():
+            raise ValueError("its runs do not add up to the image")
+        return pixels.astype(bool)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{photo.sample_id}: damaged run-length encoding ({error}); "
+                         "unpack annotations_trainval2014.zip again") from error  # fmt: skip

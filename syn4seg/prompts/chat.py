@@ -1,0 +1,200 @@
+"""The prompt agent that asks any OpenAI-compatible endpoint. The key comes from the environment and goes to the endpoint only.
+
+What no waiting can mend (no key, nobody there, no such model) is an error at once. Late replies, 429 and 5xx are asked for
+again after growing waits; a round without a reply is empty, and several in a row are an error: nothing spins.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from syn4seg.data import embedded
+from syn4seg.prompts.agents import World
+from syn4seg.prompts.proposals import messages, parsed
+
+OPENAI = "https://api.openai.com/v1"
+TRIES = 4  # times that a round is asked for
+SILENT_ROUNDS = 5  # rounds in a row without a reply after which the endpoint counts as dead
+LONGEST_WAIT = 60.0  # seconds, also where the endpoint asks for more
+
+
+class Endpoint(NamedTuple):
+    """Where to ask. `key` is never shown: it is empty in every text that is made of this."""
+
+    address: str
+    is_local: bool
+    key: str
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.address!r})"
+
+
+def endpoint(base_url: str | None, key_variable: str) -> Endpoint:
+    """The checked address and the key of an endpoint; one on this machine may go without a key.
+
+    Raises:
+        ValueError: no address of the form http://HOST:PORT/v1, or no usable key in the environment.
+    """
+    address = base_url or OPENAI
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        parts, host = None, ""
+    if parts is None or parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise ValueError(
+            f"prompts.base_url={address.partition('?')[0]}: expected an address such as http://127.0.0.1:8000/v1"
+        )
+    if parts.username or parts.password:
+        raise ValueError(f"prompts.base_url holds a user name or a key for {host}: it would be written to the run; put the key "
+                         f"into the environment variable {key_variable}")  # fmt: skip
+    key, local = os.environ.get(key_variable, "").strip(), _is_loopback(host)
+    if not key and not local:
+        raise ValueError(f"prompts.key_variable={key_variable}: this environment variable is not set, and {host} is not this "
+                         "machine; set it to your key (to any word if the endpoint asks for none)")  # fmt: skip
+    if not all("!" <= c <= "~" for c in key):
+        raise ValueError(f"prompts.key_variable={key_variable}: this environment variable holds spaces, line ends or letters that "
+                         "no key has; set it to the key alone")  # fmt: skip
+    return Endpoint(address, local, key)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class _Answer(NamedTuple):
+    """What one request came to: a reply, or what went wrong and whether asking again may help."""
+
+    text: str = ""
+    problem: str = ""
+    again: bool = False
+    wait: float = 0.0
+
+
+class ChatAgent:
+    """Asks a chat model for JSON arrays of prompts, showing it what was accepted and refused, and why."""
+
+    def __init__(self, model: str, *, world: World, seed: int, base_url: str | None = None, key_variable: str = "OPENAI_API_KEY",
+                 per_round: int = 16, temperature: float = 1.0, timeout: float = 60.0, first_wait: float = 2.0):  # fmt: skip
+        """Nothing is sent yet.
+
+        Args:
+            model: its name at the endpoint.
+            seed: sent with every request, hashed with class and round, to endpoints that take one.
+            first_wait: seconds before the second try; doubled for every further one.
+
+        Raises:
+            ValueError: as `endpoint`.
+        """
+        import openai
+
+        self.model, self.seed, self.key_variable, self.timeout = model, seed, key_variable, timeout
+        self.per_round, self.temperature, self.first_wait = per_round, temperature, first_wait
+        self.world: World = world
+        self.endpoint = endpoint(base_url, key_variable)
+        http = openai.DefaultHttpxClient(trust_env=False) if self.endpoint.is_local else None  # no proxy to oneself
+        self.client = openai.OpenAI(api_key=self.endpoint.key or "none", base_url=self.endpoint.address, timeout=timeout,
+                                    max_retries=0, http_client=http)  # fmt: skip
+        self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
+
+    def propose(
+        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
+    ) -> list[str]:
+        """One round of prompts; none if the endpoint does not answer in time or its reply holds none.
+
+        Raises:
+            ValueError: the endpoint refuses the request, nobody is there, or it has been silent for `SILENT_ROUNDS` rounds.
+        """
+        asked = messages(class_name, self.world, self.per_round, accepted, refused)
+        seed = int(embedded.seeded("chat", self.seed, class_name, round_index).integers(2**31))
+        answer = _Answer()
+        for attempt in range(TRIES):
+            answer = self._ask(asked, seed)
+            if not answer.problem:
+                self.has_answered, self.silent_rounds = True, 0
+                return parsed(answer.text, self.per_round)
+            if not answer.again:
+                raise ValueError(answer.problem)
+            if attempt < TRIES - 1:
+                time.sleep(min(LONGEST_WAIT, max(answer.wait, self.first_wait * 2**attempt)))
+        self.silent_rounds += 1
+        if self.silent_rounds == SILENT_ROUNDS:
+            raise ValueError(f"{self._where()} has not answered for {SILENT_ROUNDS} rounds of {TRIES} tries ({answer.problem}); "
+                             "run the same command again later, which goes on from here, or raise prompts.timeout")  # fmt: skip
+        return []
+
+    def _where(self) -> str:
+        return f"prompts.agent=chat: {self.endpoint.address}"
+
+    def _ask(self, asked: list[dict[str, str]], seed: int) -> _Answer:
+        """One request. Errors are told here, in words without the key, so that none travels on with what the endpoint said."""
+        import openai
+
+        body: dict[str, Any] = {"model": self.model, "messages": asked, "temperature": self.temperature}
+        body |= {"seed": seed} if self.takes_seed else {}
+        nobody = f"{self._where()}: nobody answers there ({{}}); start the endpoint, or correct prompts.base_url"
+        try:
+            content = _content(self.client.chat.completions.create(**body))
+        except openai.APIStatusError as error:
+            status, said = error.status_code, self._said(error.message)
+            if status in (400, 422) and self.takes_seed:
+                self.takes_seed = False
+                return self._ask(asked, seed)
+            if (status in (408, 409, 429) or status >= 500) and error.code != "insufficient_quota":
+                return _Answer(problem=said, again=True, wait=_retry_after(error))
+            return _Answer(problem=f"{self._where()} refuses the request ({said}); {self._remedy(status)}")
+        except openai.APITimeoutError as error:
+            if type(error.__cause__).__name__ == "ConnectTimeout" and not self.has_answered:
+                return _Answer(problem=nobody.format("no connection within prompts.timeout"))
+            return _Answer(problem=f"no reply within {self.timeout:g} seconds", again=True)
+        except openai.APIConnectionError as error:
+            return _Answer(problem=nobody.format(self._said(str(error.__cause__ or error))), again=self.has_answered)
+        except (openai.APIError, ValueError) as error:
+            return _Answer(problem=f"the reply is not readable: {type(error).__name__}", again=True)
+        if content is None:
+            return _Answer(
+                problem="the reply is no chat completion; prompts.base_url most often ends in /v1", again=True
+            )
+        return _Answer(self._hidden(content))
+
+    def _remedy(self, status: int) -> str:
+        if status in (401, 403):
+            return f"set the environment variable {self.key_variable} to a key that may use {self.model}"
+        if status == 404:
+            return (f"check prompts.llm={self.model} (the endpoint lists its models under {self.endpoint.address}/models) and "
+                    "prompts.base_url, which most often ends in /v1")  # fmt: skip
+        if status == 429:
+            return "the account has no credit left"
+        return f"check prompts.llm={self.model} and prompts.temperature={self.temperature:g}"
+
+    def _hidden(self, text: str) -> str:
+        """`text` without the key, should the endpoint repeat it."""
+        return text.replace(self.endpoint.key, "***") if self.endpoint.key else text
+
+    def _said(self, text: str) -> str:
+        """An error of the endpoint in one short line without the key."""
+        return " ".join(self._hidden(text).split())[:300]
+
+
+def _content(reply: Any) -> str | None:
+    """The text of a chat completion, "" if it has none; None if it is something else."""
+    choices = getattr(reply, "choices", None)
+    if not isinstance(choices, list):
+        return None
+    content = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
+    return content if isinstance(content, str) else ""
+
+
+def _retry_after(error: Any) -> float:
+    """Seconds that the endpoint asks one to wait; 0 if it does not say."""
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0

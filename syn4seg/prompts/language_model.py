@@ -1,0 +1,192 @@
+"""The prompt agent that runs a causal language model on this machine, through its chat template; repeatable by named seeds.
+
+Weights are safetensors only, and no code of a model's repository is run. A model without a chat template is asked in plain
+text and its reply is begun for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from syn4seg.data import embedded
+from syn4seg.models.hub import tensors_of
+from syn4seg.prompts.agents import World
+from syn4seg.prompts.proposals import SHOWN, messages, parsed
+
+TOKENS_PER_PROMPT = 60  # room for a reply, besides 64 tokens for what is around the prompts
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_HINT = "a causal language model with safetensors weights, as transformers' save_pretrained writes it"
+
+
+def check_folder(model: str) -> None:
+    """Whether a model may be loaded, as far as one can tell without loading it or using the network.
+
+    Raises:
+        ValueError: neither a folder nor a hub id; or a folder that is incomplete or damaged.
+    """
+    if not model or not Path(model).is_dir():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
+            raise ValueError(f"prompts.llm={model}: neither a folder nor a hub id such as Qwen/Qwen2.5-7B-Instruct")
+        return
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        raise ValueError(f"prompts.llm={model}: no config.json in this folder (found: {found}); expected {_HINT}")
+    shards = {path.name for path in folder.glob("*.safetensors")}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            listed = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"prompts.llm={model}: {index.name} is damaged; copy or download this file again"
+            ) from None
+        if missing := sorted(listed - shards):
+            raise ValueError(f"prompts.llm={model}: {missing[0]} is missing ({len(listed & shards)} of {len(listed)} shards are "
+                             "there); download it again")  # fmt: skip
+    if not shards:
+        raise ValueError(f"prompts.llm={model}: no .safetensors file in this folder; expected {_HINT}")
+    for name in sorted(shards):
+        try:
+            tensors_of(folder / name)
+        except ValueError as error:
+            raise ValueError(
+                f"prompts.llm={model}: {name} is cut short or damaged ({error}); download it again"
+            ) from None
+
+
+def _located(model: str) -> Path:
+    """The folder of a model, fetched if it is a hub id."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import constants, errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=FILES, ignore_patterns=["consolidated*", "original/*"]))
+    except errors.GatedRepoError:
+        problem = f"it is gated: accept its licence at {constants.ENDPOINT}/{model} and set HF_TOKEN to a token of that account"
+    except errors.RepositoryNotFoundError:
+        problem = "there is no such folder here and no such model on the hub, or it is private (then set HF_TOKEN)"
+    except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
+        problem = (f"it is not wholly in this machine's cache and cannot be fetched ({type(error).__name__}: no network, or "
+                   f"HF_HUB_OFFLINE set): fetch it elsewhere with `hf download {model} --local-dir FOLDER`, give FOLDER")  # fmt: skip
+    raise ValueError(f"prompts.llm={model}: {problem}; or use prompts.agent=grammar, which needs none")
+
+
+class LanguageModelAgent:
+    """Samples prompts from a causal language model; a round is a pure function of seed, class, round and what came before."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        world: World,
+        seed: int,
+        per_round: int = 16,
+        temperature: float = 1.0,
+        device: str = "auto",
+    ):
+        """Loads a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
+
+        Args:
+            temperature: 0 takes the likeliest word.
+            device: "auto" (a GPU if there is one), "cpu" or "cuda".
+
+        Raises:
+            ValueError: the model is not there, gated, incomplete or of another kind.
+        """
+        import torch
+
+        self.name, self.seed, self.per_round, self.temperature = model, seed, per_round, temperature
+        self.world: World = world
+        check_folder(model)
+        folder = _located(model)
+        check_folder(str(folder))
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.tokenizer, self.model = _loaded(model, folder, self.device)
+
+    def propose(
+        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
+    ) -> list[str]:
+        """One round of prompts; as few as the model's reply holds.
+
+        Raises:
+            ValueError: the model's context is too small for the question, or it fails.
+        """
+        import torch
+
+        room = 64 + TOKENS_PER_PROMPT * self.per_round
+        tokens, begun = self._question(class_name, accepted, refused, room)
+        seed = int(embedded.seeded("language model", self.seed, class_name, round_index).integers(2**63))
+        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.temperature > 0:
+            how = {"do_sample": True, "temperature": self.temperature, "top_p": 0.95, "top_k": 0}
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        how |= {"attention_mask": torch.ones_like(tokens), "max_new_tokens": room, "pad_token_id": pad}
+        try:
+            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                made = self.model.generate(tokens, **how)
+        except (RuntimeError, IndexError) as error:
+            said = str(error).splitlines()[0]
+            raise ValueError(f"prompts.llm={self.name} failed on {self.device}: {said}; use a smaller model, a GPU with more "
+                             "memory or fewer prompts.per_round") from None  # fmt: skip
+        reply = self.tokenizer.decode(made[0, tokens.shape[1] :], skip_special_tokens=True)
+        return parsed(begun + reply, self.per_round)
+
+    def _question(
+        self, class_name: str, accepted: list[str], refused: list[tuple[str, str]], room: int
+    ) -> tuple[Any, str]:
+        """Tokens int64 (1, T) of the question, with as much of the history as the model's context holds, and the reply's begin."""
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 2**31
+        length = 0
+        for shown in (SHOWN, 10, 3, 0):
+            asked = messages(class_name, self.world, self.per_round, accepted, refused, shown)
+            text, begun = self._as_text(asked)
+            tokens = self.tokenizer(text, add_special_tokens=bool(begun), return_tensors="pt").input_ids
+            length = tokens.shape[1]
+            if length + room <= limit:
+                return tokens.to(self.device), begun
+        raise ValueError(f"prompts.llm={self.name}: its context of {limit} tokens is too small for a question of {length} and a "
+                         f"reply of {room}; lower prompts.per_round={self.per_round}, or use another model")  # fmt: skip
+
+    def _as_text(self, asked: list[dict[str, str]]) -> tuple[str, str]:
+        """The question in the model's chat template (system message and all, or merged into the user's), else as plain text."""
+        from jinja2 import TemplateError
+
+        merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in asked)}]
+        for form in (asked, merged) if self.tokenizer.chat_template else ():
+            try:
+                return self.tokenizer.apply_chat_template(
+                    form, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                ), ""
+            except TemplateError:  # many templates know no system message
+                continue
+        return merged[0]["content"] + "\n[", "["
+
+
+def _loaded(model: str, folder: Path, device: Any) -> tuple[Any, Any]:
+    """Tokenizer and model on `device`, in eval mode."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    causal: Any = transformers.AutoModelForCausalLM
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
+        network, told = causal.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"prompts.llm={model} cannot be loaded ({said}); expected {_HINT}, with its tokenizer"
+        ) from None
+    if missing := sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}):
+        raise ValueError(f"prompts.llm={model}: {len(missing)} tensors are missing or have another shape, such as {missing[0]}; "
+                         "download the model again")  # fmt: skip
+    return tokenizer, network.to(device).eval()

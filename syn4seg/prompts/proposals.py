@@ -1,0 +1,208 @@
+"""What a language model is asked, how its reply is read, and the record that makes a run with one repeatable.
+
+A reply is never trusted: whatever it is, `parsed` returns at most as many short texts as were asked for, and the bank
+refuses those that are no use, at the cost of patience.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from syn4seg.data import embedded
+from syn4seg.prompts.agents import PromptAgent, World, spoken
+from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG
+from syn4seg.rundir import checked_name
+
+SHOWN = 30  # accepted and refused prompts that a language model is shown, the latest of each
+MAX_REPLY = 64_000  # characters of a reply that are read
+_REASONS = {NEAR: "too similar to an accepted prompt", OFF_CLASS: "does not name the class", TOO_LONG: "too long",
+            REPEATED: "proposed before"}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ the question
+def messages(
+    class_name: str, world: World, count: int, accepted: list[str], refused: list[tuple[str, str]], shown: int = SHOWN
+) -> list[dict[str, str]]:
+    """The system and the user message that ask for `count` prompts of a class.
+
+    Args:
+        accepted: the bank so far.
+        refused: (prompt, why) so far.
+        shown: how many of the latest of each are in the message.
+    """
+    name = spoken(class_name)
+    system = (
+        "You write prompts for a text-to-image model. Its images will train a network that finds one kind of object in "
+        "photos, so together they must show that object in as many different ways as real photos do. Reply with a JSON "
+        "array of strings and nothing else."
+    )
+    lines = [
+        f'Write {count} prompts for images of "{name}". Every prompt:',
+        f'- names "{name}" (or its plural) in these words, as the main thing in the image;',
+        f"- is one English phrase of 5 to 30 words (at most {LONGEST} characters);",
+        "- describes a realistic photo, not a drawing, a logo or a text.",
+        "Make the prompts as different from each other as you can: vary scene and background, viewpoint, distance and size in "
+        "the frame, number of objects, their colour, material, age and state, what else is there or hides a part of them, "
+        "light, weather and time of day.",
+    ]
+    if world == "embedded":
+        lines[3:] = [f"- is made of these words alone: {' '.join(embedded.vocabulary())}.",
+                     "Make the prompts as different from each other as you can."]  # fmt: skip
+    if accepted and shown:
+        lines += ["", "Accepted so far; write nothing that is close to one of them:", *_quoted(accepted[-shown:])]
+    told = [(text, _REASONS.get(why, why)) for text, why in refused if why != EMPTY]
+    if told and shown:
+        lines += ["", "Refused, and why; do not make these mistakes again:"]
+        lines += [f"{json.dumps(text, ensure_ascii=False)}: {why}" for text, why in told[-shown:]]
+    lines += ["", f"A JSON array of {count} strings:"]
+    return [{"role": "system", "content": system}, {"role": "user", "content": "\n".join(lines)}]
+
+
+def _quoted(texts: list[str]) -> Iterator[str]:
+    return (json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+# --------------------------------------------------------------------------------------------------- the reply
+def parsed(reply: str, count: int) -> list[str]:
+    """The prompts in a language model's reply: at most `count`, each at most `LONGEST` + 1 characters.
+
+    Read are a JSON array, or an object with one inside, also behind a code fence, amid chatter or cut short; else numbered or
+    bulleted lines; else all lines. A longer text is cut where the bank sees that it was too long.
+    """
+    text = re.sub(r"<think>.*?(</think>|\Z)", " ", reply[:MAX_REPLY], flags=re.DOTALL)
+    for found in (_in_json(text), _in_cut_json(text), _in_lines(text)):
+        if found:
+            return [_clean(item) for item in found[:count]]
+    return []
+
+
+def _clean(text: str) -> str:
+    plain = " ".join(text.encode("utf-8", "replace").decode().split())
+    plain = "".join(c for c in plain if c.isprintable()).strip("\"'`“”„* ")
+    return plain if len(plain) <= LONGEST else plain[:LONGEST] + "…"
+
+
+def _in_json(text: str) -> list[str]:
+    """The texts of the first JSON array that holds any, or of all JSON objects before it."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    for _ in range(200):  # brackets that are tried
+        start = re.compile(r"[\[{]").search(text, at)
+        if not start:
+            break
+        try:
+            value, at = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            at = start.end()
+            continue
+        texts = _texts(value)
+        if texts and isinstance(value, list):
+            return texts
+        found += texts
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    """Texts of an array of strings or of objects; of the first array inside an object; else of the object's own values."""
+    if isinstance(value, dict):
+        inside = [item for item in value.values() if isinstance(item, list)]
+        return _texts(inside[0]) if inside else [item for item in value.values() if isinstance(item, str)]
+    if not isinstance(value, list):
+        return []
+    found = []
+    for item in value:
+        if isinstance(item, dict):
+            item = item.get("prompt") or next((v for v in item.values() if isinstance(v, str)), "")
+        found.append(item if isinstance(item, str) else "")
+    return found if any(found) else []
+
+
+def _in_cut_json(text: str) -> list[str]:
+    """The whole strings of an array that was cut short or has a slip."""
+    start = re.search(r"\[\s*\"", text)
+    if not start:
+        return []
+    found = []
+    for string in re.finditer(r'("(?:[^"\\\n]|\\.)*")(\s*:)?', text[start.start() :]):
+        if string[2]:  # the name of a member
+            continue
+        try:
+            found.append(json.loads(string[1]))
+        except ValueError:
+            found.append(string[1])
+    return found
+
+
+def _in_lines(text: str) -> list[str]:
+    """Numbered or bulleted lines, without number or bullet; if there is none, every line but code fences."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("```")]
+    listed = [m[1] for m in (re.match(r"(?:\(?\d{1,4}\s*[.):]|[-*•–])\s+(.*)", line) for line in lines) if m]
+    return [line.strip(" ,[]") for line in listed or lines]
+
+
+# -------------------------------------------------------------------------------------------------- the record
+class Recorded:
+    """An agent whose proposals are kept in a file per class, and are read from there before it is asked again.
+
+    Language models do not repeat themselves; with the record a prompt stage that was stopped goes on where it was, and ends
+    with the same bank. One line per round, appended and synced; a line that was cut by a crash counts as not written.
+    """
+
+    def __init__(self, agent: PromptAgent, folder: Path):
+        """`folder`: holds CLASS.jsonl for every class; made when the first round is recorded."""
+        self.agent, self.folder = agent, folder
+        self.rounds: dict[str, list[list[str]]] = {}
+
+    def propose(
+        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
+    ) -> list[str]:
+        """The recorded round, or a new one of the agent, which is recorded before it is returned.
+
+        Raises:
+            ValueError: the record is damaged, or the agent fails.
+        """
+        path = self.folder / f"{checked_name(class_name, 'class')}.jsonl"
+        if class_name not in self.rounds:
+            self.rounds[class_name] = _read_rounds(path)
+        known = self.rounds[class_name]
+        if round_index < len(known):
+            return list(known[round_index])
+        assert round_index == len(known), "rounds are asked for in order"
+        texts = self.agent.propose(class_name, round_index, accepted, refused)
+        _append(path, {"class": class_name, "round": round_index, "prompts": texts})
+        known.append(list(texts))
+        return texts
+
+
+def _read_rounds(path: Path) -> list[list[str]]:
+    """The rounds in a record; a last line without its end is cut off the file."""
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    rounds = []
+    for number, line in enumerate(whole.splitlines()):
+        try:
+            entry = json.loads(line)
+            right = entry["round"] == number and all(isinstance(text, str) for text in entry["prompts"])
+        except (ValueError, TypeError, KeyError):
+            right = False
+        if not right:
+            raise ValueError(f"{path}: line {number + 1} is no record of round {number}; delete the file, and the language model "
+                             "is asked again for this class")  # fmt: skip
+        rounds.append(entry["prompts"])
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return rounds
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(entry) + "\n").encode()
+    with path.open("ab", buffering=0) as f:  # one write: the line is there whole, or cut and then ignored
+        f.write(line)
+        os.fsync(f.fileno())

@@ -1,0 +1,176 @@
+"""Backbones of the transformers library (DINOv2, ConvNeXt, Swin, ...): a folder or hub id in, the deepest feature map out.
+
+Nothing in a folder is run (no remote code), a half-precision checkpoint is loaded as float32, and tensors that are missing
+from one are an error instead of random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from syn4seg.segmenter.resnet import RESNETS
+
+EXPECTED = (f"expected 'embedded', {', '.join(map(repr, RESNETS))}, a transformers AutoBackbone folder or hub id, or "
+            "'package.module:factory'")  # fmt: skip
+Triple = tuple[float, float, float]
+PROBE = 6720
+"""Side of the image on which the stride is counted: a multiple of every stride in use, 2^6 x 3 x 5 x 7."""
+
+
+class LastMap(nn.Module):
+    """The deepest feature map of a transformers backbone, of an image stretched to a multiple of the stride.
+
+    Without stretching, patches that do not fit are cut off (DINOv2, ConvNeXt) or filled up with black (Swin): the map
+    would then show less or more than the image, and logits brought back to the image would be shifted.
+    """
+
+    def __init__(self, net: nn.Module, stride: int):
+        super().__init__()
+        self.net, self.stride = net, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (-(-side // self.stride) * self.stride for side in x.shape[2:])
+        if (rows, columns) != tuple(x.shape[2:]):
+            x = F.interpolate(x, (rows, columns), mode="bilinear", align_corners=False)
+        return self.net(x).feature_maps[-1]
+
+
+def may_be_pretrained(name: str) -> bool:
+    """A folder, or what may be a hub id, OWNER/NAME; anything else is refused at once instead of asked for in vain."""
+    return Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Triple] | None]:
+    """Module (float32, eval mode), channels, stride, and (mean, standard deviation) in units of [0, 1] if the folder says them.
+
+    Raises:
+        ValueError: unknown, of another kind, or not whole.
+    """
+    from transformers.utils import logging
+
+    kind, skeleton = _skeleton(name)
+    channels, stride = _shape(name, skeleton)
+    loudness = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of missing tensors is judged here
+    try:
+        net, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:
+        raise ValueError(f"backbone {name!r} cannot be loaded ({_reason(error)}); expected config.json and a whole "
+                         "model.safetensors: download it again") from error  # fmt: skip
+    finally:
+        logging.set_verbosity(loudness)
+    # norms of the outputs start as plain normalisations; a checkpoint of the bare network does not have them
+    lost = sorted(k for k in report["missing_keys"] if not k.startswith("hidden_states_norms."))
+    lost += sorted(str(k) for k in report["mismatched_keys"])
+    if lost:
+        raise ValueError(f"backbone {name!r}: its weights lack {len(lost)} tensors of {kind.__name__}, e.g. {lost[0]!r}; is the "
+                         "folder's config.json of another network?")  # fmt: skip
+    return LastMap(net.eval(), stride), channels, stride, _normalisation(name)
+
+
+def check_pretrained(name: str, size: int) -> None:
+    """Whether `load_pretrained(name)` will find its files, and the canvas is large enough; loads no weights.
+
+    Args:
+        size: side of the canvas, `segmenter.size`.
+
+    Raises:
+        ValueError: it will not, or it is not.
+    """
+    skeleton = _skeleton(name)[1]
+    stride = _shape(name, skeleton)[1]
+    if size < 2 * stride:
+        raise ValueError(f"backbone {name!r} has stride {stride}: a canvas of segmenter.size={size} gives it a single cell; set "
+                         f"segmenter.size to {2 * stride} or more")  # fmt: skip
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    from safetensors import SafetensorError, safe_open
+
+    for part in _weight_files(folder):
+        if not part.is_file():
+            raise ValueError(f"backbone {name!r}: {part.name} is missing from the folder; download it again")
+        try:
+            if part.suffix == ".safetensors":  # its header says how long the file is
+                with safe_open(part, "pt"):
+                    pass
+        except SafetensorError as error:
+            raise ValueError(f"backbone {name!r}: {part.name} is cut short ({error}); download it again") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Files that hold, or should hold, a folder's weights; in the order in which transformers looks for them."""
+    for name in (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ):
+        if not (folder / name).is_file():
+            continue
+        if not name.endswith(".json"):
+            return [folder / name]
+        try:
+            return sorted(
+                folder / Path(part).name for part in json.loads((folder / name).read_text())["weight_map"].values()
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / name} is no index of weight files; download the folder again") from error
+    return [folder / "model.safetensors"]
+
+
+def _skeleton(name: str) -> tuple[Any, nn.Module]:
+    """The class of a backbone, and an empty one on the meta device, from its configuration alone."""
+    from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
+
+    try:  # AutoBackbone.from_pretrained asks the hub even for a folder, so the class is looked up here
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+            raise ValueError(f"transformers has no AutoBackbone of the kind {config.model_type!r}")
+        kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        with torch.device("meta"):
+            return kind, kind(config).eval()
+    except Exception as error:
+        raise ValueError(f"backbone {name!r} is unknown ({_reason(error)}); {EXPECTED}") from error
+
+
+def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
+    """Channels and stride of the deepest map, counted on a large empty image."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            _, channels, side, _ = skeleton(torch.zeros(1, 3, PROBE, PROBE)).feature_maps[-1].shape
+    except Exception as error:
+        raise ValueError(
+            f"backbone {name!r} takes no images of other sizes than its own ({_reason(error)}); choose another"
+        ) from error
+    return channels, PROBE // side
+
+
+def _normalisation(name: str) -> tuple[Triple, Triple] | None:
+    """As preprocessor_config.json has it."""
+    from transformers import ImageProcessingMixin
+
+    try:
+        facts = ImageProcessingMixin.get_image_processor_dict(name)[0]
+    except OSError:
+        return None
+    if not facts.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = facts.get("image_mean"), facts.get("image_std")
+    if mean is None or std is None:
+        return None
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"backbone {name!r}: preprocessor_config.json has image_mean {mean} and image_std {std}; expected three "
+                         "numbers each, the latter above 0")  # fmt: skip
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"

@@ -1,0 +1,167 @@
+"""The leak audit: from a run's own records, did anything of the test or the novel masks reach what it must not reach?
+
+Every line is one claim with a verdict: "ok" (the records prove it), "stated" (an overlap that the configuration declares,
+with its size), "unknown" (the records cannot prove it, and why), "LEAK".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from syn4seg.config import Config
+from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.rundir import Draw, RunDir, pixel_digest, read_image
+from syn4seg.stages.setup import draws_of
+
+Verdict = Literal["ok", "stated", "unknown", "LEAK"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim and what the records say about it."""
+
+    claim: str
+    verdict: Verdict
+    evidence: str
+
+
+def audit(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list[Finding]:
+    """Every claim about leaks that the records of a run can decide.
+
+    Args:
+        config: as stored in the run.
+        dataset: its data set.
+
+    Raises:
+        ValueError: the run has no base checkpoint or no registered draw yet.
+    """
+    draws = [run.draw(k) for k in draws_of(config)]
+    missing = [p for p in (run.base_facts, *(d.support_json for d in draws)) if not p.is_file()]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}: missing; the audit reads the records of a run that has finished `syn4seg refine`"
+        )
+    base = json.loads(run.base_facts.read_text())
+    support = [json.loads(d.support_json.read_text()) for d in draws]
+    found = _of_base(config, base, dataset, fold, support)
+    for draw, chosen in zip(draws, support, strict=True):
+        found += _of_draw(draw, chosen, dataset)
+    return [*found, *_of_prompts(config, run, dataset, support), *_of_images(config, run, dataset)]
+
+
+def _overlap(claim: str, images: list[str], forbidden: set[str], what: str) -> Finding:
+    both = sorted(set(images) & forbidden)
+    if both:
+        return Finding(claim, "LEAK", f"{len(both)} of {len(images)} {what}, e.g. {both[0]}")
+    return Finding(claim, "ok", f"0 of {len(images)} {what}")
+
+
+def _of_base(config: Config, base: dict, dataset: Dataset, fold: Fold, support: list[dict]) -> list[Finding]:
+    """What the base stage saw, and how its checkpoint was chosen."""
+    claims = ("no validation image reached base training", "no support image reached base training",
+              "no novel mask reached base training", "no checkpoint was chosen on validation images")  # fmt: skip
+    if base["images"] is None:
+        why = f"the base checkpoint was imported (family {base['family']}, sha256 {base['sha256'][:12]}); who trained it knows"
+        return [Finding(claim, "unknown", why) for claim in claims]
+    used = sorted({s for one in support for ids in one["support"].values() for s in ids})
+    found = [_overlap(claims[0], base["images"], set(dataset.val), "base training images are on the val list")]
+    both = sorted(set(used) & set(base["images"]))
+    if both and config.data.support_from == "train" and config.data.support_reserve == 0:
+        found.append(Finding(claims[1], "stated", f"{len(both)} of {len(used)} support images are base training images too, there "
+                             "with their novel objects as background, as in POP's lists; data.support_reserve > 0 keeps "
+                             "them apart"))  # fmt: skip
+    else:
+        found.append(_overlap(claims[1], used, set(base["images"]), "support images are base training images"))
+    found.append(_novel_masks(claims[2], base, fold))
+    chosen = base["chosen"]
+    found.append(
+        Finding(
+            claims[3],
+            "ok" if chosen == "the last epoch" else "LEAK",
+            f"base checkpoint: {chosen}; classifiers: the last step",
+        )
+    )
+    return found
+
+
+def _novel_masks(claim: str, base: dict, fold: Fold) -> Finding:
+    if base["label_pixels"] is None:
+        return Finding(
+            claim,
+            "unknown",
+            "the packaged checkpoint was trained elsewhere, with novel objects as background (its card)",
+        )
+    novel = {str(k): base["label_pixels"].get(str(k), 0) for k in fold.novel_indices}
+    total = sum(base["label_pixels"].values())
+    if any(novel.values()):
+        return Finding(claim, "LEAK", f"{sum(novel.values())} of {total} label pixels held a novel class index")
+    return Finding(claim, "ok", f"0 of {total} label pixels held a novel class index")
+
+
+def _of_draw(draw: Draw, chosen: dict, dataset: Dataset) -> list[Finding]:
+    """Support, replay and queries of one draw."""
+    name, support = draw.root.name, [s for ids in chosen["support"].values() for s in ids]
+    seen = [*chosen["replayed"], *chosen["base_prototypes_from"]]
+    found = [_overlap(f"draw {name}: no replayed or prototype image is a validation image", seen, set(dataset.val),
+                      "replayed and prototype images are on the val list")]  # fmt: skip
+    if not draw.queries.is_file():
+        return [*found, Finding(f"draw {name}: no support image is a query", "unknown", "not evaluated yet")]
+    queries = set(json.loads(draw.queries.read_text()))
+    found.append(_overlap(f"draw {name}: no support image is a query", support, queries, "support images are queries"))
+    if chosen["support_from"] == "train":
+        found.append(
+            _overlap(
+                f"draw {name}: no support image is on the val list",
+                support,
+                set(dataset.val),
+                "support images are on the val list",
+            )
+        )
+    strange = queries - set(dataset.val)
+    found.append(Finding(f"draw {name}: every query is on the val list", "LEAK" if strange else "ok",
+                         f"{len(strange)} of {len(queries)} queries are not"))  # fmt: skip
+    return found
+
+
+def _of_prompts(config: Config, run: RunDir, dataset: Dataset, support: list[dict]) -> list[Finding]:
+    """The prompt bank is made of class names and an agent's words; no id of a real image occurs in it."""
+    claim = "no validation or support image reached the prompt bank"
+    if config.synthesis.source != "generate":
+        return [Finding(claim, "ok", "images were imported; there is no prompt bank")]
+    if not run.prompts.is_file():
+        return [Finding(claim, "unknown", f"{run.prompts.name} is missing")]
+    prompts = pq.read_table(run.prompts, columns=["prompt"])["prompt"].to_pylist()
+    words = {word.strip(".,;:!?\"'()") for prompt in prompts for word in prompt.split()}
+    ids = set(dataset.val) | {s for one in support for ids in one["support"].values() for s in ids}
+    named = sorted(words & ids)
+    if named:
+        return [Finding(claim, "LEAK", f"a prompt names the image {named[0]}")]
+    return [Finding(claim, "ok", f"agent {config.prompts.agent} sees class names and earlier prompts only; none of {len(prompts)} "
+                    f"prompts names one of {len(ids)} images")]  # fmt: skip
+
+
+def _of_images(config: Config, run: RunDir, dataset: Dataset) -> list[Finding]:
+    """Whether an imported image is, pixel by pixel, a validation image."""
+    claim = "no synthetic image is a validation image"
+    if config.synthesis.source == "generate":
+        return [Finding(claim, "ok", f"all were generated by {config.synthesis.model}")]
+    queries = {pixel_digest(dataset.image(s)): s for s in dataset.val}
+    imported = sorted(run.root.glob("images/*/*.png"))
+    same = [queries[d] for d in map(pixel_digest, map(read_image, imported)) if d in queries]
+    if same:
+        return [
+            Finding(
+                claim,
+                "LEAK",
+                f"{len(same)} of {len(imported)} imported images equal a validation image, e.g. {same[0]}",
+            )
+        ]
+    return [
+        Finding(
+            claim, "ok", f"none of {len(imported)} imported images equals one of {len(dataset.val)} validation images"
+        )
+    ]
