@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import time
 from collections import Counter
@@ -16,12 +17,13 @@ from actors.columns import FAULT
 from actors.labeler import Labeler
 from actors.placement import Stage, connect, node_resources, preflight, run_inline, run_stream
 from actors.refiner import Refiner
-from actors.synthesizer import Importer, Synthesizer
+from actors.synthesizer import Importer, Synthesizer, warnings_of
 from actors.writer import ImageWriter, Writer
 from syn4seg.config import Config
-from syn4seg.models.generators import Speed, load_generator
+from syn4seg.models.generators import load_generator
 from syn4seg.rundir import RunDir
 from syn4seg.sections import Pool
+from syn4seg.stages.setup import speed_of
 
 Progress = Callable[[int, int, Counter], None]
 """Called with (rows done, rows in all, reasons so far)."""
@@ -57,7 +59,7 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         )
     else:
         synthesis = config.synthesis
-        speed = Speed(**{key: getattr(synthesis, key) for key in Speed.__dataclass_fields__})
+        speed = speed_of(config)
         load = functools.partial(load_generator, synthesis.model, steps=synthesis.steps, guidance=synthesis.guidance,
                                  size=synthesis.size, device=device_of(config, pool["synthesis"]), speed=speed)  # fmt: skip
         make = Stage(Synthesizer, {"run": root, "names": names, "load": load}, pool["synthesis"], "synthesis")
@@ -89,12 +91,14 @@ def todo(plan: pa.Table, finished: set[str]) -> pa.Table:
     return table.filter(pa.array([batch in wanted for batch in batches], pa.bool_()))
 
 
-def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None, progress: Progress) -> Counter:
+def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None, progress: Progress,
+           note: Callable[[str], None] = lambda line: None) -> Counter:  # fmt: skip
     """Makes everything that the plan still lacks; safe to stop at any moment and to call again.
 
     Args:
         names: class names by class index (0 is the background).
         draw: the support draw to label with, or None to make images only.
+        note: called at the end with one line for each thing that a person should know about the images.
 
     Returns:
         How many samples of this pass ended with which reason ("" is accepted).
@@ -116,12 +120,15 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     _stop_if_failing(config, earlier, planned)
     if rows.num_rows == 0:
         return reasons
-    started, first = time.time(), done
+    started, first, audits = time.time(), done, []
     for batch in _run(config, rows, steps):
         reasons.update(str(r) for r in batch["reason"])
         done += len(batch["reason"])
         progress(done, planned, earlier + reasons)
         _stop_if_failing(config, earlier + reasons, planned)
+        audits += [json.loads(text) for text in batch["synthesis_audit"] if text != "{}"]
+    for line in warnings_of(audits):
+        note(f"warning: {line}")
     seconds = time.time() - started
     run.log(stage="stream", draw=draw, rows=done - first, seconds=seconds, rows_per_second=(done - first) / seconds)
     return reasons

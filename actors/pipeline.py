@@ -79,7 +79,7 @@ class Pipeline:
         """Images only."""
         self.prompts()
         with self._timed("synthesize"), self.display.bar("images") as progress:
-            return stream(self.config, self.run, self.names, None, progress)
+            return stream(self.config, self.run, self.names, None, progress, self.display.note)
 
     def base(self) -> None:
         """The base checkpoint."""
@@ -99,7 +99,7 @@ class Pipeline:
                 stage.register(draw)
         for draw in draws_of(self.config):
             with self._timed("labels"), self.display.bar(f"labels, draw {draw}") as progress:
-                stream(self.config, self.run, self.names, draw, progress)
+                stream(self.config, self.run, self.names, draw, progress, self.display.note)
             found[draw] = write_manifest(self.run, draw)
         return found
 

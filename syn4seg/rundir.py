@@ -1,7 +1,8 @@
 """The run directory: every path of a run, atomic writes, the plan, the records, the digest.
 
     RUN/config.yaml provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
-    RUN/images/CLASS/ID.png  quarantined/ID.json  checkpoints/{base.safetensors,base.json}
+    RUN/images/CLASS/ID.png (and ID.json, if there is anything to say about how it was made)  quarantined/ID.json
+    RUN/proposals/CLASS.jsonl (of a language model)  checkpoints/{base.safetensors,base.json}
     RUN/draws/K/support.json  support.safetensors  queries.json  manifest.parquet  checkpoints/ROW.safetensors
     RUN/draws/K/labels/CLASS/ID.png  stages/{draft,kept,relabeled}/CLASS/ID.png  records/CLASS/ID.json
 
@@ -232,7 +233,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     same = {s: fingerprint(before, s) == fingerprint(config, s) for s in ("prompts", "images", "base")}
     taken = {
         "prompts": [old.prompts, old.embeddings, old.plan],
-        "images": sorted(old.root.glob("images/*/*.png")),
+        "images": sorted([*old.root.glob("images/*/*.png"), *old.root.glob("images/*/*.json")]),
         "base": [old.base, old.base_facts],
     }
     for stage in (s for s in taken if same[s]):

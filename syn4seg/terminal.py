@@ -233,17 +233,18 @@ def print_plan(config: Config, rates: Path | None, measured: int, card: str, as_
         return
     header, rows, footnotes = table(found)
     console = Console(highlight=False)
-    shown = Table(title=f"plan of {config.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = Table(
+        title=f"plan of {config.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     origins = {text: chr(ord("a") + i) for i, text in enumerate(dict.fromkeys(row[-1] for row in rows[:-1]))}
     used = [i for i in range(len(header) - 1) if any(row[i] not in ("", "1") for row in rows[:-1])]
     for i in used:
         title = header[i].partition("/")[0]
-        shown.add_column(title, justify="left" if i == 0 else "right", no_wrap=i != 1, min_width=18 if i == 1 else None)
-    shown.add_column("", no_wrap=True)
+        shown.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows[:-1]:
-        shown.add_row(*(row[i] for i in used), origins[row[-1]])
+        shown.add_row(*(f"{row[i]} {origins[row[-1]]}" if header[i] == "each" else row[i] for i in used))
     shown.add_section()
-    shown.add_row(*(rows[-1][i] for i in used), "")
+    shown.add_row(*(rows[-1][i] for i in used))
     console.print(shown)
     for line in [*(f"{letter}: {text}" for text, letter in origins.items()), *footnotes]:
         console.print(line, markup=False)

@@ -71,7 +71,7 @@ def _located(model: str) -> Path:
         problem = "there is no such folder here and no such model on the hub, or it is private (then set HF_TOKEN)"
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
         problem = (f"it is not wholly in this machine's cache and cannot be fetched ({type(error).__name__}: no network, or "
-                   f"HF_HUB_OFFLINE set): fetch it elsewhere with `hf download {model} --local-dir FOLDER`, give FOLDER")  # fmt: skip
+                   f"HF_HUB_OFFLINE set): fetch it elsewhere with `hf download {model} --local-dir DIR`, give DIR")  # fmt: skip
     raise ValueError(f"prompts.llm={model}: {problem}; or use prompts.agent=grammar, which needs none")
 
 

@@ -18,7 +18,7 @@ from syn4seg.stages.workload import Facts, work
 
 STREAMED = ("synthesis", "labeling", "refinement")
 """Stages that run at the same time, image by image."""
-HEADER = ("stage", "work", "actors", "each", "GPU time", "CPU time", "wall", "memory/actor", "disk", "time is")
+HEADER = ("stage", "work", "actors", "each", "GPU", "CPU", "wall", "memory/actor", "disk", "time is")
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def table(plan: Estimate) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[
                      _size(line.disk) if line.disk else "", line.source))  # fmt: skip
     cpu_hours = sum(line.device_hours for line in plan.lines if line.kind == "cpu")
     origins = {line.source.split(":")[0].split(" ")[0] for line in plan.lines}
-    rows.append(("total", f"{plan.facts.novel} novel classes", "", "", _time(plan.gpu_hours), _time(cpu_hours),
+    rows.append(("total", f"{plan.facts.novel} classes", "", "", _time(plan.gpu_hours), _time(cpu_hours),
                  _time(plan.wall_hours), "", _size(plan.disk), " and ".join(sorted(origins))))  # fmt: skip
     held = (
         [f"GPU time held: {_time(plan.gpu_hours_held)} on {plan.gpus} GPU(s) while images stream"] if plan.gpus else []
@@ -233,5 +233,5 @@ def _time(hours: float) -> str:
 def _size(count: float) -> str:
     for unit, size in (("TiB", 1024 * GIB), ("GiB", GIB), ("MiB", 2**20)):
         if count >= size:
-            return f"{count / size:.1f} {unit}"
+            return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"
     return f"{count / 1024:.1f} KiB"

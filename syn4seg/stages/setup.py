@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, EmbeddedDataset, Fold, fold_of
@@ -20,6 +20,9 @@ from syn4seg.data.support import (
     support_pools,
 )
 from syn4seg.rundir import checked_name
+
+if TYPE_CHECKING:
+    from syn4seg.models.generators import Speed
 
 EMBEDDED_MODELS = ("renderer", "embedded-sd3")
 EMBEDDED_TRAIN, EMBEDDED_VAL = 6000, 300
@@ -198,15 +201,14 @@ def check(config: Config) -> tuple[Dataset, Fold]:
 
 def _check_models(config: Config) -> None:
     """Every model that the run will load can be found, and fits, as far as that can be told without loading it."""
-    from syn4seg.models.hub import check as check_generator
+    from syn4seg.models.generators import check_model
     from syn4seg.models.sam_files import known_sam
     from syn4seg.prompts.agents import check_agent
     from syn4seg.segmenter.backbones import check_backbone
 
     synthesis, prompts, segmenter = config.synthesis, config.prompts, config.segmenter
     if synthesis.source == "generate":
-        if synthesis.model not in EMBEDDED_MODELS:
-            check_generator(synthesis.model)
+        check_model(synthesis.model, speed_of(config))
         check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
     if config.base.checkpoint == "train":
         try:
@@ -219,6 +221,17 @@ def _check_models(config: Config) -> None:
         known_sam(config.refinement.model)
     except ValueError as error:
         raise ValueError(f"refinement.model={config.refinement.model}: {error}") from None
+
+
+def speed_of(config: Config) -> Speed:
+    """How the generator is to be made faster or smaller.
+
+    Raises:
+        ValueError: options that exclude each other.
+    """
+    from syn4seg.models.generators import Speed
+
+    return Speed(**{key: getattr(config.synthesis, key) for key in Speed.__dataclass_fields__})
 
 
 def weights_folder() -> Path:

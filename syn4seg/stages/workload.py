@@ -158,7 +158,7 @@ def _training_work(config: Config, facts: Facts) -> list[Work]:
              what={"backbone": settings.backbone, "size": side, "channels": settings.channels}, **here),
         Work("novel", "step", novel.steps * rows * draws, 3.0 * step * pixel_flops, what=head | {"images": step},
              moved=20 * step * logits, extra=2 * step * width * h * w / CPU_BYTES, **here),
-        Work("evaluation", "prediction", queries * rows * draws, pixel_flops, what=head, moved=6 * logits,
+        Work("evaluation", "call", queries * rows * draws, pixel_flops, what=head, moved=6 * logits,
              extra=COUNT_SECONDS * side**2 / 1e6, **here),
     ]  # fmt: skip
 
