@@ -1,6 +1,7 @@
 """The README's ablation: four folds x five support draws of the embedded world, every row, with its spread.
 
     python benchmarks/ablation.py [--work DIR] [--draws 5] [key=value ...]
+    python benchmarks/ablation.py --name baselines 'evaluation.baselines=[imprinting, finetuning, diam, bcm]'
 
 A fold is one run (finished folds are kept, so it resumes). Figures are averaged over folds within a draw first; the
 spread is the standard deviation over draws of that fold mean, as the field reports it. Also written: the paired gain over
@@ -26,7 +27,7 @@ from syn4seg.data.datasets import Fold
 from syn4seg.rundir import RunDir, read_image
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.segmenter.evaluation import boundary_iou, confusion, metrics
-from syn4seg.stages.novel import RESULT_NAMES, rows_of
+from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.results import METRICS, spread
 from syn4seg.stages.setup import load_dataset
 
@@ -72,23 +73,23 @@ def main() -> None:
     for fold_number in range(4):
         out = args.work / f"fold{fold_number}"
         overrides = [f"data.fold={fold_number}", f"data.draws={args.draws}", *args.overrides]
-        started = time.time()
-        command = [sys.executable, "-m", "syn4seg.cli", "run", *overrides, "--out", str(out)]
-        if not (out / "results.json").is_file():
-            subprocess.run(command, check=True)
+        config, results, started = load(None, overrides), out / "results.json", time.time()
+        scored = set(json.loads(results.read_text()).get("baselines", {})) if results.is_file() else None
+        if scored != set(config.evaluation.baselines):
+            verb = "run" if scored is None else "evaluate"
+            subprocess.run([sys.executable, "-m", "syn4seg.cli", verb, *overrides, "--out", str(out)], check=True)
             seconds[fold_number] = round(time.time() - started)
-        config = load(None, overrides)
         _, fold = load_dataset(config)
         run = RunDir(out)
         folds[fold_number] = json.loads(run.results.read_text())
         for draw in range(args.draws):
             matrices = json.loads((run.draw(draw).root / "confusion.json").read_text())
-            for row in rows_of(config):
+            for row in (*rows_of(config), *(BASELINE + name for name in config.evaluation.baselines)):
                 found = metrics(np.array(matrices[row]), len(fold.base), len(fold.novel))
                 for metric in METRICS:
-                    per_draw.setdefault((RESULT_NAMES[row], metric), np.zeros((4, args.draws)))[fold_number, draw] = (
-                        found[metric]
-                    )
+                    per_draw.setdefault((RESULT_NAMES.get(row, row), metric), np.zeros((4, args.draws)))[
+                        fold_number, draw
+                    ] = found[metric]
             if config.synthesis.model == "renderer":
                 for stage, values in label_quality(run, draw, fold).items():
                     for key, value in values.items():

@@ -15,7 +15,8 @@ from tests.official import write_coco, write_pascal
 ROOT = Path(__file__).parent.parent
 SMALL = (
     f"synthesis.model={EMBEDDED_SD3}", "synthesis.size=64", "synthesis.steps=1", "synthesis.images_per_class=1",
-    "prompts.bank_size=1", "synthesis.batch=4", "segmenter.backbone=embedded", "segmenter.weights=", "segmenter.size=64", "segmenter.channels=16",
+    "prompts.bank_size=1", "synthesis.batch=4",
+    "segmenter.backbone=embedded", "segmenter.weights=", "segmenter.size=64", "segmenter.channels=16",
     "base.epochs=1", "base.batch=4", "base.optimizer=adamw", "base.lr=0.002", "base.head_factor=1", "data.min_support_pixels=150",
     "refinement.model=embedded-sam", "refinement.band_width=3", "refinement.margin=1", "novel.steps=2", "labeling.min_region=10",
     "placement.encoding.gpus=0", "placement.synthesis.gpus=0", "placement.labeling.gpus=0", "placement.refinement.gpus=0",

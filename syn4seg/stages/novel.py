@@ -258,8 +258,8 @@ def load_classifier(path) -> Classifier:
     if not path.is_file():
         raise ValueError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating")
     with safe_open(path, "pt") as f:
-        facts = {key: json.loads(text) for key, text in f.metadata().items()}
-        return Classifier(f.get_tensor("weight"), f.get_tensor("bias"), facts["cosine"], facts["align_corners"])
+        facts = {key: json.loads(text) for key, text in (f.metadata() or {}).items()}
+        return Classifier(f.get_tensor("weight"), f.get_tensor("bias"), facts.get("cosine", False), facts.get("align_corners", False))
 
 
 def read_rows(run: RunDir, draw: int, names: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> dict[str, list]:

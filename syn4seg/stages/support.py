@@ -66,11 +66,11 @@ class Registration:
                 f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
             )
         with safe_open(draw.support, "np") as f:
-            facts = {key: json.loads(text) for key, text in f.metadata().items()}
+            facts = {key: json.loads(text) for key, text in (f.metadata() or {}).items()}
             parts = {key: f.get_tensor(key) for key in ("weight", "bias", "prototypes")}
         thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
         return Registration(
-            **parts, thresholds=thresholds, cosine=facts["cosine"], align_corners=facts["align_corners"]
+            **parts, thresholds=thresholds, cosine=facts.get("cosine", False), align_corners=facts.get("align_corners", False)
         )
 
     def classifier_on(self, device: torch.device | str) -> Classifier:
