@@ -51,11 +51,11 @@ def _begin(settings: list[str] | None, out: Path | None, reuse: Path | None) -> 
         assert config.data.root is not None
         with display.bar(f"preparing {config.data.source}") as progress:
             setup.prepare(config.data.source, config.data.root, config.data.masks, progress, display.note)
-    dataset, fold = setup.check(config)
     from actors.pipeline import Pipeline
     from syn4seg import rundir
 
     run = rundir.RunDir(out or Path("runs") / rundir.checked_name(config.name, "name"))
+    dataset, fold = setup.check(config, run)
     run.check(config)
     pipeline = Pipeline(config, run, dataset, fold, display)
     pipeline.check()

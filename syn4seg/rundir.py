@@ -23,6 +23,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import yaml
 
 from syn4seg.config import UPSTREAM, Config, annotated, differences, fingerprint
@@ -180,6 +181,13 @@ class RunDir:
         """Notes of the quarantined samples by id."""
         return {p.stem: json.loads(p.read_text()) for p in sorted(self.root.glob("quarantined/*.json"))}
 
+    def has_images(self) -> bool:
+        """Whether every planned sample has an image or a note that it could not be made."""
+        if not self.plan.is_file():
+            return False
+        made = {p.stem for p in self.root.glob("images/*/*.png")} | set(self.quarantine())
+        return set(pq.read_table(self.plan, columns=["sample_id"])["sample_id"].to_pylist()) <= made
+
     def draw(self, number: int) -> Draw:
         """The paths of one support draw."""
         return Draw(self.root / "draws" / str(number))
@@ -232,7 +240,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     before = Config.model_validate(yaml.safe_load(old.config.read_text()))
     same = {s: fingerprint(before, s) == fingerprint(config, s) for s in ("prompts", "images", "base")}
     taken = {
-        "prompts": [old.prompts, old.embeddings, old.plan],
+        "prompts": [old.prompts, old.embeddings, old.plan, *sorted(old.root.glob("proposals/*.jsonl"))],
         "images": sorted([*old.root.glob("images/*/*.png"), *old.root.glob("images/*/*.json")]),
         "base": [old.base, old.base_facts],
     }

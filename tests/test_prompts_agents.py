@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syn4seg.data import embedded
-from syn4seg.prompts.agents import GrammarAgent, mentions, plain_prompt
+from syn4seg.prompts.agents import GrammarAgent, check_agent, load_agent, mentions, plain_prompt, spoken
 
 NAMES = ("aeroplane", "bicycle", "diningtable", "pottedplant", "tvmonitor", "person", "sheep", "umbrella", "scissors",
          "knife", "wine glass", "bus", "skis", "broccoli", "unicorn", "hourglass", "mouse", "teddy bear")  # fmt: skip
@@ -120,3 +120,13 @@ def test_a_class_outside_the_embedded_world_is_an_error_that_lists_the_classes()
         plain_prompt("star", "marsian")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="empty"):
         plain_prompt(" ", "natural")
+
+
+def test_the_grammar_is_loaded_by_name_and_needs_neither_model_nor_key():
+    check_agent("grammar", llm=None, base_url="nonsense", key_variable="")
+    assert load_agent("grammar", world="natural", seed=3, per_round=2) == GrammarAgent("natural", 3)
+
+
+def test_a_class_is_spoken_as_words():
+    said = {"diningtable": "dining table", "tv": "TV", "wine_glass": "wine glass", "dog": "dog"}
+    assert {name: spoken(name) for name in said} == said

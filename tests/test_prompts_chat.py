@@ -48,7 +48,9 @@ class Endpoint:
     """A server that gives its answers in turn, the last one for ever, and remembers what it was asked."""
 
     def __init__(self, *answers: Any):
-        self.answers, self.asked, self.headers = list(answers), [], []
+        self.answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         this = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -58,8 +60,9 @@ class Endpoint:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 this.asked.append(body)
                 this.headers.append({k.lower(): v for k, v in self.headers.items()} | {"path": self.path})
-                answer = this.answers.pop(0) if len(this.answers) > 1 else this.answers[0]
-                status, headers, content = answer(body) if callable(answer) else answer
+                answer: Any = this.answers.pop(0) if len(this.answers) > 1 else this.answers[0]
+                given: Any = answer(body) if callable(answer) else answer
+                status, headers, content = given
                 if not status:
                     time.sleep(0.6)
                     self.close_connection = True

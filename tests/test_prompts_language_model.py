@@ -17,7 +17,10 @@ from syn4seg.prompts.bank import build_bank, unit_rows
 from syn4seg.prompts.language_model import LanguageModelAgent, check_folder
 from syn4seg.prompts.proposals import messages
 
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system message, please') }}{% endif %}" + TEMPLATE
 )
@@ -97,10 +100,13 @@ def test_temperature_zero_takes_the_likeliest_word_whatever_the_seed(babbler: Pa
     assert cold[0] == cold[1]
 
 
+def embedded_in_words(texts: list[str]):
+    """float32 (N, E): what the bank compares."""
+    return unit_rows(BagOfWords().encode(texts).pooled)
+
+
 def test_babble_costs_patience_and_ends_with_the_warning(babbler: Path):
-    encoder = BagOfWords()
-    bank = build_bank(agent(babbler, per_round=1), lambda t: unit_rows(encoder.encode(t).pooled), "star", size=3, lambda_prompt=0.97,
-                      patience=4)  # fmt: skip
+    bank = build_bank(agent(babbler, per_round=1), embedded_in_words, "star", size=3, lambda_prompt=0.97, patience=4)
     assert (
         bank.stopped == "patience"
         and not bank.accepted
@@ -118,7 +124,9 @@ def test_a_model_that_has_learnt_to_answer_fills_the_bank(tmp_path: Path):
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=1024, vocab_size=len(words), bos_token_id=0, eos_token_id=1,
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
     network = GPT2LMHeadModel(config)
-    text = words.apply_chat_template(messages("star", "natural", 3, [], []), tokenize=False, add_generation_prompt=True)
+    text: Any = words.apply_chat_template(
+        messages("star", "natural", 3, [], []), tokenize=False, add_generation_prompt=True
+    )
     asked, answer = (words(t, add_special_tokens=False).input_ids for t in (text, json.dumps(STAR) + "</s>"))
     tokens = torch.tensor([asked + answer])
     labels = tokens.clone()
@@ -130,13 +138,10 @@ def test_a_model_that_has_learnt_to_answer_fills_the_bank(tmp_path: Path):
         optimizer.step()
     network.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    encoder = BagOfWords()
     learnt = load_agent(
         "transformers", world="natural", seed=0, llm=str(tmp_path), per_round=3, temperature=0.0, device="cpu"
     )
-    bank = build_bank(
-        learnt, lambda t: unit_rows(encoder.encode(t).pooled), "star", size=3, lambda_prompt=0.97, patience=4
-    )
+    bank = build_bank(learnt, embedded_in_words, "star", size=3, lambda_prompt=0.97, patience=4)
     assert [c.text for c in bank.accepted] == STAR
 
 
@@ -233,8 +238,7 @@ def test_a_hub_model_that_is_not_here_says_how_to_get_it(babbler: Path, monkeypa
     from huggingface_hub import errors
 
     with pytest.raises(
-        ValueError,
-        match=r"prompts\.llm=someone/absent: .*hf download someone/absent --local-dir.*prompts\.agent=grammar",
+        ValueError, match=r"llm=someone/absent: .*hf download someone/absent --local-dir.*prompts\.agent=grammar"
     ):
         agent(Path("someone/absent"))
     for kind, remedy in ((errors.GatedRepoError, "gated: accept its licence at .*someone/absent and set HF_TOKEN"),

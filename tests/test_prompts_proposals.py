@@ -149,7 +149,8 @@ def test_recorded_rounds_come_back_and_the_next_ones_are_asked(tmp_path: Path):
 
 def test_classes_have_their_own_files(tmp_path: Path):
     agent = Recorded(Counting(), tmp_path)
-    ask(agent, 2, "bus"), ask(agent, 1, "car")
+    for name in ("bus", "car", "bus"):
+        ask(agent, 2, name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bus.jsonl", "car.jsonl"]
 
 

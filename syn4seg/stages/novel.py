@@ -259,7 +259,9 @@ def load_classifier(path) -> Classifier:
         raise ValueError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating")
     with safe_open(path, "pt") as f:
         facts = {key: json.loads(text) for key, text in (f.metadata() or {}).items()}
-        return Classifier(f.get_tensor("weight"), f.get_tensor("bias"), facts.get("cosine", False), facts.get("align_corners", False))
+        return Classifier(
+            f.get_tensor("weight"), f.get_tensor("bias"), facts.get("cosine", False), facts.get("align_corners", False)
+        )
 
 
 def read_rows(run: RunDir, draw: int, names: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> dict[str, list]:

@@ -19,9 +19,10 @@ from syn4seg.data.support import (
     reserved,
     support_pools,
 )
-from syn4seg.rundir import checked_name
+from syn4seg.rundir import RunDir, checked_name
 
 if TYPE_CHECKING:
+    from syn4seg.data.prepared import PreparedDataset
     from syn4seg.models.generators import Speed
 
 EMBEDDED_MODELS = ("renderer", "embedded-sd3")
@@ -40,6 +41,7 @@ def load_dataset(config: Config) -> tuple[Dataset, Fold]:
         dataset: Dataset = EmbeddedDataset(data.train_images or EMBEDDED_TRAIN, data.val_images or EMBEDDED_VAL)
     else:
         dataset = _on_disk(config)
+        dataset.check()
         dataset.train, dataset.val = dataset.train[: data.train_images], dataset.val[: data.val_images]
     try:
         return dataset, fold_of(dataset, data.fold)
@@ -47,7 +49,7 @@ def load_dataset(config: Config) -> tuple[Dataset, Fold]:
         raise ValueError(f"data.fold={data.fold}: {error}") from None
 
 
-def _on_disk(config: Config) -> Dataset:
+def _on_disk(config: Config) -> FolderDataset | PreparedDataset:
     from syn4seg.data.coco import CocoDataset
     from syn4seg.data.pascal import PascalDataset
 
@@ -57,9 +59,7 @@ def _on_disk(config: Config) -> Dataset:
         return PascalDataset(data.root, data.train_list)
     if data.source == "coco":
         return CocoDataset(data.root, data.masks)
-    dataset = FolderDataset(data.root)
-    dataset.check()
-    return dataset
+    return FolderDataset(data.root)
 
 
 def is_prepared(config: Config) -> bool:
@@ -165,8 +165,11 @@ def imported_files(config: Config, name: str) -> list[str]:
     return files[: config.synthesis.images_per_class]
 
 
-def check(config: Config) -> tuple[Dataset, Fold]:
+def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     """Everything checkable before any model loads; returns the data set and the fold.
+
+    Args:
+        run: where the run is or will be; what it has made already needs no model any more.
 
     Raises:
         ValueError: the first thing that is wrong: key, value, what was expected, the remedy.
@@ -195,12 +198,12 @@ def check(config: Config) -> tuple[Dataset, Fold]:
         raise ValueError(
             f"base.checkpoint={config.base.checkpoint}: no such file; expected shipped, train, or a checkpoint file"
         )
-    _check_models(config)
+    _check_models(config, run)
     return dataset, fold
 
 
-def _check_models(config: Config) -> None:
-    """Every model that the run will load can be found, and fits, as far as that can be told without loading it."""
+def _check_models(config: Config, run: RunDir | None) -> None:
+    """Every model that the run will still load can be found, and fits, as far as that can be told without loading it."""
     from syn4seg.models.generators import check_model
     from syn4seg.models.sam_files import known_sam
     from syn4seg.prompts.agents import check_agent
@@ -208,9 +211,11 @@ def _check_models(config: Config) -> None:
 
     synthesis, prompts, segmenter = config.synthesis, config.prompts, config.segmenter
     if synthesis.source == "generate":
-        check_model(synthesis.model, speed_of(config))
-        check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
-    if config.base.checkpoint == "train":
+        if run is None or not run.has_images():
+            check_model(synthesis.model, speed_of(config))
+        if run is None or not run.plan.is_file():
+            check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
+    if config.base.checkpoint == "train" and (run is None or not run.base.is_file()):
         try:
             check_backbone(segmenter.backbone, segmenter.weights or "none", segmenter.size)
         except ValueError as error:

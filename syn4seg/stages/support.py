@@ -70,7 +70,10 @@ class Registration:
             parts = {key: f.get_tensor(key) for key in ("weight", "bias", "prototypes")}
         thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
         return Registration(
-            **parts, thresholds=thresholds, cosine=facts.get("cosine", False), align_corners=facts.get("align_corners", False)
+            **parts,
+            thresholds=thresholds,
+            cosine=facts.get("cosine", False),
+            align_corners=facts.get("align_corners", False),
         )
 
     def classifier_on(self, device: torch.device | str) -> Classifier:
