@@ -259,9 +259,8 @@ def load_classifier(path) -> Classifier:
         raise ValueError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating")
     with safe_open(path, "pt") as f:
         facts = {key: json.loads(text) for key, text in (f.metadata() or {}).items()}
-        return Classifier(
-            f.get_tensor("weight"), f.get_tensor("bias"), facts.get("cosine", False), facts.get("align_corners", False)
-        )
+        rows = f.get_tensor("weight"), f.get_tensor("bias")
+    return Classifier(*rows, cosine=facts.get("cosine", False), align_corners=facts.get("align_corners", False))
 
 
 def read_rows(run: RunDir, draw: int, names: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> dict[str, list]:
