@@ -39,10 +39,29 @@ def pools(config: Config) -> dict[str, Pool]:
 
 
 def check_placement(config: Config) -> None:
-    """Joins Ray and refuses a placement that does not fit, before any model loads."""
-    if config.placement.runner == "ray":
-        connect(config.placement)
+    """Joins Ray and refuses a placement that does not fit, before any model loads.
+
+    Raises:
+        ValueError: pools that do not fit on the cluster, or a GPU that is not there.
+    """
+    place = config.placement
+    used = {"encoding": place.encoding, **pools(config)}
+    if place.runner == "ray":
+        connect(place)
+        preflight([Stage(Labeler, {}, place.encoding, "encoding")], node_resources())
         preflight([Stage(Labeler, {}, pool, name) for name, pool in pools(config).items()], node_resources())
+        without = [name for name, pool in used.items() if name != "writing" and not pool.gpus]
+        if place.device == "cuda" and without:
+            raise ValueError(f"placement.device=cuda: an actor sees a GPU only if its pool has a share of one; set "
+                             f"placement.{without[0]}.gpus above 0, or placement.device=auto")  # fmt: skip
+        return
+    wanted = [name for name, pool in used.items() if name != "writing" and device_of(config, pool) == "cuda"]
+    if wanted:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(f"placement.{wanted[0]}.gpus={used[wanted[0]].gpus:g}, placement.device={place.device}: this machine "
+                             "has no usable GPU; set the gpus of every pool to 0, or placement.device=cpu")  # fmt: skip
 
 
 def device_of(config: Config, pool: Pool) -> str:

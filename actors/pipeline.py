@@ -20,7 +20,7 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
 from syn4seg.sections import Pool
 from syn4seg.stages.base import make_base
-from syn4seg.stages.novel import NovelStage, load_classifier, read_rows, rows_of
+from syn4seg.stages.novel import NovelStage, free_gpu, load_classifier, read_rows, rows_of
 from syn4seg.stages.plan import make_plan, planned
 from syn4seg.stages.results import write_manifest, write_results
 from syn4seg.stages.setup import draws_of
@@ -97,6 +97,8 @@ class Pipeline:
             stage = NovelStage(self.config, self.run, self.dataset, self.fold)
             for draw in draws_of(self.config):
                 stage.register(draw)
+            del stage
+            free_gpu()
         for draw in draws_of(self.config):
             with self._timed("labels"), self.display.bar(f"labels, draw {draw}") as progress:
                 stream(self.config, self.run, self.names, draw, progress, self.display.note)
@@ -133,7 +135,11 @@ class Pipeline:
             self.finished_rows(draw)
         with self._timed("novel"):
             matrices = train_and_evaluate(self, evaluate)
-        return write_results(self.run, self.config, self.fold, matrices) if evaluate else None
+        return self._scored(matrices) if evaluate else None
+
+    def _scored(self, matrices: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+        unpublished = getattr(self.dataset, "unpublished", ())
+        return write_results(self.run, self.config, self.fold, matrices, unpublished)
 
     def evaluate(self) -> dict[str, Any]:
         """Scores the classifiers that are there.
@@ -147,4 +153,4 @@ class Pipeline:
         stage = NovelStage(self.config, self.run, self.dataset, self.fold)
         with self._timed("evaluate"), self.display.bar("queries") as progress:
             matrices: dict[int, dict[str, np.ndarray]] = stage.evaluate(progress)
-        return write_results(self.run, self.config, self.fold, matrices)
+        return self._scored(matrices)

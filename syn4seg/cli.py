@@ -20,51 +20,62 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                   help="Syn4Seg on Ray: generalized few-shot segmentation that makes up its missing data.")  # fmt: skip
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE ...]", show_default=False,
-                     help="A YAML file or the name of a packaged one, then any keys: data.fold=1 labeling.beta=0.3")]  # fmt: skip
+                     help="A YAML file, a run, or embedded, pascal5i, coco20i...; then any keys: data.fold=1")]  # fmt: skip
 Out = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/NAME.", show_default=False)]
 Reuse = Annotated[
     Path | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")
 ]
 
 
-def _config(settings: list[str] | None) -> Config:
+def _config(settings: list[str] | None, out: Path | None = None) -> Config:
+    """The configuration of the words of a command; without a file in them, that of the run in `out`, if there is one."""
     from syn4seg.config import load
 
     words = list(settings or [])
     path = None
     if words and "=" not in words[0]:
-        path = Path(words.pop(0))
-        packaged = Path(__file__).parent / "configs" / f"{path}.yaml"
-        if not path.is_file() and packaged.is_file():
-            path = packaged
+        path, packaged = Path(words.pop(0)), Path(__file__).parent / "configs"
+        if (path / "config.yaml").is_file():
+            path = path / "config.yaml"
+        elif not path.is_file():
+            known = sorted(p.stem for p in packaged.glob("*.yaml"))
+            if str(path) not in known:
+                raise ValueError(
+                    f"config {path}: no such file or run; expected a YAML file, a run, or {', '.join(known)}"
+                )
+            path = packaged / f"{path}.yaml"
+    elif out is not None and (out / "config.yaml").is_file():
+        path = out / "config.yaml"
     return load(path, words)
 
 
 def _begin(settings: list[str] | None, out: Path | None, reuse: Path | None) -> Pipeline:
     """Checks everything that can be checked, then opens the run directory; nothing is written before that."""
-    config = _config(settings)
+    config = _config(settings, out)
+    from actors.pipeline import Pipeline
+    from syn4seg import rundir
     from syn4seg.stages import setup
     from syn4seg.terminal import Terminal, versions
 
     display = Terminal()
+    run = rundir.RunDir(out or Path("runs") / rundir.checked_name(config.name, "name"))
+    run.check(config)
     if not setup.is_prepared(config):
         assert config.data.root is not None
+        setup.check_models(config, run)
         with display.bar(f"preparing {config.data.source}") as progress:
             setup.prepare(config.data.source, config.data.root, config.data.masks, progress, display.note)
-    from actors.pipeline import Pipeline
-    from syn4seg import rundir
-
-    run = rundir.RunDir(out or Path("runs") / rundir.checked_name(config.name, "name"))
     dataset, fold = setup.check(config, run)
-    run.check(config)
+    inputs = setup.inputs_of(config)
+    run.check_inputs(inputs)
     pipeline = Pipeline(config, run, dataset, fold, display)
     pipeline.check()
     _catch_signals()  # Ray brings handlers of its own
     if reuse is not None and not rundir.RunDir(reuse).config.is_file():
         raise ValueError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
     run.open(config)
-    if not run.provenance.is_file():
-        rundir.write_json(run.provenance, run.provenance_of(config, versions()))
+    run.write_inputs(inputs)
+    run.write_provenance(config, versions())
     if reuse is not None:
         taken = rundir.reuse(rundir.RunDir(reuse), run, config)
         pipeline.display.note(f"taken from {reuse}: {', '.join(taken) or 'nothing fits this configuration'}")
@@ -158,7 +169,8 @@ def prepare(
     display = Terminal()
     with display.bar(f"preparing {source}") as progress:
         build(source, root, masks, progress, display.note)
-    display.note(f"ready: data.source={source} data.root={root}")
+    variant = f" data.masks={masks}" if source == "coco" else ""
+    display.note(f"ready: data.source={source} data.root={root}{variant}")
 
 
 @app.command()
@@ -166,7 +178,7 @@ def plan(
     settings: Settings = None,
     rates: Annotated[Path | None, typer.Option(help="Measured rates (JSON, as benchmarks/gpu.py writes them).")] = None,
     measure: Annotated[int, typer.Option(help="Measure this many images of every stage here first.")] = 0,
-    card: Annotated[str, typer.Option(help="GPU for stated rates: h200, h100, a100, l40s, 4090.")] = "h100",
+    card: Annotated[str, typer.Option(help="GPU for stated rates: h200, h100, a100, l40s, l4, 4090.")] = "h100",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What a run would make and cost: images, GPU-hours, memory per actor, disk per stage. Starts nothing."""

@@ -67,6 +67,8 @@ class Config(Section):
         tree = self.model_dump(mode="json")
         del tree["name"], tree["placement"]
         del tree["data"]["draws"], tree["data"]["first_draw"]
+        for key in ("timeout", "base_url", "key_variable"):  # where and how patiently a language model is asked
+            del tree["prompts"][key]
         return tree
 
 

@@ -1,6 +1,6 @@
 """The run directory: every path of a run, atomic writes, the plan, the records, the digest.
 
-    RUN/config.yaml provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
+    RUN/config.yaml inputs.json provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
     RUN/images/CLASS/ID.png (and ID.json, if there is anything to say about how it was made)  quarantined/ID.json
     RUN/proposals/CLASS.jsonl (of a language model)  checkpoints/{base.safetensors,base.json}
     RUN/draws/K/support.json  support.safetensors  queries.json  manifest.parquet  checkpoints/ROW.safetensors
@@ -161,6 +161,7 @@ class RunDir:
         self.root = Path(root)
         self.config = self.root / "config.yaml"
         self.provenance = self.root / "provenance.json"
+        self.inputs = self.root / "inputs.json"
         self.prompts = self.root / "prompts.parquet"
         self.embeddings = self.root / "embeddings.safetensors"
         self.plan = self.root / "plan.parquet"
@@ -220,10 +221,38 @@ class RunDir:
         self.check(config)
         write_atomically(self.config, annotated(config).encode())
 
-    def provenance_of(self, config: Config, versions: dict[str, str]) -> dict[str, Any]:
-        """What made the run: versions and the fingerprint of each stage; no user name, path or secret."""
+    def check_inputs(self, inputs: dict[str, str]) -> None:
+        """Refuses other files under the names that the configuration gives.
+
+        Args:
+            inputs: `setup.inputs_of(config)`.
+
+        Raises:
+            ValueError: a file is not the one that the run was begun with.
+        """
+        if not self.inputs.is_file():
+            return
+        for key, digest in json.loads(self.inputs.read_text()).items():
+            if inputs.get(key, digest) != digest:
+                raise ValueError(f"{key}: other files are there than when {self.root} was begun; put the old ones back, "
+                                 "or use another --out")  # fmt: skip
+
+    def write_inputs(self, inputs: dict[str, str]) -> None:
+        """Keeps the digests of the run's inputs, those known already and new ones."""
+        known = json.loads(self.inputs.read_text()) if self.inputs.is_file() else {}
+        write_json(self.inputs, inputs | known)
+
+    def write_provenance(self, config: Config, versions: dict[str, str]) -> None:
+        """What made the run: versions (of its first start) and the fingerprint of each stage; no user name, path or secret."""
+        if self.provenance.is_file():
+            versions = json.loads(self.provenance.read_text())["versions"]
         stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
-        return {"versions": versions, "fingerprints": stages}
+        write_json(self.provenance, {"versions": versions, "fingerprints": stages})
+
+
+INPUT_STAGES = {"synthesis.model": "images", "synthesis.root": "images", "base.checkpoint": "base", "segmenter.weights": "base",
+                "data.root": "base"}  # fmt: skip
+"""Inputs that are files, and the stage of `reuse` that is no longer the same when they change."""
 
 
 def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
@@ -238,17 +267,29 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     if not old.config.is_file():
         raise ValueError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
     before = Config.model_validate(yaml.safe_load(old.config.read_text()))
-    same = {s: fingerprint(before, s) == fingerprint(config, s) for s in ("prompts", "images", "base")}
+    theirs, ours = (json.loads(run.inputs.read_text()) if run.inputs.is_file() else {} for run in (old, new))
+    other = {stage for key, stage in INPUT_STAGES.items() if theirs.get(key) != ours.get(key)}
+    same = {
+        s: fingerprint(before, s) == fingerprint(config, s) and s not in other for s in ("prompts", "images", "base")
+    }
     taken = {
         "prompts": [old.prompts, old.embeddings, old.plan, *sorted(old.root.glob("proposals/*.jsonl"))],
         "images": sorted([*old.root.glob("images/*/*.png"), *old.root.glob("images/*/*.json")]),
         "base": [old.base, old.base_facts],
     }
+    found = []
     for stage in (s for s in taken if same[s]):
+        if stage == "images" and _bytes(new.plan) != _bytes(old.plan):  # a language model does not repeat its prompts
+            continue
         for path in taken[stage]:
             if path.is_file():
                 _link(path, new.root / path.relative_to(old.root))
-    return [s for s in taken if same[s]]
+        found.append(stage)
+    return found
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _link(source: Path, target: Path) -> None:

@@ -140,7 +140,7 @@ def table_columns(about: dict[str, Any]) -> dict[str, str]:
     with_background = about["base_mIoU"] == "with the background"
     base = {"base + bg": "base_with_background"} if with_background else {"base": "base"}
     mean = {"total": "total"} if about["mean"].startswith("over all") else {"mean": "mean"}
-    return {**base, "novel": "novel", **mean, "harmonic": "harmonic"}
+    return {**base, "novel": "novel", **mean, "harmonic": "harmonic_with_background" if with_background else "harmonic"}
 
 
 def about_results(results: dict[str, Any]) -> list[str]:
@@ -149,6 +149,9 @@ def about_results(results: dict[str, Any]) -> list[str]:
     lines = [f"protocol {about['preset']}: {about['data']}, {about['train_list']}; support from the {about['support_from']}, base "
              f"pixels in it {about['base_in_support']}; scored on {about['evaluation_space']}, {about['queries']}"]  # fmt: skip
     lines += [f"deviation from {about['preset']}: {line}" for line in about["deviations"]]
+    lines.append(f"segmenter {about['backbone']} ({about['weights']}), canvas {about['canvas_kind']} {about['canvas']}; masks "
+                 f"{about['masks']}; base images {about['base_images']}; support draws {about['support_draw']}; base prototypes of "
+                 f"{about['base_prototype_images']} base images")  # fmt: skip
     lines.append(f"generator {about['generator']}; {about['replayed_base_images']} base images replayed; base mIoU: "
                  f"{about['base_mIoU']}; mean {about['mean']}; spread: standard deviation over draws")  # fmt: skip
     if about["transductive"]:
@@ -226,6 +229,7 @@ def print_plan(config: Config, rates: Path | None, measured: int, card: str, as_
     """
     from syn4seg.stages.estimate import table
     from syn4seg.stages.measure import plan_run
+    from syn4seg.stages.setup import is_prepared
 
     found = plan_run(config, rates, measured, card)
     if as_json:
@@ -246,5 +250,9 @@ def print_plan(config: Config, rates: Path | None, measured: int, card: str, as_
     shown.add_section()
     shown.add_row(*(rows[-1][i] for i in used))
     console.print(shown)
+    if not is_prepared(config):
+        console.print(
+            f"data.root={config.data.root} is not prepared: the published numbers of images are assumed", markup=False
+        )
     for line in [*(f"{letter}: {text}" for text, letter in origins.items()), *footnotes]:
         console.print(line, markup=False)

@@ -72,7 +72,15 @@ def test_the_whole_job_prints_the_ablation_and_writes_results(finished):
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == ["apf", "apr", "class_name_raw", "hdig_raw", "support_only", "syn4seg"]
     for row in results["rows"].values():
-        assert set(row) == {"base", "base_with_background", "novel", "mean", "total", "harmonic"}
+        assert set(row) == {
+            "base",
+            "base_with_background",
+            "novel",
+            "mean",
+            "total",
+            "harmonic",
+            "harmonic_with_background",
+        }
         assert all(set(value) == {"mean", "std", "n"} and value["n"] == 2 for value in row.values())
     assert len(results["per_class"]["syn4seg"]) == 17
     assert {"protocol", "config_digest", "funnel"} <= set(results)
@@ -163,3 +171,22 @@ def test_the_doctor_is_content_here():
     done = syn4seg("doctor")
     assert done.returncode == 0, done.stdout
     assert "torch" in done.stdout
+
+
+def test_a_run_is_its_own_configuration_for_later_commands(tmp_path):
+    made = [
+        "placement.runner=inline",
+        "synthesis.images_per_class=1",
+        "prompts.bank_size=1",
+        "data.val_images=3",
+        "novel.steps=2",
+        "data.train_images=300",
+    ]
+    assert syn4seg("run", *made, "--out", tmp_path / "run").returncode == 0
+    done = syn4seg("evaluate", "evaluation.space=canvas", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "64 canvas" in done.stdout
+    assert syn4seg("evaluate", tmp_path / "run", "--out", tmp_path / "run").returncode == 0
+    refused = syn4seg("evaluate", "novel.steps=3", "--out", tmp_path / "run")
+    assert refused.returncode == 2 and "novel.steps: 2 -> 3" in refused.stderr
+    assert "embedded, embedded-5x4, pascal5i" in syn4seg("run", "embeded").stderr

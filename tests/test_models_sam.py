@@ -345,11 +345,14 @@ def test_files_that_are_no_sam_are_refused_with_the_remedy(tmp_path: Path):
     torch.save(sam2, tmp_path / "sam2.pt")
     torch.save({"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "mobile.pt")
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    torch.save({1: torch.zeros(3)}, tmp_path / "numbered.pth")
+    torch.save({"image_encoder.patch_embed.proj.weight": torch.tensor(1.0)}, tmp_path / "scalar.pth")
     named = {
         "cut.safetensors": "cannot be read", "cut.pth": "cannot be read", "page.pth": "no file of torch.save",
         "empty.pth": "cannot be read", "other.pth": "no SAM checkpoint: it has no .* but weight", "absent": "no SAM weights",
         "folder": "has no config.json", "code.pth": "holds [a-z]+.mkdir, which is not weights and was not run",
         "sam2.pt": "not a plain table of tensors but holds model", "list.pth": "holds list",
+        "numbered.pth": "not a plain table of tensors but holds 1", "scalar.pth": "width 0 and 0 blocks",
         "mobile.pt": r"but image_encoder\.patch_embed\.seq\.0\.c\.weight",
     }  # fmt: skip
     for name, why in named.items():
@@ -374,3 +377,30 @@ def test_a_folder_whose_config_contradicts_its_tensors_is_refused(tmp_path: Path
     (copy / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match="holds a list; expected the numbers img_size"):
         load_sam(copy)
+
+
+@pytest.mark.parametrize("change, why", [
+    ({"img_size": "64"}, "img_size='64'; expected a whole number above 0"), ({"patch_size": 0}, "patch_size=0; expected"),
+    ({"depth": 2.5}, r"depth=2\.5; expected a whole number"), ({"depth": True}, "depth=True"), ({"out_chans": None}, "=None"),
+    ({"img_size": 10**12}, "at most 16384"), ({"mlp_ratio": "3"}, "mlp_ratio='3'; expected a number above 0"),
+    ({"num_heads": 5}, r"embed_dim=96 is no multiple of num_heads \(num_heads=5\)"),
+    ({"decoder_heads": 7}, r"out_chans=64 is no multiple of 2 x decoder_heads"), ({"patch_size": 5}, "img_size=64 is no multiple"),
+])  # fmt: skip
+def test_a_config_with_numbers_that_no_network_has_is_refused(change: dict, why: str):
+    with pytest.raises(ValueError, match=rf"config\.json of a SAM: .*{why}"):
+        build_sam(build.CONFIG | change)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_with_any_bytes_damaged_is_refused_by_name(tmp_path: Path, legacy: bool):
+    state = {"image_encoder.patch_embed.proj.weight": torch.zeros(4, 4), "b": torch.ones(3)}
+    torch.save(state, tmp_path / "whole.pth", _use_new_zipfile_serialization=not legacy)
+    whole, rng = (tmp_path / "whole.pth").read_bytes(), embedded.seeded("damage", legacy)
+    for _ in range(150):
+        damaged = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        for _ in range(3):
+            damaged[rng.integers(min(len(damaged), 600))] = rng.integers(256)
+        (tmp_path / "damaged.pth").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.pth .*embedded-sam"):
+            load_sam(tmp_path / "damaged.pth")

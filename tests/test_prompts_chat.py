@@ -275,6 +275,37 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(small, tmp_path, caplog: 
         assert KEY not in text
 
 
+def test_a_key_that_a_reply_spells_in_other_ways_is_hidden_too():
+    escaped = '["a star with ' + KEY.replace("-", "\\u002d") + '"]'
+    split = json.dumps([f"a star with {KEY[:5]}\u200b{KEY[5:]}"])
+    with Endpoint(said(escaped), said(split)) as server:
+        asked = agent(server)
+        assert [asked.propose("star", i, [], []) for i in range(2)] == [["a star with ***"]] * 2
+
+
+def test_a_word_that_stands_for_no_key_does_not_mangle_the_replies(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("A_KEY", "x")
+    with Endpoint(said(["six foxes under a star"])) as server:
+        assert agent(server).propose("star", 0, [], []) == ["six foxes under a star"]
+        assert server.headers[0]["authorization"] == "Bearer x"
+
+
+def test_the_key_does_not_follow_a_redirect_to_another_server():
+    with Endpoint(said(STAR)) as other:
+        moved = 307, {"Location": f"{other.url}/chat/completions"}, b""
+        with Endpoint(moved) as server:
+            agent(server).propose("star", 0, [], [])
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+        assert other.headers and all(KEY not in str(headers) for headers in other.headers)
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"choices":' * 100_000, b"3", b'{"choices": ["a"]}', b'{"choices": [null]}',
+                                  b'{"choices": [{"message": [1]}]}', b"\xff\xfe"])  # fmt: skip
+def test_a_body_of_any_shape_is_a_round_without_prompts(body: bytes):
+    with Endpoint((200, {"Content-Type": "application/json"}, body)) as server:
+        assert agent(server, timeout=5.0).propose("star", 0, [], []) == []
+
+
 def test_an_endpoint_on_this_machine_needs_no_key(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("A_KEY")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nor a proxy
@@ -307,14 +338,38 @@ def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(monkeypatch: py
 
 @pytest.mark.parametrize(
     "url",
-    ["127.0.0.1:8000", "ftp://host/v1", "http://", "http://host:99999/v1", "http://[x/v1", "https://host/v1?key=x"],
+    [
+        "127.0.0.1:8000",
+        "ftp://host/v1",
+        "http://",
+        "http://host:99999/v1",
+        "http://[x/v1",
+        "https://host/v1?key=x",
+        "https://host/v1#x",
+        "http://a b/v1",
+        "http://ho\x01st/v1",
+        "http://host/v1\n",
+        "http://.../v1",
+        f"http://{'a' * 70}.org/v1",
+    ],
 )
 def test_addresses_that_are_none_are_refused(url: str):
     with pytest.raises(ValueError, match=r"prompts\.base_url=.*expected an address such as"):
         endpoint(url, "A_KEY")
 
 
-def test_an_address_with_a_key_in_it_is_refused_without_showing_it():
+@pytest.mark.parametrize(
+    "url",
+    [f"https://me:{KEY}@host/v1", f"https://{KEY}@host/v1", f"ftp://me:{KEY}@host/v1", f"http://me:{KEY}@host:99999/v1",
+     f"me:{KEY}@host", f"https://me:{KEY}?x@host/v1", f"https://host/v1?key={KEY}", f"https://host/v1#{KEY}",
+     f"https://host/{KEY}/v1", f"https://{KEY}/v1"],
+)  # fmt: skip
+def test_an_address_with_a_key_in_it_is_refused_without_showing_it(url: str):
     with pytest.raises(ValueError, match=r"put the key into the environment variable A_KEY") as caught:
-        endpoint(f"https://me:{KEY}@host/v1", "A_KEY")
+        endpoint(url, "A_KEY")
     assert KEY not in str(caught.value)
+
+
+def test_an_address_that_the_http_library_refuses_is_an_error_of_ours():
+    with pytest.raises(ValueError, match=r"http://1\.2\.3\.999/v1 cannot be used .*correct prompts\.base_url"):
+        agent("http://1.2.3.999/v1")

@@ -15,7 +15,7 @@ from syn4seg.models.renderer import BagOfWords
 from syn4seg.prompts.agents import check_agent, load_agent
 from syn4seg.prompts.bank import build_bank, unit_rows
 from syn4seg.prompts.language_model import LanguageModelAgent, check_folder
-from syn4seg.prompts.proposals import messages
+from syn4seg.prompts.proposals import Recorded, messages
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
@@ -115,8 +115,9 @@ def test_babble_costs_patience_and_ends_with_the_warning(babbler: Path):
     assert all(len(c.text) <= 301 for c in bank.refused)
 
 
-def test_a_model_that_has_learnt_to_answer_fills_the_bank(tmp_path: Path):
-    """A small GPT-2 that knows one answer by heart, in place of a large one that knows English."""
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory) -> str:
+    """Folder of a small GPT-2 that knows one answer by heart, in place of a large one that knows English."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     words = tokenizer(TEMPLATE)
@@ -136,13 +137,57 @@ def test_a_model_that_has_learnt_to_answer_fills_the_bank(tmp_path: Path):
         optimizer.zero_grad()
         network(tokens, labels=labels).loss.backward()
         optimizer.step()
-    network.save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
-    learnt = load_agent(
-        "transformers", world="natural", seed=0, llm=str(tmp_path), per_round=3, temperature=0.0, device="cpu"
-    )
-    bank = build_bank(learnt, embedded_in_words, "star", size=3, lambda_prompt=0.97, patience=4)
-    assert [c.text for c in bank.accepted] == STAR
+    folder = tmp_path_factory.mktemp("llm") / "learnt"
+    network.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+def bank_of(asked: Any, size: int):
+    return build_bank(asked, embedded_in_words, "star", size=size, lambda_prompt=0.97, patience=5)
+
+
+def test_a_model_that_has_learnt_to_answer_fills_the_bank(learnt: str):
+    asked = load_agent("transformers", world="natural", seed=0, llm=learnt, per_round=3, temperature=0.0, device="cpu")
+    assert [c.text for c in bank_of(asked, 3).accepted] == STAR
+
+
+class Killed(Exception):
+    """What ends a process in the tests."""
+
+
+class UntilKilled:
+    """An agent in a process that ends after some rounds."""
+
+    def __init__(self, inner: Any, rounds: int):
+        self.inner, self.left = inner, rounds
+
+    def propose(
+        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
+    ) -> list[str]:
+        if not self.left:
+            raise Killed
+        self.left -= 1
+        return self.inner.propose(class_name, round_index, accepted, refused)
+
+
+def test_a_stopped_prompt_stage_goes_on_from_its_record_to_the_same_bank(learnt: str, tmp_path: Path):
+    def asked(seed: int) -> LanguageModelAgent:
+        return agent(Path(learnt), per_round=3, temperature=0.3, seed=seed)
+
+    whole, cut = bank_of(Recorded(asked(0), tmp_path / "whole"), 9), tmp_path / "cut"
+    assert whole.accepted and whole.refused and whole.stopped == "patience"
+    with pytest.raises(Killed):
+        bank_of(Recorded(UntilKilled(asked(0), 1), cut), 9)
+    first = (cut / "star.jsonl").read_bytes()
+    with (cut / "star.jsonl").open("ab") as f:
+        f.write(b'{"class": "st')  # the process went down in the middle of a line
+    resumed = bank_of(Recorded(asked(0), cut), 9)
+    assert (resumed.accepted, resumed.refused) == (whole.accepted, whole.refused)
+    record = (cut / "star.jsonl").read_bytes()
+    assert record.startswith(first) and record == (tmp_path / "whole" / "star.jsonl").read_bytes()
+    again = bank_of(Recorded(UntilKilled(asked(7), 0), cut), 9)  # another seed: nothing of it is ever asked
+    assert (again.accepted, again.refused) == (whole.accepted, whole.refused)
 
 
 # ------------------------------------------------------------------------------------------------ the question
@@ -153,6 +198,15 @@ def test_the_model_is_asked_in_its_own_template(babbler: Path, tmp_path: Path):
     assert merged == f"<|user|>{system}\n\n{user}</s><|assistant|>"
     plain = question(agent(saved(tmp_path / "none", None)))
     assert plain.endswith(f"{system}\n\n{user}\n[") and "<|" not in plain
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0].content + 3 }}", "{{ 1 / 0 }}", "{% for %}", "{{ '' }}", "{{ x.y.z }}"]
+)
+def test_a_broken_template_is_as_none(babbler: Path, tmp_path: Path, template: str):
+    broken = shutil.copytree(babbler, tmp_path / "copy")
+    (broken / "chat_template.jinja").write_text(template)
+    assert question(agent(broken)).endswith("strings:\n[")
 
 
 def test_the_history_is_shown_as_far_as_the_context_holds_it(tmp_path: Path, babbler: Path):
@@ -204,6 +258,21 @@ def _no_tokenizer(folder: Path) -> None:
         path.unlink()
 
 
+def _half_a_tokenizer(folder: Path) -> None:
+    data = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(data[: len(data) // 2])
+
+
+def _set(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def _unknown_kind(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data.replace(b'"F32"', b'"X32"', 1))
+
+
 @pytest.mark.parametrize("harm, said", [
     (_cut, r"model\.safetensors is cut short or damaged \(\d+ of \d+ bytes\); download it again"),
     (_without_a_tensor, r"1 tensors are missing.*layers\.1\.mlp\.up_proj\.weight; download"),
@@ -214,12 +283,34 @@ def _no_tokenizer(folder: Path) -> None:
     (_no_tokenizer, "cannot be loaded.*with its tokenizer"),
     (lambda folder: (folder / "config.json").unlink(), r"no config\.json in this folder \(found: .*model\.safetensors"),
     (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+    (lambda folder: (folder / "config.json").write_text("[1]"), "cannot be loaded"),
+    (lambda folder: _set(folder, hidden_size="wide"), "cannot be loaded .*hidden_size"),
+    (lambda folder: _set(folder, num_attention_heads=0), "cannot be loaded"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be loaded.*with its tokenizer"),
+    (_half_a_tokenizer, "cannot be loaded.*with its tokenizer"),
+    (_unknown_kind, "cannot be loaded .*X32"),
 ])  # fmt: skip
 def test_a_broken_folder_is_refused_with_its_fault(babbler: Path, tmp_path: Path, harm: Any, said: str):
     folder = shutil.copytree(babbler, tmp_path / "copy")
     harm(folder)
     with pytest.raises(ValueError, match=rf"prompts\.llm=.*copy:? .*{said}"):
         agent(folder)
+
+
+def _without_numbers(folder: Path) -> None:
+    state = {name: tensor * torch.nan for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("harm, said", [
+    (_without_numbers, "RuntimeError: probability tensor contains"),
+    (lambda folder: (folder / "generation_config.json").write_text('{"num_beams": "x"}'), "TypeError"),
+])  # fmt: skip
+def test_a_model_that_fails_while_it_writes_is_an_error(babbler: Path, tmp_path: Path, harm: Any, said: str):
+    folder = shutil.copytree(babbler, tmp_path / "copy")
+    harm(folder)
+    with pytest.raises(ValueError, match=rf"prompts\.llm=.*copy failed on cpu: {said}.*use a smaller model"):
+        agent(folder).propose("bus", 0, [], [])
 
 
 def test_names_that_are_no_model_are_refused_before_anything_loads(tmp_path: Path):
@@ -235,8 +326,9 @@ def test_names_that_are_no_model_are_refused_before_anything_loads(tmp_path: Pat
 
 def test_a_hub_model_that_is_not_here_says_how_to_get_it(babbler: Path, monkeypatch: pytest.MonkeyPatch):
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         ValueError, match=r"llm=someone/absent: .*hf download someone/absent --local-dir.*prompts\.agent=grammar"
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -168,12 +169,54 @@ def test_a_line_cut_at_any_byte_is_asked_again_and_the_file_stays_whole(tmp_path
 
 
 @pytest.mark.parametrize(
-    "line", ["{}", "nonsense", '{"class": "x", "round": 1, "prompts": []}', '{"round": 0, "prompts": [3]}', "[]"]
+    "line",
+    [
+        "{}",
+        "nonsense",
+        "[]",
+        "[" * 50_000,
+        '{"class": "bus", "round": 1, "prompts": []}',
+        '{"round": 0, "prompts": ["a bus"]}',
+        '{"class": "bus", "round": 0, "prompts": [3]}',
+        '{"class": "bus", "round": 0, "prompts": "a bus"}',
+        '{"class": "car", "round": 0, "prompts": ["a bus"]}',
+    ],
 )
 def test_a_damaged_record_is_named_with_its_line(tmp_path: Path, line: str):
     (tmp_path / "bus.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"bus\.jsonl: line 1 is no record of round 0; delete the file"):
+    with pytest.raises(ValueError, match=r"bus\.jsonl: line 1 is no record of round 0 of 'bus'; delete the file"):
         ask(Recorded(Counting(), tmp_path), 1, "bus")
+
+
+def test_rounds_in_another_order_or_twice_are_refused(tmp_path: Path):
+    ask(Recorded(Counting(), tmp_path), 3)
+    file = tmp_path / "wine glass.jsonl"
+    first, second, third = file.read_bytes().splitlines(keepends=True)
+    for lines, number in (([second, first, third], 1), ([first, third], 2), ([first, first, second], 2)):
+        file.write_bytes(b"".join(lines))
+        with pytest.raises(ValueError, match=rf"line {number} is no record of round {number - 1} of 'wine glass'"):
+            ask(Recorded(Counting(), tmp_path), 3)
+        assert file.read_bytes() == b"".join(lines)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_the_run_goes_on_later(tmp_path: Path):
+    whole = ask(Recorded(Counting(), tmp_path / "whole"), 3)
+    ask(Recorded(Counting(), tmp_path), 2)
+    file = tmp_path / "wine glass.jsonl"
+    size, limit = file.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    inner = Counting()
+    inner.asked = 2
+    agent = Recorded(inner, tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limit[1]))  # room for 20 bytes of the next line
+    try:
+        with pytest.raises(OSError, match=r"No space left.*wine glass\.jsonl"):
+            ask(agent, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert file.stat().st_size == size + 20
+    inner.asked = 2
+    assert ask(Recorded(inner, tmp_path), 3) == whole
+    assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["../bus", "a/b", "", ".bus"])

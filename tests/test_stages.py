@@ -7,11 +7,13 @@ import json
 import numpy as np
 import pytest
 
+from actors.graph import check_placement
 from syn4seg.config import load
+from syn4seg.rundir import RunDir, reuse, write_atomically, write_image, write_json
 from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.novel import ROWS, NovelStage, rows_of
 from syn4seg.stages.results import spread, summarise
-from syn4seg.stages.setup import check, support_of
+from syn4seg.stages.setup import check, inputs_of, shipped_base, support_of
 from syn4seg.stages.support import Registration
 
 
@@ -139,3 +141,58 @@ def test_a_class_name_that_would_leave_the_run_directory_is_refused_before_anyth
 def test_a_generator_of_the_embedded_world_is_not_asked_for_other_classes(tmp_path):
     with pytest.raises(ValueError, match=r"synthesis\.model=renderer: cannot draw 'dog'"):
         check(folder_of(tmp_path / "data", ["dog", "cat"]))
+
+
+def test_a_base_checkpoint_of_another_fold_is_refused_before_anything_loads(small):
+    path = shipped_base(1)
+    with pytest.raises(ValueError, match=r"made for another fold: its novel classes are .*set data\.fold"):
+        check(load(None, [*small, f"base.checkpoint={path}"]))
+    check(load(None, [*small, f"base.checkpoint={path}", "data.fold=1"]))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_a_file_that_is_no_checkpoint_is_refused_before_anything_loads(small, tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"base\.checkpoint=.*no checkpoint of ours"):
+        check(load(None, [*small, f"base.checkpoint={tmp_path / 'x.safetensors'}"]))
+
+
+def test_other_files_under_the_same_name_are_refused_on_resume_and_not_reused(small, tmp_path):
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(shipped_base(0).read_bytes())
+    config = load(None, [*small, f"base.checkpoint={own}"])
+    run, later = RunDir(tmp_path / "run"), RunDir(tmp_path / "later")
+    run.open(config)
+    run.write_inputs(inputs_of(config))
+    run.check_inputs(inputs_of(config))
+    write_json(run.base_facts, {})
+    later.open(config)
+    later.write_inputs(inputs_of(config))
+    assert "base" in reuse(run, later, config)
+    own.write_bytes(shipped_base(1).read_bytes())
+    with pytest.raises(ValueError, match=r"base\.checkpoint: other files are there"):
+        run.check_inputs(inputs_of(config))
+    other = RunDir(tmp_path / "other")
+    other.open(config)
+    other.write_inputs(inputs_of(config))
+    assert "base" not in reuse(run, other, config)
+
+
+def test_images_are_not_reused_under_another_plan(fresh, small, tmp_path):
+    run, _ = fresh
+    config = load(None, small)
+    write_image(run.image("ball", "hdig-ball-00000"), np.zeros((4, 4, 3), np.uint8))
+    same, other = RunDir(tmp_path / "same"), RunDir(tmp_path / "other")
+    for new in (same, other):
+        new.open(config)
+    write_atomically(other.plan, b"another plan, as a language model might make it")
+    assert "images" in reuse(run, same, config) and same.image("ball", "hdig-ball-00000").is_file()
+    assert "images" not in reuse(run, other, config) and not other.image("ball", "hdig-ball-00000").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused_inline_too(small):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=r"placement\.labeling\.gpus=1.*no usable GPU"):
+        check_placement(load(None, [*small, "placement.labeling.gpus=1"]))

@@ -23,7 +23,7 @@ def honest(tmp_path):
     """The records of a run without any leak: 12 base images, 4 support images, 4 queries."""
     run = RunDir(tmp_path / "run")
     write_json(run.base_facts, {"origin": "trained here", "rule": "all", "images": DATASET.train[:12], "chosen": "the last epoch",
-                                "label_pixels": {"0": 900, "1": 40, "12": 7, "255": 3}})  # fmt: skip
+                                "label_pixels": {"0": 900, "1": 40, "12": 7, "255": 3}, "weights": "none"})  # fmt: skip
     support = {FOLD.names[k - 1]: [DATASET.train[20 + i]] for i, k in enumerate(FOLD.novel)}
     write_json(run.draw(0).support_json, {"support": support, "support_from": "train", "replayed": DATASET.train[:3],
                                           "base_prototypes_from": DATASET.train[:2]})  # fmt: skip
@@ -47,7 +47,7 @@ def _leaks(run, *overrides):
 
 def test_an_honest_run_is_proved_in_every_claim(honest):
     verdicts = _verdicts(honest)
-    assert set(verdicts.values()) == {"ok"} and len(verdicts) == 10
+    assert set(verdicts.values()) == {"ok"} and len(verdicts) == 11
 
 
 def test_a_validation_image_in_base_training_is_a_leak(honest):
@@ -97,14 +97,14 @@ def test_an_imported_image_that_equals_a_validation_image_is_a_leak(honest, tmp_
     write_image(honest.image("star", "import-star-00000"), np.zeros((8, 8, 3), np.uint8))
     assert _leaks(honest, *folder) == []
     write_image(honest.image("star", "import-star-00001"), DATASET.image(DATASET.val[2]))
-    assert _leaks(honest, *folder) == ["no synthetic image is a validation image"]
+    assert _leaks(honest, *folder) == ["no synthetic image is an exact copy of a validation image"]
 
 
 def test_what_the_records_cannot_prove_is_unknown_and_never_ok(honest):
-    _change(honest.base_facts, images=None, family="diam", sha256="ab" * 32)
+    _change(honest.base_facts, origin="imported", weights=None, images=None, family="diam", sha256="ab" * 32)
     honest.draw(0).queries.unlink()
     verdicts = _verdicts(honest)
-    assert list(verdicts.values()).count("unknown") == 5 and "LEAK" not in verdicts.values()
+    assert list(verdicts.values()).count("unknown") == 6 and "LEAK" not in verdicts.values()
     honest.base_facts.unlink()
     with pytest.raises(ValueError, match=r"base\.json: missing"):
         _verdicts(honest)

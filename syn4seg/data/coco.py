@@ -124,7 +124,7 @@ def read_annotations(path: Path) -> list[Photo]:
         try:
             region = item["segmentation"]
             if not isinstance(region, dict):
-                region = [np.asarray(p, np.float64).reshape(-1, 2).astype(np.int32) for p in region]
+                region = [np.asarray(p, np.float64).reshape(-1, 2).astype(np.int32) for p in region if len(p)]
             photos[item["image_id"]].objects.append((index[item["category_id"]], bool(item["iscrowd"]), region))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: annotation {number} is malformed ({type(error).__name__}: {error}); {again}"

@@ -66,4 +66,25 @@ def deviations(protocol: str, source: str, science: dict[str, Any], draws: int) 
             and not (key == "data.masks" and source != "coco")
         ):
             lines.append(f"{key}: {wanted} -> {ours}")
+    if protocol != "none":
+        lines += _stated(protocol, source, science)
     return [*lines, *STATED.get(protocol, ())]
+
+
+def _stated(protocol: str, source: str, science: dict[str, Any]) -> list[str]:
+    """Differences that depend on the configuration, but are not one key's value."""
+    lines, backbone = [], science["segmenter"]["backbone"]
+    if backbone not in ("resnet50-deep", "resnet101-deep"):
+        lines.append(
+            f"the public code has a ResNet with the 3-convolution stem (resnet50-deep); this backbone is {backbone}"
+        )
+    if protocol == "diam":
+        shown = science["labeling"]["base_prototype_images"]
+        lines.append(
+            f"base prototypes are made of {shown} base training images when novel classes are learned; DIaM sees none"
+        )
+    if protocol == "pop" and source != "pascal":
+        lines.append(
+            "POP's draws depend on the order of its shuffled list; with the same seeds on this list they are other images"
+        )
+    return lines

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -29,6 +28,7 @@ from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, kno
 
 NUMBERS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "out_chans", "mask_in_chans",
            "decoder_depth", "decoder_heads", "decoder_mlp_dim", "iou_head_dim")  # fmt: skip
+LARGEST = 2**14  # of the numbers in a config.json
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of every Sam, in 0..255
 ARCHITECTURES: dict[tuple[int, int], Callable[[], Sam]] = {
     (768, 12): build_sam_vit_b, (1024, 24): build_sam_vit_l, (1280, 32): build_sam_vit_h,
@@ -41,10 +41,9 @@ def build_sam(numbers: dict[str, Any]) -> Sam:
     """An untrained Sam with global attention everywhere, from the numbers of a `config.json` (all of `NUMBERS`).
 
     Raises:
-        ValueError: a number is missing.
+        ValueError: a number is missing, or no network has it.
     """
-    if missing := [key for key in NUMBERS if key not in numbers]:
-        raise ValueError(f"config.json of a SAM lacks {', '.join(missing)}; it needs {', '.join(NUMBERS)}")
+    _check_numbers(numbers)
     size, patch, width = numbers["img_size"], numbers["patch_size"], numbers["out_chans"]
     encoder = ImageEncoderViT(
         img_size=size, patch_size=patch, embed_dim=numbers["embed_dim"], depth=numbers["depth"],
@@ -57,6 +56,25 @@ def build_sam(numbers: dict[str, Any]) -> Sam:
     )
     decoder = MaskDecoder(transformer_dim=width, transformer=transformer, iou_head_hidden_dim=numbers["iou_head_dim"])
     return Sam(encoder, prompts, decoder, list(PIXEL_MEAN), list(PIXEL_STD))
+
+
+def _check_numbers(numbers: dict[str, Any]) -> None:
+    if missing := [key for key in NUMBERS if key not in numbers]:
+        raise ValueError(f"config.json of a SAM lacks {', '.join(missing)}; it needs {', '.join(NUMBERS)}")
+    for key in NUMBERS:
+        kinds = (int, float) if key == "mlp_ratio" else (int,)
+        if type(numbers[key]) not in kinds or not 0 < numbers[key] <= LARGEST:
+            kind = "number" if key == "mlp_ratio" else "whole number"
+            raise ValueError(
+                f"config.json of a SAM: {key}={numbers[key]!r}; expected a {kind} above 0 and at most {LARGEST}"
+            )
+    multiples = {"img_size": ("patch_size", 1), "embed_dim": ("num_heads", 1), "out_chans": ("decoder_heads", 2)}
+    for key, (part, share) in multiples.items():
+        if numbers[key] % (share * numbers[part]):
+            parts = f"{share} x {part}" if share > 1 else part
+            raise ValueError(
+                f"config.json of a SAM: {key}={numbers[key]} is no multiple of {parts} ({part}={numbers[part]})"
+            )
 
 
 def load_sam(path_or_name: str | Path) -> Sam:
@@ -110,15 +128,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # noqa: BLE001 - torch.load has no error of its own: a damaged pickle ends in nearly any
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S{1,99})", str(error))
             reason = f"it holds {code[1]}, which is not weights and was not run" if code else "no file of torch.save"
         raise ValueError(
             f"SAM weights {path} cannot be read ({reason}); delete it and download it again, or {EXPECTED}"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    plain = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
+    if not plain:
         inside = (
             ", ".join(str(name)[:60] for name in list(state)[:3]) if isinstance(state, dict) else type(state).__name__
         )
@@ -141,11 +160,12 @@ def encoder_shape(state: dict[str, Tensor], path: Path) -> tuple[int, int]:
             f"{path} is no SAM checkpoint: it has no image_encoder.patch_embed.proj.weight, but {inside}; {EXPECTED}"
         )
     depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
-    if (len(patch), depth) not in ARCHITECTURES:
-        known = ", ".join(f"{width} x {blocks}" for width, blocks in ARCHITECTURES)
-        raise ValueError(f"{path} has an image encoder of width {len(patch)} and {depth} blocks; expected one of "
+    width = patch.shape[0] if patch.ndim else 0
+    if (width, depth) not in ARCHITECTURES:
+        known = ", ".join(f"{wide} x {blocks}" for wide, blocks in ARCHITECTURES)
+        raise ValueError(f"{path} has an image encoder of width {width} and {depth} blocks; expected one of "
                          f"{known} (ViT-B, ViT-L, ViT-H). Is the file complete? Else {EXPECTED}")  # fmt: skip
-    return len(patch), depth
+    return width, depth
 
 
 def check_tensors(sam: Sam, state: dict[str, Tensor], path: Path) -> None:

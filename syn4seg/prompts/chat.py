@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import time
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ OPENAI = "https://api.openai.com/v1"
 TRIES = 4  # times that a round is asked for
 SILENT_ROUNDS = 5  # rounds in a row without a reply after which the endpoint counts as dead
 LONGEST_WAIT = 60.0  # seconds, also where the endpoint asks for more
+SECRET = 8  # characters from which a key is hidden in texts; a shorter one is a word that stands for none
 
 
 class Endpoint(NamedTuple):
@@ -37,22 +39,17 @@ def endpoint(base_url: str | None, key_variable: str) -> Endpoint:
     """The checked address and the key of an endpoint; one on this machine may go without a key.
 
     Raises:
-        ValueError: no address of the form http://HOST:PORT/v1, or no usable key in the environment.
+        ValueError: no address of the form http://HOST:PORT/v1, one with a key in it, or no usable key in the environment.
     """
-    address = base_url or OPENAI
-    try:
-        parts = urlsplit(address)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        parts, host = None, ""
-    if parts is None or parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise ValueError(
-            f"prompts.base_url={address.partition('?')[0]}: expected an address such as http://127.0.0.1:8000/v1"
-        )
-    if parts.username or parts.password:
-        raise ValueError(f"prompts.base_url holds a user name or a key for {host}: it would be written to the run; put the key "
-                         f"into the environment variable {key_variable}")  # fmt: skip
-    key, local = os.environ.get(key_variable, "").strip(), _is_loopback(host)
+    address, key = base_url or OPENAI, os.environ.get(key_variable, "").strip()
+    if "@" in address or (len(key) >= SECRET and key in address):
+        raise ValueError("prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
+                         f"environment variable {key_variable} and nowhere else")  # fmt: skip
+    host = _host(address)
+    if not host:
+        shown = re.split(r"[?#]", address)[0]
+        raise ValueError(f"prompts.base_url={shown!r}: expected an address such as http://127.0.0.1:8000/v1")
+    local = _is_loopback(host)
     if not key and not local:
         raise ValueError(f"prompts.key_variable={key_variable}: this environment variable is not set, and {host} is not this "
                          "machine; set it to your key (to any word if the endpoint asks for none)")  # fmt: skip
@@ -60,6 +57,18 @@ def endpoint(base_url: str | None, key_variable: str) -> Endpoint:
         raise ValueError(f"prompts.key_variable={key_variable}: this environment variable holds spaces, line ends or letters that "
                          "no key has; set it to the key alone")  # fmt: skip
     return Endpoint(address, local, key)
+
+
+def _host(address: str) -> str:
+    """The host of an address at which an endpoint can be; "" if it is none."""
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:
+        return ""
+    plain = address.isprintable() and " " not in address
+    return host if plain and parts.scheme in ("http", "https") and not (parts.query or parts.fragment) else ""
 
 
 def _is_loopback(host: str) -> bool:
@@ -100,8 +109,12 @@ class ChatAgent:
         self.world: World = world
         self.endpoint = endpoint(base_url, key_variable)
         http = openai.DefaultHttpxClient(trust_env=False) if self.endpoint.is_local else None  # no proxy to oneself
-        self.client = openai.OpenAI(api_key=self.endpoint.key or "none", base_url=self.endpoint.address, timeout=timeout,
-                                    max_retries=0, http_client=http)  # fmt: skip
+        try:
+            self.client = openai.OpenAI(api_key=self.endpoint.key or "none", base_url=self.endpoint.address, timeout=timeout,
+                                        max_retries=0, http_client=http)  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - whatever the HTTP library says of an address that it cannot use
+            raise ValueError(f"{self._where()} cannot be used ({self._said(str(error))}); correct prompts.base_url, or the proxy "
+                             "in the environment") from None  # fmt: skip
         self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
 
     def propose(
@@ -119,7 +132,7 @@ class ChatAgent:
             answer = self._ask(asked, seed)
             if not answer.problem:
                 self.has_answered, self.silent_rounds = True, 0
-                return parsed(answer.text, self.per_round)
+                return [self._hidden(text) for text in parsed(answer.text, self.per_round)]  # JSON may have escaped it
             if not answer.again:
                 raise ValueError(answer.problem)
             if attempt < TRIES - 1:
@@ -156,7 +169,7 @@ class ChatAgent:
             return _Answer(problem=f"no reply within {self.timeout:g} seconds", again=True)
         except openai.APIConnectionError as error:
             return _Answer(problem=nobody.format(self._said(str(error.__cause__ or error))), again=self.has_answered)
-        except (openai.APIError, ValueError) as error:
+        except (openai.APIError, ValueError, RecursionError) as error:
             return _Answer(problem=f"the reply is not readable: {type(error).__name__}", again=True)
         if content is None:
             return _Answer(
@@ -176,7 +189,7 @@ class ChatAgent:
 
     def _hidden(self, text: str) -> str:
         """`text` without the key, should the endpoint repeat it."""
-        return text.replace(self.endpoint.key, "***") if self.endpoint.key else text
+        return text.replace(self.endpoint.key, "***") if len(self.endpoint.key) >= SECRET else text
 
     def _said(self, text: str) -> str:
         """An error of the endpoint in one short line without the key."""

@@ -6,6 +6,7 @@ refuses those that are no use, at the cost of patience.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -167,7 +168,7 @@ class Recorded:
         """
         path = self.folder / f"{checked_name(class_name, 'class')}.jsonl"
         if class_name not in self.rounds:
-            self.rounds[class_name] = _read_rounds(path)
+            self.rounds[class_name] = _read_rounds(path, class_name)
         known = self.rounds[class_name]
         if round_index < len(known):
             return list(known[round_index])
@@ -178,8 +179,8 @@ class Recorded:
         return texts
 
 
-def _read_rounds(path: Path) -> list[list[str]]:
-    """The rounds in a record; a last line without its end is cut off the file."""
+def _read_rounds(path: Path, class_name: str) -> list[list[str]]:
+    """The rounds in the record of a class; a last line without its end is cut off the file."""
     if not path.is_file():
         return []
     data = path.read_bytes()
@@ -188,12 +189,13 @@ def _read_rounds(path: Path) -> list[list[str]]:
     for number, line in enumerate(whole.splitlines()):
         try:
             entry = json.loads(line)
-            right = entry["round"] == number and all(isinstance(text, str) for text in entry["prompts"])
-        except (ValueError, TypeError, KeyError):
+            named = entry["class"] == class_name and entry["round"] == number
+            right = named and isinstance(entry["prompts"], list) and all(isinstance(t, str) for t in entry["prompts"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             right = False
         if not right:
-            raise ValueError(f"{path}: line {number + 1} is no record of round {number}; delete the file, and the language model "
-                             "is asked again for this class")  # fmt: skip
+            raise ValueError(f"{path}: line {number + 1} is no record of round {number} of {class_name!r}; delete the file, and "
+                             "the language model is asked again for this class")  # fmt: skip
         rounds.append(entry["prompts"])
     if len(whole) < len(data):
         os.truncate(path, len(whole))
@@ -204,5 +206,6 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (json.dumps(entry) + "\n").encode()
     with path.open("ab", buffering=0) as f:  # one write: the line is there whole, or cut and then ignored
-        f.write(line)
+        if f.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(f.fileno())

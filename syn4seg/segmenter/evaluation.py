@@ -43,6 +43,7 @@ class Metrics(TypedDict):
     mean: float
     total: float
     harmonic: float
+    harmonic_with_background: float
     per_class: list[float]
 
 
@@ -56,23 +57,29 @@ def metrics(matrix: np.ndarray, base: int, novel: int) -> Metrics:
 
     Returns:
         base (foreground only, DIaM), base_with_background (CAPL, POP), novel, mean = (base+novel)/2, total (mean over all
-        classes), harmonic = 2bn/(b+n), and per_class IoU. Absent classes are nan and left out of means.
+        classes), harmonic = 2bn/(b+n), the same with base_with_background (as POP's figures give it), and per_class
+        IoU. Absent classes are nan and left out of means.
     """
     if matrix.shape != (1 + base + novel,) * 2:
         raise ValueError(
             f"confusion matrix is {matrix.shape}; expected {(1 + base + novel,) * 2} for {base} base and {novel} novel classes"
         )
     iou = class_iou(matrix)
-    b, n = _mean(iou[1 : 1 + base]), _mean(iou[1 + base :])
+    b, n, with_background = _mean(iou[1 : 1 + base]), _mean(iou[1 + base :]), _mean(iou[: 1 + base])
     return {
         "base": b,
-        "base_with_background": _mean(iou[: 1 + base]),
+        "base_with_background": with_background,
         "novel": n,
         "mean": (b + n) / 2,
         "total": _mean(iou),
-        "harmonic": 0.0 if b + n == 0 else 2 * b * n / (b + n),
+        "harmonic": _harmonic(b, n),
+        "harmonic_with_background": _harmonic(with_background, n),
         "per_class": iou.tolist(),
     }
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 0.0 if a + b == 0 else 2 * a * b / (a + b)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -231,5 +231,9 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, dict]:
     net = Segmenter(load_backbone(shape["backbone"], "none"), shape["classes"], shape["channels"], tuple(shape["ppm_bins"]),
                     cosine=shape["cosine"], align_corners=shape.get("align_corners", False),
                     pool_align_corners=shape.get("pool_align_corners"), project=shape.get("project", False))  # fmt: skip
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    try:
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except RuntimeError as error:
+        raise ValueError(f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
+                         f"({' '.join(str(error).split())[:200]}); take a complete file") from None  # fmt: skip
     return net.eval(), json.loads(header["facts"])

@@ -74,6 +74,7 @@ def _train(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: 
     write_json(run.base_facts, {
         "origin": "trained here", "rule": base.images, "images": ids, "chosen": "the last epoch",
         "label_pixels": {str(k): int(n) for k, n in enumerate(seen) if n},
+        "backbone": settings.backbone, "weights": settings.weights or "none",
     })  # fmt: skip
     _save(network, run, settings.backbone, facts)
 
@@ -93,10 +94,11 @@ def _import(config: Config, run: RunDir, fold: Fold) -> None:
     path, settings = Path(config.base.checkpoint), config.segmenter
     if path.suffix == ".safetensors":
         network, facts = load_segmenter(path)
+        _same_fold(fold, path, facts)
         facts = {"family": "syn4seg", **facts}
         backbone = _header(path)["backbone"]
     else:
-        network, facts = import_checkpoint(path)
+        network, facts = import_checkpoint(path, 1 + len(fold.base))
         backbone = facts["backbone"]
     _fits(config, fold, f"base.checkpoint={path}", {
         "backbone": backbone, "classes": len(network.weight), "channels": network.weight.shape[1],
@@ -107,14 +109,43 @@ def _import(config: Config, run: RunDir, fold: Fold) -> None:
         "origin": "imported", "family": facts["family"], "sha256": digest, "notes": facts.get("notes", []), "images": None,
         "chosen": "by whoever trained it", "label_pixels": None,
     })  # fmt: skip
-    _save(network, run, settings.backbone, {"imported": facts["family"], "sha256": digest})
+    classes = {key: facts[key] for key in ("base", "novel") if key in facts}
+    _save(network, run, settings.backbone, {"imported": facts["family"], "sha256": digest, **classes})
 
 
-def _header(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
+def check_checkpoint(config: Config, fold: Fold) -> None:
+    """Refuses a checkpoint of ours that does not fit, by its header alone; a public one is only looked for.
 
-    with safe_open(path, "pt") as f:
-        return json.loads(f.metadata()["network"])
+    Raises:
+        ValueError: no such file, not one of ours, or of another fold, backbone or width.
+    """
+    path = Path(config.base.checkpoint)
+    if not path.is_file():
+        raise ValueError(f"base.checkpoint={path}: no such file; expected shipped, train, or a checkpoint file")
+    if path.suffix == ".safetensors":
+        _fits(config, fold, f"base.checkpoint={path}", _header(path))
+        _same_fold(fold, path, _header(path, "facts"))
+
+
+def _same_fold(fold: Fold, path: Path, facts: dict[str, Any]) -> None:
+    """Raises a ValueError if a checkpoint of ours learned classes that are novel here."""
+    names = {"base": {fold.names[k - 1] for k in fold.base}, "novel": {fold.names[k - 1] for k in fold.novel}}
+    for kind, wanted in names.items():
+        if kind in facts and set(facts[kind]) != wanted:
+            raise ValueError(f"base.checkpoint={path}: made for another fold: its {kind} classes are {', '.join(facts[kind])}, "
+                             f"here they are {', '.join(sorted(wanted))}, so it may have learned novel ones; set data.fold, or "
+                             "base.checkpoint=train")  # fmt: skip
+
+
+def _header(path: Path, key: str = "network") -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as f:
+            return json.loads((f.metadata() or {})[key])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"base.checkpoint={path}: no checkpoint of ours ({type(error).__name__}: {error}); expected a file of "
+                         "`save_segmenter`, or a public checkpoint (.pth)") from None  # fmt: skip
 
 
 def _check_shipped(config: Config, fold: Fold) -> None:

@@ -25,7 +25,7 @@ from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.estimate import Estimate, estimate
 from syn4seg.stages.plan import CLASS_NAME, HDIG
 from syn4seg.stages.rates import GPUS, Card, Kind, Rate, Rates, joined_rates, read_rates, stated_rates
-from syn4seg.stages.setup import EMBEDDED_MODELS, is_prepared, load_dataset
+from syn4seg.stages.setup import EMBEDDED_MODELS, base_images, is_prepared, load_dataset, speed_of
 from syn4seg.stages.workload import facts_of, kind_of, work
 
 STEPS = 20  # of the novel stage's miniature
@@ -117,7 +117,7 @@ class _Miniature:
 
     def images(self, fold: Fold | None) -> list[np.ndarray]:
         """Encodes prompts and makes whole generator batches; at least `count` images."""
-        from syn4seg.models.generators import Speed, load_generator, load_text_encoder
+        from syn4seg.models.generators import load_generator, load_text_encoder
 
         make, (kind, device) = self.config.synthesis, self._on("encoding")
         batches = -(-self.count // make.batch)
@@ -132,13 +132,12 @@ class _Miniature:
             encoded = encoder.encode(texts)
         del encoder
         kind, device = self._on("synthesis")
-        speed = Speed(make.compile, make.attention, make.vae_slicing, make.weights, make.step_cache)
         load: Any = {
             "steps": make.steps,
             "guidance": make.guidance,
             "size": make.size,
             "device": device,
-            "speed": speed,
+            "speed": speed_of(self.config),
         }
         generator, images = load_generator(make.model, **load), []
 
@@ -177,7 +176,8 @@ class _Miniature:
             make_base(small, run, dataset, fold, lambda *_: ends.append(time.perf_counter()))
             if len(ends) > 1:
                 self.found["base"] = (
-                    (ends[1] - ends[0]) / (len(dataset.train) // small.base.batch * small.base.batch),
+                    (ends[1] - ends[0])
+                    / (len(base_images(small, dataset, fold)) // small.base.batch * small.base.batch),
                     0,
                 )
             dataset.train, dataset.val = lists[0], lists[1][: self.count]

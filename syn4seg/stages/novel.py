@@ -76,6 +76,17 @@ def training_device(config: Config) -> str:
     return "cuda" if torch.cuda.is_available() and config.placement.device != "cpu" else "cpu"
 
 
+def free_gpu() -> None:
+    """Gives back the GPU memory that this process no longer uses, for the actors that come next."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class FeatureCache:
     """Frozen features by sample id: in memory up to `limit` bytes, then in files of a folder that goes with the cache."""
 
@@ -174,6 +185,7 @@ class NovelStage:
                     classifier = train_row(self.config, self.fold, start, samples, draw)
                 save_classifier(path, classifier)
             done(row)
+        self.labels.pop(draw, None)
 
     def support(self, draw: int) -> list[Sample]:
         """The support samples of a draw."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.plan import planned, write_parquet
 
-METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic")
+METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
 
 
 def write_manifest(run: RunDir, draw: int) -> Counter:
@@ -80,8 +81,13 @@ def _digest_of(run: RunDir, draw: Draw, row: dict[str, Any], key: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- results
-def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """results.json: every metric of every row and baseline as mean, standard deviation and number of draws."""
+def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]],
+              unpublished: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
+    """results.json: every metric of every row and baseline as mean, standard deviation and number of draws.
+
+    Args:
+        unpublished: a line for each list of the data set that is not the published one.
+    """
     from syn4seg.baselines import facts
 
     rows, per_class = {}, {}
@@ -95,7 +101,7 @@ def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarr
         "rows": rows,
         "per_class": per_class,
         "baselines": baselines,
-        "protocol": protocol(config, fold),
+        "protocol": protocol(config, fold, unpublished),
         "config_digest": config_digest(config),
     }
 
@@ -118,12 +124,13 @@ def spread(values) -> dict[str, Any]:
     return {"mean": float(there.mean()), "std": float(there.std(ddof=1)) if len(there) > 1 else 0.0, "n": len(there)}
 
 
-def protocol(config: Config, fold: Fold) -> dict[str, Any]:
+def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dict[str, Any]:
     """Everything that makes numbers comparable or not; imported images count as transductive (they may be queries)."""
-    data, evaluation = config.data, config.evaluation
+    data, evaluation, strange = config.data, config.evaluation, unpublished if config.protocol != "none" else ()
     lists = {"pascal": data.train_list, "coco": "train2014"}.get(data.source, "train list")
     return {
-        "preset": config.protocol, "deviations": config.deviations(), "data": data.source, "train_list": lists,
+        "preset": config.protocol, "deviations": [*config.deviations(), *strange], "data": data.source, "train_list": lists,
+        "backbone": config.segmenter.backbone, "weights": config.segmenter.weights or "none",
         "masks": data.masks if data.source == "coco" else "as given", "canvas": config.segmenter.size,
         "canvas_kind": config.segmenter.canvas, "align_corners": config.segmenter.align_corners,
         "first_draw": data.first_draw, "fold": data.fold, "shots": data.shots, "draws": data.draws,
@@ -136,7 +143,7 @@ def protocol(config: Config, fold: Fold) -> dict[str, Any]:
         + (f", {evaluation.queries} of them by a named draw" if evaluation.queries else ""),
         "base_mIoU": "with the background" if evaluation.background_in_base else "foreground base classes",
         "mean": "(base + novel) / 2" if evaluation.mean == "base_novel" else "over all classes (total)",
-        "harmonic": "2bn / (b + n), per draw, b and n foreground", "replayed_base_images": config.novel.replay_images,
+        "harmonic": "2bn / (b + n), per draw, of the base and novel mIoU shown", "replayed_base_images": config.novel.replay_images,
         "base_prototype_images": config.labeling.base_prototype_images,
         "transductive": config.synthesis.source != "generate",
         "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
@@ -152,10 +159,9 @@ def funnel(run: RunDir) -> dict[str, Any]:
     return {"planned": planned(run).num_rows, "draws": draws}
 
 
-def write_results(
-    run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]]
-) -> dict[str, Any]:
-    """Writes results.json and returns it."""
-    found = summarise(config, fold, matrices) | {"funnel": funnel(run)}
+def write_results(run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]],
+                  unpublished: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
+    """Writes results.json and returns it; `unpublished` as in `summarise`."""
+    found = summarise(config, fold, matrices, unpublished) | {"funnel": funnel(run)}
     write_json(run.results, found)
     return found

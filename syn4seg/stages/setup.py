@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,16 +195,20 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
         )
     elif config.base.checkpoint == "train":
         base_images(config, dataset, fold)
-    elif config.base.checkpoint != "shipped" and not Path(config.base.checkpoint).is_file():
-        raise ValueError(
-            f"base.checkpoint={config.base.checkpoint}: no such file; expected shipped, train, or a checkpoint file"
-        )
-    _check_models(config, run)
+    elif config.base.checkpoint != "shipped":
+        from syn4seg.stages.base import check_checkpoint
+
+        check_checkpoint(config, fold)
+    check_models(config, run)
     return dataset, fold
 
 
-def _check_models(config: Config, run: RunDir | None) -> None:
-    """Every model that the run will still load can be found, and fits, as far as that can be told without loading it."""
+def check_models(config: Config, run: RunDir | None) -> None:
+    """Every model that the run will still load can be found, and fits, as far as that can be told without loading it.
+
+    Raises:
+        ValueError: the first model that is missing, damaged or unusable here.
+    """
     from syn4seg.models.generators import check_model
     from syn4seg.models.sam_files import known_sam
     from syn4seg.prompts.agents import check_agent
@@ -226,6 +231,30 @@ def _check_models(config: Config, run: RunDir | None) -> None:
         known_sam(config.refinement.model)
     except ValueError as error:
         raise ValueError(f"refinement.model={config.refinement.model}: {error}") from None
+
+
+def inputs_of(config: Config) -> dict[str, str]:
+    """Digest of each input that is files on this machine, by the key that names it.
+
+    Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
+    """
+    named = {"synthesis.model": config.synthesis.model, "base.checkpoint": config.base.checkpoint,
+             "segmenter.weights": config.segmenter.weights, "refinement.model": config.refinement.model,
+             "synthesis.root": config.synthesis.root}  # fmt: skip
+    found = {key: _digest(Path(value)) for key, value in named.items() if value and Path(value).exists()}
+    if config.data.source in ("pascal", "coco"):
+        found["data.root"] = _digest(_on_disk(config).folder / "manifest.json")  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(path)}\x1f{size}\x1f".encode())
+        with file.open("rb") as f:
+            total.update(f.read(64_000_000 if path.is_file() and size <= 64_000_000 else 1_000_000))
+    return total.hexdigest()
 
 
 def speed_of(config: Config) -> Speed:
