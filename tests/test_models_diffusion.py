@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ import torch
 
 from syn4seg.data import embedded
 from syn4seg.models.diffusion import ENCODE_BATCH, T5_TOKENS, DiffusionGenerator, DiffusionTextEncoder
-from syn4seg.models.generators import Encoded, Speed, load_generator, load_text_encoder, quantised
+from syn4seg.models.generators import EMBEDDED_SD3, Encoded, Speed, load_generator, load_text_encoder, quantised
+from syn4seg.prompts.agents import GrammarAgent
 
 PROMPTS = ["a big red star on sand", "two small blue moons on fog", "a big green fish on sea", "a donut",
            "a heart on night", "a small pink kite on brick", "two arrows on sand", "a crown"]  # fmt: skip
@@ -346,3 +349,37 @@ def test_small_weights_on_a_cpu_are_refused_before_anything_is_looked_for(weight
         ValueError, match=rf"synthesis\.weights={weights}: needs an NVIDIA GPU, this is a cpu; set it to full"
     ):
         load("nowhere/at-all", speed=Speed(weights=weights))
+
+
+def test_the_tokenizer_of_the_embedded_world_is_the_same_in_every_process():
+    code = ("from syn4seg.models.build.generator import clip_tokenizer; from syn4seg.data import embedded; "
+            "print(sorted(clip_tokenizer(embedded.vocabulary()).get_vocab().items()))")  # fmt: skip
+    said = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(said) == 1
+    from syn4seg.models.build import generator
+
+    words = generator.clip_tokenizer(embedded.vocabulary())
+    assert all(len(words(word).input_ids) == 3 for word in embedded.vocabulary())
+
+
+@pytest.mark.parametrize("number", ["", "_2"])
+def test_every_word_of_a_prompt_has_a_trained_embedding(number):
+    from safetensors.torch import load_file
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(EMBEDDED_SD3 / f"tokenizer{number}")
+    tensors = load_file(EMBEDDED_SD3 / f"text_encoder{number}" / "model.safetensors")
+    rows = next(value for name, value in tensors.items() if "token_embedding" in name).float()
+    said = {
+        w
+        for name in embedded.CLASSES
+        for p in GrammarAgent("embedded", 0, 40).propose(name, 0, [], [])
+        for w in p.split()
+    }
+    used = [words(word).input_ids[1] for word in sorted(said)]
+    assert len(said) > 50
+    others = sorted(set(range(len(rows))) - set(used) - {words.bos_token_id, words.eos_token_id})
+    assert rows[used].norm(dim=1).min() > 1.5 * rows[others].norm(dim=1).median()

@@ -28,7 +28,11 @@ SEED = 20
 
 # ------------------------------------------------------------------------------------------------ networks
 def clip_tokenizer(words: list[str]):
-    """A CLIP tokenizer in which each of `words` is one token and every other word falls to letters."""
+    """A CLIP tokenizer in which each of `words` is one token and every other word falls to letters.
+
+    The trainer numbers last letters in the order of a hash table, another one in each process; numbered beforehand, as special
+    tokens, they and all ties behind them are the same everywhere. (Resuming a training with other numbers unlearns a word.)
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -37,15 +41,14 @@ def clip_tokenizer(words: list[str]):
     bpe = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), split])
-    trainer = trainers.BpeTrainer(vocab_size=20000, min_frequency=1, special_tokens=[begin, end],
+    numbered = [begin, end, *(letter + "</w>" for letter in letters)]
+    trainer = trainers.BpeTrainer(vocab_size=20000, min_frequency=1, special_tokens=numbered,
                                   initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)  # fmt: skip
     bpe.train_from_iterator(words, trainer)
     import json
 
     learned = json.loads(bpe.to_str())["model"]
     vocab = dict(learned["vocab"])
-    for letter in letters:
-        vocab.setdefault(letter + "</w>", len(vocab))
     merges: Any = [tuple(m) for m in learned["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
 
