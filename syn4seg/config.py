@@ -193,7 +193,8 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"] if not (isinstance(part, str) and "[" in part))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(keys()), n=1, cutoff=0.5)
+        known = [*{k.partition(".")[0]: None for k in keys()}, *keys()]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         return (
             f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "") + " `syn4seg config` lists all keys"
         )
