@@ -49,13 +49,13 @@ class PreparedDataset:
     def __init__(self, root: Path, folder: Path, train_list: str, remedy: str):
         self.root, self.folder, self.remedy = root, folder, f"run `{remedy}`"
         manifest = self._checked_manifest()
+        self.train, self.val = (self._read_list(manifest, name) for name in (train_list, "val"))
         self.unpublished = [
-            f"list {name}: {len(self._read_list(manifest, name))} ids, not the published list"
-            for name in (train_list, "val")
+            f"list {name}: {len(ids)} ids, not the published list"
+            for name, ids in ((train_list, self.train), ("val", self.val))
             if not manifest["lists"][name]["published"]
         ]
         """A line for each list that is not the published one."""
-        self.train, self.val = (self._read_list(manifest, name) for name in (train_list, "val"))
         table = self._checked_index(manifest)
         self._row = {sample_id: i for i, sample_id in enumerate(table["id"].to_pylist())}
         self._shape = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)

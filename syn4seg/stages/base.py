@@ -40,7 +40,8 @@ def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progres
     elif config.base.checkpoint == "train":
         _train(config, run, dataset, fold, progress)
     else:
-        _import(config, run, fold)
+        check_checkpoint(config, fold)
+        _import(config, run, 1 + len(fold.base))
 
 
 def _train(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]) -> None:
@@ -86,38 +87,22 @@ def _save(network: Segmenter, run: RunDir, backbone: str, facts: dict[str, Any])
     save_segmenter(network, run.base, backbone=backbone, facts=facts)
 
 
-def _import(config: Config, run: RunDir, fold: Fold) -> None:
-    """A checkpoint of ours or of a public repository, checked against the fold and the settings."""
-    from syn4seg.segmenter.importers import import_checkpoint
-    from syn4seg.segmenter.network import load_segmenter
-
-    path, settings = Path(config.base.checkpoint), config.segmenter
-    if path.suffix == ".safetensors":
-        network, facts = load_segmenter(path)
-        _same_fold(fold, path, facts)
-        facts = {"family": "syn4seg", **facts}
-        backbone = _header(path)["backbone"]
-    else:
-        network, facts = import_checkpoint(path, 1 + len(fold.base))
-        backbone = facts["backbone"]
-    _fits(config, fold, f"base.checkpoint={path}", {
-        "backbone": backbone, "classes": len(network.weight), "channels": network.weight.shape[1],
-        "ppm_bins": list(network.ppm.bins), "align_corners": network.align_corners, "cosine": network.cosine,
-    })  # fmt: skip
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+def _import(config: Config, run: RunDir, classes: int) -> None:
+    network, facts = _read(config, classes)
+    digest = hashlib.sha256(Path(config.base.checkpoint).read_bytes()).hexdigest()
     write_json(run.base_facts, {
         "origin": "imported", "family": facts["family"], "sha256": digest, "notes": facts.get("notes", []), "images": None,
         "chosen": "by whoever trained it", "label_pixels": None,
     })  # fmt: skip
-    classes = {key: facts[key] for key in ("base", "novel") if key in facts}
-    _save(network, run, settings.backbone, {"imported": facts["family"], "sha256": digest, **classes})
+    learned = {key: facts[key] for key in ("base", "novel") if key in facts}
+    _save(network, run, config.segmenter.backbone, {"imported": facts["family"], "sha256": digest, **learned})
 
 
 def check_checkpoint(config: Config, fold: Fold) -> None:
-    """Refuses a checkpoint of ours that does not fit, by its header alone; a public one is only looked for.
+    """Reads the checkpoint file of a config and refuses one that does not fit.
 
     Raises:
-        ValueError: no such file, not one of ours, or of another fold, backbone or width.
+        ValueError: no such file, no checkpoint, or of another fold, backbone or width.
     """
     path = Path(config.base.checkpoint)
     if not path.is_file():
@@ -125,6 +110,26 @@ def check_checkpoint(config: Config, fold: Fold) -> None:
     if path.suffix == ".safetensors":
         _fits(config, fold, f"base.checkpoint={path}", _header(path))
         _same_fold(fold, path, _header(path, "facts"))
+    try:
+        network, facts = _read(config, 1 + len(fold.base))
+    except ValueError as error:
+        raise ValueError(f"base.checkpoint={path}: {error}") from None
+    _fits(config, fold, f"base.checkpoint={path}", {
+        "backbone": facts["backbone"], "classes": len(network.weight), "channels": network.weight.shape[1],
+        "ppm_bins": list(network.ppm.bins), "align_corners": network.align_corners, "cosine": network.cosine,
+    })  # fmt: skip
+
+
+def _read(config: Config, classes: int) -> tuple[Segmenter, dict[str, Any]]:
+    """A segmenter of ours or of a public repository, and its facts: at least family and backbone."""
+    from syn4seg.segmenter.importers import import_checkpoint
+    from syn4seg.segmenter.network import load_segmenter
+
+    path = Path(config.base.checkpoint)
+    if path.suffix != ".safetensors":
+        return import_checkpoint(path, classes)
+    network, facts = load_segmenter(path)
+    return network, {"family": "syn4seg", **facts, "backbone": _header(path)["backbone"]}
 
 
 def _same_fold(fold: Fold, path: Path, facts: dict[str, Any]) -> None:

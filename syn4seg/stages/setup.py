@@ -195,7 +195,7 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
         )
     elif config.base.checkpoint == "train":
         base_images(config, dataset, fold)
-    elif config.base.checkpoint != "shipped":
+    elif config.base.checkpoint != "shipped" and (run is None or not run.base.is_file()):
         from syn4seg.stages.base import check_checkpoint
 
         check_checkpoint(config, fold)
