@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ FORMAT = 1
 _HASHED = 1_000_000  # bytes; larger official files are compared by their size when a data set is opened
 
 
-class PreparedDataset:
+class PreparedDataset(ABC):
     """What PASCAL and COCO share: images in their official place, everything else in a prepared folder.
 
     Args:
@@ -63,9 +64,9 @@ class PreparedDataset:
         self._start = lists.offsets.to_numpy()
         self._classes, self._counts = (c.flatten().to_numpy() for c in (lists, table["pixels"].combine_chunks()))
 
+    @abstractmethod
     def image_path(self, sample_id: str) -> Path:
         """Official place of an image."""
-        raise NotImplementedError
 
     def _checked_manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
