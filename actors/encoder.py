@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from actors.cluster import connect, node_resources
 from actors.graph import device_of
-from actors.placement import Stage, connect, node_resources, preflight
+from actors.placement import Stage, preflight
 from syn4seg.config import Config
 from syn4seg.models.generators import Encoded, TextEncoder, load_text_encoder
 from syn4seg.prompts.agents import PromptAgent, load_agent

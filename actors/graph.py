@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.cluster import connect, node_resources
 from actors.columns import FAULT
 from actors.labeler import Labeler
-from actors.placement import Stage, connect, node_resources, preflight, run_inline, run_stream
+from actors.placement import Stage, preflight
 from actors.refiner import Refiner
+from actors.streaming import run_inline, run_stream
 from actors.synthesizer import Importer, Synthesizer, warnings_of
 from actors.writer import ImageWriter, Writer
 from syn4seg.config import Config

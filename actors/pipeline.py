@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from actors.encoder import prompt_agent, text_encoder
 from actors.graph import check_placement, stream
-from actors.placement import Stage, run_stream
+from actors.placement import Stage
+from actors.streaming import run_stream
 from actors.trainer import LabelReader, train_and_evaluate
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold

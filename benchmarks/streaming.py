@@ -27,9 +27,10 @@ import ray
 import torch
 from record import machine, write
 
+from actors.cluster import connect
 from actors.encoder import prompt_agent, text_encoder
 from actors.graph import stages, todo
-from actors.placement import connect, run_inline, run_stream
+from actors.streaming import run_inline, run_stream
 from syn4seg.config import Config, load
 from syn4seg.models.generators import Encoded, load_generator
 from syn4seg.rundir import RunDir

@@ -1,7 +1,7 @@
 """The configuration: one frozen tree. Defaults here, then one short YAML file, then `section.key=value`; nothing else.
 
-Every key but `name` and the section `placement` is science: it may change a result, so it is part of the fingerprint of
-the stages that depend on it. The docstring under a field is its documentation (`syn4seg config` prints them).
+Every key but `name`, `layout` and the section `placement` is science: it may change a result, so it is part of the fingerprint
+of the stages that depend on it. The docstring under a field is its documentation (`syn4seg config` prints them).
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Config(Section):
     """A published protocol: sets every key that makes numbers comparable; deviations from it are printed in every result."""
     seed: Whole = 0
     """Every random choice is a hash of this and a name."""
+    layout: Literal["files", "sharded"] = "files"
+    """How samples are kept on disk: `files`, a PNG per image and label, or `sharded`, Parquet files of about 512 MB with the same columns,
+    for runs of more than some 100,000 images. Chosen when a run is begun."""
     data: Data = Data()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
@@ -65,7 +68,7 @@ class Config(Section):
     def science(self) -> dict[str, Any]:
         """Everything that may change a result, as plain JSON values."""
         tree = self.model_dump(mode="json")
-        del tree["name"], tree["placement"]
+        del tree["name"], tree["layout"], tree["placement"]
         del tree["data"]["draws"], tree["data"]["first_draw"]
         for key in ("timeout", "base_url", "key_variable"):  # where and how patiently a language model is asked
             del tree["prompts"][key]
@@ -150,6 +153,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"config {path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
+    if isinstance(tree, dict) and tree.get("placement") == "auto":
+        tree["placement"] = {"sizes": "auto"}
     if not isinstance(tree, dict):
         raise ValueError(f"config {path}: expected `section: {{key: value}}`, got {type(tree).__name__}")
     return tree
@@ -169,6 +174,8 @@ def _parse(key: str, value: str) -> Any:
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    if key == "placement" and value == "auto":
+        key = "placement.sizes"
     *sections, last = key.split(".")
     for section in sections:
         nested = tree.setdefault(section, {})

@@ -261,6 +261,10 @@ class Novel(Section):
     """Factor on pixels of support images labelled background in the cross-entropy."""
     distillation: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the distillation to the base classifier on pixels that are not novel."""
+    ramp: Share = 0.0
+    """Share of the steps over which the synthetic samples are admitted, in the order of the plan: step s of S draws from the
+    first ceil(N (s + 1) / (ramp S)) of N. Above 0 the stage starts on the first labels and overlaps synthesis; 0 admits all
+    from the first step. The same result whenever the labels arrive."""
 
 
 class Evaluation(Section):
@@ -286,13 +290,44 @@ class Pool(Section):
     """Logical CPUs per actor."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs per actor, whole or a fraction."""
+    max_size: Count | None = None
+    """Grow the pool up to this many actors while it runs, when nodes join; empty: always `size`."""
+    accelerator: str | None = None
+    """Only on nodes with this accelerator, as Ray names it (`A100`, `L4`, ...)."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources per actor, as the nodes declare them: `{synth: 1}`."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> Pool:
+        if self.max_size is not None and self.max_size < self.size:
+            raise ValueError(f"max_size={self.max_size} is less than size={self.size}; raise it, or leave it empty")
+        return self
+
+
+class Training(Section):
+    workers: Whole = 0
+    """Ray Train workers of base stage, novel stage and evaluation; 0: in the process of the command itself."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs per worker."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs per worker."""
+    accelerator: str | None = None
+    """Only on nodes with this accelerator."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources per worker."""
+    max_failures: Whole = 3
+    """How often lost workers are replaced; training goes on from its last checkpoint."""
 
 
 class Placement(Section):
     runner: Literal["ray", "inline"] = "ray"
     """`ray`: streamed through actors. `inline`: the same classes chained in one process; the same bytes."""
-    address: str = "local"
-    """Ray cluster: `local` starts one on this machine; `auto` or HOST:PORT joins a running one."""
+    address: str = "here"
+    """Ray cluster. `here`: that of the Ray job which this command is, else as `local`; `local` starts one on this machine, on
+    loopback only; `auto` or HOST:PORT joins a running one."""
+    sizes: Literal["fixed", "auto"] = "fixed"
+    """`fixed`: the size of every pool as given. `auto` (also `placement=auto`): measure each stage on the first samples, then
+    share out the cluster's GPUs and CPUs so that no stage starves."""
     encoding: Pool = Pool(cpus=1)
     """The short-lived actor of the text encoders (and of a local language model)."""
     synthesis: Pool = Pool()
@@ -303,5 +338,13 @@ class Placement(Section):
     """SAM actors (SABR)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPU for pools with `gpus` above 0, else the CPU; training takes a GPU if there is one."""
+    training: Training = Training()
+    """Base stage, novel stage and evaluation."""
     max_quarantined: Share = 0.5
     """Stop when more than this share of the samples is quarantined by faults."""
+    row_deadline: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that one row may spend in one stage under Ray; then its actor is replaced, and the row that hangs again alone is
+    quarantined."""
+    object_store_gib: Annotated[float, Field(ge=0.1)] = 1.0
+    """Object store in GiB: its size with `local`, what the stream may fill of the cluster's otherwise. Slow stages hold fast
+    ones back before it is full."""

@@ -59,7 +59,7 @@ def fresh(prepared, tmp_path):
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray for the whole session."""
-    from actors.placement import connect
+    from actors.cluster import connect
     from syn4seg.sections import Placement
 
     connect(Placement())

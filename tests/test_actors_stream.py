@@ -14,7 +14,7 @@ import pytest
 from actors import graph
 from actors.columns import column, each_row
 from actors.graph import stages, stream, todo
-from actors.placement import run_inline
+from actors.streaming import run_inline
 from syn4seg.config import load
 from syn4seg.models.generators import load_generator
 from syn4seg.rundir import read_image, write_image

@@ -111,7 +111,7 @@ def test_every_science_key_is_in_some_fingerprint():
         "synthesis.weights": "nf4", "evaluation.space": "canvas", "evaluation.mean": "all_classes", "evaluation.queries": 7,
         "evaluation.baselines": ["bcm"], "prompts.llm": "m", "prompts.base_url": "u",
     }  # fmt: skip
-    free = {"name", "data.draws", "data.first_draw", "data.val_images", "prompts.agent"}
+    free = {"name", "layout", "data.draws", "data.first_draw", "data.val_images", "prompts.agent"}
     tree = Config().model_dump(mode="json")
     for key in keys():
         if key in free or key.startswith("placement."):
