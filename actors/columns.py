@@ -27,26 +27,34 @@ def texts(values: list[str]) -> np.ndarray:
     return np.array(values, dtype=object)
 
 
+def told(error: BaseException) -> tuple[str, str]:
+    """One line about an exception, with the function and line that raised it; and its whole traceback."""
+    where = traceback.extract_tb(error.__traceback__)
+    place = f" ({where[-1].name}:{where[-1].lineno})" if where else ""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}{place}"
+    return line, "".join(traceback.format_exception(error))[-8000:]
+
+
 def each_row(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], blank: Callable[[int], tuple[Any, ...]]):
     """Runs `work(i)` on every row that has no `reason` yet; a row that raises is quarantined and its neighbours go on.
 
     Args:
-        batch: columns with at least `reason`.
+        batch: columns with at least `reason` and `traceback`.
         stage: name of the stage, part of the recorded reason.
         work: returns the new values of row i, its reason ("" if fine) last.
         blank: the values of a row that is skipped or failed, without the reason.
 
     Returns:
-        One list per new column, the list of reasons last.
+        One list per new column, then the reasons, then the tracebacks.
     """
     rows = []
-    for i, reason in enumerate(batch["reason"]):
+    for i, (reason, trace) in enumerate(zip(batch["reason"], batch["traceback"], strict=True)):
         if reason:
-            rows.append((*blank(i), str(reason)))
+            rows.append((*blank(i), str(reason), str(trace)))
             continue
         try:
-            rows.append(work(i))
+            rows.append((*work(i), ""))
         except Exception as error:  # noqa: BLE001 - whatever a row does, it must not cost its neighbours
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            rows.append((*blank(i), f"{FAULT}{stage}: {type(error).__name__}: {error} ({where.name}:{where.lineno})"))
+            line, trace = told(error)
+            rows.append((*blank(i), f"{FAULT}{stage}: {line}", trace))
     return [list(values) for values in zip(*rows, strict=True)]

@@ -83,7 +83,12 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         speed = speed_of(config)
         load = functools.partial(load_generator, synthesis.model, steps=synthesis.steps, guidance=synthesis.guidance,
                                  size=synthesis.size, device=device_of(config, pool["synthesis"]), speed=speed)  # fmt: skip
-        make = Stage(Synthesizer, {"run": root, "names": names, "load": load}, pool["synthesis"], "synthesis")
+        make = Stage(
+            Synthesizer,
+            {"run": root, "names": names, "load": load, "planned": synthesis.batch},
+            pool["synthesis"],
+            "synthesis",
+        )
     if draw is None:
         return [make, Stage(ImageWriter, {"run": root, "names": names}, pool["writing"], "writing")]
     tree = config.model_dump(mode="json")
@@ -103,12 +108,14 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
 
 
 def todo(plan: pa.Table, finished: set[str]) -> pa.Table:
-    """The rows of every generator batch with unfinished samples, with the column `todo` set."""
+    """The rows of every generator batch with unfinished samples, with the column `todo` set and no reason yet."""
     ids, batches = plan["sample_id"].to_pylist(), plan["batch"].to_pylist()
     padding = plan["padding"].to_pylist()
     open_row = [not pad and sample not in finished for sample, pad in zip(ids, padding, strict=True)]
     wanted = {batch for batch, is_open in zip(batches, open_row, strict=True) if is_open}
     table = plan.drop_columns(["padding"]).append_column("todo", pa.array(open_row, pa.bool_()))
+    empty = pa.array([""] * plan.num_rows, pa.string())
+    table = table.append_column("reason", empty).append_column("traceback", empty)
     return table.filter(pa.array([batch in wanted for batch in batches], pa.bool_()))
 
 

@@ -12,7 +12,7 @@ from actors.columns import Batch, column, each_row, texts
 class Labeler:
     """The segmenter after registration on the support set, then APF and APR, image by image."""
 
-    reads = ("image", "class_id", "reason")
+    reads = ("image", "class_id", "reason", "traceback")
     adds = ("draft", "kept", "relabeled", "labeling_audit")
 
     def __init__(self, run: str, draw: int, config: dict, device: str):
@@ -29,6 +29,6 @@ class Labeler:
             empty = np.full(np.asarray(rows["image"][i]).shape[:2], 255, np.uint8)
             return empty, empty, empty, "{}"
 
-        draft, kept, relabeled, audit, reason = each_row(rows, "labeling", work, blank)
+        draft, kept, relabeled, audit, reason, trace = each_row(rows, "labeling", work, blank)
         return rows | {"draft": column(draft), "kept": column(kept), "relabeled": column(relabeled),
-                       "labeling_audit": texts(audit), "reason": texts(reason)}  # fmt: skip
+                       "labeling_audit": texts(audit), "reason": texts(reason), "traceback": texts(trace)}  # fmt: skip

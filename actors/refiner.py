@@ -18,7 +18,7 @@ class Refiner:
     A pass that fails is made again row by row: the row at fault is quarantined, its neighbours are not.
     """
 
-    reads = ("image", "relabeled", "reason")
+    reads = ("image", "relabeled", "reason", "traceback")
     adds = ("label", "refinement_audit")
 
     def __init__(self, config: dict, device: str):
@@ -37,8 +37,9 @@ class Refiner:
         def blank(i: int):
             return labels[i], "{}"
 
-        label, audit, reason = each_row(rows, "refinement", work, blank)
-        return rows | {"label": column(label), "refinement_audit": texts(audit), "reason": texts(reason)}
+        label, audit, reason, trace = each_row(rows, "refinement", work, blank)
+        return rows | {"label": column(label), "refinement_audit": texts(audit), "reason": texts(reason),
+                       "traceback": texts(trace)}  # fmt: skip
 
     def _in_passes(
         self, images: list[np.ndarray], labels: list[np.ndarray], reasons: np.ndarray

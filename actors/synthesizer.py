@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.columns import FAULT, Batch, column, texts
+from actors.columns import FAULT, Batch, column, each_row, texts, told
 from syn4seg.data.folder import decode_image
 from syn4seg.rundir import RunDir, read_image
 
@@ -50,8 +50,8 @@ def warnings_of(audits: Iterable[dict[str, Any]]) -> list[str]:
             sizes[audit["made_in_batch"], audit["planned_batch"]] += 1
         if "precision" in audit:
             retried[audit["precision"]] += 1
-    lines = [f"{count} images were made in batches of {made} instead of {planned}, for want of memory; another batch may change "
-             f"rounding; synthesis.batch={made} plans it so" for (made, planned), count in sorted(sizes.items())]  # fmt: skip
+    lines = [f"{count} images were made in batches of {made} instead of {planned}, for want of memory or beside a row that failed; "
+             f"another batch may change rounding; synthesis.batch={made} plans it so" for (made, planned), count in sorted(sizes.items())]  # fmt: skip
     return lines + [
         f"{count} images came out faulty and were made again ({name})" for name, count in sorted(retried.items())
     ]
@@ -62,17 +62,18 @@ class Synthesizer:
 
     A generator batch always has the planned rows in the planned order (the plan pads the last one), so neither pools nor
     resumption changes a byte. Rows with `todo` false are there only to complete their batch and are dropped afterwards.
-    If a batch does not fit in memory it is made in halves, and so are the later ones; seeds and order stay, rounding may
-    differ, and the audit of the image says `made_in_batch`.
+    If a batch does not fit in memory it is made in halves, and so are the later ones; if it fails twice otherwise, its rows are
+    made alone, so that the one at fault costs only itself. Seeds and order stay, rounding may differ, and the audit of the image
+    says `made_in_batch`.
     """
 
-    reads = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo")
-    adds = ("image", "synthesis_audit", "reason")
+    reads = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo", "reason", "traceback")
+    adds = ("image", "synthesis_audit")
 
-    def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator]):
+    def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator], planned: int):
         from syn4seg.models.generators import EmbeddingStore
 
-        self.run, self.names = RunDir(run), names
+        self.run, self.names, self.planned = RunDir(run), names, planned
         self.load, self.generator = load, None
         self.largest = sys.maxsize  # images that fit into memory at once, as far as is known
         self.store = EmbeddingStore(self.run.embeddings)
@@ -80,9 +81,9 @@ class Synthesizer:
     def __call__(self, rows: Batch) -> Batch:
         images: list[np.ndarray] = [BLANK] * len(rows["sample_id"])
         audits: list[dict[str, Any]] = [{}] * len(images)
-        reasons = [""] * len(images)
+        reasons, traces = ([str(text) for text in rows[name]] for name in ("reason", "traceback"))
         for number in dict.fromkeys(rows["batch"].tolist()):
-            at = np.flatnonzero(rows["batch"] == number)
+            at = np.array([i for i in np.flatnonzero(rows["batch"] == number) if not reasons[i]], int)
             missing = []
             for i in at[rows["todo"][at]]:
                 path = self.run.image(self.names[rows["class_id"][i]], str(rows["sample_id"][i]))
@@ -94,36 +95,46 @@ class Synthesizer:
                 made = self._generate(rows, at)
                 for i in missing:
                     k = int(np.flatnonzero(at == i)[0])
-                    images[i], fault, audits[i] = made[k]
+                    images[i], fault, traces[i], audits[i] = made[k]
                     reasons[i] = FAULT + f"synthesis: {fault}" if fault else ""
         keep = np.flatnonzero(rows["todo"])
         out = {name: values[keep] for name, values in rows.items()}
         return out | {"image": column([images[i] for i in keep]), "reason": texts([reasons[i] for i in keep]),
+                      "traceback": texts([traces[i] for i in keep]),
                       "synthesis_audit": texts([json.dumps(audits[i]) for i in keep])}  # fmt: skip
 
-    def _generate(self, rows: Batch, at: np.ndarray) -> list[tuple[np.ndarray, str, dict[str, Any]]]:
-        """(image, fault, audit) of each row of one planned batch, made in as few parts as fit into memory."""
+    def _generate(self, rows: Batch, at: np.ndarray) -> list[tuple[np.ndarray, str, str, dict[str, Any]]]:
+        """(image, fault, traceback, audit) of each row of one planned batch, made in as few parts as fit into memory."""
         from syn4seg.models.generators import CarefulGenerator
 
         if self.generator is None:
             self.generator = self.load()
             if isinstance(self.generator, CarefulGenerator):
                 self.run.log(stage="generator", **self.generator.facts())
-        done: list[tuple[np.ndarray, str, dict[str, Any]]] = []
+        done: list[tuple[np.ndarray, str, str, dict[str, Any]]] = []
+        alone = failed = 0  # rows to be made one by one; failures of this batch that were not for want of memory
         while len(done) < len(at):
-            part = at[len(done) : len(done) + self.largest]
-            made, error = self._attempt(rows, part)
+            part = at[len(done) : len(done) + (1 if alone else self.largest)]
+            made, error, trace = self._attempt(rows, part)
             if made is not None:
-                short = {"made_in_batch": len(part), "planned_batch": len(at)} if len(part) < len(at) else {}
-                done += zip(made.images, made.faults, [audit | short for audit in made.audit], strict=True)
-            elif len(part) > 1 and out_of_memory(error):
+                short = {"made_in_batch": len(part), "planned_batch": self.planned} if len(part) < self.planned else {}
+                done += zip(
+                    made.images, made.faults, [""] * len(part), [audit | short for audit in made.audit], strict=True
+                )
+            elif len(part) == 1:
+                done.append((BLANK, error, trace, {}))
+            elif out_of_memory(error):
                 self.largest = (len(part) + 1) // 2
                 _release_memory()
-            else:
-                done += [(BLANK, error, {})] * len(part)
+                continue
+            else:  # once may be chance, and made alone an image may differ by rounding
+                failed += 1
+                alone = len(part) if failed > 1 else 0
+                continue
+            alone = max(0, alone - len(part))
         return done
 
-    def _attempt(self, rows: Batch, at: np.ndarray) -> tuple[Made | None, str]:
+    def _attempt(self, rows: Batch, at: np.ndarray) -> tuple[Made | None, str, str]:
         """These rows as one batch, or what went wrong; the error itself is let go, since it holds on to memory."""
         from syn4seg.models.generators import CarefulGenerator, Made
 
@@ -135,9 +146,9 @@ class Synthesizer:
                 made = self.generator.make(*given)
             else:
                 made = Made(*self.generator.generate(*given), [{}] * len(at))
-        except (RuntimeError, ArithmeticError, MemoryError) as error:  # costs this batch, not the run
-            return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Made(made.images, [f"{fault} image" if fault else "" for fault in made.faults], made.audit), ""
+        except Exception as error:  # noqa: BLE001 - it costs the rows at fault, not the run
+            return None, *told(error)
+        return Made(made.images, [f"{fault} image" if fault else "" for fault in made.faults], made.audit), "", ""
 
 
 def out_of_memory(error: str) -> bool:
@@ -164,16 +175,14 @@ class Importer:
 
     def __call__(self, rows: Batch) -> Batch:
         keep = np.flatnonzero(rows["todo"])
-        images, reasons = [], []
-        for i in keep:
+        rows = {name: values[keep] for name, values in rows.items()}
+
+        def work(i: int):
             copy = self.run.image(self.names[rows["class_id"][i]], rows["sample_id"][i])
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    images.append(read_image(copy) if copy.is_file() else decode_image(self.root / rows["prompt"][i]))
-                reasons.append("")
-            except (ValueError, OSError) as error:
-                images.append(BLANK)
-                reasons.append(f"{FAULT}import: {error}")
-        out = {name: values[keep] for name, values in rows.items()}
-        return out | {"image": column(images), "reason": texts(reasons), "synthesis_audit": texts(["{}"] * len(keep))}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return (read_image(copy) if copy.is_file() else decode_image(self.root / rows["prompt"][i])), ""
+
+        images, reasons, traces = each_row(rows, "import", work, lambda _: (BLANK,))
+        return rows | {"image": column(images), "reason": texts(reasons), "traceback": texts(traces),
+                       "synthesis_audit": texts(["{}"] * len(keep))}  # fmt: skip

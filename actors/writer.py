@@ -18,7 +18,7 @@ class Writer:
     """Idempotent: writing the same row twice leaves the same files. Passes on only ids, reasons and how images were made."""
 
     reads = ("sample_id", "class_id", "prompt", "noise_seed", "batch", "image", *LABEL_STAGES,
-             "synthesis_audit", "labeling_audit", "refinement_audit", "reason")  # fmt: skip
+             "synthesis_audit", "labeling_audit", "refinement_audit", "reason", "traceback")  # fmt: skip
     adds = ()
 
     def __init__(self, run: str, draw: int, names: tuple[str, ...]):
@@ -40,7 +40,8 @@ class Writer:
         made = json.loads(row["synthesis_audit"])
         if reason.startswith(FAULT):
             record |= {"audit": made} if made else {}
-            write_json(self.run.quarantined(sample), record)
+            trace = str(row["traceback"])
+            write_json(self.run.quarantined(sample), record | ({"traceback": trace} if trace else {}))
         else:
             image = np.asarray(row["image"])
             path = self.run.image(name, sample)
@@ -70,7 +71,7 @@ def _write_if_other(path: Path, image: np.ndarray, made: dict[str, Any]) -> None
 class ImageWriter:
     """Writes images, and what there is to say about them, only: the end of `syn4seg synthesize`."""
 
-    reads = ("sample_id", "class_id", "image", "synthesis_audit", "reason")
+    reads = ("sample_id", "class_id", "image", "synthesis_audit", "reason", "traceback")
     adds = ()
 
     def __init__(self, run: str, names: tuple[str, ...]):
@@ -82,6 +83,8 @@ class ImageWriter:
             made = json.loads(rows["synthesis_audit"][i])
             if reason:
                 note = {"sample_id": sample, "class": name, "reason": str(reason)} | ({"audit": made} if made else {})
+                if trace := str(rows["traceback"][i]):
+                    note["traceback"] = trace
                 write_json(self.run.quarantined(sample), note)
             else:
                 _write_if_other(self.run.image(name, sample), np.asarray(rows["image"][i]), made)

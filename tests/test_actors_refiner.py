@@ -33,7 +33,8 @@ def rows(order: Sequence[int] = EVERY) -> dict[str, np.ndarray]:
         label = np.roll(label, 2, axis=1)
         images.append(np.ascontiguousarray(image[:height, :width]))
         labels.append(np.ascontiguousarray(label[:height, :width]))
-    return {"image": column(images), "relabeled": column(labels), "reason": texts([""] * len(images))}
+    return {"image": column(images), "relabeled": column(labels), "reason": texts([""] * len(images)),
+            "traceback": texts([""] * len(images))}  # fmt: skip
 
 
 def encoded(actor: Refiner, batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[int]]:

@@ -199,18 +199,20 @@ def test_a_run_that_fails_everywhere_stops_with_the_most_frequent_reason(fresh, 
 
 
 def test_a_row_that_raises_is_quarantined_with_stage_and_reason_and_its_neighbours_go_on():
-    batch = {"reason": np.array(["", "", "early"], object)}
+    batch = {"reason": np.array(["", "", "early"], object), "traceback": np.array(["", "", "as it was"], object)}
 
     def work(i):
         if i == 1:
             raise MemoryError("no room")
         return 10 + i, ""
 
-    values, reasons = each_row(batch, "labeling", work, lambda _: (-1,))
+    values, reasons, traces = each_row(batch, "labeling", work, lambda _: (-1,))
     assert values == [10, -1, -1]
     assert reasons[0] == ""
     assert reasons[1].startswith("fault: labeling: MemoryError: no room")
     assert reasons[2] == "early"
+    assert "no room" in traces[1] and "in work" in traces[1]
+    assert traces[::2] == ["", "as it was"]
 
 
 def test_columns_of_equal_and_of_different_shapes():

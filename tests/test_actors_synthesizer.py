@@ -30,14 +30,14 @@ TOO_MUCH = "CUDA out of memory.\n Tried to allocate 9.00 GiB. GPU 0 has a total 
 class Card:
     """The renderer on a card with room for so many images at once; `sent` lists the noise seeds of every batch tried."""
 
-    def __init__(self, room: int, error: type[Exception] = torch.OutOfMemoryError, never: tuple[int, ...] = ()):
-        self.room, self.error, self.never = room, error, never
+    def __init__(self, room: int, never: tuple[int, ...] = (), error: Exception | None = None):
+        self.room, self.never, self.error = room, never, error or torch.OutOfMemoryError(TOO_MUCH)
         self.inner, self.sent = load_generator("renderer", steps=1, guidance=1.0, size=32), []
 
     def generate(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]):
         self.sent.append(list(noise_seeds))
         if len(prompts) > self.room or set(noise_seeds) & set(self.never):
-            raise self.error(TOO_MUCH)
+            raise self.error
         return self.inner.generate(prompts, encoded, noise_seeds)
 
 
@@ -73,13 +73,14 @@ def rows(batches: int, size: int) -> dict[str, np.ndarray]:
         "sample_id": np.array([f"s{s}" for s in seeds], object), "class_id": np.ones(len(seeds), np.int32),
         "prompt": np.array([PROMPTS[s % 2] for s in seeds], object), "prompt_row": (seeds % 2).astype(np.int32),
         "noise_seed": seeds, "batch": np.repeat(np.arange(batches), size), "todo": np.ones(len(seeds), bool),
+        "reason": np.array([""] * len(seeds), object), "traceback": np.array([""] * len(seeds), object),
     }  # fmt: skip
 
 
 def synthesize(
     run: RunDir, card: Card, given: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    out = Synthesizer(str(run.root), NAMES, lambda: card)(given)
+    out = Synthesizer(str(run.root), NAMES, lambda: card, int(np.sum(given["batch"] == given["batch"][0])))(given)
     return out, [json.loads(text) for text in out["synthesis_audit"]]
 
 
@@ -112,7 +113,8 @@ def test_only_an_image_that_fits_not_even_alone_is_quarantined(run):
     given = rows(1, 8)
     out, audits = synthesize(run, Card(8, never=(13,)), given)
     assert [bool(reason) for reason in out["reason"]] == [i == 3 for i in range(8)]
-    assert out["reason"][3] == FAULT + "synthesis: OutOfMemoryError: " + " ".join(TOO_MUCH.split())
+    assert out["reason"][3].startswith(FAULT + "synthesis: OutOfMemoryError: " + " ".join(TOO_MUCH.split()))
+    assert "in generate" in out["traceback"][3] and not any(out["traceback"][:3])
     assert audits[2] == {"made_in_batch": 1, "planned_batch": 8} and audits[3] == {}
     for i, expected in enumerate(reference(given)):
         assert i == 3 or (np.asarray(out["image"][i]) == expected).all()
@@ -126,18 +128,35 @@ def test_every_way_to_run_out_of_memory_is_recognised_and_no_other_error():
     assert not out_of_memory("RuntimeError: CUDA error: an illegal memory access was encountered")
 
 
-def test_another_error_costs_its_batch_and_halves_nothing(run):
-    class Broken(Card):
+def test_a_batch_that_fails_once_is_made_again_whole(run):
+    class Loose(Card):
         def generate(self, prompts, encoded, noise_seeds):
             self.sent.append(noise_seeds)
             if len(self.sent) == 1:
                 raise RuntimeError("a wire is loose")
             return self.inner.generate(prompts, encoded, noise_seeds)
 
-    card = Broken(8)
+    card = Loose(8)
     out, audits = synthesize(run, card, rows(2, 4))
-    assert list(out["reason"]) == [FAULT + "synthesis: RuntimeError: a wire is loose"] * 4 + [""] * 4
-    assert len(card.sent) == 2 and audits == [{}] * 8
+    assert not any(out["reason"]) and audits == [{}] * 8
+    assert [len(seeds) for seeds in card.sent] == [4, 4, 4]
+
+
+def test_a_row_that_always_fails_costs_itself_and_no_batch_mate(run):
+    card = Card(8, never=(12,), error=KeyError("colour"))
+    out, audits = synthesize(run, card, rows(2, 4))
+    assert [bool(reason) for reason in out["reason"]] == [i == 2 for i in range(8)]
+    assert out["reason"][2].startswith(FAULT + "synthesis: KeyError")
+    assert [len(seeds) for seeds in card.sent] == [4, 4, 1, 1, 1, 1, 4]
+    assert audits == [{"made_in_batch": 1, "planned_batch": 4} if i in (0, 1, 3) else {} for i in range(8)]
+
+
+def test_a_row_that_has_a_reason_already_is_not_made(run):
+    card, given = Card(8), rows(1, 4)
+    given["reason"][1] = "fault: synthesis: killed its process"
+    out, audits = synthesize(run, card, given)
+    assert card.sent == [[10, 12, 13]] and list(out["reason"]) == list(given["reason"])
+    assert audits[0] == {"made_in_batch": 3, "planned_batch": 4}
 
 
 # ---------------------------------------------------------------------------------------------- what is said
