@@ -6,15 +6,25 @@ holds the unlabelled base objects. `pixel_loss` therefore lets each image name t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from syn4seg.schema import BACKGROUND, UNLABELED
 
+Total = Callable[[Tensor], Tensor]
+"""Sums a scalar over the processes that share a batch, so that a loss is a mean over the whole batch and not over a part."""
+
+
+def alone(value: Tensor) -> Tensor:
+    """The `Total` of a process that has the whole batch."""
+    return value
+
 
 def pixel_loss(logits: Tensor, label: Tensor, *, weight: Tensor | None = None, merged: Tensor | None = None,
-               background_weight: float = 1.0) -> Tensor:  # fmt: skip
+               background_weight: float = 1.0, total: Total = alone) -> Tensor:  # fmt: skip
     """Weighted mean cross-entropy over labelled pixels, with merged backgrounds.
 
     On pixels labelled 0 the probability is p'(0) = sum of p over the image's merged classes (DIaM; method 5).
@@ -25,6 +35,7 @@ def pixel_loss(logits: Tensor, label: Tensor, *, weight: Tensor | None = None, m
         weight: float (N, H, W), e.g. the confidence of synthetic pixels; None for 1.
         merged: bool (N, C), the classes that image n's background may be (column 0 is always one); None for none.
         background_weight: factor on pixels labelled 0 (DIaM uses 0.01 and 0.15).
+        total: sums the weight of the pixels over all processes; the losses of all then add up to that of the whole batch.
 
     Returns:
         A scalar; 0 where no pixel is labelled.
@@ -47,16 +58,17 @@ def pixel_loss(logits: Tensor, label: Tensor, *, weight: Tensor | None = None, m
         share = share * weight
     if background_weight != 1:
         share = torch.where(target == BACKGROUND, share * background_weight, share)
-    return (loss * share).sum() / share.sum().clamp_min(1e-6)
+    return (loss * share).sum() / total(share.sum()).clamp_min(1e-6)
 
 
-def distillation(logits: Tensor, base_logits: Tensor, allowed: Tensor) -> Tensor:
+def distillation(logits: Tensor, base_logits: Tensor, allowed: Tensor, total: Total = alone) -> Tensor:
     """KL(base model || current model) where the current model's novel mass counts as background (method 5).
 
     Args:
         logits: current model (N, 1+B+M, h, w).
         base_logits: frozen base model (N, 1+B, h, w).
         allowed: bool (N, h, w), positions that hold no novel label.
+        total: as in `pixel_loss`, of the number of allowed positions.
 
     Returns:
         A scalar, the mean over allowed positions; 0 where there is none.
@@ -67,4 +79,4 @@ def distillation(logits: Tensor, base_logits: Tensor, allowed: Tensor) -> Tensor
     now = torch.cat([background, now[:, 1:base_rows]], 1)
     before = F.log_softmax(base_logits, 1)
     kl = (before.exp() * (before - now)).sum(1)
-    return (kl * allowed).sum() / allowed.sum().clamp_min(1)
+    return (kl * allowed).sum() / total(allowed.sum()).clamp_min(1)
