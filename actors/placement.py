@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from syn4seg.sections import Pool
+from actors.packing import ACCELERATOR, UNIT, Ask, Node, alone, ask, fits
+from syn4seg.sections import Pool, Training
 
 IO_CPUS = 1.0
 """Logical CPUs left for Ray's own read tasks; without a whole one the stream would wait forever."""
@@ -42,38 +44,147 @@ def check_columns(columns: Iterable[str], stages: list[Stage]) -> None:
         have |= set(stage.actor.adds)
 
 
-def preflight(stages: list[Stage], nodes: list[Mapping[str, float]]) -> None:
+@dataclass(frozen=True)
+class _Want:
+    """A pool of the stream, or the training workers beside it: the keys that a message names, and what is asked for."""
+
+    key: str
+    count: str
+    pool: Pool | Training
+    ask: Ask
+
+
+def _wants(stages: list[Stage], training: Training | None = None) -> list[_Want]:
+    """What is alive at the same time: every pool at its `size`, and the training workers, if any, beside them."""
+    found = [_Want(f"placement.{s.name}", "size", s.pool, ask(s.name, s.pool, s.pool.size)) for s in stages]
+    if training is not None and training.workers:
+        found.append(_Want("placement.training", "workers", training, ask("training", training, training.workers)))
+    return found
+
+
+def preflight(
+    stages: list[Stage], nodes: Sequence[Node], training: Training | None = None, growth: Sequence[Node] = ()
+) -> None:
     """Refuses a placement that could never start, with the numbers (Ray itself would wait silently).
+
+    Every actor needs one node with all that it asks for at once; a fraction of a GPU lies on one GPU. `max_size` never counts:
+    a pool grows only where there is room.
 
     Args:
         stages: pools of the stream, all alive at the same time.
         nodes: resources of each living node, e.g. `{"CPU": 8, "GPU": 2}`.
+        training: training workers that run beside the stream.
+        growth: nodes that the cluster's autoscaler may still add.
 
     Raises:
         ValueError: what does not fit, how much there is, and how many actors would fit.
     """
-    pools = [(s.name, s.pool) for s in stages]
-    for resource, field, spare in (("CPU", "cpus", IO_CPUS), ("GPU", "gpus", 0.0)):
-        have = sum(n.get(resource, 0.0) for n in nodes)
-        largest = max((n.get(resource, 0.0) for n in nodes), default=0.0)
-        need = sum(p.size * getattr(p, field) for _, p in pools) + spare
-        for name, pool in pools:
-            if getattr(pool, field) > largest:
-                raise ValueError(f"placement.{name}.{field}={getattr(pool, field):g}: one actor needs more {resource}s than "
-                                 f"the largest node has ({largest:g}); lower it or add a larger node")  # fmt: skip
+    every, found = [*nodes, *growth], _wants(stages, training)
+    for want in found:
+        _check_one(want, every)
+    asks = [want.ask for want in found]
+    if fits(asks, every, IO_CPUS):
+        return
+    for resource in sorted({key for one in asks for key in one.needs if not key.startswith(ACCELERATOR)} | {"CPU"}):
+        spare = IO_CPUS if resource == "CPU" else 0.0
+        have = sum(n.get(resource, 0.0) for n in every)
+        need = sum(want.ask.count * _each(want, resource) for want in found) + spare
         if need > have + 1e-9:
-            parts = ", ".join(f"{n} {p.size} x {getattr(p, field):g}" for n, p in pools)
+            parts = ", ".join(
+                f"{w.ask.name} {w.ask.count} x {_each(w, resource):g}" for w in found if _each(w, resource)
+            )
             reserve = f" + {spare:g} for reading" if spare else ""
-            name, pool = max(pools, key=lambda item: item[1].size * getattr(item[1], field))
-            fits = max(1, math.floor((have - need) / max(getattr(pool, field), 1e-9) + pool.size))
-            raise ValueError(f"placement needs {need:g} {resource}s ({parts}{reserve}), the cluster has {have:g}; "
-                             f"placement.{name}.size={fits} would fit, or lower placement.{name}.{field}")  # fmt: skip
-        for name, pool in pools:
-            share = getattr(pool, field)
-            if resource == "GPU" and share > 1 and share % 1:
-                raise ValueError(f"placement.{name}.gpus={share:g}: expected whole GPUs or a fraction below 1")
-            each = [math.floor(n.get(resource, 0.0)) * math.floor(1 / share + 1e-9) if resource == "GPU" and 0 < share < 1
-                    else math.floor(n.get(resource, 0.0) / max(share, 1e-9) + 1e-9) for n in nodes]  # fmt: skip
-            if share and pool.size > sum(each):
-                raise ValueError(f"placement.{name}.size={pool.size}: only {sum(each)} actors of {share:g} {resource}s fit on the "
-                                 f"nodes; lower size or {field}")  # fmt: skip
+            grown = f" ({sum(n.get(resource, 0.0) for n in nodes):g} now)" if growth else ""
+            raise ValueError(f"placement needs {need:g} {_plural(resource)} ({parts}{reserve}), the cluster has {have:g}{grown}; "
+                             + _remedy(found, every, resource))  # fmt: skip
+    for want in found:
+        number = alone(want.ask, every)
+        if number < want.ask.count:
+            raise ValueError(f"{want.key}.{want.count}={want.ask.count}: only {number} actors of {_binding(want, every)} fit on "
+                             f"the nodes; lower {want.count}, or what one actor needs")  # fmt: skip
+    parts = ", ".join(f"{want.ask.name} {want.ask.count} x ({_needs(want.ask.needs)})" for want in found)
+    raise ValueError(f"placement: the pools do not fit on the nodes together ({parts}; nodes: {_kinds(every)}), although their "
+                     "sums do: an actor lies on one node, a fraction of a GPU on one; " + _remedy(found, every, "GPU"))  # fmt: skip
+
+
+def _check_one(want: _Want, nodes: Sequence[Node]) -> None:
+    """Whether a single actor of this pool has a node that it can live on."""
+    pool = want.pool
+    if pool.gpus > 1 and pool.gpus % 1:
+        raise ValueError(f"{want.key}.gpus={pool.gpus:g}: expected whole GPUs or a fraction below 1")
+    if pool.accelerator and not any(ACCELERATOR + pool.accelerator in n for n in nodes):
+        there = Counter(k.removeprefix(ACCELERATOR) for n in nodes for k in n if k.startswith(ACCELERATOR))
+        raise ValueError(f"{want.key}.accelerator={pool.accelerator}: no node has one; the nodes have {_list(there)}; name one of "
+                         "these, leave it empty, or add such a node")  # fmt: skip
+    for name in pool.resources:
+        if not any(n.get(name) for n in nodes):
+            there = Counter(k for n in nodes for k in n if _declared(k))
+            raise ValueError(f"{want.key}.resources: no node declares `{name}`; custom resources of the nodes: {_list(there)}; "
+                             f"start a node with --resources='{{\"{name}\": 1}}', or mend the name")  # fmt: skip
+    for resource, field in (
+        ("CPU", "cpus"),
+        ("GPU", "gpus"),
+        *((name, f"resources.{name}") for name in pool.resources),
+    ):
+        largest = max((n.get(resource, 0.0) for n in nodes), default=0.0)
+        if _each(want, resource) > largest:
+            raise ValueError(f"{want.key}.{field}={_each(want, resource):g}: one actor needs more {_plural(resource)} than the "
+                             f"largest node has ({largest:g}); lower it or add a larger node")  # fmt: skip
+    if want.ask.count and not alone(want.ask, nodes):
+        raise ValueError(f"{want.key}: one actor needs {_needs(want.ask.needs)} of one node, and no node has all of it "
+                         f"(nodes: {_kinds(nodes)}); lower what one actor needs, or add such a node")  # fmt: skip
+
+
+def _each(want: _Want, resource: str) -> float:
+    return want.ask.needs.get(resource, 0) / UNIT
+
+
+def _remedy(found: list[_Want], nodes: Sequence[Node], resource: str) -> str:
+    """The largest size of one pool with which all would fit: the pool that asks for most, else the next."""
+    for want in sorted(found, key=lambda w: -w.ask.count * _each(w, resource)):
+        others = [w.ask for w in found if w is not want]
+        number = bisect_left(
+            range(1, want.ask.count),
+            True,
+            key=lambda n: not fits([*others, replace(want.ask, count=n)], nodes, IO_CPUS),
+        )
+        if number:
+            lower = {"CPU": "cpus", "GPU": "gpus"}.get(resource, f"resources.{resource}")
+            return f"{want.key}.{want.count}={number} would fit, or lower {want.key}.{lower}"
+    return "no size of one pool alone would fit; lower what the actors need, or add nodes"
+
+
+def _binding(want: _Want, nodes: Sequence[Node]) -> str:
+    """What keeps the pool from having more actors: the one resource if it is one, else all that an actor needs at once."""
+    for resource in want.ask.needs:
+        only = replace(want.ask, needs={resource: want.ask.needs[resource]})
+        if not resource.startswith(ACCELERATOR) and alone(only, nodes) == alone(want.ask, nodes):
+            return f"{_each(want, resource):g} {_plural(resource)}"
+    return _needs(want.ask.needs)
+
+
+def _plural(resource: str) -> str:
+    return resource + "s" if resource in ("CPU", "GPU") else f"`{resource}`"
+
+
+def _needs(needs: Mapping[str, int]) -> str:
+    return " + ".join(key.removeprefix(ACCELERATOR) if key.startswith(ACCELERATOR) else f"{amount / UNIT:g} {key}"
+                      for key, amount in needs.items()) or "nothing"  # fmt: skip
+
+
+def _kinds(nodes: Sequence[Node]) -> str:
+    """The nodes by kind: `2 x (8 CPU + 1 GPU + A100)`."""
+    shown = [{k: round(v * UNIT) for k, v in sorted(n.items()) if v and (k in ("CPU", "GPU") or k.startswith(ACCELERATOR)
+                                                                       or _declared(k))} for n in nodes]  # fmt: skip
+    return ", ".join(f"{count} x ({kind})" for kind, count in Counter(_needs(one) for one in shown).items()) or "none"
+
+
+def _declared(key: str) -> bool:
+    """Whether a resource is one that somebody declared, rather than one of Ray's own."""
+    return key not in ("CPU", "GPU", "memory", "object_store_memory") and not key.startswith(("node:", ACCELERATOR))
+
+
+def _list(there: Counter) -> str:
+    return (
+        ", ".join(f"{name} ({count} nodes)" if count > 1 else name for name, count in sorted(there.items())) or "none"
+    )
