@@ -1,0 +1,105 @@
+"""How many actors each stage gets so that none starves: the sizes that a cluster's nodes allow and that stream fastest. Pure."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.packing import Node, alone, ask, fits
+from actors.placement import IO_CPUS
+from syn4seg.sections import Pool, Training
+
+SAMPLE_CALLS = 3
+"""Calls of every stage that are measured before the pools are sized."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sizes of the pools, and what they promise: rows per second, and each stage's share of the time in which it works."""
+
+    sizes: dict[str, int]
+    rate: float
+    busy: dict[str, float]
+    bottleneck: str
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        shares = "/".join(f"{100 * share:.0f}" for share in self.busy.values())
+        verb = "are" if self.bottleneck == "the CPUs" else "is"
+        return f"{sizes}: {self.rate:.3g} rows/s expected, {self.bottleneck} {verb} the bottleneck, busy {shares} %"
+
+
+def split(seconds: Mapping[str, float], pools: Mapping[str, Pool], nodes: Sequence[Node],
+          training: Training | None = None) -> Split:  # fmt: skip
+    """The smallest pools that reach the highest rate min_k(size_k / seconds_k) of all that fit on the nodes.
+
+    A rate decides the sizes, ceil(rate x seconds); a higher rate never needs fewer actors. So the best rate is found by bisection
+    over the rates at which some stage needs one actor more, and nothing else has to be tried.
+
+    Stages without a GPU compute on the CPUs: together they are never planned busier than the nodes have CPUs, however small the
+    share that one of their actors asks for. Each stage gets at least one actor, whether that fits or not: `preflight` says so.
+
+    Args:
+        seconds: by stage, in the stream's order, seconds that one actor works on one row.
+        pools: by stage; `size` is ignored, `max_size` is kept.
+        nodes: resources of each living node.
+        training: training workers beside the stream, whose share is taken out first.
+    """
+    beside = [ask("training", training, training.workers)] if training is not None else []
+    most = {name: min(pools[name].max_size or 10**6, alone(ask(name, pools[name], 10**6), nodes)) for name in seconds}
+    on_cpus = sum(
+        each * max(1.0, pools[name].cpus) for name, each in seconds.items() if pools[name].cpus and not pools[name].gpus
+    )
+    cpus = sum(node.get("CPU", 0.0) for node in nodes) - IO_CPUS
+    cpu_rate = cpus / on_cpus if on_cpus and cpus > 0 else math.inf
+
+    def sizes(rate: float) -> dict[str, int]:
+        return {name: max(1, math.ceil(rate * each - 1e-9)) for name, each in seconds.items()}
+
+    def too_much(rate: float) -> bool:
+        wanted = sizes(rate)
+        asks = [ask(name, pools[name], size) for name, size in wanted.items()]
+        return any(wanted[name] > max(1, most[name]) for name in wanted) or not fits([*beside, *asks], nodes, IO_CPUS)
+
+    limits = {n / each for name, each in seconds.items() if each > 0 for n in _steps(most[name])}
+    rates = sorted({min(rate, cpu_rate) for rate in limits})
+    found = bisect_right(rates, False, key=too_much)
+    chosen = sizes(rates[found - 1]) if found else dict.fromkeys(seconds, 1)
+    rate = min([chosen[name] / each for name, each in seconds.items() if each > 0] + [cpu_rate])
+    busy = {name: rate * each / chosen[name] for name, each in seconds.items()} if math.isfinite(rate) else {}
+    last = max(busy, key=busy.__getitem__) if busy and max(busy.values()) > 1 - 1e-6 else "the CPUs"
+    return Split(chosen, rate, busy, last)
+
+
+def _steps(most: int) -> range:
+    """Numbers of actors that are worth trying; a stage that asks for nothing countable stops at a thousand."""
+    return range(1, min(max(1, most), 1000) + 1)
+
+
+def rebalance(measured: Mapping[str, tuple[int, float]], pools: Mapping[str, Pool], nodes: Sequence[Node],
+              growth: Sequence[Node] = (), training: Training | None = None) -> tuple[dict[str, Pool], str]:  # fmt: skip
+    """Pools for the rest of the rows, and one line for the person, from what a sample of the rows took.
+
+    Args:
+        measured: by stage, in the stream's order, rows and the seconds that its actors worked on them.
+        pools: the pools that were measured.
+        nodes: resources of each living node.
+        growth: nodes that the autoscaler may still add: pools may grow to what would be best with all of them.
+        training: training workers beside the stream.
+    """
+    seconds = {name: spent / rows if rows else 0.0 for name, (rows, spent) in measured.items()}
+    now = split(seconds, pools, nodes, training)
+    later = split(seconds, pools, [*nodes, *growth], training).sizes if growth else {}
+    sized = dict(pools)
+    for name, size in now.sizes.items():
+        most = pools[name].max_size or later.get(name, size)
+        sized[name] = pools[name].model_copy(update={"size": size, "max_size": most if most > size else None})
+    return sized, str(now)
+
+
+def sample(pools: Mapping[str, Pool]) -> int:
+    """How many rows to stream before sizes are chosen: some calls of every stage, in whole blocks of the first."""
+    block = next(iter(pools.values())).batch
+    return SAMPLE_CALLS * block * math.ceil(max(pool.batch for pool in pools.values()) / block)
