@@ -49,9 +49,7 @@ def split(seconds: Mapping[str, float], pools: Mapping[str, Pool], nodes: Sequen
     """
     beside = [ask("training", training, training.workers)] if training is not None else []
     most = {name: min(pools[name].max_size or 10**6, alone(ask(name, pools[name], 10**6), nodes)) for name in seconds}
-    on_cpus = sum(
-        each * max(1.0, pools[name].cpus) for name, each in seconds.items() if pools[name].cpus and not pools[name].gpus
-    )
+    on_cpus = sum(each * max(1.0, pools[name].cpus) for name, each in seconds.items() if not pools[name].gpus)
     cpus = sum(node.get("CPU", 0.0) for node in nodes) - IO_CPUS
     cpu_rate = cpus / on_cpus if on_cpus and cpus > 0 else math.inf
 

@@ -62,9 +62,7 @@ def _wants(stages: list[Stage], training: Training | None = None) -> list[_Want]
     return found
 
 
-def preflight(
-    stages: list[Stage], nodes: Sequence[Node], training: Training | None = None, growth: Sequence[Node] = ()
-) -> None:
+def preflight(stages: list[Stage], nodes: Sequence[Node], training: Training | None = None) -> None:
     """Refuses a placement that could never start, with the numbers (Ray itself would wait silently).
 
     Every actor needs one node with all that it asks for at once; a fraction of a GPU lies on one GPU. `max_size` never counts:
@@ -72,39 +70,37 @@ def preflight(
 
     Args:
         stages: pools of the stream, all alive at the same time.
-        nodes: resources of each living node, e.g. `{"CPU": 8, "GPU": 2}`.
+        nodes: resources of each node, e.g. `{"CPU": 8, "GPU": 2}`: the living ones and those that an autoscaler may still start.
         training: training workers that run beside the stream.
-        growth: nodes that the cluster's autoscaler may still add.
 
     Raises:
         ValueError: what does not fit, how much there is, and how many actors would fit.
     """
-    every, found = [*nodes, *growth], _wants(stages, training)
+    found = _wants(stages, training)
     for want in found:
-        _check_one(want, every)
+        _check_one(want, nodes)
     asks = [want.ask for want in found]
-    if fits(asks, every, IO_CPUS):
+    if fits(asks, nodes, IO_CPUS):
         return
     for resource in sorted({key for one in asks for key in one.needs if not key.startswith(ACCELERATOR)} | {"CPU"}):
         spare = IO_CPUS if resource == "CPU" else 0.0
-        have = sum(n.get(resource, 0.0) for n in every)
+        have = sum(n.get(resource, 0.0) for n in nodes)
         need = sum(want.ask.count * _each(want, resource) for want in found) + spare
         if need > have + 1e-9:
             parts = ", ".join(
                 f"{w.ask.name} {w.ask.count} x {_each(w, resource):g}" for w in found if _each(w, resource)
             )
             reserve = f" + {spare:g} for reading" if spare else ""
-            grown = f" ({sum(n.get(resource, 0.0) for n in nodes):g} now)" if growth else ""
-            raise ValueError(f"placement needs {need:g} {_plural(resource)} ({parts}{reserve}), the cluster has {have:g}{grown}; "
-                             + _remedy(found, every, resource))  # fmt: skip
+            raise ValueError(f"placement needs {need:g} {_plural(resource)} ({parts}{reserve}), the cluster has {have:g}; "
+                             + _remedy(found, nodes, resource))  # fmt: skip
     for want in found:
-        number = alone(want.ask, every)
+        number = alone(want.ask, nodes)
         if number < want.ask.count:
-            raise ValueError(f"{want.key}.{want.count}={want.ask.count}: only {number} actors of {_binding(want, every)} fit on "
+            raise ValueError(f"{want.key}.{want.count}={want.ask.count}: only {number} actors of {_binding(want, nodes)} fit on "
                              f"the nodes; lower {want.count}, or what one actor needs")  # fmt: skip
     parts = ", ".join(f"{want.ask.name} {want.ask.count} x ({_needs(want.ask.needs)})" for want in found)
-    raise ValueError(f"placement: the pools do not fit on the nodes together ({parts}; nodes: {_kinds(every)}), although their "
-                     "sums do: an actor lies on one node, a fraction of a GPU on one; " + _remedy(found, every, "GPU"))  # fmt: skip
+    raise ValueError(f"placement: the pools do not fit on the nodes together ({parts}; nodes: {_kinds(nodes)}), although their "
+                     "sums do: an actor lies on one node, a fraction of a GPU on one; " + _remedy(found, nodes, "GPU"))  # fmt: skip
 
 
 def _check_one(want: _Want, nodes: Sequence[Node]) -> None:
