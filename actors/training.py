@@ -1,0 +1,229 @@
+"""Training in processes of Ray Train: `fit` starts them, replaces lost ones, and turns what went wrong into one sentence.
+
+The files that count are the loop's own, in the run directory; Ray Train's storage is a scratch folder that goes at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.cluster import node_resources
+from actors.placement import IO_CPUS
+from syn4seg.sections import Training
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Group:
+    """One process's place among those that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are; above 1 `torch.distributed` is set up (nccl on GPUs, gloo otherwise).
+        device: "cuda" (the process's current device is its own) or "cpu".
+        tell: takes facts for the `progress` of `fit`, from any rank.
+    """
+
+    rank: int
+    world: int
+    device: str
+    tell: Callable[[dict[str, Any]], None]
+
+
+Loop = Callable[[dict[str, Any], Group], Any]
+"""What every process runs: (config, its place) -> a value, of which rank 0's is returned."""
+
+
+def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, storage: Path, device: str = "cpu",
+        progress: Callable[[dict[str, Any]], None] = lambda facts: None) -> Any:  # fmt: skip
+    """Runs a loop in `workers.workers` processes of Ray Train, or with 0 in this one; returns what rank 0 returns.
+
+    When a process dies (kill -9, a lost node) or raises, all are started again, at most `workers.max_failures` times, and call
+    the loop anew: it is the loop that writes a checkpoint (rank 0 alone, atomically, in the run directory, which every node
+    must see) and goes on from it. A ValueError is a user's mistake: the loop is not run again, and the message stays.
+
+    Args:
+        loop: importable on the workers, or picklable; it must not assume a working directory.
+        config: small picklable values; the loop's first argument.
+        workers: `placement.training`.
+        name: of this training, unique among those that run at the same time in `storage`.
+        storage: the run directory; `.train-NAME` is made there and removed again.
+        device: of the process with `workers.workers` = 0; workers are on a GPU if they have a share of one.
+        progress: called in this process, in a thread of its own, with what the loop tells.
+
+    Raises:
+        ValueError: the workers do not fit on the cluster; the loop's own; or why the training failed, in one sentence.
+    """
+    if not workers.workers:
+        return loop(config, Group(0, 1, device, progress))
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    check_training(workers, node_resources())
+    for key, value in (("RAY_CHDIR_TO_TRIAL_DIR", "0"), ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")):
+        os.environ.setdefault(key, value)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    scratch = storage.absolute() / f".train-{name}"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
+    here = ray.get_runtime_context().get_node_id()
+    board: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Board).remote()
+    trainer = TorchTrainer(
+        lambda: _work(loop, config, board, "cuda" if workers.gpus else "cpu"),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.workers, use_gpu=workers.gpus > 0, resources_per_worker=_share(workers),
+            accelerator_type=workers.accelerator,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name, storage_path=str(scratch),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
+        ),
+    )  # fmt: skip
+    try:
+        with _own_interrupts(), _listening(board, progress):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise ValueError(ray.get(board.failed.remote()) or _cause(error)) from error
+    else:
+        mistake = ray.get(board.failed.remote())
+        if mistake:
+            raise ValueError(mistake)
+        return result.return_value
+    finally:
+        ray.kill(board)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_training(workers: Training, nodes: list[Mapping[str, float]]) -> None:
+    """Refuses workers that could never start, with the numbers (Ray itself would wait).
+
+    Args:
+        nodes: resources of each living node, e.g. `{"CPU": 8, "GPU": 2, "accelerator_type:A100": 1}`.
+
+    Raises:
+        ValueError: what does not fit, and how many workers would.
+    """
+    wanted = {key: value for key, value in _share(workers).items() if value}
+    for key, value in wanted.items():
+        most = max((node.get(key, 0.0) for node in nodes), default=0.0)
+        if value > most:
+            raise ValueError(f"placement.training: one worker needs {value:g} {key}, the largest node has {most:g}; lower "
+                             "placement.training.cpus, .gpus or .resources, or add such a node")  # fmt: skip
+    fitting = [
+        node for node in nodes if not workers.accelerator or node.get(f"accelerator_type:{workers.accelerator}", 0.0)
+    ]
+    room = sum(min(math.floor(node.get(k, 0.0) / v + 1e-9) for k, v in wanted.items()) for node in fitting)
+    cpus = sum(node.get("CPU", 0.0) for node in nodes) - IO_CPUS
+    room = min(room, math.floor(cpus / workers.cpus + 1e-9))
+    if workers.workers > room:
+        only = f" with a {workers.accelerator}" if workers.accelerator else ""
+        each = " + ".join(f"{value:g} {key}" for key, value in wanted.items())
+        raise ValueError(f"placement.training.workers={workers.workers}: {max(room, 0)} workers of {each} fit on the nodes{only} "
+                         f"({IO_CPUS:g} CPU is left for Ray); lower it, or what each of them takes")  # fmt: skip
+
+
+def _share(workers: Training) -> dict[str, float]:
+    """What one worker takes, as Ray names it."""
+    return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}) | workers.resources
+
+
+class Board:
+    """Where workers leave what the driver is to know: facts in order, and the first mistake that no restart would mend."""
+
+    def __init__(self):
+        self.facts: list[dict[str, Any]] = []
+        self.mistake = ""
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Adds facts."""
+        self.facts.append(facts)
+
+    def give_up(self, mistake: str) -> None:
+        """Keeps the first mistake."""
+        self.mistake = self.mistake or mistake
+
+    def take(self) -> list[dict[str, Any]]:
+        """The facts since the last call."""
+        facts, self.facts = self.facts, []
+        return facts
+
+    def failed(self) -> str:
+        """The mistake, or an empty text."""
+        return self.mistake
+
+
+def _work(loop: Loop, config: dict[str, Any], board: Any, device: str) -> Any:
+    """The life of one worker."""
+    import ray
+    import ray.train
+
+    if ray.get(board.failed.remote()):
+        return None  # a restart after a user's mistake: there is nothing to try again
+    context = ray.train.get_context()
+    group = Group(context.get_world_rank(), context.get_world_size(), device, board.tell.remote)
+    try:
+        return loop(config, group)
+    except ValueError as error:
+        ray.get(board.give_up.remote(" ".join(str(error).split())))
+        raise
+
+
+@contextlib.contextmanager
+def _listening(board: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Passes on what the workers tell, until the block ends and everything told has been passed on."""
+    import ray
+
+    ended = threading.Event()
+
+    def listen() -> None:
+        while True:
+            last = ended.wait(POLL_SECONDS)
+            for facts in ray.get(board.take.remote()):
+                progress(facts)
+            if last:
+                return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train takes over Ctrl-C and keeps it; afterwards it is again what it was."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def _cause(error: Any) -> str:
+    """What went wrong in a worker, without Ray's tracebacks; that its peers lost the connection to it is said only alone."""
+    from ray.exceptions import RayError
+
+    causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    lost = re.compile(r"connection (closed|reset|refused)|gloo|nccl", re.IGNORECASE)
+    causes.sort(key=lambda cause: isinstance(cause, RayError) + 2 * bool(lost.search(str(cause))))
+    said = f"{type(causes[0]).__name__}: {' '.join(str(causes[0]).split())}"
+    if isinstance(causes[0], RayError):
+        said = "a worker died again and again (killed, out of memory, or its node was lost)"
+    return f"training failed: {said}; mend the cause and run the same command again, which goes on from here"
