@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from actors import watch
+
 Batch = dict[str, np.ndarray]
 FAULT = "fault: "
 """Prefix of the `reason` of a quarantined row; other reasons are rejections by the method."""
@@ -52,6 +54,7 @@ def each_row(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], b
         if reason:
             rows.append((*blank(i), str(reason), str(trace)))
             continue
+        watch.tick()
         try:
             rows.append((*work(i), ""))
         except Exception as error:  # noqa: BLE001 - whatever a row does, it must not cost its neighbours

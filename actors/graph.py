@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from actors.cluster import connect, node_resources
 from actors.columns import FAULT
 from actors.labeler import Labeler
+from actors.metrics import Meter
 from actors.placement import Stage, preflight
 from actors.refiner import Refiner
 from actors.streaming import run_inline, run_stream
@@ -27,6 +28,8 @@ from syn4seg.rundir import RunDir
 from syn4seg.sections import Pool
 from syn4seg.stages.setup import speed_of
 
+STORE_SHARE = 0.5
+"""Share of `placement.object_store_gib` that Ray Data may plan with: it overruns its limit by what is in flight."""
 Progress = Callable[[int, int, Counter], None]
 """Called with (rows done, rows in all, reasons so far)."""
 
@@ -149,7 +152,7 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     if rows.num_rows == 0:
         return reasons
     started, first, audits = time.time(), done, []
-    for batch in _run(config, rows, steps):
+    for batch in _run(config, run, rows, steps, draw):
         reasons.update(str(r) for r in batch["reason"])
         done += len(batch["reason"])
         progress(done, planned, earlier + reasons)
@@ -162,11 +165,15 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     return reasons
 
 
-def _run(config: Config, rows: pa.Table, steps: list[Stage]) -> Iterator[dict[str, Any]]:
-    if config.placement.runner == "inline":
+def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: int | None) -> Iterator[dict[str, Any]]:
+    place = config.placement
+    if place.runner == "inline":
         return run_inline(rows, steps, steps[0].pool.batch)
-    connect(config.placement)
-    return run_stream(rows, steps, steps[0].pool.batch)
+    connect(place)
+    entered = sum(rows["todo"].to_pylist())
+    meter = Meter(run.log, config.name, [step.name for step in steps], entered, stage="stream", draw=draw)
+    return run_stream(rows, steps, steps[0].pool.batch, run=config.name, deadline=place.row_deadline,
+                      store_bytes=STORE_SHARE * place.object_store_gib * 2**30, report=meter)  # fmt: skip
 
 
 def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:

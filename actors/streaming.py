@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from actors.cluster import node_resources
+from actors.guard import Guard
+from actors.ledger import Ledger
+from actors.metrics import Totals
 from actors.placement import Stage, check_columns, preflight
 
 if TYPE_CHECKING:
     import ray.data
+
+REPORT_SECONDS = 10.0
 
 
 def source(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
@@ -42,38 +49,101 @@ def source(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
     return ray.data.read_datasource(Plan(), num_cpus=0.1, override_num_blocks=blocks)
 
 
-def through(stream: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
-    """The stream after one stage, in its own fixed pool of actors."""
+def through(stream: ray.data.Dataset, stage: Stage, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:
+    """The stream after one stage, guarded, in its own pool of actors: fixed, or growing when nodes join."""
     from ray.data import ActorPoolStrategy
 
+    pool = stage.pool
+    guarded = type(stage.name.capitalize(), (Guard,), {})  # the name that Ray's own tools show
+    arguments = {"stage": stage.actor, "kwargs": stage.kwargs, "name": stage.name, "run": run, "deadline": deadline,
+                 "ledger": ledger}  # fmt: skip
+    if pool.max_size is None:
+        compute = ActorPoolStrategy(size=pool.size)
+    else:
+        compute = ActorPoolStrategy(min_size=pool.size, max_size=pool.max_size, initial_size=pool.size)
     return stream.map_batches(
-        stage.actor, fn_constructor_kwargs=stage.kwargs, batch_size=stage.pool.batch, batch_format="numpy",
-        compute=ActorPoolStrategy(size=stage.pool.size), num_cpus=stage.pool.cpus,
-        num_gpus=stage.pool.gpus or None,
+        guarded, fn_constructor_kwargs=arguments, batch_size=pool.batch, batch_format="numpy", compute=compute,
+        num_cpus=pool.cpus, num_gpus=pool.gpus or None, accelerator_type=pool.accelerator, resources=pool.resources or None,
     )  # fmt: skip
 
 
-def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int) -> Iterator[dict[str, Any]]:
-    """Streams the rows through every stage under Ray; yields the last stage's batches as they finish."""
+def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int, *, run: str = "", deadline: float = 300.0,
+               store_bytes: float | None = None, report: Callable[[Totals], None] | None = None,
+               ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Streams the rows through every stage under Ray; yields the last stage's batches as they finish.
+
+    Args:
+        rows: with the columns that the stages read, `sample_id` and `reason` at least.
+        rows_per_block: rows that travel together.
+        run: name of the run in the metrics.
+        deadline: seconds that one row may spend in one stage.
+        store_bytes: how much of the cluster's object store the stream may fill; None: what Ray Data takes.
+        report: called every `REPORT_SECONDS`, and at the end, with the ledger's totals, see `Ledger.totals`.
+
+    Raises:
+        ValueError: the stages do not fit together or not on the cluster, or an actor fails otherwise than by a row.
+    """
     import ray.data
     import ray.exceptions
+
+    check_columns(rows.column_names, stages)
+    preflight(stages, node_resources())
+    _settings(store_bytes)
+    ledger: Any = ray.remote(Ledger).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    stream = source(rows, rows_per_block)
+    for stage in stages:
+        stream = through(stream, stage, run, deadline, ledger)
+    try:
+        with _reporting(ledger, report):
+            for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+                yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except ray.exceptions.RayError as error:
+        raise ValueError(_cause(error)) from error
+    finally:
+        ray.kill(ledger)
+
+
+def _settings(store_bytes: float | None) -> None:
+    """Ray Data's settings of this process, for the streams built from now on."""
+    import ray.data
+    from ray.data import ExecutionResources
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    context.execution_no_progress_timeout_s = 1800  # type: ignore[attr-defined]
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
+    context.execution_no_progress_timeout_s = 7200  # type: ignore[attr-defined]  # a generator may take long to load
     context.wait_for_min_actors_s = 600
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    check_columns(rows.column_names, stages)
-    preflight(stages, node_resources())
-    stream = source(rows, rows_per_block)
-    for stage in stages:
-        stream = through(stream, stage)
+
+
+@contextlib.contextmanager
+def _reporting(ledger: Any, report: Callable[[Totals], None] | None) -> Iterator[None]:
+    """Reports now and then from a thread, and once at the end of a stream that went well."""
+    import ray
+    import ray.exceptions
+
+    if report is None:
+        yield
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            report(ray.get(ledger.totals.remote(), timeout=REPORT_SECONDS))
+
+    def watch() -> None:
+        while not over.wait(REPORT_SECONDS):
+            tell()
+
+    thread = threading.Thread(target=watch, name="report", daemon=True)
+    thread.start()
     try:
-        for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
-            yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    except ray.exceptions.RayError as error:
-        raise ValueError(_cause(error)) from error
+        yield
+    finally:
+        over.set()
+        thread.join()
+    tell()
 
 
 def _cause(error: BaseException) -> str:

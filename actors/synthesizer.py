@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors import watch
 from actors.columns import FAULT, Batch, column, each_row, texts, told
 from syn4seg.data.folder import decode_image
 from syn4seg.rundir import RunDir, read_image
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from syn4seg.models.generators import ImageGenerator, Made
 
 BLANK = np.zeros((1, 1, 3), np.uint8)
+START_SECONDS = 3600.0
+"""What a generator may take to load, and again for its first batch, beside the deadline of the rows."""
 
 
 def notes_path(image: Path) -> Path:
@@ -50,8 +53,9 @@ def warnings_of(audits: Iterable[dict[str, Any]]) -> list[str]:
             sizes[audit["made_in_batch"], audit["planned_batch"]] += 1
         if "precision" in audit:
             retried[audit["precision"]] += 1
-    lines = [f"{count} images were made in batches of {made} instead of {planned}, for want of memory or beside a row that failed; "
-             f"another batch may change rounding; synthesis.batch={made} plans it so" for (made, planned), count in sorted(sizes.items())]  # fmt: skip
+    lines = [f"{count} images were made in batches of {made} instead of {planned}, for want of memory or beside a row that "
+             f"failed; another batch may change rounding; synthesis.batch={made} plans it so"
+             for (made, planned), count in sorted(sizes.items())]  # fmt: skip
     return lines + [
         f"{count} images came out faulty and were made again ({name})" for name, count in sorted(retried.items())
     ]
@@ -67,6 +71,7 @@ class Synthesizer:
     says `made_in_batch`.
     """
 
+    whole_attempts = 3  # a batch made row by row may differ by rounding: not for two kills from outside
     reads = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo", "reason", "traceback")
     adds = ("image", "synthesis_audit")
 
@@ -74,7 +79,7 @@ class Synthesizer:
         from syn4seg.models.generators import EmbeddingStore
 
         self.run, self.names, self.planned = RunDir(run), names, planned
-        self.load, self.generator = load, None
+        self.load, self.generator, self.warm = load, None, False
         self.largest = sys.maxsize  # images that fit into memory at once, as far as is known
         self.store = EmbeddingStore(self.run.embeddings)
 
@@ -108,14 +113,18 @@ class Synthesizer:
         from syn4seg.models.generators import CarefulGenerator
 
         if self.generator is None:
+            watch.tick(extra=START_SECONDS)
             self.generator = self.load()
             if isinstance(self.generator, CarefulGenerator):
                 self.run.log(stage="generator", **self.generator.facts())
         done: list[tuple[np.ndarray, str, str, dict[str, Any]]] = []
+        extra = 0.0 if self.warm else START_SECONDS  # compiled models compile in their first call
         alone = failed = 0  # rows to be made one by one; failures of this batch that were not for want of memory
         while len(done) < len(at):
             part = at[len(done) : len(done) + (1 if alone else self.largest)]
+            watch.tick(len(part), extra)
             made, error, trace = self._attempt(rows, part)
+            self.warm, extra = True, 0.0
             if made is not None:
                 short = {"made_in_batch": len(part), "planned_batch": self.planned} if len(part) < self.planned else {}
                 done += zip(

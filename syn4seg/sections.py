@@ -342,9 +342,9 @@ class Placement(Section):
     """Base stage, novel stage and evaluation."""
     max_quarantined: Share = 0.5
     """Stop when more than this share of the samples is quarantined by faults."""
-    row_deadline: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds that one row may spend in one stage under Ray; then its actor is replaced, and the row that hangs again alone is
-    quarantined."""
+    row_deadline: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that one row may spend in one stage under Ray (a generator batch: per image; loading a model does not count). Then its
+    process ends itself and the call is repeated; a row that does so again and again is quarantined."""
     object_store_gib: Annotated[float, Field(ge=0.1)] = 1.0
     """Object store in GiB: its size with `local`, what the stream may fill of the cluster's otherwise. Slow stages hold fast
     ones back before it is full."""

@@ -75,6 +75,9 @@ class Enhancer:
         """Argmax uint8 (R, C), its probability float32 (R, C), and features float32 (D, r, c) on the image's part of the canvas.
 
         R, C are whole grid cells: the image's rows and columns on the canvas, rounded up to the stride.
+
+        Raises:
+            FloatingPointError: a feature is nan or infinite; no label could be told from such an image.
         """
         import torch
 
@@ -87,6 +90,8 @@ class Enhancer:
             odds = odds[..., : round(r * step), : round(c * step)].softmax(1)
             confidence, winner = odds[0].max(0)
         cells = features[0, :, :r, :c].float().cpu().numpy()
+        if not np.isfinite(cells).all():
+            raise FloatingPointError("the segmenter's features of this image are not finite")
         return winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), np.ascontiguousarray(cells)
 
     def __call__(self, image: np.ndarray, target: int) -> Enhanced:
@@ -165,9 +170,14 @@ class BoundaryRefiner:
 
         Returns:
             Per image the refined label and the account: SAM's agreement per component, accepted masks, changed pixels.
+
+        Raises:
+            FloatingPointError: SAM's predicted IoU of a mask is nan or infinite.
         """
         regions = [components(label) for label in labels]
         made = self.sam.masks(images, [hint_boxes(r, self.settings.margin, r.map.shape) for r in regions])
+        if not all(np.isfinite(ious).all() for _, ious in made):
+            raise FloatingPointError("SAM's answer to this image is not finite")
         return [self._redrawn(label, r, *answer) for label, r, answer in zip(labels, regions, made, strict=True)]
 
     def _redrawn(

@@ -1,0 +1,50 @@
+"""What running stages tell the driver: the calls under way, so that one that kills its process is known; and how busy they are."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+
+class Ledger:
+    """A small actor beside a stream. Nothing depends on it for longer than the stream: the truth is in the run directory."""
+
+    def __init__(self) -> None:
+        self.begun: dict[tuple[str, str], list[str]] = {}
+        self.stages: dict[str, Counter] = {}
+        self.seen: dict[str, dict[int, float]] = {}
+
+    def begin(self, stage: str, key: str, notes: str, actor: int) -> list[str]:
+        """A call begins.
+
+        Args:
+            key: names its rows; the same after a restart.
+            notes: the file where this process leaves its traceback if it dies.
+            actor: its process id.
+
+        Returns:
+            The notes of every earlier attempt at the same call that never ended, oldest first.
+        """
+        earlier = self.begun.setdefault((stage, key), [])
+        self.seen.setdefault(stage, {})[actor] = time.monotonic()
+        if earlier:
+            self.stages.setdefault(stage, Counter())["deaths"] += 1
+        earlier.append(notes)
+        return earlier[:-1]
+
+    def end(self, stage: str, key: str, actor: int, counts: dict[str, float]) -> None:
+        """A call has ended; `counts` are rows, seconds, rejected, quarantined, and gpu_bytes (a maximum, not a sum)."""
+        self.begun.pop((stage, key), None)
+        total = self.stages.setdefault(stage, Counter())
+        largest = max(total["gpu_bytes"], counts.pop("gpu_bytes", 0))
+        total.update(counts)
+        total["gpu_bytes"] = largest  # type: ignore[assignment]
+        self.seen.setdefault(stage, {})[actor] = time.monotonic()
+
+    def totals(self) -> dict[str, dict[str, float]]:
+        """By stage: rows, busy seconds, rejected and quarantined rows, calls that died, largest GPU memory of an actor (bytes),
+        and actors that were heard of in the last ten minutes."""
+        now = time.monotonic()
+        for stage, seen in self.seen.items():
+            self.seen[stage] = {actor: at for actor, at in seen.items() if now - at < 600}
+        return {s: {**self.stages.get(s, Counter()), "actors": len(seen)} for s, seen in self.seen.items()}
