@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
 
 import numpy as np
 import pytest
 import torch
 
+from syn4seg.data.embedded import seeded
+from syn4seg.segmenter.losses import distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, upsample
-from syn4seg.segmenter.novel import NovelSchedule, Sample, imprint, train_novel
+from syn4seg.segmenter.novel import KINDS, NovelSchedule, NovelTraining, Sample, imprint, train_novel
 
 DIM, GRID, SIDE, BASE = 8, 6, 24, 2
 DIRECTIONS = torch.eye(DIM)[:4] * 3  # background, two base classes, one novel class
@@ -71,6 +75,183 @@ def test_the_order_of_arrival_changes_nothing():
     assert not torch.equal(a.weight, c.weight)
 
 
+def _slowly(start, samples, planned, schedule, seed):
+    """The rule written out: every step builds its pools anew from what was planned and accepted."""
+    rows = 1 + BASE
+    base = Classifier(start.weight[:rows], start.bias[:rows])
+    weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
+    top = schedule.lr * base.weight.square().mean().sqrt().item()
+    adam = torch.optim.Adam([weight, bias], lr=top)
+    for step in range(schedule.steps):
+        ended = schedule.ramp == 0 or step + 1 >= schedule.ramp * schedule.steps
+        first = len(planned) if ended else math.ceil(len(planned) * (step + 1) / (schedule.ramp * schedule.steps))
+        batch = []
+        for kind in KINDS:
+            pool = [s for s in samples if s.kind == kind and (kind != "synthetic" or s.sample_id in planned[:first])]
+            pool.sort(key=lambda s: s.sample_id)
+            for place in range(step * schedule.per_step[kind], (step + 1) * schedule.per_step[kind]) if pool else ():
+                turn, at = divmod(place, len(pool))
+                batch.append(pool[seeded("novel", seed, kind, turn).permutation(len(pool))[at]])
+        x = torch.stack([s.features for s in batch]).float()
+        label = torch.from_numpy(np.stack([s.label for s in batch]))
+        logits = Classifier(weight, bias)(x)
+        merged = torch.zeros(len(batch), len(start.weight), dtype=torch.bool)
+        for n, s in enumerate(batch):
+            merged[n, :rows] = s.kind == "support"
+            merged[n, rows:] = s.kind == "replay"
+            merged[n, 0] = True
+        loss = pixel_loss(upsample(logits, (SIDE, SIDE)), label, merged=merged)
+        pure = (label < rows).reshape(len(batch), GRID, SIDE // GRID, GRID, SIDE // GRID).all(4).all(2)
+        loss = loss + schedule.distill * distillation(logits, base(x), pure)
+        adam.param_groups[0]["lr"] = top * (0.5 + 0.5 * math.cos(math.pi * step / schedule.steps))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return Classifier(weight.detach(), bias.detach())
+
+
+RAMPED = dataclasses.replace(SCHEDULE, steps=24, ramp=0.8)
+
+
+def _planned(count=17):
+    """Planned ids in no order at all, the accepted ones among them as samples, and the others."""
+    ids = [f"synthetic-{i}" for i in random.Random(5).sample(range(100, 200), count)]
+    accepted = [name for i, name in enumerate(ids) if i % 4 != 1]
+    made = [_sample(int(name[10:]), "synthetic", [3, int(name[10:]) % 3]) for name in accepted]
+    return ids, [s for s in _samples() if s.kind != "synthetic"], {s.sample_id: s for s in made}
+
+
+def _same(a, b):
+    return torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.3, 0.8, 1.0])
+def test_the_rule_of_the_ramp_is_what_the_module_says(ramp):
+    planned, fixed, made = _planned()
+    schedule = dataclasses.replace(RAMPED, ramp=ramp)
+    samples = [*fixed, *made.values()]
+    got = train_novel(_start(), samples, planned=planned, base_classes=BASE, schedule=schedule, seed=3)
+    assert _same(got, _slowly(_start(), samples, planned, schedule, 3))
+
+
+def test_without_a_ramp_the_order_of_the_plan_does_not_count():
+    planned, fixed, made = _planned()
+    schedule = dataclasses.replace(RAMPED, ramp=0.0)
+    a, b = (train_novel(_start(), [*fixed, *made.values()], planned=ids, base_classes=BASE, schedule=schedule, seed=3)
+            for ids in (planned, None))  # fmt: skip
+    assert _same(a, b)
+
+
+def _training(planned, fixed, schedule=RAMPED, bottleneck=None):
+    return NovelTraining(_start(), fixed, planned, base_classes=BASE, schedule=schedule, seed=3, bottleneck=bottleneck)
+
+
+def _ready(training):
+    return all(name in training.accepted for name in training.needs)
+
+
+def _tell(training, names, made):
+    for name in names:
+        training.verdict(name, name in made, made.get(name))
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.8, 1.0])
+def test_when_and_in_which_order_verdicts_arrive_changes_no_bit(ramp):
+    planned, fixed, made = _planned()
+    schedule = dataclasses.replace(RAMPED, ramp=ramp)
+    at_once = train_novel(
+        _start(), [*fixed, *made.values()], planned=planned, base_classes=BASE, schedule=schedule, seed=3
+    )
+    for seed in range(12):
+        dice, training = random.Random(seed), _training(planned, fixed, schedule)
+        coming = dice.sample(planned, len(planned)) if seed % 2 else list(planned)
+        early = 0
+        while not training.finished:
+            if coming and (not _ready(training) or dice.random() < 0.3):
+                count = dice.choice((1, 2, 5))
+                _tell(training, coming[:count], made)
+                coming = coming[count:]
+            elif dice.random() < 0.9:
+                early += bool(coming)
+                training.step()
+        assert _same(training.classifier, at_once)
+        assert (early > 0) == (
+            ramp > 0
+        ) or seed % 2  # in the order of the plan, a ramp lets steps go before the last label
+
+
+def test_a_ramp_needs_verdicts_alone_and_a_rejected_sample_counts_as_arrived():
+    planned, fixed, _ = _planned()
+    training = _training(planned, fixed)
+    while not training.finished:
+        assert list(training.needs) == planned[: training.schedule.admitted(training.steps_done, len(planned))]
+        for name in training.needs:
+            training.verdict(name, False)
+        training.step()
+    only_fixed = train_novel(_start(), fixed, base_classes=BASE, schedule=RAMPED, seed=3)
+    assert _same(training.classifier, only_fixed)
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.8])
+def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(ramp):
+    planned, fixed, made = _planned()
+    schedule = dataclasses.replace(RAMPED, ramp=ramp)
+    whole = train_novel(
+        _start(), [*fixed, *made.values()], planned=planned, base_classes=BASE, schedule=schedule, seed=3
+    )
+    first = _training(planned, fixed, schedule)
+    _tell(first, planned, made)
+    for stopped in range(schedule.steps):
+        again = _training(planned, fixed, schedule)
+        again.load(first.state())
+        _tell(again, again.needs, made)
+        again.step()
+        assert again.steps_done == stopped + 1
+        _tell(again, planned, made)
+        while stopped % 5 == 0 and not again.finished:
+            again.step()
+        assert stopped % 5 or _same(again.classifier, whole)
+        first.step()
+    assert _same(first.classifier, whole)
+
+
+def test_a_checkpoint_that_relied_on_another_verdict_is_not_continued():
+    planned, fixed, made = _planned()
+    first = _training(planned, fixed)
+    _tell(first, planned, made)
+    for _ in range(10):
+        first.step()
+    mended = {**made, planned[1]: _sample(7, "synthetic", [3, 0])}  # was rejected
+    mended[planned[1]] = dataclasses.replace(mended[planned[1]], sample_id=planned[1])
+    again = _training(planned, fixed)
+    again.load(first.state())
+    _tell(again, planned, mended)
+    again.step()
+    assert again.steps_done == 1
+
+
+def test_a_bottleneck_and_its_moments_go_on_bit_for_bit_too():
+    planned, fixed, made = _planned(5)
+    results, schedule = [], dataclasses.replace(RAMPED, steps=6)
+    for stop in (None, 3):
+        torch.manual_seed(0)
+        bottleneck = torch.nn.Conv2d(DIM, DIM, 1)
+        training = _training(planned, fixed, schedule, bottleneck)
+        _tell(training, planned, made)
+        while not training.finished:
+            if training.steps_done == stop:
+                state = training.state()
+                torch.manual_seed(0)
+                bottleneck = torch.nn.Conv2d(DIM, DIM, 1)
+                training = _training(planned, fixed, schedule, bottleneck)
+                training.load(state)
+                _tell(training, planned, made)
+            training.step()
+        results.append((training.classifier, bottleneck.weight.detach().clone()))
+    assert _same(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
 def test_unlabeled_pixels_teach_nothing():
     schedule = dataclasses.replace(SCHEDULE, distill=1.0)
     samples = [dataclasses.replace(s, label=np.full_like(s.label, 255)) for s in _samples()]
@@ -93,8 +274,7 @@ def test_pixels_of_weight_zero_teach_nothing():
 def test_every_sample_of_a_kind_is_used_before_any_is_used_again():
     from syn4seg.segmenter.novel import _draw
 
-    pool = [_sample(i, "replay", [0, 1]) for i in range(7)]
-    drawn = [s.sample_id for step in range(7) for s in _draw(pool, "replay", step, 2, 0)]
+    drawn = [place for step in range(7) for place in _draw(7, "replay", step, 2, 0)]
     assert len(set(drawn[:7])) == 7 and len(set(drawn[7:])) == 7
 
 

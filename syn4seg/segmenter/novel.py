@@ -1,14 +1,20 @@
 """The novel stage: a classifier for base and novel classes, learned on frozen features in seconds.
 
 Novel rows are imprinted from the support prototypes, then all rows are fine-tuned on support, synthetic and (an option)
-replayed base images. The batch of step s is named by (seed, kind, s) over samples sorted by id: the order of arrival,
-or who computed the features, changes nothing.
+replayed base images. The batch of step s is named by (seed, kind, s) over samples sorted by id.
+
+The rule that lets training start before synthesis has ended: of the N planned synthetic samples, in the order of the plan,
+step s of S may draw from the first ceil(N (s + 1) / (ramp S)) that were accepted (all N with ramp 0, and once the ramp is
+over). It needs their verdicts and nothing else, so when labels arrive, in which order, who computed the features and how
+often the training was stopped change no bit.
 """
 
 from __future__ import annotations
 
+import bisect
 import copy
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -59,6 +65,7 @@ class NovelSchedule:
         distill: weight of the distillation to the base model on pixels without novel labels.
         merge_support: a support image's background may be any base class (its base objects are unlabelled).
         merge_replay: a replayed image's background may be any novel class.
+        ramp: share of the steps over which the planned synthetic samples are admitted; 0 admits all from the first step.
     """
 
     steps: int = 300
@@ -69,6 +76,31 @@ class NovelSchedule:
     distill: float = 1.0
     merge_support: bool = True
     merge_replay: bool = True
+    ramp: float = 0.0
+
+    def admitted(self, step: int, planned: int) -> int:
+        """How many of the `planned` samples, in the order of the plan, step `step` (from 0) may draw from."""
+        over = self.ramp * self.steps
+        if step + 1 >= over:
+            return planned
+        return min(planned, math.ceil(planned * (step + 1) / over))
+
+
+class Share:
+    """What one of several processes does of every step: the samples that it owns, by a hash of their id."""
+
+    def __init__(self, rank: int = 0, world: int = 1):
+        self.rank, self.world = rank, world
+
+    def owns(self, sample_id: str) -> bool:
+        """Whether this process computes the features and the loss of a sample."""
+        return zlib.crc32(sample_id.encode()) % self.world == self.rank
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(value)
+        return value
 
 
 def imprint(base: Classifier, prototypes: Tensor) -> Classifier:
@@ -83,14 +115,196 @@ def imprint(base: Classifier, prototypes: Tensor) -> Classifier:
     return base.replaced(torch.cat([base.weight, rows]).detach(), torch.cat([base.bias, bias]).detach())
 
 
-def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: int, schedule: NovelSchedule, seed: int,
-                bottleneck: nn.Module | None = None, progress: Callable[[dict], None] | None = None) -> Classifier:  # fmt: skip
-    """Fine-tunes all rows of `start` on frozen features.
+class NovelTraining:
+    """The fine-tuning of all rows of a classifier, one step at a time, as verdicts on the planned samples come in.
 
     Args:
         start: rows (1+B+M, D), see `imprint`; its first 1+B rows are also the base model of the distillation.
+        samples: the support and replayed samples, in any order.
+        planned: ids of the planned synthetic samples, in the order of the plan.
+        base_classes: B.
+        bottleneck: trained in place in eval mode (normalisation statistics stay); `features` are then its input.
+        share: this process's part, if several train together; gradients are summed, losses are means over all.
+
+    Raises:
+        ValueError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
+    """
+
+    def __init__(self, start: Classifier, samples: Sequence[Sample], planned: Sequence[str] = (), *, base_classes: int,
+                 schedule: NovelSchedule, seed: int, bottleneck: nn.Module | None = None, share: Share | None = None):  # fmt: skip
+        unknown = {*schedule.per_step, *(s.kind for s in samples)} - set(KINDS)
+        if unknown:
+            raise ValueError(f"sample kind {min(unknown)!r} is unknown; expected {', '.join(KINDS)}")
+        self.schedule, self.seed, self.planned, self.share = schedule, seed, list(planned), share or Share()
+        self.start, self.base_rows, self.bottleneck = start, 1 + base_classes, bottleneck
+        self.base = start.replaced(start.weight[: self.base_rows].detach(), start.bias[: self.base_rows].detach())
+        self.frozen = copy.deepcopy(bottleneck).eval() if bottleneck is not None else None
+        weight, bias = (t.detach().clone().requires_grad_() for t in (start.weight, start.bias))
+        self.now = start.replaced(weight, bias)
+        self.optimizer = _optimizer(self.now, self.base, bottleneck, schedule)
+        self.steps_done = 0
+        self.accepted: dict[str, bool] = {}
+        self.pool: list[str] = []
+        self.admitted = 0
+        self.kept: dict[tuple[str, str], Sample] = {}
+        for sample in samples:
+            self._keep(sample)
+        self.fixed = {kind: sorted(s.sample_id for s in samples if s.kind == kind) for kind in KINDS}
+        self.resumed: dict[str, Tensor] | None = None
+        if not (self.planned and schedule.per_step.get("synthetic", 0)) and not any(self._counts(k) for k in KINDS):
+            raise ValueError(self._nothing())
+
+    def verdict(self, sample_id: str, accepted: bool, sample: Sample | None = None) -> None:
+        """What became of a planned sample.
+
+        Args:
+            accepted: False for a rejected or quarantined one, or one without the label that this training uses.
+            sample: an accepted one, where this process owns it.
+        """
+        self.accepted[sample_id] = accepted
+        if accepted and self.share.owns(sample_id):
+            assert sample is not None and sample.kind == "synthetic", sample_id
+            self._keep(sample)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done."""
+        return self.steps_done == self.schedule.steps
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """Planned ids whose verdict must be known before the next step."""
+        step = self.steps_done if self.resumed is None else int(self.resumed["steps_done"])
+        return self.planned[: self.schedule.admitted(step, len(self.planned))]
+
+    def step(self) -> float:
+        """One optimiser step; returns the loss (of all processes together)."""
+        self._resume()
+        batch = self._batch()
+        mine = [self.kept[kind, name] for kind, name in batch if self.share.owns(name)]
+        loss = self._loss(mine)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["top"] * (0.5 + 0.5 * math.cos(math.pi * self.steps_done / self.schedule.steps))
+        self.optimizer.zero_grad()
+        if mine:
+            loss.backward()
+        if self.share.world > 1:
+            self._sum_gradients()
+        if batch:
+            self.optimizer.step()
+        self.steps_done += 1
+        return self.share.total(loss.detach()).item()
+
+    @property
+    def classifier(self) -> Classifier:
+        """The rows as they are now, detached."""
+        return self.start.replaced(self.now.weight.detach(), self.now.bias.detach())
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that continues this training bit for bit: weights, moments, steps done, verdicts relied on."""
+        relied = self.planned[: self.admitted]
+        found = {"steps_done": torch.tensor(self.steps_done), "weight": self.now.weight.detach(), "bias": self.now.bias.detach(),
+                 "accepted": torch.tensor([self.accepted[s] for s in relied], dtype=torch.bool)}  # fmt: skip
+        if self.bottleneck is not None:
+            found |= {f"bottleneck.{key}": value for key, value in self.bottleneck.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            found |= {f"adam.{number}.{key}": value for key, value in moments.items()}
+        return {key: value.detach().cpu().clone() for key, value in found.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continues from a `state()` of the same training, once the verdicts that it relied on are known.
+
+        If they have changed since (a quarantined sample was mended), the training starts over instead.
+        """
+        self.resumed = state
+
+    def _resume(self) -> None:
+        state, self.resumed = self.resumed, None
+        if state is None or state["accepted"].tolist() != [
+            self.accepted[s] for s in self.planned[: len(state["accepted"])]
+        ]:
+            return
+        with torch.no_grad():
+            self.now.weight.copy_(state["weight"])
+            self.now.bias.copy_(state["bias"])
+        if self.bottleneck is not None:
+            self.bottleneck.load_state_dict({k[11:]: v for k, v in state.items() if k.startswith("bottleneck.")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key in (k for k in state if k.startswith("adam.")):
+            _, number, name = key.split(".")
+            moments.setdefault(int(number), {})[name] = state[key]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.steps_done = int(state["steps_done"])
+
+    def _keep(self, sample: Sample) -> None:
+        found, rows = (
+            np.flatnonzero(np.bincount(sample.label.ravel(), minlength=256)[:UNLABELED]),
+            len(self.start.weight),
+        )
+        if len(found) and found[-1] >= rows:
+            raise ValueError(f"the label of {sample.kind} sample {sample.sample_id!r} has class index {found[-1]}; expected "
+                             f"0..{rows - 1} or {UNLABELED}: map dataset ids to class indices first")  # fmt: skip
+        self.kept[sample.kind, sample.sample_id] = sample
+
+    def _counts(self, kind: str) -> bool:
+        return self.schedule.per_step.get(kind, 0) > 0 and bool(self.pool if kind == "synthetic" else self.fixed[kind])
+
+    def _nothing(self) -> str:
+        return (f"the novel stage got no sample of the kinds in per_step = {self.schedule.per_step}; give it support images at "
+                "least")  # fmt: skip
+
+    def _batch(self) -> list[tuple[str, str]]:
+        """(kind, id) of the samples of the next step."""
+        allowed = self.schedule.admitted(self.steps_done, len(self.planned))
+        for name in self.planned[self.admitted : allowed]:
+            if self.accepted[name]:
+                bisect.insort(self.pool, name)
+        self.admitted = allowed
+        pools = {kind: self.pool if kind == "synthetic" else self.fixed[kind] for kind in KINDS if self._counts(kind)}
+        if not pools and self.admitted == len(self.planned):
+            raise ValueError(self._nothing())
+        return [(kind, pool[place]) for kind, pool in pools.items()
+                for place in _draw(len(pool), kind, self.steps_done, self.schedule.per_step[kind], self.seed)]  # fmt: skip
+
+    def _loss(self, batch: list[Sample]) -> Tensor:
+        """This process's part of the loss of a step: sums over its samples, divided by the sums over all of them."""
+        if not batch:
+            for _ in range(2 if self.schedule.distill > 0 else 1):
+                self.share.total(torch.zeros(()).to(self.start.weight))
+            return torch.zeros(()).to(self.start.weight)
+        x = torch.stack([s.features for s in batch]).to(self.start.weight)
+        label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
+        f = x if self.bottleneck is None else self.bottleneck.eval()(x)
+        logits = self.now(f)
+        full = upsample(logits, (label.shape[1], label.shape[2]), self.start.align_corners)
+        merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
+        loss = pixel_loss(full, label, weight=_weights(batch, label), merged=merged,
+                          background_weight=self.schedule.background_weight, total=self.share.total)  # fmt: skip
+        if self.schedule.distill > 0:
+            with torch.no_grad():
+                before = self.base(f if self.frozen is None else self.frozen(x))
+            known = _surely_not_novel(label, self.base_rows, x.shape[2:])
+            loss = loss + self.schedule.distill * distillation(logits, before, known, total=self.share.total)
+        return loss
+
+    def _sum_gradients(self) -> None:
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                self.share.total(p.grad)
+
+
+def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: int, schedule: NovelSchedule, seed: int,
+                planned: Sequence[str] | None = None, bottleneck: nn.Module | None = None,
+                progress: Callable[[dict], None] | None = None) -> Classifier:  # fmt: skip
+    """Fine-tunes all rows of `start` on frozen features, all of which are there: `NovelTraining` from start to end.
+
+    Args:
+        start: rows (1+B+M, D), see `imprint`.
         samples: in any order; the result does not depend on it.
         base_classes: B.
+        planned: ids of the planned synthetic samples, in the order of the plan; those that `samples` lacks were rejected.
+            None: the synthetic samples, by id (with a ramp, the order counts).
         bottleneck: trained in place in eval mode (normalisation statistics stay); `features` are then its input.
         progress: called every 50 steps with step, steps and loss.
 
@@ -100,65 +314,23 @@ def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: i
     Raises:
         ValueError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
     """
-    pools = _pools(samples, schedule, len(start.weight))
-    base_rows = 1 + base_classes
-    base = start.replaced(start.weight[:base_rows].detach(), start.bias[:base_rows].detach())
-    frozen = copy.deepcopy(bottleneck).eval() if bottleneck is not None else None
-    weight, bias = (t.detach().clone().requires_grad_() for t in (start.weight, start.bias))
-    now = start.replaced(weight, bias)
-    optimizer = _optimizer(now, base, bottleneck, schedule)
-    for step in range(schedule.steps):
-        batch = [s for kind, pool in pools.items() for s in _draw(pool, kind, step, schedule.per_step[kind], seed)]
-        x = torch.stack([s.features for s in batch]).to(start.weight)
-        label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
-        f = x if bottleneck is None else bottleneck.eval()(x)
-        logits = now(f)
-        full = upsample(logits, (label.shape[1], label.shape[2]), start.align_corners)
-        merged = _merged(batch, base_rows, len(start.weight), schedule).to(x.device)
-        loss = pixel_loss(full, label, weight=_weights(batch, label), merged=merged,
-                          background_weight=schedule.background_weight)  # fmt: skip
-        if schedule.distill > 0:
-            with torch.no_grad():
-                before = base(f if frozen is None else frozen(x))
-            loss = loss + schedule.distill * distillation(
-                logits, before, _surely_not_novel(label, base_rows, x.shape[2:])
-            )
-        for group in optimizer.param_groups:
-            group["lr"] = group["top"] * (0.5 + 0.5 * math.cos(math.pi * step / schedule.steps))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if progress and ((step + 1) % 50 == 0 or step + 1 == schedule.steps):
-            progress({"step": step + 1, "steps": schedule.steps, "loss": loss.item()})
-    return start.replaced(now.weight.detach(), now.bias.detach())
+    synthetic = {s.sample_id: s for s in samples if s.kind == "synthetic"}
+    training = NovelTraining(start, [s for s in samples if s.kind != "synthetic"], planned or sorted(synthetic),
+                             base_classes=base_classes, schedule=schedule, seed=seed, bottleneck=bottleneck)  # fmt: skip
+    for name in training.planned:
+        training.verdict(name, name in synthetic, synthetic.get(name))
+    while not training.finished:
+        loss, step = training.step(), training.steps_done
+        if progress and (step % 50 == 0 or training.finished):
+            progress({"step": step, "steps": schedule.steps, "loss": loss})
+    return training.classifier
 
 
-def _pools(samples: Sequence[Sample], schedule: NovelSchedule, rows: int) -> dict[str, list[Sample]]:
-    """Samples by kind in the order of `KINDS`, each sorted by id."""
-    unknown = {*schedule.per_step, *(s.kind for s in samples)} - set(KINDS)
-    if unknown:
-        raise ValueError(f"sample kind {min(unknown)!r} is unknown; expected {', '.join(KINDS)}")
-    for sample in samples:
-        found = np.flatnonzero(np.bincount(sample.label.ravel(), minlength=256)[:UNLABELED])
-        if len(found) and found[-1] >= rows:
-            raise ValueError(f"the label of {sample.kind} sample {sample.sample_id!r} has class index {found[-1]}; expected "
-                             f"0..{rows - 1} or {UNLABELED}: map dataset ids to class indices first")  # fmt: skip
-    wanted = [kind for kind in KINDS if schedule.per_step.get(kind, 0) > 0]
-    pools = {kind: sorted((s for s in samples if s.kind == kind), key=lambda s: s.sample_id) for kind in wanted}
-    pools = {kind: pool for kind, pool in pools.items() if pool}
-    if not pools:
-        raise ValueError(
-            f"the novel stage got no sample of the kinds in per_step = {schedule.per_step}; give it support images at least"
-        )
-    return pools
-
-
-def _draw(pool: list[Sample], kind: str, step: int, count: int, seed: int) -> list[Sample]:
-    """The batch of a step: consecutive places in an endless row of permutations, each named by (seed, kind, round)."""
+def _draw(size: int, kind: str, step: int, count: int, seed: int) -> list[int]:
+    """Places in a pool: consecutive ones in an endless row of permutations, each named by (seed, kind, round)."""
     places = range(step * count, (step + 1) * count)
-    rounds = {p // len(pool) for p in places}
-    orders = {r: seeded("novel", seed, kind, r).permutation(len(pool)) for r in rounds}
-    return [pool[orders[p // len(pool)][p % len(pool)]] for p in places]
+    orders = {r: seeded("novel", seed, kind, r).permutation(size) for r in {p // size for p in places}}
+    return [int(orders[p // size][p % size]) for p in places]
 
 
 def _optimizer(
