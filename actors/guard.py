@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sys
 import tempfile
 import time
@@ -41,7 +40,10 @@ class Guard:
     """
 
     def __init__(self, stage: type, kwargs: dict[str, Any], name: str, run: str, deadline: float, ledger: Any):
+        import ray
+
         self.name, self.deadline, self.ledger = name, deadline, ledger
+        self.actor = ray.get_runtime_context().get_actor_id() or ""
         self.whole_attempts = getattr(stage, "whole_attempts", 1)
         self.meters = _meters(run, name)
         self.inner: Callable[[Batch], Batch] = stage(**kwargs)
@@ -54,7 +56,7 @@ class Guard:
             out = self._watched(rows, notes) if whole else _joined([self._alone(row) for row in _each(rows)])
             rejected, faults = (now - before for now, before in zip(_reasons(out), had, strict=True))
             counts |= {"rows": len(out["sample_id"]), "seconds": time.monotonic() - started, "rejected": rejected,
-                       "quarantined": faults, "gpu_bytes": _gpu_bytes()}  # fmt: skip
+                       "quarantined": faults, "deaths": len(deaths), "gpu_bytes": _gpu_bytes()}  # fmt: skip
         return out
 
     def _alone(self, row: Batch) -> Batch:
@@ -86,11 +88,11 @@ class Guard:
         counts: dict[str, float] = {}
         with tempfile.NamedTemporaryFile("w", prefix=f"syn4seg-{self.name}-", suffix=".txt") as notes:
             try:
-                deaths = ray.get(self.ledger.begin.remote(self.name, key, notes.name, os.getpid()))
+                deaths = ray.get(self.ledger.begin.remote(self.name, key, notes.name, self.actor))
             except ray.exceptions.RayActorError:
                 deaths = []
             yield deaths, notes, counts  # pyright: ignore[reportReturnType]
-        self.ledger.end.remote(self.name, key, os.getpid(), counts)
+        self.ledger.end.remote(self.name, key, self.actor, counts)
         for path in deaths:
             Path(path).unlink(missing_ok=True)
         for name, meter in self.meters.items():

@@ -12,28 +12,26 @@ class Ledger:
     def __init__(self) -> None:
         self.begun: dict[tuple[str, str], list[str]] = {}
         self.stages: dict[str, Counter] = {}
-        self.seen: dict[str, dict[int, float]] = {}
+        self.seen: dict[str, dict[str, float]] = {}
 
-    def begin(self, stage: str, key: str, notes: str, actor: int) -> list[str]:
+    def begin(self, stage: str, key: str, notes: str, actor: str) -> list[str]:
         """A call begins.
 
         Args:
             key: names its rows; the same after a restart.
             notes: the file where this process leaves its traceback if it dies.
-            actor: its process id.
+            actor: its id, the same after a restart.
 
         Returns:
             The notes of every earlier attempt at the same call that never ended, oldest first.
         """
         earlier = self.begun.setdefault((stage, key), [])
         self.seen.setdefault(stage, {})[actor] = time.monotonic()
-        if earlier:
-            self.stages.setdefault(stage, Counter())["deaths"] += 1
         earlier.append(notes)
         return earlier[:-1]
 
-    def end(self, stage: str, key: str, actor: int, counts: dict[str, float]) -> None:
-        """A call has ended; `counts` are rows, seconds, rejected, quarantined, and gpu_bytes (a maximum, not a sum)."""
+    def end(self, stage: str, key: str, actor: str, counts: dict[str, float]) -> None:
+        """A call has ended; `counts` are rows, seconds, rejected, quarantined, deaths, and gpu_bytes (a maximum, not a sum)."""
         self.begun.pop((stage, key), None)
         total = self.stages.setdefault(stage, Counter())
         largest = max(total["gpu_bytes"], counts.pop("gpu_bytes", 0))
