@@ -1,24 +1,54 @@
-"""Joining a Ray cluster, or starting one on this machine."""
+"""Joining a Ray cluster, or starting one on this machine that nobody else can reach; what every node must see.
+
+A cluster runs the code of whoever reaches its ports. Hence the one that is started here listens on loopback only and, unless
+the environment says otherwise, asks for a token that this process and its children alone know.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import secrets
 import socket
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from syn4seg.sections import Placement
 
+UNLIMITED = 64
+"""Nodes of a type that an autoscaler may start without any limit are counted up to this many."""
+ANSWER_SECONDS = 60.0
+"""How long a node may take to start a worker and look at a path."""
+
 
 def node_resources() -> list[Mapping[str, float]]:
-    """Resources of the living nodes of the connected cluster."""
+    """Resources of the nodes of the connected cluster: the living ones, then those that its autoscaler may still start."""
     import ray
 
-    return [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    alive = [n for n in ray.nodes() if n["Alive"]]
+    return [n["Resources"] for n in alive] + _promised(alive)
+
+
+def _promised(alive: list[dict]) -> list[Mapping[str, float]]:
+    """What the autoscaler's node types allow beyond the living nodes; nothing on a cluster without one."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    found: list[Mapping[str, float]] = []
+    for group in config.node_group_configs if config else ():
+        here = sum(n.get("Labels", {}).get("ray.io/node-group") == group.name for n in alive)
+        most = UNLIMITED if group.max_count < 0 else group.max_count
+        found += [{key: float(value) for key, value in group.resources.items()}] * max(0, most - here)
+    return found
 
 
 def inside_job() -> bool:
-    """Whether this process is the entrypoint of a Ray job (`ray job submit`), which is to use the job's own cluster."""
+    """Whether this process is the entrypoint of a Ray job (`ray job submit`), which is to use the job's own cluster.
+
+    Ray's job supervisor sets this variable for the entrypoint alone, not for the tasks and actors that it starts.
+    """
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
@@ -26,7 +56,7 @@ def connect(placement: Placement) -> None:
     """Joins the cluster of `placement.address`, or starts one on this machine that listens on loopback only.
 
     Raises:
-        ValueError: nothing answers at the address.
+        ValueError: nothing answers at the address, it is none, or the cluster refuses us.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -34,25 +64,156 @@ def connect(placement: Placement) -> None:
     if address == "here":
         address = "auto" if inside_job() else "local"
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a loopback cluster of this one process
+        _start(placement)
+    else:
+        _join(address)
+
+
+def _start(placement: Placement) -> None:
+    if inside_job():
+        raise ValueError("placement.address=local: this is a Ray job, which has a cluster already; leave the key out, or set "
+                         "placement.runner=inline to use none")  # fmt: skip
+    if "ray" not in sys.modules:  # Ray reads its security settings when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
+    from ray._private import ray_constants
 
     if ray.is_initialized():
         return
-    if address == "local":
-        cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                 object_store_memory=int(placement.object_store_gib * 2**30), _node_ip_address="127.0.0.1")  # fmt: skip
+    # Linux: `_node_ip_address="127.0.0.1"` is replaced by the machine's own address, and every port is bound to all of them.
+    # With this switch (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, read at import) Ray knows no other address than loopback.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+             object_store_memory=int(placement.object_store_gib * 2**30), _node_ip_address="127.0.0.1")  # fmt: skip
+
+
+def _join(address: str) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    if ray.is_initialized():
         return
-    if ":" in address and "://" not in address:
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"placement.address={address}: nothing answers there ({error}); start the cluster, "
-                             "or use `local`") from None  # fmt: skip
+    shown = f"placement.address={address}"
+    if "://" in address:
+        raise ValueError(f"{shown}: expected HOST:PORT of the cluster's head, as `ray start --head` prints it (6379), or auto; "
+                         "from another machine use `ray job submit`")  # fmt: skip
+    from ray._private.services import canonicalize_bootstrap_address
+
     try:
-        ray.init(address=address, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise ValueError(f"placement.address={address}: {error}; start a cluster (`ray start --head`), "
+        found = str(canonicalize_bootstrap_address(address))  # `auto`: RAY_ADDRESS, or the cluster that runs here
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()  # Ray itself would try for minutes
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{shown}: nothing answers there ({error}); start the cluster (`ray start --head`), "
                          "or use `local`") from None  # fmt: skip
+    try:
+        ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, RayError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{shown}: the cluster does not let us in ({said}); use its version of Ray and Python, and its token "
+                         "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or ~/.ray/auth_token)") from None  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- what every node must see
+def is_url(place: str) -> bool:
+    """Whether a run is kept in an object store rather than in a directory."""
+    return bool(re.match(r"[A-Za-z][\w+.-]*:/", place)) and not place.startswith("file:")
+
+
+def check_out(out: str | None) -> None:
+    """Refuses, inside a Ray job, a run directory that would be lost with the job's own copy of the working directory.
+
+    Args:
+        out: `--out` as it was given.
+
+    Raises:
+        ValueError: it is missing or relative.
+    """
+    if not inside_job() or (out and (is_url(out) or Path(out.removeprefix("file://")).is_absolute())):
+        return
+    given = f"--out {out}: relative to" if out else "--out is not given; the default, runs/NAME, is in"
+    raise ValueError(f"{given} the job's temporary working directory, which is deleted with the job; give an absolute path that "
+                     "every node sees (--out /mnt/shared/runs/NAME), or an object store (--out s3://BUCKET/runs/NAME)")  # fmt: skip
+
+
+def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
+    """Refuses a run directory or input files that some node of the connected cluster does not see.
+
+    A file with a random name is written beside the run, in the nearest directory that exists; every living node must read it and
+    write one of its own. Nothing is checked on a cluster of one node, nor for a URL. Nodes that join later are not asked.
+
+    Args:
+        root: where the run is or will be: a path, or a URL.
+        inputs: absolute path of each further file or folder that must be there, by the key that names it.
+
+    Raises:
+        ValueError: naming the nodes, what they do not see, and the remedy.
+    """
+    import ray
+
+    nodes = {n["NodeID"]: n["NodeName"] for n in ray.nodes() if n["Alive"]}  # a name is the address, unless given
+    wanted = {key: path for key, path in (inputs or {}).items() if os.path.isabs(path)}
+    if len(nodes) == 1 or (is_url(root) and not wanted):
+        return
+    token = None
+    if not is_url(root):
+        folder = Path(root.removeprefix("file://")).absolute()
+        token = next(p for p in (folder, *folder.parents) if p.is_dir()) / f".syn4seg-{secrets.token_hex(8)}"
+    try:
+        if token is not None:
+            token.write_text(token.name)
+        complaints = _ask(nodes, str(token) if token else None, wanted)
+    finally:
+        if token is not None:
+            token.unlink(missing_ok=True)
+    if complaints:
+        said = "; ".join(f"node {nodes[node]}: {what}" for node, what in sorted(complaints.items())[:8])
+        more = f" (and {len(complaints) - 8} more nodes)" if len(complaints) > 8 else ""
+        raise ValueError(f"the nodes do not see the same files: {said}{more}. Use directories that every node mounts (NFS, EFS, "
+                         "Lustre); a run may also be in an object store: --out s3://BUCKET/runs/NAME")  # fmt: skip
+
+
+def _ask(nodes: Mapping[str, str], token: str | None, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Complaint of each node that has one."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=0)(_lacks)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            token, dict(wanted)
+        ): node
+        for node in nodes
+    }
+    done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    found = {asked[ref]: f"no answer within {ANSWER_SECONDS:g} s" for ref in silent}
+    for ref in done:
+        try:
+            lacks = ray.get(ref)
+        except RayTaskError as error:
+            raise ValueError(f"node {nodes[asked[ref]]} cannot run this project ({error.cause}); install the same version of it on "
+                             "every node, or submit a job with --working-dir .") from None  # fmt: skip
+        except RayError:  # the node is going away; its work would go to another one
+            continue
+        if lacks:
+            found[asked[ref]] = ", ".join(lacks)
+    return found
+
+
+def _lacks(token: str | None, wanted: Mapping[str, str]) -> list[str]:
+    """Runs on a node: what it does not see there, or cannot write."""
+    lacks = [f"{key}={path} is not there" for key, path in wanted.items() if not os.path.exists(path)]
+    if token is not None:
+        try:
+            if Path(token).read_text() != Path(token).name:
+                return [*lacks, f"--out: other files are in {Path(token).parent}"]
+            own = Path(f"{token}.{secrets.token_hex(4)}")
+            own.touch()
+            own.unlink()
+        except OSError as error:
+            lacks.append(f"--out: {error.strerror} in {Path(token).parent}")
+    return lacks

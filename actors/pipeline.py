@@ -1,5 +1,7 @@
 """The verbs in order: prompts, synthesis, labels, novel stage, evaluation; streamed through Ray or inline, resumable."""
 
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from actors.cluster import check_shared
 from actors.encoder import prompt_agent, text_encoder
 from actors.graph import check_placement, stream
 from actors.placement import Stage
@@ -61,8 +65,12 @@ class Pipeline:
         self.run.log(stage=stage, seconds=time.time() - started)
 
     def check(self) -> None:
-        """Joins Ray and refuses an impossible placement, before anything is made."""
+        """Joins Ray and refuses an impossible placement, or files that some node does not see, before anything is made."""
         check_placement(self.config)
+        if self.config.placement.runner == "ray":
+            named = {"synthesis.model": self.config.synthesis.model, "synthesis.root": self.config.synthesis.root,
+                     "refinement.model": self.config.refinement.model}  # fmt: skip
+            check_shared(str(self.run.root), {key: str(value) for key, value in named.items() if value})
 
     def prompts(self) -> None:
         """The prompt bank, its embeddings, and the plan; the text encoders live only while something is to be encoded."""
@@ -107,22 +115,26 @@ class Pipeline:
         return found
 
     def finished_rows(self, draw: int) -> pa.Table:
-        """Plan rows whose samples have a record in this draw.
+        """Plan rows whose samples have a record in this draw, and where what is to be read of them lies.
 
         Raises:
             ValueError: some have none.
         """
         plan = planned(self.run).select(["sample_id", "class_id", "bank"])
-        missing = set(plan["sample_id"].to_pylist()) - self.run.draw(draw).done()
+        done = self.run.draw(draw).complete()["sample_id"]
+        missing = plan.num_rows - pc.sum(pc.is_in(plan["sample_id"], done.combine_chunks())).as_py()
         if missing:
-            raise ValueError(f"{self.run.root}: {len(missing)} of {plan.num_rows} samples of draw {draw} have no label yet; run "
+            raise ValueError(f"{self.run.root}: {missing} of {plan.num_rows} samples of draw {draw} have no label yet; run "
                              "`syn4seg refine` (or `syn4seg run`) with the same configuration first")  # fmt: skip
+        for key, places in (("image_at", self.run.samples.images()), ("label_at", self.run.samples.places(draw))):
+            index = pc.index_in(plan["sample_id"], places["sample_id"].combine_chunks())
+            plan = plan.append_column(key, pc.fill_null(places[key].take(index), ""))
         return plan
 
     def labels(self, draw: int) -> Iterator[dict[str, Any]]:
         """Finished samples in batches, read by Ray Data (or here, inline)."""
         rows = self.finished_rows(draw)
-        reader = Stage(LabelReader, {"run": str(self.run.root.absolute()), "draw": draw, "names": self.names},
+        reader = Stage(LabelReader, {"run": self.run.address, "draw": draw, "names": self.names},
                        Pool(batch=32, cpus=0.25), "reading")  # fmt: skip
         if self.config.placement.runner == "ray":
             yield from run_stream(rows, [reader], 32)

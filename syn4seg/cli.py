@@ -15,26 +15,29 @@ import typer
 if TYPE_CHECKING:
     from actors.pipeline import Pipeline
     from syn4seg.config import Config
+    from syn4seg.rundir import RunDir
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Syn4Seg on Ray: generalized few-shot segmentation that makes up its missing data.")  # fmt: skip
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE ...]", show_default=False,
                      help="A YAML file, a run, or embedded, pascal5i, coco20i...; then any keys: data.fold=1")]  # fmt: skip
-Out = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/NAME.", show_default=False)]
+Out = Annotated[str | None, typer.Option(help="Where the run is kept: a directory, s3://BUCKET/RUN or gs://BUCKET/RUN; default "
+                "runs/NAME.", show_default=False)]  # fmt: skip
 Reuse = Annotated[
-    Path | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")
+    str | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")
 ]
 
 
-def _config(settings: list[str] | None, out: Path | None = None) -> Config:
+def _config(settings: list[str] | None, out: str | None = None) -> Config:
     """The configuration of the words of a command; without a file in them, that of the run in `out`, if there is one."""
     from syn4seg.config import load
+    from syn4seg.files import at
 
     words = list(settings or [])
     path = None
     if words and "=" not in words[0]:
-        path, packaged = Path(words.pop(0)), Path(__file__).parent / "configs"
+        path, packaged = at(words.pop(0)), Path(__file__).parent / "configs"
         if (path / "config.yaml").is_file():
             path = path / "config.yaml"
         elif not path.is_file():
@@ -44,21 +47,44 @@ def _config(settings: list[str] | None, out: Path | None = None) -> Config:
                     f"config {path}: no such file or run; expected a YAML file, a run, or {', '.join(known)}"
                 )
             path = packaged / f"{path}.yaml"
-    elif out is not None and (out / "config.yaml").is_file():
-        path = out / "config.yaml"
+    elif out is not None and _run(out).config.is_file():
+        path = _run(out).config
     return load(path, words)
 
 
-def _begin(settings: list[str] | None, out: Path | None, reuse: Path | None) -> Pipeline:
+def _run(place: str) -> RunDir:
+    """The run directory at a path or URL, which may be none yet.
+
+    Raises:
+        ValueError: it cannot be reached.
+    """
+    from syn4seg.files import reach
+    from syn4seg.rundir import RunDir
+
+    run = RunDir(place)
+    reach(run.root)
+    return run
+
+
+def _existing(place: str) -> RunDir:
+    run = _run(place)
+    if not run.config.is_file():
+        raise ValueError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    return run
+
+
+def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pipeline:
     """Checks everything that can be checked, then opens the run directory; nothing is written before that."""
     config = _config(settings, out)
+    from actors.cluster import check_out
     from actors.pipeline import Pipeline
     from syn4seg import rundir
     from syn4seg.stages import setup
     from syn4seg.terminal import Terminal, versions
 
+    check_out(out)
     display = Terminal()
-    run = rundir.RunDir(out or Path("runs") / rundir.checked_name(config.name, "name"))
+    run = rundir.RunDir(out or f"runs/{rundir.checked_name(config.name, 'name')}")
     run.check(config)
     if not setup.is_prepared(config):
         assert config.data.root is not None
@@ -71,7 +97,7 @@ def _begin(settings: list[str] | None, out: Path | None, reuse: Path | None) -> 
     pipeline = Pipeline(config, run, dataset, fold, display)
     pipeline.check()
     _catch_signals()  # Ray brings handlers of its own
-    if reuse is not None and not rundir.RunDir(reuse).config.is_file():
+    if reuse is not None and not _run(reuse).config.is_file():
         raise ValueError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
     run.open(config)
     run.write_inputs(inputs)
@@ -138,16 +164,25 @@ def _finish(pipeline: Pipeline, results: dict[str, Any] | None) -> None:
 
 
 @app.command()
-def verify(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]) -> None:
+def verify(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Decode no pixel: manifest, plan and what is there.")] = False,
+) -> None:
     """Recompute every image's and label's digest; fail on any mismatch with the manifest."""
-    from syn4seg.rundir import RunDir
+    from syn4seg.files import leftovers
     from syn4seg.stages.results import verify as recompute
 
-    if not (run_dir / "config.yaml").is_file():
-        raise ValueError(f"{run_dir}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
-    digest, problems = recompute(RunDir(run_dir))
+    run = _existing(run_dir)
+    digest, problems = recompute(run, quick)
     for line in problems:
         print(line, file=sys.stderr)
+    if quick:
+        print("quick: no pixel was decoded; this is the digest that the manifests claim", file=sys.stderr)
+    if partial := leftovers(run.root):
+        print(
+            f"{partial} unfinished .partial files of earlier crashes; they count for nothing and may be deleted",
+            file=sys.stderr,
+        )
     print(f"digest: {digest}")
     if problems:
         print(f"{len(problems)} mismatches", file=sys.stderr)
@@ -188,17 +223,14 @@ def plan(
 
 
 @app.command()
-def audit(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]) -> None:
+def audit(run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")]) -> None:
     """Prove from the run's records that no test image, support image or novel mask leaked; exit 1 on a leak."""
     from syn4seg.config import load
-    from syn4seg.rundir import RunDir
     from syn4seg.stages.audit import audit as examine
     from syn4seg.stages.setup import load_dataset
     from syn4seg.terminal import Terminal
 
-    run = RunDir(run_dir)
-    if not run.config.is_file():
-        raise ValueError(f"{run_dir}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    run = _existing(run_dir)
     settings = load(run.config)
     dataset, fold = load_dataset(settings)
     findings = examine(settings, run, dataset, fold)

@@ -64,8 +64,8 @@ class Terminal:
         self.console = Console(highlight=False)
 
     def note(self, text: str) -> None:
-        """One line."""
-        self.console.print(text, markup=False)
+        """One line, however long where this is not a terminal."""
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     @contextlib.contextmanager
     def bar(self, title: str) -> Iterator[Callable[..., None]]:

@@ -10,6 +10,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # set before any test imports Ray, the same for all of them
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # every Ray of the tests listens on loopback only
 
 SMALL = (
     "placement.runner=inline", "synthesis.images_per_class=3", "prompts.bank_size=3", "synthesis.batch=5", "data.val_images=6",

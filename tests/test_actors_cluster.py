@@ -1,0 +1,171 @@
+"""A local cluster is closed to everybody else; a job cannot lose its run; every node must see the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from actors.cluster import check_out, connect, inside_job
+from syn4seg.sections import Placement
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+LISTENING = """
+import json, os, psutil, subprocess, sys
+from actors.cluster import connect
+from syn4seg.sections import Placement
+connect(Placement(address="local", object_store_gib=0.1))
+import ray
+ray.get(ray.remote(lambda: 1).remote())
+me = psutil.Process()
+ours = [me, *me.children(recursive=True)]
+found = [(p.name(), c.laddr.ip) for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"]
+stranger = "from actors.cluster import connect; from syn4seg.sections import Placement; connect(Placement(address=%r))"
+open_to = {}
+for who, token in (("guesser", "0" * 64), ("owner", os.environ["RAY_AUTH_TOKEN"])):
+    seen = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    open_to[who] = subprocess.run([sys.executable, "-c", stranger % ray.get_runtime_context().gcs_address], env=seen, text=True,
+                                  capture_output=True).stderr
+print(json.dumps({"listening": found, "open": open_to}))
+"""
+
+TWO_NODES = """
+import json, os, sys
+from pathlib import Path
+import ray
+from ray._private.worker import global_worker
+from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+from actors.cluster import check_shared, connect, node_resources
+from syn4seg.sections import Placement
+
+here, there = (Path(sys.argv[1]) / name for name in "ab")
+small = dict(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
+for folder in (here, there):
+    folder.mkdir()
+os.chdir(here)
+cluster = Cluster(initialize_head=True, head_node_args=small | {"node_name": "first"})
+os.chdir(there)
+cluster.add_node(**small, node_name="second")
+os.chdir(here)
+connect(Placement(address=cluster.address))
+
+def said(*args):
+    try:
+        check_shared(*args)
+    except ValueError as error:
+        return str(error)
+
+# /proc/self/cwd is what the process that asks is in: another directory on either node, as a path without a common mount is
+answers = {"same": said(sys.argv[1] + "/run"), "other": said("/proc/self/cwd/run"), "url": said("s3://bucket/run"),
+           "input": said("s3://bucket/run", {"synthesis.model": str(here / "sd3"), "refinement.model": "embedded-sam"})}
+answers["left"] = [str(p) for p in (*here.iterdir(), *there.iterdir())]
+answers["now"] = len(node_resources())
+kind = autoscaler_pb2.NodeGroupConfig(name="l40s", resources={"GPU": 4, "accelerator_type:L40S": 1}, max_count=3)
+config = autoscaler_pb2.ClusterConfig(node_group_configs=[kind]).SerializeToString()
+global_worker.gcs_client.internal_kv_put(GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), config, True,
+                                         GCS_AUTOSCALER_STATE_NAMESPACE.encode())
+answers["promised"] = [dict(n) for n in node_resources()[2:]]
+print(json.dumps(answers))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def run_script(script: str, *args: str, **environment: str) -> dict:
+    """What a script prints last, in a process that inherits no setting of Ray's."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | environment
+    clean["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", script, *args], env=clean, text=True, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_local_cluster_listens_on_loopback_only_and_refuses_a_stranger_with_another_token():
+    found = run_script(LISTENING)
+    names = [name for name, _ in found["listening"]]
+    assert {"gcs_server", "raylet"} <= set(names)
+    assert len(names) > 8  # the driver, the agents and the workers too
+    assert {ip.removeprefix("::ffff:") for _, ip in found["listening"]} == {"127.0.0.1"}
+    assert "the cluster does not let us in" in found["open"]["guesser"]
+    assert "ValueError" not in found["open"]["owner"]
+
+
+@pytest.mark.slow
+def test_every_node_must_see_the_run_and_the_nodes_that_do_not_are_named():
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        found = run_script(TWO_NODES, folder, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="disabled")
+    assert found["same"] is None
+    assert found["url"] is None
+    assert "node second: --out: No such file" in found["other"]
+    assert "node first" not in found["other"]
+    assert "s3://" in found["other"]
+    assert "node first: synthesis.model=" in found["input"] and "node second: synthesis.model=" in found["input"]
+    assert "embedded-sam" not in found["input"]
+    assert found["left"] == []
+    assert found["now"] == 2
+    assert found["promised"] == [{"GPU": 4.0, "accelerator_type:L40S": 1.0}] * 3
+
+
+def test_a_job_may_not_keep_its_run_in_the_working_directory_that_goes_with_it(monkeypatch):
+    for out in (None, "runs/x", "./x", "/mnt/x", "s3://bucket/x"):
+        check_out(out)  # no job
+    monkeypatch.setenv(JOB, "{}")
+    assert inside_job()
+    for out in ("/mnt/shared/x", "s3://bucket/x", "s3:/bucket/x", "gs://bucket/x", "file:///mnt/x"):
+        check_out(out)
+    for out in ("runs/x", "./x", "file:runs/x"):
+        with pytest.raises(ValueError, match=r"temporary working directory.*--out /mnt/shared.*s3://"):
+            check_out(out)
+    with pytest.raises(ValueError, match="--out is not given"):
+        check_out(None)
+
+
+def test_the_command_refuses_such_a_run_before_anything_is_written(tmp_path, small):
+    command = [sys.executable, "-m", "syn4seg.cli", "run", *small]
+    environment = os.environ | {JOB: "{}", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --out is not given") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_uses_the_cluster_that_it_is_on(monkeypatch):
+    monkeypatch.setenv(JOB, "{}")
+    with pytest.raises(ValueError, match=r"placement\.address=local: this is a Ray job"):
+        connect(Placement(address="local"))
+
+
+def test_an_address_at_which_nothing_answers_is_one_sentence_at_once(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match=r"placement\.address=127\.0\.0\.1:\d+: nothing answers there"):
+            connect(Placement(address=f"127.0.0.1:{free.getsockname()[1]}"))
+    for address in ("ray://head:10001", "http://head:8265"):
+        with pytest.raises(ValueError, match=r"expected HOST:PORT.*ray job submit"):
+            connect(Placement(address=address))
+    with pytest.raises(ValueError, match=r"placement\.address=nonsense: "):
+        connect(Placement(address="nonsense"))
+
+
+def test_a_line_reaches_a_pipe_at_once_and_is_not_broken_into_several():
+    script = "from syn4seg.terminal import Terminal; Terminal().note('x' * 300 + ' ' + 'y' * 300); input()"
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True, env=clean) as child:
+        assert child.stdout and child.stdin
+        assert child.stdout.readline() == "x" * 300 + " " + "y" * 300 + "\n"  # the child is still waiting for input
+        assert child.poll() is None
+        child.stdin.write("\n")
