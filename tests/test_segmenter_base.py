@@ -148,17 +148,11 @@ def test_a_frozen_backbone_keeps_weights_and_statistics(cached):
     assert not torch.equal(net.weight, _segmenter().weight)
 
 
-def test_ranks_share_a_batch_without_changing_its_views():
-    seen = {}
-    for rank in range(2):
-
-        def record(net, rank=rank):
-            return lambda x: (seen.setdefault(rank, []).append(x), net(x))[1]
-
-        _train(schedule=dataclasses.replace(SCHEDULE, epochs=1), wrap=record, rank=rank, world=2)
-    whole = []
-    _train(schedule=dataclasses.replace(SCHEDULE, epochs=1), wrap=lambda net: lambda x: (whole.append(x), net(x))[1])
-    assert torch.equal(torch.stack([seen[0][0], seen[1][0]], 1).flatten(0, 1), whole[0])
+def test_cached_features_are_computed_once_per_image_and_only_when_needed():
+    net, seen = _segmenter(), []
+    net.backbone.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    _train(net, freeze_backbone=True, cached_on=Canvas(32))
+    assert seen == [2] * len(DATASET.train)
 
 
 def test_user_errors_name_key_value_and_remedy():

@@ -1,14 +1,15 @@
 """The base stage: the segmenter learns the base classes; novel objects are background (protocols 2.6), 255 is ignored.
 
-Every augmentation is named by (seed, epoch, image id), so a batch does not depend on workers, ranks or what came before;
-a training that was stopped continues bit for bit from its last finished epoch. The last epoch is the result: nothing is
-ever chosen on a test list. The crop is a plain random crop (protocols 2.7).
+Every augmentation is named by (seed, epoch, image id), so a batch does not depend on processes or what came before; a
+training that was stopped continues bit for bit from its last finished epoch. Several processes of `torch.distributed` share
+every batch and learn what one would, up to rounding; the same number of them, bit for bit the same. The last epoch is the
+result: nothing is ever chosen on a test list. The crop is a plain random crop (protocols 2.7).
 """
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from torch import Tensor
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import seeded
+from syn4seg.files import write_atomically
 from syn4seg.schema import UNLABELED
 from syn4seg.segmenter.losses import pixel_loss
 from syn4seg.segmenter.network import Segmenter, upsample
+from syn4seg.segmenter.parallel import ranks, start_alike, sum_gradients, total, whole_batches
 
 
 @dataclass(frozen=True)
@@ -102,39 +105,41 @@ def base_batch(dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, 
 def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, schedule: BaseSchedule,
                how: Augmentation, seed: int, checkpoint: Path | None = None, freeze_backbone: bool = False,
                cached_on: Canvas | None = None, bfloat16: bool = False,
-               wrap: Callable[[Segmenter], Callable[[Tensor], Tensor]] | None = None, rank: int = 0, world: int = 1,
                progress: Callable[[dict], None] | None = None) -> np.ndarray:  # fmt: skip
     """Trains in place, on the device where the segmenter is, and leaves it in eval mode.
+
+    In a process group each process takes its share of every batch; loss, batch statistics and dropout are those of the
+    whole batch, and every process ends with the same weights.
 
     Args:
         segmenter: with 1 + B classes.
         ids: training images.
-        checkpoint: file of the last finished epoch; an existing one is continued.
+        checkpoint: file of the last finished epoch, written by process 0; an existing one is continued.
         freeze_backbone: the backbone keeps its weights and its normalisation statistics.
         cached_on: with a frozen backbone, its output for each image and its mirror image on this canvas is computed
             once, float16, and the head trains on that; no other augmentation then.
         bfloat16: autocast to bfloat16.
-        wrap: makes the callable that computes logits from prepared images, e.g. DistributedDataParallel; not with
-            cached features.
-        rank: this process's number among `world`; it takes its share of every batch, the draws stay the same.
-        progress: called after every epoch with epoch, epochs, loss and lr.
+        progress: called after every epoch with epoch, epochs, loss (of the whole batches) and lr.
 
     Returns:
-        int64 (256,): labelled pixels per class index that this rank trained on, all epochs together, unlabeled ones too.
+        int64 (256,): labelled pixels per class index that were trained on, all epochs together, unlabeled ones too.
 
     Raises:
-        ValueError: the classifier's rows are not 1 + B, `cached_on` without `freeze_backbone` or with `wrap`, fewer
-            ids than a batch, or a checkpoint of another training.
+        ValueError: the classifier's rows are not 1 + B, `cached_on` without `freeze_backbone`, fewer ids than a batch, a
+            batch that the processes cannot share, a batch norm of the backbone that they cannot, a checkpoint of another
+            training, or one that not every process sees.
     """
-    _check(segmenter, fold, ids, schedule, freeze_backbone, cached_on is not None, wrap is not None)
+    _check(segmenter, fold, ids, schedule, freeze_backbone, cached_on is not None)
     optimizer = _optimizer(segmenter, schedule, freeze_backbone)
     facts = {**asdict(schedule), "how": str(how), "seed": seed, "images": len(ids), "base": str(fold.base),
              "freeze": freeze_backbone, "cached": str(cached_on), "classifier": str(tuple(segmenter.weight.shape))}  # fmt: skip
     first, seen = _resume(segmenter, optimizer, checkpoint, facts)
-    if cached_on is not None and first < schedule.epochs:
-        grid, batches = segmenter.head, _cached(segmenter, dataset, fold, ids, cached_on, seed)
+    _same_everywhere(first, checkpoint, segmenter.weight.device)
+    start_alike(segmenter)
+    if cached_on is not None:
+        grid, batches = segmenter.head, _cached(segmenter, dataset, fold, cached_on, seed)
     else:
-        grid, batches = wrap(segmenter) if wrap else segmenter, _live(segmenter, dataset, fold, how, seed)
+        grid, batches = segmenter, _live(segmenter, dataset, fold, how, seed)
 
     def forward(x: Tensor, shape: tuple[int, int]) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
@@ -146,10 +151,11 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
         if freeze_backbone:
             segmenter.backbone.eval()
         order = [ids[int(i)] for i in seeded("order", seed, epoch).permutation(len(ids))]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seeded("dropout", seed, epoch, rank).integers(2**31)))
-            loss = _run_epoch(forward, batches, order, epoch, schedule, optimizer, rank, world, seen)
-        if rank == 0 and checkpoint is not None:
+        with torch.random.fork_rng(devices=[]), whole_batches(segmenter):
+            torch.manual_seed(int(seeded("dropout", seed, epoch, 0).integers(2**31)))
+            loss, labels = _run_epoch(forward, batches, order, epoch, schedule, optimizer)
+        seen += labels
+        if ranks()[0] == 0 and checkpoint is not None:
             _save(segmenter, optimizer, checkpoint, facts, epoch + 1, seen)
         if progress:
             rate = optimizer.param_groups[-1]["lr"]
@@ -158,38 +164,61 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
     return seen
 
 
-def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseSchedule, frozen: bool, cached: bool,
-           wrapped: bool) -> None:  # fmt: skip
+def check_shares(batch: int, world: int) -> None:
+    """Raises a ValueError if `world` processes cannot have equally many images of every batch."""
+    if batch % world:
+        raise ValueError(f"base.batch={batch} is not a multiple of placement.training.workers={world}: each worker takes equally "
+                         "many images of every batch; change one of the two")  # fmt: skip
+
+
+def _check(
+    segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseSchedule, frozen: bool, cached: bool
+) -> None:
     rows, wanted = len(segmenter.weight), 1 + len(fold.base)
     if rows != wanted:
         raise ValueError(f"the segmenter has {rows} classes; expected {wanted} (background and base)")
-    if cached and (wrapped or not frozen):
-        raise ValueError("cached features need freeze_backbone = true and one process: they train the head alone")
+    if cached and not frozen:
+        raise ValueError("cached features need freeze_backbone = true: the head alone learns from them")
     if len(ids) < schedule.batch:
         raise ValueError(
             f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images"
         )
+    check_shares(schedule.batch, ranks()[1])
+
+
+def _same_everywhere(first: int, checkpoint: Path | None, device: torch.device) -> None:
+    """Raises a ValueError if not all processes go on from the same epoch."""
+    rank, world = ranks()
+    epochs = torch.zeros(world, dtype=torch.int64, device=device)
+    epochs[rank] = first
+    found = total(epochs).tolist()
+    if len(set(found)) > 1:
+        raise ValueError(f"checkpoint {checkpoint}: the workers found {found} finished epochs in it; the run directory must be on "
+                         "a file system that every node shares")  # fmt: skip
 
 
 def _run_epoch(forward: Callable[[Tensor, tuple[int, int]], Tensor], batches: Batches, order: list[str], epoch: int,
-               schedule: BaseSchedule, optimizer: torch.optim.Optimizer, rank: int, world: int,
-               seen: np.ndarray) -> float:  # fmt: skip
-    """One pass over `order`; returns the mean loss of this rank, and counts the labels in `seen`."""
-    steps, total = len(order) // schedule.batch, 0.0
+               schedule: BaseSchedule, optimizer: torch.optim.Optimizer) -> tuple[float, np.ndarray]:  # fmt: skip
+    """One pass over `order`; returns the mean loss and the pixels per label, int64 (256,), of all processes together."""
+    (rank, world), steps, summed = ranks(), len(order) // schedule.batch, 0.0
+    labels = torch.zeros(256, dtype=torch.int64)
     for step in range(steps):
         done = (epoch * steps + step) / (schedule.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * _rate(done, schedule.warmup)
         x, label = batches(order[step * schedule.batch : (step + 1) * schedule.batch][rank::world], epoch)
-        seen += torch.bincount(label.flatten(), minlength=256).cpu().numpy()
+        labels += torch.bincount(label.flatten(), minlength=256).cpu()
         background = schedule.background_weight + (1 - schedule.background_weight) * done
         logits = forward(x, (label.shape[1], label.shape[2]))
-        loss = pixel_loss(logits, label, background_weight=background)
+        loss = pixel_loss(logits, label, background_weight=background, total=total)  # this process's part of the mean
         optimizer.zero_grad()
         loss.backward()
+        sum_gradients(optimizer)
         optimizer.step()
-        total += loss.item()
-    return total / steps
+        summed += loss.item()
+    device = optimizer.param_groups[0]["params"][0].device
+    mean = total(torch.tensor(summed / steps, dtype=torch.float64, device=device))
+    return mean.item(), total(labels.to(device)).cpu().numpy()
 
 
 def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bool) -> torch.optim.Optimizer:
@@ -224,19 +253,18 @@ def _live(segmenter: Segmenter, dataset: Dataset, fold: Fold, how: Augmentation,
     return batch
 
 
-def _cached(
-    segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], canvas: Canvas, seed: int
-) -> Batches:
-    """Backbone outputs float16 of every image and its mirror image, computed here; a batch takes one of the two."""
+def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: Canvas, seed: int) -> Batches:
+    """Backbone outputs float16 of an image and its mirror image, computed when first asked for; a batch takes one of the two."""
     table, cache = fold.to_base_index, {}
-    segmenter.eval()
-    for sample_id in ids:
+
+    def both_sides(sample_id: str) -> tuple[Tensor, Tensor]:
         image, label = canvas.image(dataset.image(sample_id)), canvas.label(table[dataset.mask(sample_id)])
         with torch.no_grad():
             features = segmenter.backbone(segmenter.prepare(np.stack([image, image[:, ::-1]]))).half().cpu()
-        cache[sample_id] = features, torch.from_numpy(np.stack([label, label[:, ::-1]]))
+        return features, torch.from_numpy(np.stack([label, label[:, ::-1]]))
 
     def batch(ids: Sequence[str], epoch: int) -> tuple[Tensor, Tensor]:
+        cache.update({s: both_sides(s) for s in ids if s not in cache})
         sides = [int(seeded("mirror", seed, epoch, s).integers(2)) for s in ids]
         x = torch.stack([cache[s][0][side] for s, side in zip(ids, sides, strict=True)])
         label = torch.stack([cache[s][1][side] for s, side in zip(ids, sides, strict=True)])
@@ -248,13 +276,13 @@ def _cached(
 # ----------------------------------------------------------------------------------------------------- checkpoints
 def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path, facts: dict, epoch: int,
           seen: np.ndarray) -> None:  # fmt: skip
-    partial = path.with_name(path.name + ".partial")
+    data = io.BytesIO()
     torch.save(
         {"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict(), "facts": facts, "epoch": epoch,
          "seen": torch.from_numpy(seen)},
-        partial,
+        data,
     )  # fmt: skip
-    os.replace(partial, path)
+    write_atomically(path, data.getvalue())
 
 
 def _resume(
@@ -263,7 +291,7 @@ def _resume(
     """Loads a checkpoint if there is one; returns the number of finished epochs and the labels seen in them."""
     if path is None or not path.exists():
         return 0, np.zeros(256, np.int64)
-    state = torch.load(path, weights_only=True, map_location=segmenter.weight.device)
+    state = torch.load(io.BytesIO(path.read_bytes()), weights_only=True, map_location=segmenter.weight.device)
     differs = {k: (state["facts"].get(k), v) for k, v in facts.items() if state["facts"].get(k) != v}
     if differs:
         key, (old, new) = next(iter(differs.items()))

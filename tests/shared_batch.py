@@ -1,0 +1,125 @@
+"""What the tests of shared batches run, in one process or in several: `python -m tests.shared_batch RANK WORLD FOLDER`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from syn4seg.data.canvas import Canvas
+from syn4seg.data.datasets import EmbeddedDataset, fold_of
+from syn4seg.segmenter import base, parallel
+from syn4seg.segmenter.backbones import Backbone
+from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
+from syn4seg.segmenter.network import Segmenter
+
+DATASET = EmbeddedDataset(24, 4)
+FOLD = fold_of(DATASET, 2)
+SCHEDULE = BaseSchedule(epochs=3, batch=8, lr=0.05, head_factor=1.0, warmup=0.1, background_weight=0.5)
+
+
+def segmenter(dropout: float = 0.3) -> Segmenter:
+    """A tiny network with batch norms of many and of few pixels, and dropout."""
+    torch.manual_seed(0)
+    tiny = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout))
+    return Segmenter(Backbone(tiny, 8, 4), 13, 8, (1, 2), dropout)
+
+
+def curve(checkpoint: Path | None = None, **changes) -> dict:
+    """Trains it: the losses of the epochs, the labels seen, the weights, and which class every module has afterwards."""
+    net, losses = segmenter(), []
+    settings = {"schedule": SCHEDULE, "how": Augmentation(32), "seed": 5, "checkpoint": checkpoint} | changes
+    seen = train_base(
+        net, DATASET, FOLD, DATASET.train, progress=lambda facts: losses.append(facts["loss"]), **settings
+    )
+    return {
+        "losses": losses, "seen": torch.from_numpy(seen), "state": net.state_dict(),
+        "kinds": [type(m).__name__ for m in net.modules()],
+    }  # fmt: skip
+
+
+FROZEN = {"freeze_backbone": True, "cached_on": Canvas(32)}
+PLAIN_LOSS = base.pixel_loss
+PARTIAL = {
+    "loss": (base, "pixel_loss", lambda *given, total, **more: PLAIN_LOSS(*given, **more) / parallel.ranks()[1]),
+    "statistics": (parallel, "SharedBatchNorm", nn.BatchNorm2d),
+    "dropout": (parallel, "SharedDropout2d", nn.Dropout2d),
+}  # fmt: skip
+"""What is of the whole batch -> how to make it of a process's own part alone."""
+
+
+def curve_without(part: str) -> dict:
+    """`curve` where one thing is not shared."""
+    module, name, own = PARTIAL[part]
+    kept = getattr(module, name)
+    setattr(module, name, own)
+    try:
+        return curve()
+    finally:
+        setattr(module, name, kept)
+
+
+def normalised(rows: slice) -> dict:
+    """A batch norm on some rows of a fixed batch: output, gradients of a fixed function of it, and running statistics."""
+    rng = np.random.default_rng(1)
+    x, wanted = (torch.from_numpy(rng.normal(3, 2, (8, 4, 5, 6))) for _ in range(2))
+    norm = nn.BatchNorm2d(4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 4))
+        norm.bias.copy_(torch.linspace(-1, 1, 4))
+    part = x[rows].requires_grad_()
+    with parallel.whole_batches(norm):
+        for _ in range(2):
+            out = norm(part)
+    (out * wanted[rows]).square().sum().backward()
+    weight, bias = (parallel.total(p.grad) for p in norm.parameters() if p.grad is not None)
+    return {"out": out.detach(), "gradient": part.grad, "weight": weight, "bias": bias, **dict(norm.named_buffers())}
+
+
+def dropped(rows: slice, kind: type, shape: tuple[int, ...]) -> torch.Tensor:
+    """A dropout on some rows of a batch of ones."""
+    drop = kind(0.4)
+    torch.manual_seed(7)
+    with parallel.whole_batches(drop):
+        return drop(torch.ones(8, *shape)[rows])
+
+
+def refusal(norm: nn.Module) -> str:
+    """What `whole_batches` says about a module."""
+    try:
+        with parallel.whole_batches(nn.Sequential(norm)):
+            return "accepted"
+    except ValueError as error:
+        return str(error)
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    """Everything, in one process of several; leaves FOLDER/RANK.pt."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    rows = slice(rank, None, world)
+    own = folder / f"own-{rank}.pt"
+    found = {
+        "curve": curve(), "frozen": curve(freeze_backbone=True), "cached": curve(**FROZEN),
+        "adamw": curve(schedule=BaseSchedule(2, 8, 0.01, optimizer="adamw")),
+        "normalised": normalised(rows), "dropout": dropped(rows, nn.Dropout, (3, 4)),
+        "dropout2d": dropped(rows, nn.Dropout2d, (3, 2, 2)), "refusal": refusal(nn.BatchNorm1d(3)),
+        "frozen_norm": refusal(nn.BatchNorm1d(3).eval()),
+        **{f"without {part}": curve_without(part) for part in PARTIAL},
+    }  # fmt: skip
+    seen = curve(folder / "shared.pt")["losses"]
+    assert seen == found["curve"]["losses"]
+    if rank == 0:
+        shutil.copy(folder / "shared.pt", own)  # a checkpoint that the other process does not see
+    try:
+        curve(own)
+    except ValueError as error:
+        found["unseen"] = str(error)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
