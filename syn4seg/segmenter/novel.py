@@ -28,6 +28,7 @@ from syn4seg.data.embedded import seeded
 from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.segmenter.losses import distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, upsample
+from syn4seg.segmenter.parallel import ranks, sum_gradients, total
 
 KINDS = ("support", "synthetic", "replay")
 Kind = Literal["support", "synthetic", "replay"]
@@ -86,21 +87,10 @@ class NovelSchedule:
         return min(planned, math.ceil(planned * (step + 1) / over))
 
 
-class Share:
-    """What one of several processes does of every step: the samples that it owns, by a hash of their id."""
-
-    def __init__(self, rank: int = 0, world: int = 1):
-        self.rank, self.world = rank, world
-
-    def owns(self, sample_id: str) -> bool:
-        """Whether this process computes the features and the loss of a sample."""
-        return zlib.crc32(sample_id.encode()) % self.world == self.rank
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.world > 1:
-            torch.distributed.all_reduce(value)
-        return value
+def owned(sample_id: str) -> bool:
+    """Whether this process computes the features and the loss of a sample, where several train together: by a hash of its id."""
+    rank, world = ranks()
+    return zlib.crc32(sample_id.encode()) % world == rank
 
 
 def imprint(base: Classifier, prototypes: Tensor) -> Classifier:
@@ -118,34 +108,38 @@ def imprint(base: Classifier, prototypes: Tensor) -> Classifier:
 class NovelTraining:
     """The fine-tuning of all rows of a classifier, one step at a time, as verdicts on the planned samples come in.
 
+    Where a process group is set up, every process takes the steps together with the others, each on the samples that it owns
+    (`owned`): losses are means over all samples of a step, and gradients are summed.
+
     Args:
         start: rows (1+B+M, D), see `imprint`; its first 1+B rows are also the base model of the distillation.
         samples: the support and replayed samples, in any order.
         planned: ids of the planned synthetic samples, in the order of the plan.
         base_classes: B.
         bottleneck: trained in place in eval mode (normalisation statistics stay); `features` are then its input.
-        share: this process's part, if several train together; gradients are summed, losses are means over all.
 
     Raises:
         ValueError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
     """
 
     def __init__(self, start: Classifier, samples: Sequence[Sample], planned: Sequence[str] = (), *, base_classes: int,
-                 schedule: NovelSchedule, seed: int, bottleneck: nn.Module | None = None, share: Share | None = None):  # fmt: skip
+                 schedule: NovelSchedule, seed: int, bottleneck: nn.Module | None = None):  # fmt: skip
         unknown = {*schedule.per_step, *(s.kind for s in samples)} - set(KINDS)
         if unknown:
             raise ValueError(f"sample kind {min(unknown)!r} is unknown; expected {', '.join(KINDS)}")
-        self.schedule, self.seed, self.planned, self.share = schedule, seed, list(planned), share or Share()
+        self.schedule, self.seed, self.planned = schedule, seed, list(planned)
         self.start, self.base_rows, self.bottleneck = start, 1 + base_classes, bottleneck
         self.base = start.replaced(start.weight[: self.base_rows].detach(), start.bias[: self.base_rows].detach())
         self.frozen = copy.deepcopy(bottleneck).eval() if bottleneck is not None else None
         weight, bias = (t.detach().clone().requires_grad_() for t in (start.weight, start.bias))
         self.now = start.replaced(weight, bias)
         self.optimizer = _optimizer(self.now, self.base, bottleneck, schedule)
+        for p in (p for group in self.optimizer.param_groups for p in group["params"]):
+            p.grad = torch.zeros_like(p)  # a process without a sample in a step has a gradient too
         self.steps_done = 0
         self.accepted: dict[str, bool] = {}
         self.pool: list[str] = []
-        self.admitted = 0
+        self.known = self.admitted = 0
         self.kept: dict[tuple[str, str], Sample] = {}
         for sample in samples:
             self._keep(sample)
@@ -162,7 +156,7 @@ class NovelTraining:
             sample: an accepted one, where this process owns it.
         """
         self.accepted[sample_id] = accepted
-        if accepted and self.share.owns(sample_id):
+        if accepted and owned(sample_id):
             assert sample is not None and sample.kind == "synthetic", sample_id
             self._keep(sample)
 
@@ -172,28 +166,38 @@ class NovelTraining:
         return self.steps_done == self.schedule.steps
 
     @property
-    def needs(self) -> Sequence[str]:
-        """Planned ids whose verdict must be known before the next step."""
-        step = self.steps_done if self.resumed is None else int(self.resumed["steps_done"])
-        return self.planned[: self.schedule.admitted(step, len(self.planned))]
+    def next_step(self) -> int:
+        """Number of the next step, from 0; that of the checkpoint that is to be continued, once one is loaded."""
+        return self.steps_done if self.resumed is None else int(self.resumed["steps_done"])
+
+    @property
+    def needs(self) -> int:
+        """How many planned samples, in the order of the plan, must have a verdict before the next step."""
+        return self.schedule.admitted(self.next_step, len(self.planned))
+
+    @property
+    def ready(self) -> bool:
+        """Whether they have."""
+        while self.known < len(self.planned) and self.planned[self.known] in self.accepted:
+            self.known += 1
+        return self.known >= self.needs
 
     def step(self) -> float:
         """One optimiser step; returns the loss (of all processes together)."""
         self._resume()
         batch = self._batch()
-        mine = [self.kept[kind, name] for kind, name in batch if self.share.owns(name)]
+        mine = [self.kept[kind, name] for kind, name in batch if owned(name)]
         loss = self._loss(mine)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * (0.5 + 0.5 * math.cos(math.pi * self.steps_done / self.schedule.steps))
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         if mine:
             loss.backward()
-        if self.share.world > 1:
-            self._sum_gradients()
+        sum_gradients(self.optimizer)
         if batch:
             self.optimizer.step()
         self.steps_done += 1
-        return self.share.total(loss.detach()).item()
+        return total(loss.detach()).item()
 
     @property
     def classifier(self) -> Classifier:
@@ -268,10 +272,11 @@ class NovelTraining:
 
     def _loss(self, batch: list[Sample]) -> Tensor:
         """This process's part of the loss of a step: sums over its samples, divided by the sums over all of them."""
-        if not batch:
-            for _ in range(2 if self.schedule.distill > 0 else 1):
-                self.share.total(torch.zeros(()).to(self.start.weight))
-            return torch.zeros(()).to(self.start.weight)
+        if not batch:  # the other processes still ask for this one's share of their sums
+            nothing = torch.zeros((), device=self.start.weight.device)
+            for kind in (torch.float32, torch.int64)[: 2 if self.schedule.distill > 0 else 1]:
+                total(nothing.to(kind))
+            return nothing
         x = torch.stack([s.features for s in batch]).to(self.start.weight)
         label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
         f = x if self.bottleneck is None else self.bottleneck.eval()(x)
@@ -279,19 +284,13 @@ class NovelTraining:
         full = upsample(logits, (label.shape[1], label.shape[2]), self.start.align_corners)
         merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
         loss = pixel_loss(full, label, weight=_weights(batch, label), merged=merged,
-                          background_weight=self.schedule.background_weight, total=self.share.total)  # fmt: skip
+                          background_weight=self.schedule.background_weight, total=total)  # fmt: skip
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = self.base(f if self.frozen is None else self.frozen(x))
             known = _surely_not_novel(label, self.base_rows, x.shape[2:])
-            loss = loss + self.schedule.distill * distillation(logits, before, known, total=self.share.total)
+            loss = loss + self.schedule.distill * distillation(logits, before, known, total=total)
         return loss
-
-    def _sum_gradients(self) -> None:
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                self.share.total(p.grad)
 
 
 def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: int, schedule: NovelSchedule, seed: int,
