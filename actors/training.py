@@ -1,6 +1,7 @@
 """Training in processes of Ray Train: `fit` starts them, replaces lost ones, and turns what went wrong into one sentence.
 
-The files that count are the loop's own, in the run directory; Ray Train's storage is a scratch folder that goes at the end.
+The files that count are the loop's own, in the run directory; Ray Train's storage is a temporary folder that stays empty of
+checkpoints and goes at the end.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actors.cluster import node_resources
@@ -46,7 +47,7 @@ Loop = Callable[[dict[str, Any], Group], Any]
 """What every process runs: (config, its place) -> a value, of which rank 0's is returned."""
 
 
-def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, storage: Path, device: str = "cpu",
+def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, device: str = "cpu",
         progress: Callable[[dict[str, Any]], None] = lambda facts: None) -> Any:  # fmt: skip
     """Runs a loop in `workers.workers` processes of Ray Train, or with 0 in this one; returns what rank 0 returns.
 
@@ -58,8 +59,7 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, sto
         loop: importable on the workers, or picklable; it must not assume a working directory.
         config: small picklable values; the loop's first argument.
         workers: `placement.training`.
-        name: of this training, unique among those that run at the same time in `storage`.
-        storage: the run directory; `.train-NAME` is made there and removed again.
+        name: of this training, in Ray's own records.
         device: of the process with `workers.workers` = 0; workers are on a GPU if they have a share of one.
         progress: called in this process, in a thread of its own, with what the loop tells.
 
@@ -76,8 +76,9 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, sto
     for key, value in (("RAY_CHDIR_TO_TRIAL_DIR", "0"), ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")):
         os.environ.setdefault(key, value)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    scratch = storage.absolute() / f".train-{name}"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
+    scratch = tempfile.mkdtemp(
+        prefix="syn4seg-train-"
+    )  # on this node, where Train's controller is; no checkpoint goes there
     here = ray.get_runtime_context().get_node_id()
     board: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Board).remote()
     trainer = TorchTrainer(
@@ -88,7 +89,7 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, sto
             accelerator_type=workers.accelerator,
         ),
         run_config=ray.train.RunConfig(
-            name=name, storage_path=str(scratch),
+            name=name, storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
         ),
     )  # fmt: skip
