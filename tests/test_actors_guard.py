@@ -139,6 +139,7 @@ def test_the_ledger_remembers_calls_that_never_ended_and_forgets_those_that_did(
     ledger.end("a", "k", "y", {"rows": 4, "seconds": 1.0, "gpu_bytes": 5})
     totals = ledger.totals()["a"]
     assert (totals["rows"], totals["seconds"], totals["gpu_bytes"], totals["actors"]) == (8, 3.0, 7, 2)
+    assert (totals["warm_rows"], totals["warm_seconds"]) == (4, 1.0), "an actor's first call does not count as warm"
 
 
 def test_parts_are_joined_column_by_column_whatever_they_hold():
