@@ -48,8 +48,8 @@ class Ledger:
         self.seen.setdefault(stage, {})[actor] = time.monotonic()
 
     def totals(self) -> dict[str, dict[str, float]]:
-        """By stage: rows, busy seconds (both also `warm_`), rejected and quarantined rows, calls that died, largest GPU memory of an
-        actor (bytes), and actors that were heard of in the last ten minutes."""
+        """By stage: rows, busy seconds (both also `warm_`), rejected and quarantined rows, calls that died, largest GPU memory of
+        an actor (bytes), and actors that were heard of in the last ten minutes."""
         now = time.monotonic()
         for stage, seen in self.seen.items():
             self.seen[stage] = {actor: at for actor, at in seen.items() if now - at < 600}
