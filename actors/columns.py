@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from actors import watch
+from syn4seg.files import StoreError
+from syn4seg.schema import FAULT as FAULT
 
 Batch = dict[str, np.ndarray]
-FAULT = "fault: "
-"""Prefix of the `reason` of a quarantined row; other reasons are rejections by the method."""
 
 
 def column(arrays: list[np.ndarray]) -> np.ndarray:
@@ -57,6 +57,8 @@ def each_row(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], b
         watch.tick()
         try:
             rows.append((*work(i), ""))
+        except StoreError:  # a full disk is no fault of the row
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a row does, it must not cost its neighbours
             line, trace = told(error)
             rows.append((*blank(i), f"{FAULT}{stage}: {line}", trace))

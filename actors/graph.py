@@ -1,5 +1,7 @@
 """The whole stream on one screen: plan -> Synthesizer -> Labeler -> Refiner -> Writer."""
 
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 import functools
@@ -7,11 +9,11 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from actors.cluster import connect, node_resources
 from actors.columns import FAULT
@@ -21,15 +23,18 @@ from actors.placement import Stage, preflight
 from actors.refiner import Refiner
 from actors.streaming import run_inline, run_stream
 from actors.synthesizer import Importer, Synthesizer, warnings_of
-from actors.writer import ImageWriter, Writer
+from actors.writer import Noter, Writer
 from syn4seg.config import Config
 from syn4seg.models.generators import load_generator
 from syn4seg.rundir import RunDir
 from syn4seg.sections import Pool
+from syn4seg.stages.results import counted
 from syn4seg.stages.setup import speed_of
 
 STORE_SHARE = 0.5
 """Share of `placement.object_store_gib` that Ray Data may plan with: it overruns its limit by what is in flight."""
+COMPACT_SECONDS = 60.0
+"""How often the finished parts of a sharded run are looked at while it runs, to be merged if they fill a shard."""
 Progress = Callable[[int, int, Counter], None]
 """Called with (rows done, rows in all, reasons so far)."""
 
@@ -76,7 +81,7 @@ def device_of(config: Config, pool: Pool) -> str:
 
 def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None) -> list[Stage]:
     """The stages of one pass: images only (`draw` None), or images and every label of one support draw."""
-    pool, root = pools(config), str(run.root.absolute())
+    pool, root = pools(config), run.address
     if config.synthesis.source == "folder":
         make = Stage(
             Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis"
@@ -93,7 +98,7 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
             "synthesis",
         )
     if draw is None:
-        return [make, Stage(ImageWriter, {"run": root, "names": names}, pool["writing"], "writing")]
+        return [make, Stage(Noter, {"run": root, "names": names}, pool["writing"], "writing")]
     tree = config.model_dump(mode="json")
     return [
         make,
@@ -110,16 +115,23 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     ]
 
 
-def todo(plan: pa.Table, finished: set[str]) -> pa.Table:
-    """The rows of every generator batch with unfinished samples, with the column `todo` set and no reason yet."""
-    ids, batches = plan["sample_id"].to_pylist(), plan["batch"].to_pylist()
-    padding = plan["padding"].to_pylist()
-    open_row = [not pad and sample not in finished for sample, pad in zip(ids, padding, strict=True)]
-    wanted = {batch for batch, is_open in zip(batches, open_row, strict=True) if is_open}
-    table = plan.drop_columns(["padding"]).append_column("todo", pa.array(open_row, pa.bool_()))
-    empty = pa.array([""] * plan.num_rows, pa.string())
-    table = table.append_column("reason", empty).append_column("traceback", empty)
-    return table.filter(pa.array([batch in wanted for batch in batches], pa.bool_()))
+def todo(plan: pa.Table, finished: Iterable[str] | pa.ChunkedArray, images: pa.Table | None = None) -> pa.Table:
+    """The rows of every generator batch with unfinished samples: the plan with the columns `todo`, `image_at` and no reason yet.
+
+    Args:
+        finished: ids of the samples that are done.
+        images: columns `sample_id` and `image_at` of the images that are there already.
+    """
+    done = finished.combine_chunks() if isinstance(finished, pa.ChunkedArray) else pa.array(list(finished), pa.string())
+    open_row = pc.and_(pc.invert(plan["padding"]), pc.invert(pc.is_in(plan["sample_id"], done)))
+    wanted = pc.is_in(plan["batch"], pc.unique(plan["batch"].filter(open_row)))
+    table = plan.drop_columns(["padding"]).append_column("todo", open_row).filter(wanted)
+    empty = pa.array([""] * table.num_rows, pa.string())
+    at = empty
+    if images is not None:
+        index = pc.index_in(table["sample_id"], images["sample_id"].combine_chunks())
+        at = pc.fill_null(images["image_at"].take(index), "")
+    return table.append_column("image_at", at).append_column("reason", empty).append_column("traceback", empty)
 
 
 def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None, progress: Progress,
@@ -137,27 +149,33 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     Raises:
         ValueError: the placement does not fit, or more than `placement.max_quarantined` of the samples are faults.
     """
-    plan, earlier = pq.read_table(run.plan), Counter()
-    planned = plan.num_rows - sum(plan["padding"].to_pylist())
+    run.samples.compact(draw)
+    plan, images, earlier = run.read_plan(), run.samples.images(), Counter()
+    planned = pc.sum(pc.invert(plan["padding"])).as_py()
     if draw is None:
-        finished = {p.stem for p in run.root.glob("images/*/*.png")} | set(run.quarantine())
+        finished = [*images["sample_id"].to_pylist(), *run.noted()]
     else:
-        finished = run.draw(draw).done()
-        earlier = Counter(r["reason"] for r in run.draw(draw).records() if r["sample_id"] in finished)
-    rows, steps = todo(plan, finished), stages(config, run, names, draw)
+        complete = run.draw(draw).complete()
+        finished, earlier = complete["sample_id"], counted(complete["reason"])
+    rows, steps = todo(plan, finished, images), stages(config, run, names, draw)
     reasons: Counter = Counter()
-    done = planned - sum(rows["todo"].to_pylist())
+    done = planned - (pc.sum(rows["todo"]).as_py() or 0)
     progress(done, planned, earlier)
     _stop_if_failing(config, earlier, planned)
     if rows.num_rows == 0:
         return reasons
     started, first, audits = time.time(), done, []
+    merged = started
     for batch in _run(config, run, rows, steps, draw):
         reasons.update(str(r) for r in batch["reason"])
         done += len(batch["reason"])
         progress(done, planned, earlier + reasons)
         _stop_if_failing(config, earlier + reasons, planned)
         audits += [json.loads(text) for text in batch["synthesis_audit"] if text != "{}"]
+        if time.time() - merged > COMPACT_SECONDS:
+            run.samples.compact(draw, whole=False)
+            merged = time.time()
+    run.samples.compact(draw)
     for line in warnings_of(audits):
         note(f"warning: {line}")
     seconds = time.time() - started
@@ -170,7 +188,7 @@ def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: 
     if place.runner == "inline":
         return run_inline(rows, steps, steps[0].pool.batch)
     connect(place)
-    entered = sum(rows["todo"].to_pylist())
+    entered = pc.sum(rows["todo"]).as_py()
     meter = Meter(run.log, config.name, [step.name for step in steps], entered, stage="stream", draw=draw)
     return run_stream(rows, steps, steps[0].pool.batch, run=config.name, deadline=place.row_deadline,
                       store_bytes=STORE_SHARE * place.object_store_gib * 2**30, report=meter)  # fmt: skip
@@ -183,4 +201,4 @@ def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:
         worst = max(faults, key=faults.get)  # type: ignore[arg-type]
         raise ValueError(f"{sum(faults.values())} of {planned} samples are quarantined, more than "
                          f"placement.max_quarantined={limit:g}; most frequent: {worst}. Mend the cause, delete "
-                         "quarantined/ and their records, and run the same command again")  # fmt: skip
+                         "quarantined/, and run the same command again, which makes these samples anew")  # fmt: skip

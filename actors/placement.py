@@ -28,6 +28,8 @@ class Stage:
 def check_columns(columns: Iterable[str], stages: list[Stage]) -> None:
     """Every stage finds the columns that it reads, and none rewrites another's (`reason` alone may be filled later).
 
+    What a stage `drops` is there no more for those behind it.
+
     Raises:
         ValueError: naming the stage and the column.
     """
@@ -41,7 +43,7 @@ def check_columns(columns: Iterable[str], stages: list[Stage]) -> None:
             raise ValueError(
                 f"stage {stage.name}: adds {', '.join(again)}, which is there already; columns are append-only"
             )
-        have |= set(stage.actor.adds)
+        have = (have | set(stage.actor.adds)) - set(getattr(stage.actor, "drops", ()))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Refiner:
 
     reads = ("image", "relabeled", "reason", "traceback")
     adds = ("label", "refinement_audit")
+    drops = ("image",)
 
     def __init__(self, config: dict, device: str):
         from syn4seg.labeling.enhance import BoundaryRefiner
@@ -38,6 +39,7 @@ class Refiner:
             return labels[i], "{}"
 
         label, audit, reason, trace = each_row(rows, "refinement", work, blank)
+        rows = {name: values for name, values in rows.items() if name != "image"}
         return rows | {"label": column(label), "refinement_audit": texts(audit), "reason": texts(reason),
                        "traceback": texts(trace)}  # fmt: skip
 

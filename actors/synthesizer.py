@@ -1,7 +1,8 @@
-"""Makes the images: generates whole planned batches, or imports files. An image that is already on disk is only read.
+"""Makes the images: generates whole planned batches, or imports files. An image that is already there is only read.
 
-What was out of the ordinary about an image (a smaller batch for want of memory, a retry in safer precision, skipped blocks)
-goes into `synthesis_audit`, and lies beside the image as JSON, so that a later pass that only reads it knows as much.
+Images are kept as soon as they are made, so whatever fails behind them, no image is made twice. What was out of the ordinary
+about one (a smaller batch for want of memory, a retry in safer precision, skipped blocks) goes into `synthesis_audit`, and is
+kept with the image, so that a later pass that only reads it knows as much.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 from actors import watch
 from actors.columns import FAULT, Batch, column, each_row, texts, told
 from syn4seg.data.folder import decode_image
-from syn4seg.rundir import RunDir, read_image
+from syn4seg.rundir import RunDir, pixel_digest
+from syn4seg.samples import Image
 
 if TYPE_CHECKING:
     from syn4seg.models.generators import ImageGenerator, Made
@@ -28,20 +30,6 @@ if TYPE_CHECKING:
 BLANK = np.zeros((1, 1, 3), np.uint8)
 START_SECONDS = 3600.0
 """What a generator may take to load, and again for its first batch, beside the deadline of the rows."""
-
-
-def notes_path(image: Path) -> Path:
-    """Where the audit of an image lies, if there is anything to say."""
-    return image.with_suffix(".json")
-
-
-def notes_of(image: Path) -> dict[str, Any]:
-    """The audit that lies beside an image; empty if there is nothing to say."""
-    try:
-        notes = json.loads(notes_path(image).read_text())
-    except (OSError, ValueError):  # most images have none
-        return {}
-    return notes if isinstance(notes, dict) else {}
 
 
 def warnings_of(audits: Iterable[dict[str, Any]]) -> list[str]:
@@ -72,8 +60,19 @@ class Synthesizer:
     """
 
     whole_attempts = 3  # a batch made row by row may differ by rounding: not for two kills from outside
-    reads = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo", "reason", "traceback")
-    adds = ("image", "synthesis_audit")
+    reads = (
+        "sample_id",
+        "class_id",
+        "prompt",
+        "prompt_row",
+        "noise_seed",
+        "batch",
+        "todo",
+        "image_at",
+        "reason",
+        "traceback",
+    )
+    adds = ("image", "image_digest", "synthesis_audit")
 
     def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator], planned: int):
         from syn4seg.models.generators import EmbeddingStore
@@ -84,29 +83,23 @@ class Synthesizer:
         self.store = EmbeddingStore(self.run.embeddings)
 
     def __call__(self, rows: Batch) -> Batch:
-        images: list[np.ndarray] = [BLANK] * len(rows["sample_id"])
-        audits: list[dict[str, Any]] = [{}] * len(images)
+        images, audits = _there(self.run, self.names, rows)
         reasons, traces = ([str(text) for text in rows[name]] for name in ("reason", "traceback"))
+        new = []
         for number in dict.fromkeys(rows["batch"].tolist()):
             at = np.array([i for i in np.flatnonzero(rows["batch"] == number) if not reasons[i]], int)
-            missing = []
-            for i in at[rows["todo"][at]]:
-                path = self.run.image(self.names[rows["class_id"][i]], str(rows["sample_id"][i]))
-                try:
-                    images[i], audits[i] = read_image(path), notes_of(path)
-                except ValueError:  # absent or damaged: the same bytes are made again
-                    missing.append(i)
+            missing = [i for i in at[rows["todo"][at]] if images[i] is BLANK]
             if missing:
                 made = self._generate(rows, at)
                 for i in missing:
                     k = int(np.flatnonzero(at == i)[0])
                     images[i], fault, traces[i], audits[i] = made[k]
                     reasons[i] = FAULT + f"synthesis: {fault}" if fault else ""
-        keep = np.flatnonzero(rows["todo"])
-        out = {name: values[keep] for name, values in rows.items()}
-        return out | {"image": column([images[i] for i in keep]), "reason": texts([reasons[i] for i in keep]),
-                      "traceback": texts([traces[i] for i in keep]),
-                      "synthesis_audit": texts([json.dumps(audits[i]) for i in keep])}  # fmt: skip
+                new += [i for i in missing if not reasons[i]]
+        _keep(self.run, self.names, rows, new, images, audits)
+        return _with(
+            rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.flatnonzero(rows["todo"]), images, audits
+        )
 
     def _generate(self, rows: Batch, at: np.ndarray) -> list[tuple[np.ndarray, str, str, dict[str, Any]]]:
         """(image, fault, traceback, audit) of each row of one planned batch, made in as few parts as fit into memory."""
@@ -116,7 +109,7 @@ class Synthesizer:
             watch.tick(extra=START_SECONDS)
             self.generator = self.load()
             if isinstance(self.generator, CarefulGenerator):
-                self.run.log(stage="generator", **self.generator.facts())
+                self.run.note_generator(self.generator.facts())
         done: list[tuple[np.ndarray, str, str, dict[str, Any]]] = []
         extra = 0.0 if self.warm else START_SECONDS  # compiled models compile in their first call
         alone = failed = 0  # rows to be made one by one; failures of this batch that were not for want of memory
@@ -160,6 +153,36 @@ class Synthesizer:
         return Made(made.images, [f"{fault} image" if fault else "" for fault in made.faults], made.audit), "", ""
 
 
+def _there(run: RunDir, names: tuple[str, ...], rows: Batch) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Image and audit of every row, as they lie in the run directory; `BLANK` where there is none, or a damaged one."""
+    images: list[np.ndarray] = [BLANK] * len(rows["sample_id"])
+    audits: list[dict[str, Any]] = [{} for _ in images]
+    at = [i for i in range(len(images)) if rows["todo"][i] and rows["image_at"][i] and not rows["reason"][i]]
+    for i, found in zip(at, run.samples.read_images([_image(names, rows, i, BLANK, {}) for i in at]), strict=True):
+        if found is not None:
+            images[i], audits[i] = found.pixels, found.audit
+    return images, audits
+
+
+def _image(names: tuple[str, ...], rows: Batch, i: int, pixels: np.ndarray, audit: dict[str, Any]) -> Image:
+    return Image(str(rows["sample_id"][i]), names[rows["class_id"][i]], int(rows["batch"][i]), pixels, audit,
+                 str(rows["image_at"][i]))  # fmt: skip
+
+
+def _keep(run: RunDir, names: tuple[str, ...], rows: Batch, new: list[int], images: list[np.ndarray],
+          audits: list[dict[str, Any]]) -> None:  # fmt: skip
+    """Keeps the images of the rows `new` in the run directory."""
+    run.samples.write_images([_image(names, rows, i, images[i], audits[i]) for i in new])
+
+
+def _with(rows: Batch, keep: np.ndarray, images: list[np.ndarray], audits: list[dict[str, Any]]) -> Batch:
+    """The rows `keep` with the columns that a stage of images adds."""
+    out = {name: values[keep] for name, values in rows.items()}
+    digests = ["" if rows["reason"][i] else pixel_digest(np.asarray(images[i])) for i in keep]
+    return out | {"image": column([images[i] for i in keep]), "image_digest": texts(digests),
+                  "synthesis_audit": texts([json.dumps(audits[i]) for i in keep])}  # fmt: skip
+
+
 def out_of_memory(error: str) -> bool:
     """Whether "TypeOfError: text" is torch's or Python's way to say that memory ran out."""
     return error.startswith(("OutOfMemoryError", "MemoryError")) or any(
@@ -185,13 +208,16 @@ class Importer:
     def __call__(self, rows: Batch) -> Batch:
         keep = np.flatnonzero(rows["todo"])
         rows = {name: values[keep] for name, values in rows.items()}
+        there, audits = _there(self.run, self.names, rows)
 
         def work(i: int):
-            copy = self.run.image(self.names[rows["class_id"][i]], rows["sample_id"][i])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return (read_image(copy) if copy.is_file() else decode_image(self.root / rows["prompt"][i])), ""
+                return (decode_image(self.root / rows["prompt"][i]) if there[i] is BLANK else there[i]), ""
 
         images, reasons, traces = each_row(rows, "import", work, lambda _: (BLANK,))
-        return rows | {"image": column(images), "reason": texts(reasons), "traceback": texts(traces),
-                       "synthesis_audit": texts(["{}"] * len(keep))}  # fmt: skip
+        _keep(self.run, self.names, rows, [i for i, reason in enumerate(reasons) if not reason and there[i] is BLANK], images,
+              audits)  # fmt: skip
+        return _with(
+            rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.arange(len(keep)), images, audits
+        )

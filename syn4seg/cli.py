@@ -112,8 +112,7 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
 def run(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """The whole method: prompts, images, labels, training, scores, ablation table."""
     pipeline = _begin(settings, out, reuse)
-    pipeline.refine()
-    _finish(pipeline, pipeline.train())
+    _finish(pipeline, pipeline.whole())
 
 
 @app.command()

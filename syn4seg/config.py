@@ -9,8 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
@@ -32,6 +31,9 @@ from syn4seg.sections import (
     Whole,
 )
 
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
+
 
 class Config(Section):
     name: str = "embedded"
@@ -41,8 +43,8 @@ class Config(Section):
     seed: Whole = 0
     """Every random choice is a hash of this and a name."""
     layout: Literal["files", "sharded"] = "files"
-    """How samples are kept on disk: `files`, a PNG per image and label, or `sharded`, Parquet files of about 512 MB with the same columns,
-    for runs of more than some 100,000 images. Chosen when a run is begun."""
+    """How samples are kept on disk: `files`, a PNG per image and label, or `sharded`, Parquet files of about 512 MB with
+    the same columns, for runs of more than some 100,000 images. Chosen when a run is begun."""
     data: Data = Data()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
@@ -109,7 +111,7 @@ def config_digest(config: Config) -> str:
 
 
 # -------------------------------------------------------------------------------------------------- loading
-def load(path: Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(path: AnyPath | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The configuration of a YAML file and `section.key=value` overrides.
 
     Raises:
@@ -144,7 +146,7 @@ def _follow(tree: dict[str, Any]) -> None:
             given.setdefault(name, value)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: AnyPath) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"config {path}: no such file; expected a YAML file, or key=value overrides alone")
     try:

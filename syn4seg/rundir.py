@@ -1,108 +1,55 @@
-"""The run directory: every path of a run, atomic writes, the plan, the records, the digest.
+"""The run directory, in a folder or an object store: every path of a run, the plan, the records, the digest.
 
     RUN/config.yaml inputs.json provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
-    RUN/images/CLASS/ID.png (and ID.json, if there is anything to say about how it was made)  quarantined/ID.json
-    RUN/proposals/CLASS.jsonl (of a language model)  checkpoints/{base.safetensors,base.json}
-    RUN/draws/K/support.json  support.safetensors  queries.json  manifest.parquet  checkpoints/ROW.safetensors
-    RUN/draws/K/labels/CLASS/ID.png  stages/{draft,kept,relabeled}/CLASS/ID.png  records/CLASS/ID.json
+    RUN/proposals/CLASS.jsonl (of a language model)  generators/HASH.json (how an image model was run)  quarantined/ID.json
+    RUN/checkpoints/{base.safetensors,base.json}  images/... (see `samples.py`, `shards.py`)
+    RUN/draws/K/support.json support.safetensors queries.json manifest.parquet checkpoints/ROW.safetensors labels/... records/...
 
-Everything is written to a `.partial` file, synced and renamed. The record of a sample is written last: a record on disk
-means that the sample is done in that draw, labelled or rejected with its reason. Nothing is deleted on start.
+Only the driver writes metrics.jsonl; actors write files of their own. How files are written, and what is relied on, is in
+`files.py`. Nothing is deleted on start.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import re
-import secrets
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from syn4seg.config import UPSTREAM, Config, annotated, differences, fingerprint
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.files import (
+    append_line,
+    at,
+    each,
+    listing,
+    plain,
+    reach,
+    read_bytes,
+    read_json,
+    read_parquet,
+)
+from syn4seg.files import pixel_digest as pixel_digest  # the names that most of the code imports from here
+from syn4seg.files import read_image as read_image
+from syn4seg.files import write_atomically as write_atomically
+from syn4seg.files import write_image as write_image
+from syn4seg.files import write_json as write_json
+from syn4seg.samples import FileSamples, Image, Sample, check_names
+from syn4seg.samples import checked_name as checked_name
+from syn4seg.shards import ShardSamples
 
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")
-
-
-def checked_name(name: str, what: str) -> str:
-    """`name` if it is safe as one part of a path.
-
-    Raises:
-        ValueError: it is empty, starts with a dot, or has other characters than letters, digits, space and ._+-
-    """
-    if not _SAFE.fullmatch(name):
-        raise ValueError(f"{what} {name!r}: cannot be part of a file name; expected letters, digits, space or ._+-, "
-                         "not starting with a dot; rename it")  # fmt: skip
-    return name
-
-
-# ------------------------------------------------------------------------------------------------- writing
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either absent, old or complete, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes plain JSON atomically; nan is written as null, as JSON has no nan."""
-    write_atomically(path, (json.dumps(_plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return bool(value) if isinstance(value, np.bool_) else value
-
-
-def write_image(path: Path, pixels: np.ndarray) -> None:
-    """Writes uint8 (H, W, 3) RGB or uint8 (H, W) as PNG, atomically."""
-    ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
-    done, data = cv2.imencode(".png", np.ascontiguousarray(ordered))
-    assert done and pixels.dtype == np.uint8, (path, pixels.dtype, pixels.shape)
-    write_atomically(path, data.tobytes())
-
-
-def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3) RGB or (H, W) of a PNG that `write_image` wrote.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    data = path.read_bytes() if path.is_file() else b""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    if pixels is None:
-        raise ValueError(f"{path}: missing or damaged; delete it and run the same command again to make it anew")
-    return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
-
-
-def pixel_digest(pixels: np.ndarray) -> str:
-    """Hash (32 hex digits) of shape and pixels; independent of how the file is compressed."""
-    text = f"{pixels.dtype}{pixels.shape}".encode()
-    return hashlib.blake2b(text + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
 
 
 def noise_seed(seed: int, sample_id: str) -> int:
@@ -113,52 +60,74 @@ def noise_seed(seed: int, sample_id: str) -> int:
 
 # ------------------------------------------------------------------------------------------------ the paths
 class Draw:
-    """Paths of one support draw inside a run."""
+    """Paths and samples of one support draw inside a run."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.support = root / "support.safetensors"
-        self.support_json = root / "support.json"
-        self.queries = root / "queries.json"
-        self.manifest = root / "manifest.parquet"
+    def __init__(self, run: RunDir, number: int):
+        self.run, self.number = run, number
+        self.root = run.root / "draws" / str(number)
+        self.support = self.root / "support.safetensors"
+        self.support_json = self.root / "support.json"
+        self.queries = self.root / "queries.json"
+        self.manifest = self.root / "manifest.parquet"
 
-    def label(self, stage: str, class_name: str, sample_id: str) -> Path:
-        """Path of a label image; `stage` is one of `schema.LABEL_STAGES`."""
-        assert stage in LABEL_STAGES, stage
-        folder = self.root / ("labels" if stage == "label" else f"stages/{stage}")
-        return folder / class_name / f"{sample_id}.png"
-
-    def record(self, class_name: str, sample_id: str) -> Path:
-        """Path of a sample's record; its existence means done."""
-        return self.root / "records" / class_name / f"{sample_id}.json"
-
-    def checkpoint(self, row: str) -> Path:
+    def checkpoint(self, row: str) -> AnyPath:
         """Path of the classifier trained for one ablation row."""
         return self.root / "checkpoints" / f"{row}.safetensors"
 
+    def label(self, stage: str, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a label image, in the layout `files`."""
+        assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per label"
+        return self.run.samples.label(self.number, stage, class_name, sample_id)
+
+    def record(self, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a sample's record, in the layout `files`."""
+        assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per record"
+        return self.run.samples.record(self.number, class_name, sample_id)
+
+    def write(self, samples: list[Sample]) -> None:
+        """Keeps samples, so that they are finished; see `FileSamples.write`."""
+        self.run.samples.write(self.number, samples)
+
+    def read(self, rows: list[dict[str, Any]]) -> list[tuple[Sample, np.ndarray | None]]:
+        """Finished samples with their labels and images; see `FileSamples.read`."""
+        return self.run.samples.read(self.number, rows)
+
+    def table(self) -> pa.Table:
+        """Every record, once each, sorted by sample id: columns `schema.RECORD`."""
+        return self.run.samples.records(self.number)
+
+    def complete(self) -> pa.Table:
+        """The records of the samples that are done, with every file that they name; a deleted file is made anew."""
+        return self.run.samples.complete(self.number, self.run.noted())
+
     def done(self) -> set[str]:
-        """Ids of the samples that have a record and every file that the record names; a deleted file is made anew."""
-        images = self.root.parent.parent / "images"
-        found = set()
-        for record in self.records():
-            name, sample = record["class"], record["sample_id"]
-            files = [images / name / f"{sample}.png"] if "image" in record else []
-            files += [self.label(stage, name, sample) for stage in LABEL_STAGES if stage in record]
-            if all(path.is_file() for path in files):
-                found.add(sample)
-        return found
+        """Ids of the samples of `complete`."""
+        return set(self.complete()["sample_id"].to_pylist())
+
+    def finished(self, ids: Iterable[str]) -> set[str]:
+        """Which of `ids` are done by now, for a reader that asks again and again; files are not looked for. Cheap: a listing,
+        and only what is new since the last call on this object is opened."""
+        return self.run.samples.finished(self.number, ids, self.run.noted())
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Every record, sorted by sample id."""
-        for path in sorted(self.root.glob("records/*/*.json"), key=lambda p: p.stem):
-            yield json.loads(path.read_text())
+        """Every record as plain values, sorted by sample id."""
+        for row in self.table().to_pylist():
+            yield {k: v for k, v in row.items() if v is not None} | {"audit": json.loads(row["audit"])}
 
 
 class RunDir:
-    """One run on disk."""
+    """One run, in a folder or an object store (`s3://bucket/run`).
 
-    def __init__(self, root: Path | str):
-        self.root = Path(root)
+    Args:
+        layout: of the samples; by default that of the config.yaml in it, or `files`.
+
+    Raises:
+        ValueError: a URL of an unknown kind, or its package is not installed.
+    """
+
+    def __init__(self, root: AnyPath | str, layout: str | None = None):
+        self.root, self._layout = at(root), layout
+        self._draws: dict[int, Draw] = {}
         self.config = self.root / "config.yaml"
         self.provenance = self.root / "provenance.json"
         self.inputs = self.root / "inputs.json"
@@ -170,33 +139,87 @@ class RunDir:
         self.results = self.root / "results.json"
         self.metrics = self.root / "metrics.jsonl"
 
-    def image(self, class_name: str, sample_id: str) -> Path:
-        """Path of a synthetic image."""
-        return self.root / "images" / class_name / f"{sample_id}.png"
+    @property
+    def address(self) -> str:
+        """What an actor makes its own `RunDir` of: an absolute path or a URL."""
+        return str(self.root.absolute())
 
-    def quarantined(self, sample_id: str) -> Path:
+    @cached_property
+    def samples(self) -> FileSamples | ShardSamples:
+        """The samples, in the layout of the run."""
+        stored = self.stored() if self._layout is None else None
+        layout = self._layout or (stored.layout if stored else "files")
+        return ShardSamples(self.root) if layout == "sharded" else FileSamples(self.root)
+
+    def stored(self) -> Config | None:
+        """The configuration that the run was begun with, or None."""
+        if not self.config.is_file():
+            return None
+        return Config.model_validate(yaml.safe_load(read_bytes(self.config, 2**20)))
+
+    def image(self, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a synthetic image, in the layout `files`."""
+        assert isinstance(self.samples, FileSamples), "a sharded run has no file per image"
+        return self.samples.image(class_name, sample_id)
+
+    def quarantined(self, sample_id: str) -> AnyPath:
         """Path of the note on a sample that could not be made or read."""
         return self.root / "quarantined" / f"{sample_id}.json"
 
+    def noted(self) -> list[str]:
+        """Ids of the samples with a note in quarantined/."""
+        return sorted(name[:-5] for name in listing(self.root / "quarantined") if name.endswith(".json"))
+
     def quarantine(self) -> dict[str, dict[str, Any]]:
         """Notes of the quarantined samples by id."""
-        return {p.stem: json.loads(p.read_text()) for p in sorted(self.root.glob("quarantined/*.json"))}
+        names = self.noted()
+        return dict(
+            zip(names, each(lambda name: read_json(self.root / "quarantined" / f"{name}.json"), names), strict=True)
+        )
+
+    def read_plan(self) -> pa.Table:
+        """The plan as it was written, padding included.
+
+        Raises:
+            ValueError: there is none yet, it is damaged, or an id in it is not safe as a file name.
+        """
+        try:
+            plan = read_parquet(self.plan)
+        except FileNotFoundError:
+            raise ValueError(f"{self.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration "
+                             "first") from None  # fmt: skip
+        lacking = {"sample_id", "class_id", "batch", "padding"} - set(plan.column_names)
+        if lacking:
+            raise ValueError(f"{self.plan}: has no column {min(lacking)!r}; this program did not write it")
+        check_names(plan["sample_id"], f"{self.plan}: sample")
+        return plan
 
     def has_images(self) -> bool:
         """Whether every planned sample has an image or a note that it could not be made."""
         if not self.plan.is_file():
             return False
-        made = {p.stem for p in self.root.glob("images/*/*.png")} | set(self.quarantine())
-        return set(pq.read_table(self.plan, columns=["sample_id"])["sample_id"].to_pylist()) <= made
+        made = pa.chunked_array([*self.samples.images()["sample_id"].chunks, pa.array(self.noted(), pa.string())])
+        return pc.all(pc.is_in(self.read_plan()["sample_id"], made.combine_chunks())).as_py() is not False
 
     def draw(self, number: int) -> Draw:
-        """The paths of one support draw."""
-        return Draw(self.root / "draws" / str(number))
+        """One support draw, the same object every time."""
+        return self._draws.setdefault(number, Draw(self, number))
+
+    def draws(self) -> list[Draw]:
+        """The draws that have a folder, in order."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = {p.name for p in (self.root / "draws").iterdir()}
+            return [self.draw(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
+        return []
 
     def log(self, **values: Any) -> None:
-        """Appends one line to metrics.jsonl."""
-        with self.metrics.open("a") as f:
-            f.write(json.dumps(_plain(values), sort_keys=True) + "\n")
+        """Adds one line to metrics.jsonl; for the driver alone, since no file has two writers."""
+        append_line(self.metrics, json.dumps(plain(values), sort_keys=True))
+
+    def note_generator(self, facts: dict[str, Any]) -> None:
+        """Keeps how an image model was run, in a file named by the facts: every actor with the same facts writes the same."""
+        name = hashlib.blake2b(json.dumps(plain(facts), sort_keys=True).encode(), digest_size=8).hexdigest()
+        write_json(self.root / "generators" / f"{name}.json", facts)
 
     def check(self, config: Config) -> None:
         """Checks that what is in the directory, if anything, belongs to the same science; writes nothing.
@@ -204,22 +227,28 @@ class RunDir:
         The section `evaluation` may differ: scores are the last stage, and results.json says how they were made.
 
         Raises:
-            ValueError: another science config made this directory (the differences are listed), or it is not a run.
+            ValueError: another science config made this directory (the differences are listed), it has another layout, it is
+                not a run, or its object store cannot be reached.
         """
-        if self.config.is_file():
-            stored = Config.model_validate(yaml.safe_load(self.config.read_text()))
+        reach(self.root)
+        stored = self.stored()
+        if stored is not None:
+            if stored.layout != config.layout:
+                raise ValueError(f"layout={config.layout}: --out {self.root} was begun with layout={stored.layout}; keep that, "
+                                 f"or use another --out (and `--reuse {self.root}` to take its images over)")  # fmt: skip
             changed = [d for d in differences(stored.science(), config.science()) if not d.startswith("evaluation.")]
             if changed:
                 lines = "\n  ".join(changed)
                 raise ValueError(f"--out {self.root}: made with another configuration:\n  {lines}\n"
                                  f"use another --out (and `--reuse {self.root}` to keep the stages that still fit)")  # fmt: skip
-        elif self.root.is_dir() and any(self.root.iterdir()):
+        elif _anything(self.root):
             raise ValueError(f"--out {self.root}: not empty and not a run (no config.yaml); choose another folder")
 
     def open(self, config: Config) -> None:
         """`check`, then the directory and its config.yaml."""
         self.check(config)
         write_atomically(self.config, annotated(config).encode())
+        self._layout = config.layout
 
     def check_inputs(self, inputs: dict[str, str]) -> None:
         """Refuses other files under the names that the configuration gives.
@@ -232,22 +261,28 @@ class RunDir:
         """
         if not self.inputs.is_file():
             return
-        for key, digest in json.loads(self.inputs.read_text()).items():
+        for key, digest in read_json(self.inputs).items():
             if inputs.get(key, digest) != digest:
                 raise ValueError(f"{key}: other files are there than when {self.root} was begun; put the old ones back, "
                                  "or use another --out")  # fmt: skip
 
     def write_inputs(self, inputs: dict[str, str]) -> None:
         """Keeps the digests of the run's inputs, those known already and new ones."""
-        known = json.loads(self.inputs.read_text()) if self.inputs.is_file() else {}
+        known = read_json(self.inputs) if self.inputs.is_file() else {}
         write_json(self.inputs, inputs | known)
 
     def write_provenance(self, config: Config, versions: dict[str, str]) -> None:
         """What made the run: versions (of its first start) and the fingerprint of each stage; no user name, path or secret."""
         if self.provenance.is_file():
-            versions = json.loads(self.provenance.read_text())["versions"]
+            versions = read_json(self.provenance)["versions"]
         stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
         write_json(self.provenance, {"versions": versions, "fingerprints": stages})
+
+
+def _anything(root: AnyPath) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return root.is_dir() and any(True for _ in root.iterdir())
+    return False
 
 
 INPUT_STAGES = {"synthesis.model": "images", "synthesis.root": "images", "base.checkpoint": "base", "segmenter.weights": "base",
@@ -256,7 +291,7 @@ INPUT_STAGES = {"synthesis.model": "images", "synthesis.root": "images", "base.c
 
 
 def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
-    """Takes from another run every stage whose fingerprint is the same, as hard links (copies across file systems).
+    """Takes from another run every stage whose fingerprint is the same, as hard links (copies across file systems and layouts).
 
     Returns:
         Names of the stages taken: prompts, images, base.
@@ -264,48 +299,75 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     Raises:
         ValueError: `old` is not a run.
     """
-    if not old.config.is_file():
+    before = old.stored()
+    if before is None:
         raise ValueError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
-    before = Config.model_validate(yaml.safe_load(old.config.read_text()))
-    theirs, ours = (json.loads(run.inputs.read_text()) if run.inputs.is_file() else {} for run in (old, new))
+    theirs, ours = (read_json(run.inputs) if run.inputs.is_file() else {} for run in (old, new))
     other = {stage for key, stage in INPUT_STAGES.items() if theirs.get(key) != ours.get(key)}
     same = {
         s: fingerprint(before, s) == fingerprint(config, s) and s not in other for s in ("prompts", "images", "base")
     }
     taken = {
-        "prompts": [old.prompts, old.embeddings, old.plan, *sorted(old.root.glob("proposals/*.jsonl"))],
-        "images": sorted([*old.root.glob("images/*/*.png"), *old.root.glob("images/*/*.json")]),
-        "base": [old.base, old.base_facts],
+        "prompts": ["prompts.parquet", "embeddings.safetensors", "plan.parquet"]
+        + [f"proposals/{name}" for name in listing(old.root / "proposals")],
+        "base": ["checkpoints/base.safetensors", "checkpoints/base.json"],
+        "images": [f"images/{name}" for name in listing(old.root / "images")] if before.layout == config.layout else [],
     }
     found = []
-    for stage in (s for s in taken if same[s]):
+    for stage in (s for s in ("prompts", "images", "base") if same[s]):
         if stage == "images" and _bytes(new.plan) != _bytes(old.plan):  # a language model does not repeat its prompts
             continue
-        for path in taken[stage]:
-            if path.is_file():
-                _link(path, new.root / path.relative_to(old.root))
+        each(lambda name: _link(old.root / name, new.root / name), taken[stage])
+        if stage == "images" and before.layout != config.layout:
+            _copy_images(old, new, config)
         found.append(stage)
     return found
 
 
-def _bytes(path: Path) -> bytes:
+def _copy_images(old: RunDir, new: RunDir, config: Config) -> None:
+    """Writes the images of a run in the layout of another."""
+    from syn4seg.stages.setup import load_dataset
+
+    names, there = load_dataset(config)[1].index_names, old.samples.images()
+    plan = old.read_plan()
+    index = pc.index_in(plan["sample_id"], value_set=there["sample_id"].combine_chunks())
+    rows = plan.append_column("at", there["image_at"].take(index)).filter(index.is_valid())
+    rows = rows.filter(pc.invert(rows["padding"])).select(["sample_id", "class_id", "batch", "at"])
+    for part in rows.to_batches(max_chunksize=64):
+        wanted = [
+            Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, r["at"]) for r in part.to_pylist()
+        ]
+        new.samples.write_images([image for image in old.samples.read_images(wanted) if image])
+
+
+def _bytes(path: AnyPath) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _link(source: Path, target: Path) -> None:
-    if target.exists():
+def _link(source: AnyPath, target: AnyPath) -> None:
+    if target.exists() or not source.is_file():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        write_atomically(target, source.read_bytes())
+    if isinstance(source, Path) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            return os.link(source, target)
+    write_atomically(target, source.read_bytes())
 
 
 # -------------------------------------------------------------------------------------------------- verify
 def run_digest(rows: Iterable[tuple[str, str, str]]) -> str:
     """Digest (64 hex digits) over (sample id, image digest, label digest or reason) rows, sorted."""
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    return table_digest(*(pa.chunked_array([pa.array(column, pa.string())]) for column in columns))
+
+
+def table_digest(ids: pa.ChunkedArray, images: pa.ChunkedArray, labels: pa.ChunkedArray) -> str:
+    """`run_digest` of columns, without a Python object per row."""
+    table = pa.table({"a": ids, "b": images, "c": labels})
+    order = pc.sort_indices(table, [(name, "ascending") for name in "abc"])
     total = hashlib.blake2b(digest_size=32)
-    for row in sorted(rows):
-        total.update("\x1f".join(row).encode() + b"\x1e")
+    for start in range(0, len(order), 65_536):
+        part = table.take(order[start : start + 65_536])
+        joined = pc.binary_join_element_wise(part["a"], part["b"], part["c"], "\x1f")
+        total.update("".join(f"{row}\x1e" for row in joined.to_pylist()).encode())
     return total.hexdigest()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from actors.columns import FAULT
-from actors.synthesizer import Importer, Synthesizer, notes_path, out_of_memory, warnings_of
-from actors.writer import ImageWriter, Writer
+from actors.synthesizer import Importer, Synthesizer, out_of_memory, warnings_of
+from actors.writer import Noter, Writer
+from syn4seg.files import read_json
 from syn4seg.models.generators import (
     CarefulGenerator,
     Encoded,
@@ -21,6 +22,7 @@ from syn4seg.models.generators import (
     save_embeddings,
 )
 from syn4seg.rundir import RunDir, read_image, write_image
+from syn4seg.samples import notes_path
 from syn4seg.schema import LABEL_STAGES
 
 NAMES, PROMPTS = ("background", "star"), [f"a {size} red star" for size in ("small", "big")]
@@ -73,7 +75,7 @@ def rows(batches: int, size: int) -> dict[str, np.ndarray]:
         "sample_id": np.array([f"s{s}" for s in seeds], object), "class_id": np.ones(len(seeds), np.int32),
         "prompt": np.array([PROMPTS[s % 2] for s in seeds], object), "prompt_row": (seeds % 2).astype(np.int32),
         "noise_seed": seeds, "batch": np.repeat(np.arange(batches), size), "todo": np.ones(len(seeds), bool),
-        "reason": np.array([""] * len(seeds), object), "traceback": np.array([""] * len(seeds), object),
+        **{name: np.array([""] * len(seeds), object) for name in ("image_at", "reason", "traceback")},
     }  # fmt: skip
 
 
@@ -167,8 +169,8 @@ def test_a_fault_mended_in_safer_precision_is_no_fault_and_the_audit_says_so(run
     assert list(out["reason"]) == ["", "", FAULT + "synthesis: nan image", ""]
     assert audits == [{}, {"first_fault": "nan", "retried": "float32", "precision": "float32"},
                       {"first_fault": "nan", "retried": "float32"}, {}]  # fmt: skip
-    logged = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    assert logged == [{"stage": "generator", "model": "card", "dtype": "bfloat16"}]
+    assert [read_json(path) for path in run.root.glob("generators/*.json")] == [{"model": "card", "dtype": "bfloat16"}]
+    assert not run.metrics.exists(), "metrics.jsonl has one writer, the driver"
 
 
 def test_what_is_said_about_an_image_lies_beside_it_and_is_read_again_with_it(run):
@@ -180,16 +182,19 @@ def test_what_is_said_about_an_image_lies_beside_it_and_is_read_again_with_it(ru
         "made_in_batch": 2,
         "planned_batch": 4,
     }
-    ImageWriter(str(run.root), NAMES)(out)
+    Noter(str(run.root), NAMES)(out)
     assert json.loads(run.quarantined("s12").read_text())["audit"] == audits[2]
     assert json.loads(notes_path(run.image("star", "s11")).read_text()) == audits[1]
-    again, read = synthesize(run, Card(0), {name: values[[0, 1, 3]] for name, values in rows(1, 4).items()})
+    given = {name: values[[0, 1, 3]] for name, values in rows(1, 4).items()}
+    there = dict(zip(*run.samples.images().to_pydict().values(), strict=True))
+    given["image_at"] = np.array([there[s] for s in given["sample_id"]], object)
+    again, read = synthesize(run, Card(0), given)
     assert read == [audits[i] for i in (0, 1, 3)] and not any(again["reason"])
 
 
 def test_about_an_ordinary_image_nothing_is_written(run):
     out, audits = synthesize(run, Card(8), rows(1, 3))
-    ImageWriter(str(run.root), NAMES)(out)
+    Noter(str(run.root), NAMES)(out)
     assert audits == [{}] * 3
     assert sorted(p.name for p in (run.root / "images" / "star").iterdir()) == ["s10.png", "s11.png", "s12.png"]
 
@@ -212,6 +217,7 @@ def test_imported_images_have_the_same_columns(run, tmp_path):
     write_image(tmp_path / "in" / "a.png", np.full((20, 30, 3), 9, np.uint8))
     given = rows(1, 1) | {"prompt": np.array(["a.png"], object)}
     out = Importer(str(run.root), NAMES, str(tmp_path / "in"))(given)
+    assert read_image(run.image("star", "s10")).shape == (20, 30, 3)
     assert set(out) == {*given, *Importer.adds} and list(out["synthesis_audit"]) == ["{}"]
 
 

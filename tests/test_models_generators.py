@@ -5,10 +5,10 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +25,7 @@ from syn4seg.models.generators import (
     quantised,
     save_embeddings,
 )
+from syn4seg.tensors import TensorFile
 
 
 def made_up(seed: int, count: int, exact_in_bfloat16: bool = False) -> Encoded:
@@ -93,23 +94,37 @@ def test_embeddings_of_a_bfloat16_model_take_half_the_room(tmp_path):
     assert (tmp_path / "half").stat().st_size < 0.52 * (tmp_path / "full").stat().st_size
 
 
-def test_only_the_rows_asked_for_are_read():
-    class Slice:
-        """A tensor on disk that notes which part of it is read."""
+def test_only_the_rows_asked_for_are_read(tmp_path):
+    class Watched(type(tmp_path)):
+        """A path whose files note how many bytes are read."""
 
-        def __init__(self, values: np.ndarray):
-            self.values, self.read = torch.from_numpy(values), []
+        read: ClassVar[list[int]] = []
 
-        def get_shape(self) -> list[int]:
-            return list(self.values.shape)
+        def open(self, *mode):
+            file = super().open(*mode)
 
-        def __getitem__(self, part):
-            self.read.append(part)
-            return self.values[part]
+            class Noting:
+                def __enter__(self):
+                    return self
 
-    stored = Slice(made_up(0, 9).sequence)
-    np.testing.assert_array_equal(generators._read_rows(stored, [2, 7]), made_up(0, 9).sequence[[2, 7]])
-    assert stored.read == [2, 7]
+                def __exit__(self, *_):
+                    file.close()
+
+                def seek(self, *at):
+                    return file.seek(*at)
+
+                def read(self, size=-1):
+                    Watched.read.append(size)
+                    return file.read(size)
+
+            return Noting()
+
+    made = made_up(0, 9)
+    save_embeddings(tmp_path / "e", made)
+    store = TensorFile(Watched(tmp_path / "e"))
+    Watched.read.clear()
+    np.testing.assert_array_equal(store.rows("sequence", [2, 7]), made.sequence[[2, 7]])
+    assert len(Watched.read) == 2 and sum(Watched.read) <= made.sequence[:2].nbytes
 
 
 def test_a_store_can_be_pickled_and_then_read_elsewhere(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syn4seg.data import embedded
+from syn4seg.files import StoreError
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG, build_bank
 from syn4seg.prompts.proposals import SHOWN, Recorded, messages, parsed
 
@@ -209,7 +210,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_the_run_goe
     agent = Recorded(inner, tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limit[1]))  # room for 20 bytes of the next line
     try:
-        with pytest.raises(OSError, match=r"No space left.*wine glass\.jsonl"):
+        with pytest.raises(StoreError, match=r"wine glass\.jsonl: cannot be written \(No space left"):
             ask(agent, 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

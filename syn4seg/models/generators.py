@@ -6,7 +6,6 @@ and never load a text encoder (`load_generator`). Importing this module loads no
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from syn4seg.files import at, published
+from syn4seg.tensors import TensorFile
+
 if TYPE_CHECKING:
     import torch
+
+    from syn4seg.files import AnyPath
 
 EMBEDDED_SD3 = Path(__file__).parent.parent / "weights" / "embedded-sd3"
 """The small Stable Diffusion 3 pipeline of the embedded world, in diffusers' folder format."""
@@ -228,19 +232,12 @@ def quantised(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 # ----------------------------------------------------------------------------------------- the embedding store
-def save_embeddings(path: Path, encoded: Encoded) -> None:
+def save_embeddings(path: AnyPath, encoded: Encoded) -> None:
     """Writes one safetensors file, complete or not at all; bfloat16 where that loses no bit, else float32."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with published(path) as partial:
         save_file({name: _compact(values) for name, values in vars(encoded).items()}, partial)
-        with partial.open("rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _compact(values: np.ndarray) -> torch.Tensor:
@@ -258,25 +255,20 @@ class EmbeddingStore:
         ValueError: the file is not there, is cut short, or is something else; or a row does not exist.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        with self._open() as file:
-            if missing := set(Encoded.__dataclass_fields__) - set(file.keys()):
-                raise ValueError(f"embeddings {self.path}: no {', '.join(sorted(missing))} in it; expected a file "
-                                 "written by `save_embeddings`")  # fmt: skip
-            self.count = file.get_slice("pooled").get_shape()[0]
+    def __init__(self, path: str | AnyPath):
+        self.path = at(path)
+        try:
+            self.file = TensorFile(self.path)
+        except (FileNotFoundError, IsADirectoryError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"embeddings {self.path} cannot be read ({error}); delete the file, and it is made again "
+                             "from the prompts") from error  # fmt: skip
+        if missing := set(Encoded.__dataclass_fields__) - set(self.file.tensors):
+            raise ValueError(f"embeddings {self.path}: no {', '.join(sorted(missing))} in it; expected a file "
+                             "written by `save_embeddings`")  # fmt: skip
+        self.count = self.file.tensors["pooled"][1][0]
 
     def __len__(self) -> int:
         return self.count
-
-    def _open(self):
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            return safe_open(self.path, "pt")
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"embeddings {self.path} cannot be read ({error}); delete the file, and it is made again "
-                             "from the prompts") from error  # fmt: skip
 
     def rows(self, indices: Sequence[int]) -> Encoded:
         """The prompts `indices` in that order, with the empty prompt; repeats are allowed and read once."""
@@ -285,16 +277,6 @@ class EmbeddingStore:
             raise ValueError(f"embeddings {self.path}: asked for rows {wanted[0]} to {wanted[-1]}, but they are 0 to "
                              f"{self.count - 1}; the plan and this file are of different runs")  # fmt: skip
         place = {row: i for i, row in enumerate(wanted)}
-        with self._open() as file:
-            pooled, sequence = (_read_rows(file.get_slice(name), wanted) for name in ("pooled", "sequence"))
-            empty_pooled, empty_sequence = (
-                file.get_tensor(n).float().numpy() for n in ("empty_pooled", "empty_sequence")
-            )
-        return Encoded(pooled, sequence, empty_pooled, empty_sequence).rows([place[row] for row in indices])
-
-
-def _read_rows(part: Any, rows: Sequence[int]) -> np.ndarray:
-    out = np.empty((len(rows), *part.get_shape()[1:]), np.float32)
-    for i, row in enumerate(rows):
-        out[i] = part[row].float().numpy()
-    return out
+        parts = [self.file.rows(name, wanted) for name in ("pooled", "sequence")]
+        empty = [self.file.rows(name, [0]) for name in ("empty_pooled", "empty_sequence")]
+        return Encoded(*parts, *empty).rows([place[row] for row in indices])

@@ -6,18 +6,19 @@ refuses those that are no use, at the cost of patience.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syn4seg.data import embedded
+from syn4seg.files import append_line, read_bytes, write_atomically
 from syn4seg.prompts.agents import PromptAgent, World, spoken
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG
 from syn4seg.rundir import checked_name
+
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
 
 SHOWN = 30  # accepted and refused prompts that a language model is shown, the latest of each
 MAX_REPLY = 64_000  # characters of a reply that are read
@@ -153,7 +154,7 @@ class Recorded:
     with the same bank. One line per round, appended and synced; a line that was cut by a crash counts as not written.
     """
 
-    def __init__(self, agent: PromptAgent, folder: Path):
+    def __init__(self, agent: PromptAgent, folder: AnyPath):
         """`folder`: holds CLASS.jsonl for every class; made when the first round is recorded."""
         self.agent, self.folder = agent, folder
         self.rounds: dict[str, list[list[str]]] = {}
@@ -174,16 +175,16 @@ class Recorded:
             return list(known[round_index])
         assert round_index == len(known), "rounds are asked for in order"
         texts = self.agent.propose(class_name, round_index, accepted, refused)
-        _append(path, {"class": class_name, "round": round_index, "prompts": texts})
+        append_line(path, json.dumps({"class": class_name, "round": round_index, "prompts": texts}))
         known.append(list(texts))
         return texts
 
 
-def _read_rounds(path: Path, class_name: str) -> list[list[str]]:
+def _read_rounds(path: AnyPath, class_name: str) -> list[list[str]]:
     """The rounds in the record of a class; a last line without its end is cut off the file."""
     if not path.is_file():
         return []
-    data = path.read_bytes()
+    data = read_bytes(path)
     whole = data[: data.rfind(b"\n") + 1]
     rounds = []
     for number, line in enumerate(whole.splitlines()):
@@ -198,14 +199,5 @@ def _read_rounds(path: Path, class_name: str) -> list[list[str]]:
                              "the language model is asked again for this class")  # fmt: skip
         rounds.append(entry["prompts"])
     if len(whole) < len(data):
-        os.truncate(path, len(whole))
+        write_atomically(path, whole)
     return rounds
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(entry) + "\n").encode()
-    with path.open("ab", buffering=0) as f:  # one write: the line is there whole, or cut and then ignored
-        if f.write(line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(f.fileno())

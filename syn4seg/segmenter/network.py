@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syn4seg.files import at, write_atomically
 from syn4seg.segmenter.backbones import Backbone, load_backbone
+from syn4seg.tensors import load
+
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
 
 COSINE_SCALE = 10.0
 
@@ -184,44 +189,36 @@ def frozen_features(segmenter: Segmenter, images: np.ndarray, *, level: str = "b
     return torch.cat(parts)
 
 
-def save_segmenter(segmenter: Segmenter, path: str | Path, *, backbone: str, facts: dict[str, object]) -> None:
+def save_segmenter(segmenter: Segmenter, path: str | AnyPath, *, backbone: str, facts: dict[str, object]) -> None:
     """Writes float16 safetensors that `load_segmenter` reads alone.
 
     Args:
         backbone: the name given to `load_backbone`.
         facts: kept in the file's header under "facts" (JSON).
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
     shape = {"backbone": backbone, "classes": len(segmenter.weight), "channels": segmenter.weight.shape[1],
              "ppm_bins": segmenter.ppm.bins, "cosine": segmenter.cosine, "align_corners": segmenter.align_corners,
              "pool_align_corners": segmenter.ppm.align_corners, "project": len(segmenter.bottleneck) > 4}  # fmt: skip
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
-    save_file(tensors, partial, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)})
-    partial.replace(path)
+    write_atomically(at(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
 
 
-def load_segmenter(path: str | Path) -> tuple[Segmenter, dict]:
+def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
     """The segmenter of `save_segmenter` (float32, eval mode) and its facts.
 
     Raises:
         ValueError: the file is missing or was written by something else.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
+    try:
+        state, header = load(at(path))
+    except FileNotFoundError:
         raise ValueError(
             f"segmenter checkpoint {str(path)!r} does not exist; train the base stage first or correct the path"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+        ) from None
+    except ValueError as error:
         raise ValueError(f"segmenter checkpoint {str(path)!r} is not a safetensors file ({error})") from error
     if "network" not in header:
         raise ValueError(

@@ -6,15 +6,13 @@ with its size), "unknown" (the records cannot prove it, and why), "LEAK".
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-import pyarrow.parquet as pq
-
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.rundir import Draw, RunDir, pixel_digest, read_image
+from syn4seg.files import read_json, read_parquet
+from syn4seg.rundir import Draw, RunDir, pixel_digest
 from syn4seg.stages.setup import draws_of
 
 Verdict = Literal["ok", "stated", "unknown", "LEAK"]
@@ -45,8 +43,8 @@ def audit(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list[Fin
         raise ValueError(
             f"{missing[0]}: missing; the audit reads the records of a run that has finished `syn4seg refine`"
         )
-    base = json.loads(run.base_facts.read_text())
-    support = [json.loads(d.support_json.read_text()) for d in draws]
+    base = read_json(run.base_facts)
+    support = [read_json(d.support_json) for d in draws]
     found = _of_base(config, base, dataset, fold, support)
     for draw, chosen in zip(draws, support, strict=True):
         found += _of_draw(draw, chosen, dataset)
@@ -126,7 +124,7 @@ def _of_draw(draw: Draw, chosen: dict, dataset: Dataset) -> list[Finding]:
                       "replayed and prototype images are on the val list")]  # fmt: skip
     if not draw.queries.is_file():
         return [*found, Finding(f"draw {name}: no support image is a query", "unknown", "not evaluated yet")]
-    queries = set(json.loads(draw.queries.read_text()))
+    queries = set(read_json(draw.queries))
     found.append(_overlap(f"draw {name}: no support image is a query", support, queries, "support images are queries"))
     if chosen.get("support_from") == "train":
         found.append(
@@ -150,7 +148,7 @@ def _of_prompts(config: Config, run: RunDir, dataset: Dataset, support: list[dic
         return [Finding(claim, "ok", "images were imported; there is no prompt bank")]
     if not run.prompts.is_file():
         return [Finding(claim, "unknown", f"{run.prompts.name} is missing")]
-    prompts = pq.read_table(run.prompts, columns=["prompt"])["prompt"].to_pylist()
+    prompts = read_parquet(run.prompts, ["prompt"])["prompt"].to_pylist()
     words = {word.strip(".,;:!?\"'()") for prompt in prompts for word in prompt.split()}
     ids = set(dataset.val) | {s for one in support for ids in one["support"].values() for s in ids}
     named = sorted(
@@ -174,8 +172,8 @@ def _of_images(config: Config, run: RunDir, dataset: Dataset) -> list[Finding]:
             )
         ]
     queries = {pixel_digest(dataset.image(s)): s for s in dataset.val}
-    imported = sorted(run.root.glob("images/*/*.png"))
-    same = [queries[d] for d in map(pixel_digest, map(read_image, imported)) if d in queries]
+    imported = run.samples.image_digests()
+    same = [queries[d] for d in imported if d in queries]
     if same:
         return [
             Finding(

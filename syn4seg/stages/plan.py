@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Fold
+from syn4seg.files import write_parquet
 from syn4seg.prompts.agents import GrammarAgent, PromptAgent, plain_prompt
 from syn4seg.prompts.bank import Bank, build_bank, diversity, unit_rows
 from syn4seg.prompts.proposals import Recorded
-from syn4seg.rundir import RunDir, noise_seed, write_atomically
+from syn4seg.rundir import RunDir, noise_seed
 from syn4seg.stages.setup import EMBEDDED_MODELS, imported_files
 
 if TYPE_CHECKING:
@@ -57,19 +57,8 @@ def planned(run: RunDir) -> pa.Table:
     Raises:
         ValueError: there is no plan yet.
     """
-    if not run.plan.is_file():
-        raise ValueError(
-            f"{run.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration first"
-        )
-    table = pq.read_table(run.plan)
+    table = run.read_plan()
     return table.filter(pc.field("padding") == False).drop_columns(["padding"])  # noqa: E712 - an Arrow expression
-
-
-def write_parquet(path, table: pa.Table) -> None:
-    """Writes a table atomically."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
 
 
 def _rows(config: Config, samples: list[tuple[str, int, str, str, int]]) -> pa.Table:

@@ -1,83 +1,109 @@
 """What a run ends with: manifest and digest of each draw, results.json, and the tables that people read."""
 
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from syn4seg.config import Config, config_digest
 from syn4seg.data.datasets import Fold
-from syn4seg.rundir import Draw, RunDir, pixel_digest, read_image, run_digest, write_json
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.files import read_parquet, write_json, write_parquet
+from syn4seg.rundir import Draw, RunDir, table_digest
+from syn4seg.samples import check_names
+from syn4seg.schema import LABEL_STAGES, RECORD
 from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
-from syn4seg.stages.plan import planned, write_parquet
+from syn4seg.stages.plan import planned
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
 
 
 def write_manifest(run: RunDir, draw: int) -> Counter:
     """Writes a draw's manifest.parquet from its records; returns how many samples ended with which reason."""
-    rows, reasons = [], Counter()
-    for record in run.draw(draw).records():
-        reasons[record["reason"]] += 1
-        columns = ("sample_id", "class", "class_id", "prompt", "noise_seed", "batch", "reason", "image", *LABEL_STAGES)
-        rows.append({key: record.get(key) for key in columns} | {"audit": json.dumps(record.get("audit", {}))})
-    write_parquet(run.draw(draw).manifest, pa.Table.from_pylist(rows))
-    return reasons
+    records = run.draw(draw).table()
+    write_parquet(run.draw(draw).manifest, records)
+    return counted(records["reason"])
 
 
-def verify(run: RunDir) -> tuple[str, list[str]]:
-    """Recomputes every digest from the pixels on disk and compares it with the manifests.
+def counted(column: pa.ChunkedArray) -> Counter:
+    """How often each text occurs in a column."""
+    return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
+
+
+# -------------------------------------------------------------------------------------------------- verify
+def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
+    """Recomputes every digest from the pixels in the run and compares it with the manifests.
+
+    Args:
+        quick: decode no pixel: compare manifest, plan and what is there (of a sharded run also the digests beside the pixels).
 
     Returns:
-        The digest over all images and labels, and one line per mismatch (none if all is well).
+        The digest over all images and labels (`quick`: that of the manifests), and one line per mismatch (none if all is well).
 
     Raises:
-        ValueError: the run has no manifest yet.
+        ValueError: the run has no manifest yet, or it or the plan is damaged.
     """
-    manifests = sorted(run.root.glob("draws/*/manifest.parquet"), key=lambda p: int(p.parent.name))
-    if not manifests:
+    draws = [draw for draw in run.draws() if draw.manifest.is_file()]
+    if not draws:
         raise ValueError(
             f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it"
         )
-    wanted = set(planned(run)["sample_id"].to_pylist())
-    rows, problems = [], []
-    open_draws = {p.parent.name for p in run.root.glob("draws/*/records")} - {p.parent.name for p in manifests}
-    problems += [
-        f"draw {name}: has no manifest; run the same command again to finish it" for name in sorted(open_draws)
-    ]
-    for path in manifests:
-        draw = Draw(path.parent)
-        table = pq.read_table(path).to_pylist()
-        for sample in sorted(wanted ^ {row["sample_id"] for row in table}):
-            problems.append(f"draw {draw.root.name}: {sample} is in the plan or the manifest, but not in both")
-        for row in table:
-            found = {key: _digest_of(run, draw, row, key) for key in ("image", *LABEL_STAGES) if row[key] is not None}
-            problems += [f"draw {draw.root.name}: {key} of {row['sample_id']} {'is missing' if not value else 'differs'}"
-                         for key, value in found.items() if value != row[key]]  # fmt: skip
-            said = found.get("label") or _verdict(row["reason"])
-            rows.append((f"{draw.root.name}/{row['sample_id']}", found.get("image") or "", said))
-    return run_digest(rows), problems
+    wanted = planned(run)["sample_id"]
+    problems = [f"draw {draw.number}: has no manifest; run the same command again to finish it"
+                for draw in run.draws() if draw not in draws and _begun(draw)]  # fmt: skip
+    columns = []
+    for draw in draws:
+        table = _manifest(draw)
+        for lacks in (_lacking(wanted, table["sample_id"]), _lacking(table["sample_id"], wanted)):
+            problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in lacks]
+        found, damaged = run.samples.digests(draw.number, table, quick)
+        problems += [line for line in damaged if line not in problems]
+        for key in ("image", *LABEL_STAGES):
+            problems += _differing(draw.number, key, table, found[key])
+        said = pc.if_else(pc.equal(pc.fill_null(found["label"], ""), ""), _verdicts(table["reason"]), found["label"])
+        names = pc.binary_join_element_wise(f"{draw.number}", table["sample_id"], "/")
+        columns.append((names, pc.fill_null(found["image"], ""), said))
+    return table_digest(*(pa.chunked_array([chunk for c in column for chunk in c.chunks], pa.string())
+                          for column in zip(*columns, strict=True))), problems  # fmt: skip
 
 
-def _verdict(reason: str) -> str:
-    """The reason of a rejection; of a fault only that it is one, for its text may name places."""
-    return reason.partition(":")[0] if reason.startswith("fault") else reason
+def _begun(draw: Draw) -> bool:
+    return any((draw.root / name).is_dir() for name in ("records", "labels"))
 
 
-def _digest_of(run: RunDir, draw: Draw, row: dict[str, Any], key: str) -> str:
-    name, sample = row["class"], row["sample_id"]
-    path = run.image(name, sample) if key == "image" else draw.label(key, name, sample)
-    try:
-        return pixel_digest(read_image(path))
-    except ValueError:
-        return ""
+def _manifest(draw: Draw) -> pa.Table:
+    """A draw's manifest, with the columns and types of `RECORD`."""
+    table = read_parquet(draw.manifest)
+    lacking = set(RECORD.names) - set(table.column_names)
+    if lacking:
+        raise ValueError(f"{draw.manifest}: has no column {min(lacking)!r}; this program did not write it")
+    table = table.select(RECORD.names).cast(RECORD)
+    for name in ("sample_id", "class"):
+        check_names(table[name], f"{draw.manifest}: {name}")
+    return table
+
+
+def _lacking(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> list[str]:
+    """What is among `ids` but not among `others`, sorted."""
+    return sorted(ids.filter(pc.invert(pc.is_in(ids, others.combine_chunks()))).to_pylist())
+
+
+def _differing(draw: int, key: str, table: pa.Table, found: pa.ChunkedArray) -> list[str]:
+    wrong = pc.fill_null(pc.not_equal(table[key], found), False)
+    return [f"draw {draw}: {key} of {sample} {'differs' if value else 'is missing'}"
+            for sample, value in zip(table["sample_id"].filter(wrong).to_pylist(), found.filter(wrong).to_pylist(),
+                                     strict=True)]  # fmt: skip
+
+
+def _verdicts(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The reasons of rejections; of faults only that they are some, for their texts may name places."""
+    return pc.if_else(pc.starts_with(reasons, "fault"), pc.replace_substring_regex(reasons, "(?s):.*", ""), reasons)
 
 
 # ------------------------------------------------------------------------------------------------- results
@@ -153,9 +179,9 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
 def funnel(run: RunDir) -> dict[str, Any]:
     """Counts per draw: planned, accepted, and each reason of rejection or quarantine."""
     draws = {}
-    for path in sorted(run.root.glob("draws/*/manifest.parquet")):
-        counts = Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
-        draws[path.parent.name] = {"accepted": counts.pop("", 0), "rejected": dict(sorted(counts.items()))}
+    for draw in (draw for draw in run.draws() if draw.manifest.is_file()):
+        counts = counted(read_parquet(draw.manifest, ["reason"])["reason"])
+        draws[str(draw.number)] = {"accepted": counts.pop("", 0), "rejected": dict(sorted(counts.items()))}
     return {"planned": planned(run).num_rows, "draws": draws}
 
 

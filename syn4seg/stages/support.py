@@ -16,6 +16,7 @@ from syn4seg.labeling.prototypes import background_prototype, support_prototypes
 from syn4seg.rundir import Draw, RunDir, write_atomically, write_json
 from syn4seg.sections import SupportQuantile
 from syn4seg.stages.setup import base_images, support_of
+from syn4seg.tensors import load
 
 if TYPE_CHECKING:
     import torch
@@ -59,15 +60,14 @@ class Registration:
         Raises:
             ValueError: the draw has not been registered yet.
         """
-        from safetensors import safe_open
-
-        if not draw.support.is_file():
+        try:
+            tensors, header = load(draw.support)
+        except FileNotFoundError:
             raise ValueError(
                 f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
-            )
-        with safe_open(draw.support, "np") as f:
-            facts = {key: json.loads(text) for key, text in (f.metadata() or {}).items()}
-            parts = {key: f.get_tensor(key) for key in ("weight", "bias", "prototypes")}
+            ) from None
+        facts = {key: json.loads(text) for key, text in header.items()}
+        parts = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
         thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
         return Registration(
             **parts,

@@ -1,0 +1,392 @@
+"""Files of a run on any file system: a folder here or on the network, or an object store (`s3://`, `gs://`, `memory://`).
+
+What is relied on, and nothing else: a rename inside a folder is atomic (folders), one PUT is atomic (object stores), and what
+has been written is seen by everybody who reads or lists afterwards. No lock, no mapped file, no file that several processes
+append to. Folders are written to a `.partial` file, which is synced and renamed; a `.partial` that a crash left behind counts
+as nothing. Whether a rename itself survives a power cut is not relied on: every reader checks that what it needs is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    AnyPath = Path | UPath
+
+MAX_PIXELS = 64_000_000
+"""Pixels of the largest image or label that is read from a run."""
+MAX_FILE = 2**28
+"""Bytes of the largest JSON or PNG file that is read from a run."""
+MAX_TABLE = 2**33
+"""Bytes, uncompressed, of the largest Parquet table (or row group of pixels) that is read from a run."""
+
+_APPENDING = threading.Lock()
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class StoreError(ValueError):
+    """A file of the run cannot be written or read: no fault of any row, so the stream stops instead of quarantining rows."""
+
+
+def at(root: str | AnyPath) -> AnyPath:
+    """The path of a folder, or of `file://`, `s3://`, `gs://` or any other URL that fsspec knows.
+
+    Options of object stores come from their usual environment (AWS_ENDPOINT_URL, AWS_PROFILE, fsspec's configuration).
+
+    Raises:
+        ValueError: an unknown kind of URL, or its package is not installed.
+    """
+    if not isinstance(root, str) or "://" not in root:
+        return Path(root) if isinstance(root, str) else root
+    kind = root.partition("://")[0]
+    if kind in ("file", "local"):
+        return Path(url2pathname(urlsplit(root).path))
+    from upath import UPath
+
+    try:
+        path = UPath(root, use_listings_cache=False)
+        assert path.fs is not None
+    except ImportError as error:
+        raise ValueError(f"{root}: {error}; pip install 'syn4seg-ray[{kind}]' (extras: s3, gs)") from None
+    except ValueError:
+        raise ValueError(
+            f"{root}: no file system {kind!r} is known; expected a folder, file://, s3:// or gs://"
+        ) from None
+    return path
+
+
+def is_local(path: AnyPath) -> bool:
+    """Whether a path is a folder or file that the operating system knows, a network mount included."""
+    return isinstance(path, Path)
+
+
+def reach(root: AnyPath) -> None:
+    """Asks an object store for the bucket, so that a wrong name or missing rights are found before anything is made.
+
+    Raises:
+        ValueError: with the remedy, in one line.
+    """
+    if isinstance(root, Path):
+        return
+    bucket = root.path.strip("/").partition("/")[0]
+    try:
+        if root.protocol != "memory":
+            root.fs.info(bucket)
+    except FileNotFoundError:
+        raise ValueError(f"{root}: there is no bucket {bucket!r}; create it, or correct the name") from None
+    except Exception as error:  # noqa: BLE001 - every client library has errors of its own
+        raise ValueError(f"{root}: cannot be reached ({_line(error)}); check the bucket, the credentials (AWS_ACCESS_KEY_ID and "
+                         "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or Google Cloud's) and AWS_ENDPOINT_URL") from None  # fmt: skip
+
+
+def _line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:300]
+
+
+@contextlib.contextmanager
+def stating(path: AnyPath, doing: str) -> Iterator[None]:
+    """Turns what a file system says into one `StoreError` that names the file, the free space and what to do; missing files pass.
+
+    Args:
+        doing: what was being done, "written" or "read".
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        if isinstance(path, Path) and not isinstance(error, OSError):
+            raise
+        if isinstance(error, FileNotFoundError) and doing == "read":
+            raise
+        raise StoreError(f"{path}: cannot be {doing} ({_line(error)}{_free(path)}); make room there, or mend the rights or the "
+                         "connection, and run the same command again, which goes on from here") from error  # fmt: skip
+
+
+def _free(path: AnyPath) -> str:
+    if not isinstance(path, Path):
+        return ""
+    there = next((p for p in path.parents if p.is_dir()), None)
+    return f"; {shutil.disk_usage(there).free / 2**20:,.1f} MiB free" if there else ""
+
+
+def each(work: Callable[[In], Out], items: Iterable[In], threads: int = 16) -> list[Out]:
+    """`work` of every item, in order, by several threads: object stores and network folders answer slowly, PNGs free the GIL."""
+    items = list(items)
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(work, items))
+
+
+# ------------------------------------------------------------------------------------------------- writing
+def write_atomically(path: AnyPath, data: bytes) -> None:
+    """Writes a file so that it is either absent, old or complete, also after a power cut.
+
+    Raises:
+        StoreError: it cannot be written; nothing of it is there then, or the old file.
+    """
+    if not isinstance(path, Path):
+        with stating(path, "written"):
+            path.fs.pipe_file(path.path, data)
+        return
+    with published(path) as partial, partial.open("wb") as f:
+        f.write(data)
+
+
+@contextlib.contextmanager
+def published(path: AnyPath) -> Iterator[Path]:
+    """A local file to write to, which becomes `path` in one step when the block ends, and is nothing if it fails.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with stating(path, "written"):
+        if not isinstance(path, Path):
+            with tempfile.TemporaryDirectory() as folder:
+                partial = Path(folder) / path.name
+                yield partial
+                path.fs.put_file(str(partial), path.path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            yield partial
+            with partial.open("rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def append_line(path: AnyPath, line: str) -> None:
+    """Adds one line to a file that only this process writes: appended and synced; on object stores the file is written anew.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    data = (line + "\n").encode()
+    if not isinstance(path, Path):
+        with _APPENDING:
+            old = path.read_bytes() if path.is_file() else b""
+            return write_atomically(path, old + data)
+    with stating(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as f:
+            if f.write(data) < len(data):
+                raise OSError(28, os.strerror(28), str(path))
+            os.fsync(f.fileno())
+
+
+def write_json(path: AnyPath, value: Any) -> None:
+    """Writes plain JSON atomically; nan is written as null, as JSON has no nan."""
+    write_atomically(path, (json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def plain(value: Any) -> Any:
+    """`value` with nothing but what JSON has."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return bool(value) if isinstance(value, np.bool_) else value
+
+
+def write_parquet(path: AnyPath, table: pa.Table) -> None:
+    """Writes a table atomically."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+# ------------------------------------------------------------------------------------------------- reading
+def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
+    """The whole of a file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StoreError: it cannot be read.
+        ValueError: it is larger than `limit` bytes.
+    """
+    with stating(path, "read"):
+        size = path.stat().st_size
+        if size > limit:
+            raise ValueError(
+                f"{path}: has {size:,} bytes, at most {limit:,} were expected; this program did not write it"
+            )
+        return path.read_bytes()
+
+
+def read_json(path: AnyPath) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged or too large.
+    """
+    data = read_bytes(path)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: damaged; delete it and run the same command again to make it anew") from None
+
+
+@contextlib.contextmanager
+def parquet(path: AnyPath) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file, read piece by piece.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StoreError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    with stating(path, "read"), contextlib.ExitStack() as stack:
+        try:
+            opened = str(path) if isinstance(path, Path) else stack.enter_context(path.fs.open(path.path, "rb"))
+            yield stack.enter_context(pq.ParquetFile(opened, page_checksum_verification=True))
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and (error.errno or (not isinstance(path, Path) and not _of_arrow(error))):
+                raise
+            raise ValueError(
+                f"{path}: damaged ({_line(error)[:120]}); delete it and run the same command again"
+            ) from None
+
+
+def _of_arrow(error: BaseException) -> bool:
+    """Whether it was Arrow that could make no sense of a file; what it says of the file system itself has a number."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and "pyarrow" in frame.tb_frame.f_code.co_filename
+
+
+def read_parquet(path: AnyPath, columns: list[str] | None = None) -> pa.Table:
+    """A table, or some of its columns.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged, lacks a column, or is larger than `MAX_TABLE`.
+    """
+    with parquet(path) as file:
+        lacking = sorted(set(columns or ()) - set(file.schema_arrow.names))
+        if lacking:
+            raise ValueError(f"{path}: has no column {lacking[0]!r}; this program did not write it")
+        facts = file.metadata
+        size = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+        if size > MAX_TABLE:
+            raise ValueError(
+                f"{path}: holds {size:,} bytes, at most {MAX_TABLE:,} were expected; this program did not write it"
+            )
+        return file.read(columns)
+
+
+def listing(folder: AnyPath) -> dict[str, int]:
+    """Size in bytes by path below `folder`, of every file there; what starts with a dot (`.partial` files) is left out."""
+    if not isinstance(folder, Path):
+        prefix = folder.path.strip("/") + "/"
+        with stating(folder, "read"):
+            try:
+                entries: Any = folder.fs.find(folder.path, detail=True)
+            except FileNotFoundError:
+                return {}
+        below = {name.strip("/").removeprefix(prefix): facts["size"] for name, facts in entries.items()}
+        return {name: size for name, size in below.items() if not any(part.startswith(".") for part in name.split("/"))}
+    found, open_folders = {}, [("", str(folder))]
+    with stating(folder, "read"):
+        while open_folders:
+            below, name = open_folders.pop()
+            with contextlib.suppress(FileNotFoundError), os.scandir(name) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        open_folders.append((f"{below}{entry.name}/", entry.path))
+                    else:
+                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                            found[below + entry.name] = entry.stat().st_size
+    return found
+
+
+def leftovers(folder: AnyPath) -> int:
+    """How many `.partial` files crashes have left below a folder."""
+    return sum(1 for _ in folder.rglob(".*.partial")) if isinstance(folder, Path) else 0
+
+
+# -------------------------------------------------------------------------------------------------- images
+def encode_image(pixels: np.ndarray) -> bytes:
+    """PNG of uint8 (H, W, 3) RGB or uint8 (H, W)."""
+    ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    done, data = cv2.imencode(".png", np.ascontiguousarray(ordered))
+    assert done and pixels.dtype == np.uint8, (pixels.dtype, pixels.shape)
+    return data.tobytes()
+
+
+def decode_image(data: bytes, what: str = "image") -> np.ndarray:
+    """uint8 (H, W, 3) RGB or (H, W) of a PNG that `encode_image` made; its size is looked at before anything is decoded.
+
+    Raises:
+        ValueError: it is damaged, of another kind, or has more than `MAX_PIXELS`.
+    """
+    broken = f"{what}: missing or damaged; delete it and run the same command again to make it anew"
+    if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
+        raise ValueError(broken)
+    columns, rows = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    if rows * columns > MAX_PIXELS:
+        raise ValueError(f"{what}: claims {columns} x {rows} pixels; at most {MAX_PIXELS:,} were expected")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError(broken)
+    return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
+
+
+def write_image(path: AnyPath, pixels: np.ndarray) -> None:
+    """Writes uint8 (H, W, 3) RGB or uint8 (H, W) as PNG, atomically."""
+    write_atomically(path, encode_image(pixels))
+
+
+def read_image(path: AnyPath) -> np.ndarray:
+    """uint8 (H, W, 3) RGB or (H, W) of a PNG that `write_image` wrote.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        data = read_bytes(path)
+    except FileNotFoundError:
+        data = b""
+    return decode_image(data, str(path))
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """Hash (32 hex digits) of shape and pixels; independent of how the file is compressed."""
+    text = f"{pixels.dtype}{pixels.shape}".encode()
+    return hashlib.blake2b(text + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,336 @@
+"""A folder of Parquet files that never change: small parts as they come, merged into large shards without losing or doubling.
+
+A shard's metadata name the parts that it replaces. They are deleted only after the shard is there, and whoever reads ignores a
+part that a shard names; so a crash at any point neither loses nor doubles a row. Two drivers at once (one of them thought dead)
+may still write a row twice: it is read once. A reader may keep what it knows of a file, and looks again only when one has gone.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from syn4seg.files import (
+    MAX_TABLE,
+    StoreError,
+    decode_image,
+    each,
+    is_local,
+    listing,
+    parquet,
+    pixel_digest,
+    published,
+    write_atomically,
+)
+from syn4seg.samples import check_names
+from syn4seg.schema import FAULT
+
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
+
+GROUP_BYTES = 4 * 2**20
+"""Size of a shard's row groups: what has to be read for one sample."""
+_FILE = re.compile(r"(part|shard)-[0-9a-f]{32}\.parquet")
+_REPLACES = b"replaces"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a reader keeps of a file: the ids of its rows, where its row groups start, and which parts it replaces."""
+
+    ids: pa.Array
+    faults: pa.Array
+    starts: np.ndarray
+    batch: int
+    replaces: frozenset[str]
+
+
+class Shards:
+    """The parts and shards of one folder, all of one schema."""
+
+    def __init__(self, folder: AnyPath, schema: pa.Schema):
+        self.folder, self.schema = folder, schema
+        self.files: dict[str, Known] = {}
+        self.sizes: dict[str, int] = {}
+        self.damaged: dict[str, str] = {}
+        self._group: tuple[str, pa.Table] | None = None
+
+    def plain_columns(self) -> list[str]:
+        """Names of the columns that hold no pixels."""
+        return [name for name in self.schema.names if not name.endswith("_png")]
+
+    # --------------------------------------------------------------------------------------------- what is there
+    def look(self) -> list[str]:
+        """Names of the files to read, sorted; only files that are new since the last look are opened."""
+        found = {name: size for name, size in listing(self.folder).items() if _FILE.fullmatch(name)}
+        gone = [name for name in self.files if name not in found]
+        for name in gone:
+            del self.files[name]
+        new = [name for name in found if name not in self.files and self.sizes.get(name) != found[name]]
+        self.sizes, self.damaged = found, {name: why for name, why in self.damaged.items() if name in found}
+        for name, known in zip(new, each(self._open, new), strict=True):
+            if isinstance(known, Known):
+                self.files[name] = known
+                self.damaged.pop(name, None)
+            elif known:
+                self.damaged[name] = known
+            else:  # gone already: the next look sees what came instead
+                del self.sizes[name]
+        replaced = self.replaced()
+        return sorted(name for name in self.files if name not in replaced)
+
+    def replaced(self) -> set[str]:
+        """Names that the shards say they replace."""
+        return {part for known in self.files.values() for part in known.replaces}
+
+    def _open(self, name: str) -> Known | str:
+        """What to keep of a file; why it cannot be read; or "" if it is gone."""
+        try:
+            with parquet(self.folder / name) as file:
+                if not file.schema_arrow.equals(self.schema):
+                    return f"{self.folder / name}: has other columns than expected; delete it and run the same command again"
+                facts = file.metadata
+                groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
+                if any(group.total_byte_size > MAX_TABLE // 8 for group in groups):
+                    return f"{self.folder / name}: a row group is unreasonably large; this program did not write it"
+                columns = [c for c in ("sample_id", "batch", "reason") if c in self.schema.names]
+                table = file.read(columns).combine_chunks()
+                check_names(table["sample_id"], f"{self.folder / name}: sample")
+                replaces = json.loads((file.schema_arrow.metadata or {}).get(_REPLACES, b"[]"))
+                if not isinstance(replaces, list) or not all(
+                    isinstance(n, str) and _FILE.fullmatch(n) for n in replaces
+                ):
+                    return f"{self.folder / name}: names strange parts; this program did not write it"
+        except StoreError:
+            raise
+        except FileNotFoundError:
+            return ""
+        except ValueError as error:
+            return " ".join(str(error).split())
+        fault = (
+            pc.starts_with(table["reason"], FAULT) if "reason" in columns else pa.chunked_array([[False] * len(table)])
+        )
+        starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        batch = table["batch"][0].as_py() if len(table) else 0
+        return Known(_one(table["sample_id"]), _one(fault), starts, batch or 0, frozenset(replaces))
+
+    def places(self) -> pa.Table:
+        """`sample_id`, `at` ("FILE:GROUP:ROW") and `fault` of every sample, once: sound rows before faults."""
+        parts = []
+        for name in self.look():
+            known = self.files[name]
+            group = np.repeat(np.arange(len(known.starts) - 1), np.diff(known.starts))
+            row = np.arange(len(group)) - known.starts[:-1][group]
+            text = (pa.array(x, pa.int64()).cast(pa.string()) for x in (group, row))
+            at = pc.binary_join_element_wise(pa.array([name] * len(group), pa.string()), *text, ":")
+            parts.append(pa.table({"sample_id": known.ids, "at": at, "fault": known.faults}))
+        empty = pa.table(
+            {"sample_id": pa.array([], pa.string()), "at": pa.array([], pa.string()), "fault": pa.array([], pa.bool_())}
+        )
+        return once(pa.concat_tables([empty, *parts]))
+
+    # ------------------------------------------------------------------------------------------------- reading
+    def rows(self, ids: Sequence[str], at: Sequence[str]) -> list[dict[str, Any] | None]:
+        """The rows of samples, pixels still encoded; None for a sample that is not there or cannot be read.
+
+        Args:
+            at: where each lay when the pass began, or ""; what has moved since is looked up.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for _ in range(3):
+            for sample, place in self._where(ids, at, found):
+                row = self._row(place)
+                if row is not None and row["sample_id"] == sample:
+                    found[sample] = row
+            if len(found) == len(set(ids)):
+                break
+            at = [""] * len(ids)
+        return [found.get(sample) for sample in ids]
+
+    def _where(self, ids: Sequence[str], at: Sequence[str], found: dict[str, Any]) -> list[tuple[str, str]]:
+        given = {sample: place for sample, place in zip(ids, at, strict=True) if sample not in found}
+        lost = [sample for sample, place in given.items() if not place]
+        if lost:
+            known = self.places()
+            index = pc.index_in(pa.array(lost, pa.string()), value_set=known["sample_id"])
+            looked_up = known["at"].take(index).to_pylist()
+            given |= {sample: place for sample, place in zip(lost, looked_up, strict=True)}
+        return sorted(((sample, place) for sample, place in given.items() if place), key=lambda item: item[1])
+
+    def _row(self, place: str) -> dict[str, Any] | None:
+        name, group, row = place.split(":")
+        if not _FILE.fullmatch(name):
+            return None
+        key = f"{name}:{group}"
+        if self._group is None or self._group[0] != key:
+            try:
+                self._group = key, self.group(name, int(group))
+            except StoreError:
+                raise
+            except (FileNotFoundError, ValueError, IndexError):  # merged meanwhile, or damaged
+                return None
+        part = self._group[1]
+        return part.slice(int(row), 1).to_pylist()[0] if int(row) < len(part) else None
+
+    def group(self, name: str, number: int, columns: list[str] | None = None) -> pa.Table:
+        """One row group of a file."""
+        with parquet(self.folder / name) as file:
+            return file.read_row_group(number, columns)
+
+    def table(self) -> pa.Table:
+        """Every sample once, without pixels."""
+        columns = self.plain_columns()
+        for _ in range(5):
+            names = self.look()
+            try:
+                parts = each(lambda name: self._columns(name, columns), names)
+            except FileNotFoundError:  # merged meanwhile
+                continue
+            known = pa.concat_tables([pa.schema([self.schema.field(c) for c in columns]).empty_table(), *parts])
+            if "reason" in columns:
+                known = known.append_column("fault", pc.starts_with(known["reason"], FAULT))
+            return once(known)
+        raise StoreError(f"{self.folder}: files keep changing; let only one command write to a run at a time")
+
+    def _columns(self, name: str, columns: list[str]) -> pa.Table:
+        try:
+            with parquet(self.folder / name) as file:
+                return file.read(columns)
+        except StoreError:
+            raise
+        except ValueError as error:
+            self.damaged[name] = " ".join(str(error).split())
+            return pa.schema([self.schema.field(c) for c in columns]).empty_table()
+
+    # ------------------------------------------------------------------------------------------------- writing
+    def write(self, rows: list[dict[str, Any]], name: Iterable[str]) -> None:
+        """Keeps rows as one part; `name` is what its name is made of."""
+        digest = hashlib.blake2b("\x1f".join(name).encode(), digest_size=16).hexdigest()
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, self.schema, **self._options()) as writer:
+            writer.write_table(pa.Table.from_pylist(rows, schema=self.schema))
+        write_atomically(self.folder / f"part-{digest}.parquet", sink.getvalue().to_pybytes())
+
+    def _options(self) -> dict[str, Any]:
+        """Pixels are compressed already, and statistics of them would be as large as they are."""
+        columns = self.plain_columns()
+        return {"compression": {name: "zstd" if name in columns else "none" for name in self.schema.names},
+                "use_dictionary": columns, "write_statistics": columns, "write_page_checksum": True}  # fmt: skip
+
+    def compact(self, whole: bool, shard_bytes: int, shard_parts: int) -> None:
+        """Merges parts into shards, in the order of the plan, and deletes the parts that a shard names.
+
+        Args:
+            whole: also merge what is too little for a full shard.
+        """
+        names = self.look()
+        parts = sorted((n for n in names if n.startswith("part-")), key=lambda n: (self.files[n].batch, n))
+        chosen, size = [], 0
+        for name in parts:
+            chosen.append(name)
+            size += self.sizes[name]
+            if size >= shard_bytes or len(chosen) >= shard_parts:
+                self._merge(chosen)
+                chosen, size = [], 0
+        if whole and len(chosen) > 1:
+            self._merge(chosen)
+        self.look()
+        self._delete(sorted(self.replaced() & set(self.sizes)))
+
+    def _merge(self, parts: list[str]) -> None:
+        """One shard of these parts, or nothing if one of them cannot be read."""
+        name = f"shard-{hashlib.blake2b(' '.join(sorted(parts)).encode(), digest_size=16).hexdigest()}.parquet"
+        schema = self.schema.with_metadata({_REPLACES: json.dumps(sorted(parts))})
+        try:
+            with published(self.folder / name) as path, pq.ParquetWriter(path, schema, **self._options()) as writer:
+                waiting: list[pa.Table] = []
+                for part in parts:
+                    with parquet(self.folder / part) as file:
+                        waiting.append(file.read().replace_schema_metadata(schema.metadata))
+                    if sum(table.nbytes for table in waiting) >= GROUP_BYTES:
+                        writer.write_table(pa.concat_tables(waiting))
+                        waiting = []
+                if waiting:
+                    writer.write_table(pa.concat_tables(waiting))
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):  # another driver was faster
+                raise
+        except ValueError as error:  # a damaged part: left as it is, for `verify` to name it
+            self.damaged[name] = " ".join(str(error).split())
+
+    def _delete(self, names: list[str]) -> None:
+        if names and not is_local(self.folder):
+            self.folder.fs.rm([(self.folder / name).path for name in names])
+            return
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+    # -------------------------------------------------------------------------------------------------- verify
+    def recomputed(self, columns: Sequence[str]) -> pa.Table:
+        """`sample_id` and the digest of the pixels of each column ("" if damaged), of every sample, once."""
+        made = []
+        for name in self.look():
+            for number in range(len(self.files[name].starts) - 1):
+                try:
+                    part = self.group(name, number)
+                except StoreError:
+                    raise
+                except (FileNotFoundError, ValueError) as error:
+                    self.damaged[name] = " ".join(str(error).split())
+                    continue
+                said = {c: pa.array(_digests(part[f"{c}_png"]), pa.string()) for c in columns}
+                fault = pc.starts_with(part["reason"], FAULT) if "reason" in part.column_names else None
+                made.append(
+                    pa.table({"sample_id": part["sample_id"], **said} | ({} if fault is None else {"fault": fault}))
+                )
+        empty = pa.table({c: pa.array([], pa.string()) for c in ("sample_id", *columns)})
+        return once(pa.concat_tables(made)) if made else empty
+
+
+def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _digests(column: pa.ChunkedArray) -> list[str | None]:
+    """Digests of a column of PNGs, by several threads in pieces that are worth a thread."""
+    values = column.to_pylist()
+
+    def some(part: list[bytes | None]) -> list[str | None]:
+        return [None if data is None else _digest(data) for data in part]
+
+    return [
+        digest for part in each(some, [values[i : i + 256] for i in range(0, len(values), 256)], 8) for digest in part
+    ]
+
+
+def _digest(data: bytes) -> str:
+    try:
+        return pixel_digest(decode_image(data))
+    except ValueError:
+        return ""
+
+
+def once(table: pa.Table) -> pa.Table:
+    """Each `sample_id` once, sorted; of several rows the first that is no fault (column `fault`, which goes)."""
+    fault = (
+        table["fault"] if "fault" in table.column_names else pa.chunked_array([np.zeros(len(table), bool)], pa.bool_())
+    )
+    keys = pa.table({"sample_id": table["sample_id"], "fault": fault.cast(pa.int8()), "row": np.arange(len(table))})
+    order = pc.sort_indices(keys, [("sample_id", "ascending"), ("fault", "ascending"), ("row", "ascending")])
+    ids = _one(table["sample_id"].take(order))
+    first = np.ones(len(ids), bool)
+    if len(ids) > 1:
+        first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    kept = table.take(order.filter(pa.array(first)))
+    return kept.drop_columns(["fault"]) if "fault" in table.column_names else kept
