@@ -9,9 +9,11 @@ may still write a row twice: it is read once. A reader may keep what it knows of
 # (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,11 +28,11 @@ from syn4seg.files import (
     StoreError,
     decode_image,
     each,
-    is_local,
     listing,
     parquet,
     pixel_digest,
     published,
+    stating,
     write_atomically,
 )
 from syn4seg.samples import check_names
@@ -64,35 +66,33 @@ class Shards:
         self.files: dict[str, Known] = {}
         self.sizes: dict[str, int] = {}
         self.damaged: dict[str, str] = {}
-        self._group: tuple[str, pa.Table] | None = None
+        self._group: tuple[str, pa.Table] = ("", pa.table({}))
+        self._looking = threading.Lock()
 
     def plain_columns(self) -> list[str]:
         """Names of the columns that hold no pixels."""
         return [name for name in self.schema.names if not name.endswith("_png")]
 
     # --------------------------------------------------------------------------------------------- what is there
-    def look(self) -> list[str]:
-        """Names of the files to read, sorted; only files that are new since the last look are opened."""
-        found = {name: size for name, size in listing(self.folder).items() if _FILE.fullmatch(name)}
-        gone = [name for name in self.files if name not in found]
-        for name in gone:
-            del self.files[name]
-        new = [name for name in found if name not in self.files and self.sizes.get(name) != found[name]]
-        self.sizes, self.damaged = found, {name: why for name, why in self.damaged.items() if name in found}
-        for name, known in zip(new, each(self._open, new), strict=True):
-            if isinstance(known, Known):
-                self.files[name] = known
-                self.damaged.pop(name, None)
-            elif known:
-                self.damaged[name] = known
-            else:  # gone already: the next look sees what came instead
-                del self.sizes[name]
-        replaced = self.replaced()
-        return sorted(name for name in self.files if name not in replaced)
+    def look(self) -> dict[str, Known]:
+        """The files to read, by name, sorted; only files that are new since the last look are opened. Several threads may look."""
+        with self._looking:
+            found = {name: size for name, size in listing(self.folder).items() if _FILE.fullmatch(name)}
+            files = {name: known for name, known in self.files.items() if name in found}
+            damaged = {name: why for name, why in self.damaged.items() if self.sizes.get(name) == found.get(name, -1)}
+            new = [name for name in found if name not in files and name not in damaged]
+            for name, known in zip(new, each(self._open, new), strict=True):
+                if isinstance(known, Known):
+                    files[name] = known
+                elif known:
+                    damaged[name] = known
+            self.files, self.sizes, self.damaged = files, found, damaged
+            hidden = {*self.replaced(), *damaged}
+            return {name: files[name] for name in sorted(files) if name not in hidden}
 
     def replaced(self) -> set[str]:
-        """Names that the shards say they replace."""
-        return {part for known in self.files.values() for part in known.replaces}
+        """Names that the shards say they replace; a damaged shard replaces nothing, since its samples are made again."""
+        return {part for name, known in self.files.items() if name not in self.damaged for part in known.replaces}
 
     def _open(self, name: str) -> Known | str:
         """What to keep of a file; why it cannot be read; or "" if it is gone."""
@@ -117,7 +117,7 @@ class Shards:
         except FileNotFoundError:
             return ""
         except ValueError as error:
-            return " ".join(str(error).split())
+            return _line(error)
         fault = (
             pc.starts_with(table["reason"], FAULT) if "reason" in columns else pa.chunked_array([[False] * len(table)])
         )
@@ -128,8 +128,7 @@ class Shards:
     def places(self) -> pa.Table:
         """`sample_id`, `at` ("FILE:GROUP:ROW") and `fault` of every sample, once: sound rows before faults."""
         parts = []
-        for name in self.look():
-            known = self.files[name]
+        for name, known in self.look().items():
             group = np.repeat(np.arange(len(known.starts) - 1), np.diff(known.starts))
             row = np.arange(len(group)) - known.starts[:-1][group]
             text = (pa.array(x, pa.int64()).cast(pa.string()) for x in (group, row))
@@ -172,15 +171,15 @@ class Shards:
         name, group, row = place.split(":")
         if not _FILE.fullmatch(name):
             return None
-        key = f"{name}:{group}"
-        if self._group is None or self._group[0] != key:
+        key, part = self._group
+        if key != f"{name}:{group}":
             try:
-                self._group = key, self.group(name, int(group))
+                part = self.group(name, int(group))
             except StoreError:
                 raise
             except (FileNotFoundError, ValueError, IndexError):  # merged meanwhile, or damaged
                 return None
-        part = self._group[1]
+            self._group = f"{name}:{group}", part
         return part.slice(int(row), 1).to_pylist()[0] if int(row) < len(part) else None
 
     def group(self, name: str, number: int, columns: list[str] | None = None) -> pa.Table:
@@ -197,6 +196,8 @@ class Shards:
                 parts = each(lambda name: self._columns(name, columns), names)
             except FileNotFoundError:  # merged meanwhile
                 continue
+            if any(name in self.damaged for name in names):  # what it replaced, if that is there, counts again
+                continue
             known = pa.concat_tables([pa.schema([self.schema.field(c) for c in columns]).empty_table(), *parts])
             if "reason" in columns:
                 known = known.append_column("fault", pc.starts_with(known["reason"], FAULT))
@@ -210,7 +211,7 @@ class Shards:
         except StoreError:
             raise
         except ValueError as error:
-            self.damaged[name] = " ".join(str(error).split())
+            self.damaged[name] = _line(error)
             return pa.schema([self.schema.field(c) for c in columns]).empty_table()
 
     # ------------------------------------------------------------------------------------------------- writing
@@ -234,8 +235,8 @@ class Shards:
         Args:
             whole: also merge what is too little for a full shard.
         """
-        names = self.look()
-        parts = sorted((n for n in names if n.startswith("part-")), key=lambda n: (self.files[n].batch, n))
+        files = self.look()
+        parts = sorted((n for n in files if n.startswith("part-")), key=lambda n: (files[n].batch, n))
         chosen, size = [], 0
         for name in parts:
             chosen.append(name)
@@ -256,8 +257,7 @@ class Shards:
             with published(self.folder / name) as path, pq.ParquetWriter(path, schema, **self._options()) as writer:
                 waiting: list[pa.Table] = []
                 for part in parts:
-                    with parquet(self.folder / part) as file:
-                        waiting.append(file.read().replace_schema_metadata(schema.metadata))
+                    waiting.append(self._whole(part).replace_schema_metadata(schema.metadata))
                     if sum(table.nbytes for table in waiting) >= GROUP_BYTES:
                         writer.write_table(pa.concat_tables(waiting))
                         waiting = []
@@ -266,28 +266,38 @@ class Shards:
         except StoreError as error:
             if not isinstance(error.__cause__, FileNotFoundError):  # another driver was faster
                 raise
-        except ValueError as error:  # a damaged part: left as it is, for `verify` to name it
-            self.damaged[name] = " ".join(str(error).split())
+        except _Damaged:  # left as it is, for `verify` to name it; the others are merged next time
+            return
+
+    def _whole(self, name: str) -> pa.Table:
+        try:
+            with parquet(self.folder / name) as file:
+                return file.read()
+        except StoreError:
+            raise
+        except ValueError as error:
+            self.damaged[name] = _line(error)
+            raise _Damaged from None
 
     def _delete(self, names: list[str]) -> None:
-        if names and not is_local(self.folder):
-            self.folder.fs.rm([(self.folder / name).path for name in names])
-            return
-        for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+        def one(name: str) -> None:
+            with stating(self.folder / name, "written"), contextlib.suppress(FileNotFoundError):
+                (self.folder / name).unlink()
+
+        each(one, names)
 
     # -------------------------------------------------------------------------------------------------- verify
     def recomputed(self, columns: Sequence[str]) -> pa.Table:
         """`sample_id` and the digest of the pixels of each column ("" if damaged), of every sample, once."""
         made = []
-        for name in self.look():
-            for number in range(len(self.files[name].starts) - 1):
+        for name, known in self.look().items():
+            for number in range(len(known.starts) - 1):
                 try:
                     part = self.group(name, number)
                 except StoreError:
                     raise
                 except (FileNotFoundError, ValueError) as error:
-                    self.damaged[name] = " ".join(str(error).split())
+                    self.damaged[name] = _line(error)
                     continue
                 said = {c: pa.array(_digests(part[f"{c}_png"]), pa.string()) for c in columns}
                 fault = pc.starts_with(part["reason"], FAULT) if "reason" in part.column_names else None
@@ -296,6 +306,14 @@ class Shards:
                 )
         empty = pa.table({c: pa.array([], pa.string()) for c in ("sample_id", *columns)})
         return once(pa.concat_tables(made)) if made else empty
+
+
+class _Damaged(ValueError):
+    """A part that cannot be merged."""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -109,12 +109,11 @@ class ShardSamples:
         """Which of `ids` are done in a draw by now; only files that are new since the last call are opened."""
         labels = self._labels(draw)
         known, seen = self._done.setdefault(draw, ({}, set()))
-        labels.look()
-        for name in [name for name in labels.files if name not in seen]:
+        for name, file in labels.look().items():
+            if name in seen:
+                continue
             seen.add(name)
-            for sample, fault in zip(
-                labels.files[name].ids.to_pylist(), labels.files[name].faults.to_pylist(), strict=True
-            ):
+            for sample, fault in zip(file.ids.to_pylist(), file.faults.to_pylist(), strict=True):
                 known[sample] = known.get(sample, True) and fault
         return {sample for sample in ids if sample in known and (not known[sample] or sample in notes)}
 
