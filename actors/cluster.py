@@ -143,7 +143,7 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
     """Refuses a run directory or input files that some node of the connected cluster does not see.
 
     A file with a random name is written beside the run, in the nearest directory that exists; every living node must read it and
-    write one of its own. Nothing is checked on a cluster of one node, nor for a URL. Nodes that join later are not asked.
+    write one of its own, or reach the object store. Nothing is asked on a cluster of one node, nor of nodes that join later.
 
     Args:
         root: where the run is or will be: a path, or a URL.
@@ -156,7 +156,7 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
 
     nodes = {n["NodeID"]: n["NodeName"] for n in ray.nodes() if n["Alive"]}  # a name is the address, unless given
     wanted = {key: path for key, path in (inputs or {}).items() if os.path.isabs(path)}
-    if len(nodes) == 1 or (is_url(root) and not wanted):
+    if len(nodes) == 1:
         return
     token = None
     if not is_url(root):
@@ -165,7 +165,7 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
     try:
         if token is not None:
             token.write_text(token.name)
-        complaints = _ask(nodes, str(token) if token else None, wanted)
+        complaints = _ask(nodes, str(token or root), wanted)
     finally:
         if token is not None:
             token.unlink(missing_ok=True)
@@ -176,19 +176,15 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
                          "Lustre); a run may also be in an object store: --out s3://BUCKET/runs/NAME")  # fmt: skip
 
 
-def _ask(nodes: Mapping[str, str], token: str | None, wanted: Mapping[str, str]) -> dict[str, str]:
+def _ask(nodes: Mapping[str, str], place: str, wanted: Mapping[str, str]) -> dict[str, str]:
     """Complaint of each node that has one."""
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0, max_retries=0)(_lacks)
-    asked = {
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            token, dict(wanted)
-        ): node
-        for node in nodes
-    }
+    there = {node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes}
+    asked = {task.remote(place, dict(wanted)): node for node, task in there.items()}
     done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
     found = {asked[ref]: f"no answer within {ANSWER_SECONDS:g} s" for ref in silent}
     for ref in done:
@@ -204,16 +200,22 @@ def _ask(nodes: Mapping[str, str], token: str | None, wanted: Mapping[str, str])
     return found
 
 
-def _lacks(token: str | None, wanted: Mapping[str, str]) -> list[str]:
-    """Runs on a node: what it does not see there, or cannot write."""
+def _lacks(place: str, wanted: Mapping[str, str]) -> list[str]:
+    """Runs on a node: what it does not see there, cannot write, or cannot reach (`place`: the token's path, or the run's URL)."""
     lacks = [f"{key}={path} is not there" for key, path in wanted.items() if not os.path.exists(path)]
-    if token is not None:
-        try:
-            if Path(token).read_text() != Path(token).name:
-                return [*lacks, f"--out: other files are in {Path(token).parent}"]
-            own = Path(f"{token}.{secrets.token_hex(4)}")
-            own.touch()
-            own.unlink()
-        except OSError as error:
-            lacks.append(f"--out: {error.strerror} in {Path(token).parent}")
+    try:
+        if is_url(place):
+            from syn4seg.files import at, reach
+
+            reach(at(place))
+            return lacks
+        if Path(place).read_text() != Path(place).name:
+            return [*lacks, f"--out: other files are in {Path(place).parent}"]
+        own = Path(f"{place}.{secrets.token_hex(4)}")
+        own.touch()
+        own.unlink()
+    except OSError as error:
+        lacks.append(f"--out: {error.strerror} in {Path(place).parent}")
+    except ValueError as error:
+        lacks.append(f"--out: {error}")
     return lacks

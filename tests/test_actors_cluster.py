@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,8 +66,8 @@ def said(*args):
         return str(error)
 
 # /proc/self/cwd is what the process that asks is in: another directory on either node, as a path without a common mount is
-answers = {"same": said(sys.argv[1] + "/run"), "other": said("/proc/self/cwd/run"), "url": said("s3://bucket/run"),
-           "input": said("s3://bucket/run", {"synthesis.model": str(here / "sd3"), "refinement.model": "embedded-sam"})}
+answers = {"same": said(sys.argv[1] + "/run"), "other": said("/proc/self/cwd/run"), "url": said("memory://run"), "unknown": said("nowhere://run"),
+           "input": said("memory://run", {"synthesis.model": str(here / "sd3"), "refinement.model": "embedded-sam"})}
 answers["left"] = [str(p) for p in (*here.iterdir(), *there.iterdir())]
 answers["now"] = len(node_resources())
 kind = autoscaler_pb2.NodeGroupConfig(name="l40s", resources={"GPU": 4, "accelerator_type:L40S": 1}, max_count=3)
@@ -106,6 +107,7 @@ def test_every_node_must_see_the_run_and_the_nodes_that_do_not_are_named():
         found = run_script(TWO_NODES, folder, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="disabled")
     assert found["same"] is None
     assert found["url"] is None
+    assert re.search("node second: --out: nowhere://run: no file system", found["unknown"])
     assert "node second: --out: No such file" in found["other"]
     assert "node first" not in found["other"]
     assert "s3://" in found["other"]
