@@ -21,7 +21,11 @@ from typing import Any
 
 from actors.cluster import node_resources
 from actors.placement import IO_CPUS
+from syn4seg.config import Config
+from syn4seg.rundir import RunDir
 from syn4seg.sections import Training
+from syn4seg.stages.base import train_base_stage
+from syn4seg.stages.setup import load_dataset
 
 POLL_SECONDS = 0.5
 
@@ -85,7 +89,7 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, dev
         lambda: _work(loop, config, board, "cuda" if workers.gpus else "cpu"),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.workers, use_gpu=workers.gpus > 0, resources_per_worker=_share(workers),
+            num_workers=workers.workers, use_gpu=workers.gpus > 0, resources_per_worker=share_of(workers),
             accelerator_type=workers.accelerator,
         ),
         run_config=ray.train.RunConfig(
@@ -117,7 +121,7 @@ def check_training(workers: Training, nodes: list[Mapping[str, float]]) -> None:
     Raises:
         ValueError: what does not fit, and how many workers would.
     """
-    wanted = {key: value for key, value in _share(workers).items() if value}
+    wanted = {key: value for key, value in share_of(workers).items() if value}
     for key, value in wanted.items():
         most = max((node.get(key, 0.0) for node in nodes), default=0.0)
         if value > most:
@@ -136,7 +140,7 @@ def check_training(workers: Training, nodes: list[Mapping[str, float]]) -> None:
                          f"({IO_CPUS:g} CPU is left for Ray); lower it, or what each of them takes")  # fmt: skip
 
 
-def _share(workers: Training) -> dict[str, float]:
+def share_of(workers: Training) -> dict[str, float]:
     """What one worker takes, as Ray names it."""
     return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}) | workers.resources
 
@@ -228,3 +232,44 @@ def _cause(error: Any) -> str:
     if isinstance(causes[0], RayError):
         said = "a worker died again and again (killed, out of memory, or its node was lost)"
     return f"training failed: {said}; mend the cause and run the same command again, which goes on from here"
+
+
+# ------------------------------------------------------------------------------------------------------- base stage
+def train_base_on_workers(config: Config, run: RunDir, report: Callable[[dict[str, Any]], None]) -> None:
+    """The base stage in the processes of `placement.training`; afterwards its files are in the run.
+
+    The same number of workers gives the same bits, whatever died meanwhile. Another number gives the same up to rounding: sums
+    over a batch are added in another order (and a worker may have another number of threads than this process).
+
+    Raises:
+        ValueError: a batch that cannot be shared; see `fit` and `syn4seg.segmenter.base.train_base`.
+    """
+    parts = {"config": config.model_dump(mode="json"), "run": run.address}
+    fit(_base_loop, parts, config.placement.training, name="base", progress=report)
+
+
+def _base_loop(parts: dict[str, Any], group: Group) -> None:
+    config = Config.model_validate(parts["config"])
+    dataset, fold = load_dataset(config)
+    train_base_stage(config, RunDir(parts["run"]), dataset, fold, group.device, group.tell)
+
+
+def on_workers(config: Config) -> bool:
+    """Whether training and evaluation run in processes of their own."""
+    return config.placement.runner == "ray" and config.placement.training.workers > 0
+
+
+def check_workers(config: Config) -> None:
+    """Refuses training workers that do not fit on the cluster or cannot share a batch, before anything is made.
+
+    Raises:
+        ValueError: see `check_training` and `check_shares`.
+    """
+    workers = config.placement.training
+    if not on_workers(config):
+        return
+    check_training(workers, node_resources())
+    if config.base.checkpoint == "train":
+        from syn4seg.segmenter.base import check_shares
+
+        check_shares(config.base.batch, workers.workers)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from syn4seg.data.canvas import Canvas
-from syn4seg.data.datasets import EmbeddedDataset, fold_of
+from syn4seg.data.datasets import Dataset, EmbeddedDataset, fold_of
 from syn4seg.segmenter import base, parallel
 from syn4seg.segmenter.backbones import Backbone
 from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
@@ -29,12 +29,12 @@ def segmenter(dropout: float = 0.3) -> Segmenter:
     return Segmenter(Backbone(tiny, 8, 4), 13, 8, (1, 2), dropout)
 
 
-def curve(checkpoint: Path | None = None, **changes) -> dict:
+def curve(checkpoint: Path | None = None, dataset: Dataset = DATASET, **changes) -> dict:
     """Trains it: the losses of the epochs, the labels seen, the weights, and which class every module has afterwards."""
     net, losses = segmenter(), []
     settings = {"schedule": SCHEDULE, "how": Augmentation(32), "seed": 5, "checkpoint": checkpoint} | changes
     seen = train_base(
-        net, DATASET, FOLD, DATASET.train, progress=lambda facts: losses.append(facts["loss"]), **settings
+        net, dataset, FOLD, dataset.train, progress=lambda facts: losses.append(facts["loss"]), **settings
     )
     return {
         "losses": losses, "seen": torch.from_numpy(seen), "state": net.state_dict(),

@@ -12,8 +12,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -23,11 +22,14 @@ from torch import Tensor
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import seeded
-from syn4seg.files import write_atomically
+from syn4seg.files import MAX_TABLE, read_bytes, write_atomically
 from syn4seg.schema import UNLABELED
 from syn4seg.segmenter.losses import pixel_loss
 from syn4seg.segmenter.network import Segmenter, upsample
 from syn4seg.segmenter.parallel import ranks, start_alike, sum_gradients, total, whole_batches
+
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def base_batch(dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, 
 
 
 def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, schedule: BaseSchedule,
-               how: Augmentation, seed: int, checkpoint: Path | None = None, freeze_backbone: bool = False,
+               how: Augmentation, seed: int, checkpoint: AnyPath | None = None, freeze_backbone: bool = False,
                cached_on: Canvas | None = None, bfloat16: bool = False,
                progress: Callable[[dict], None] | None = None) -> np.ndarray:  # fmt: skip
     """Trains in place, on the device where the segmenter is, and leaves it in eval mode.
@@ -186,7 +188,7 @@ def _check(
     check_shares(schedule.batch, ranks()[1])
 
 
-def _same_everywhere(first: int, checkpoint: Path | None, device: torch.device) -> None:
+def _same_everywhere(first: int, checkpoint: AnyPath | None, device: torch.device) -> None:
     """Raises a ValueError if not all processes go on from the same epoch."""
     rank, world = ranks()
     epochs = torch.zeros(world, dtype=torch.int64, device=device)
@@ -274,7 +276,7 @@ def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: Canvas, 
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
-def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path, facts: dict, epoch: int,
+def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath, facts: dict, epoch: int,
           seen: np.ndarray) -> None:  # fmt: skip
     data = io.BytesIO()
     torch.save(
@@ -286,12 +288,12 @@ def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path, fa
 
 
 def _resume(
-    segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: Path | None, facts: dict
+    segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath | None, facts: dict
 ) -> tuple[int, np.ndarray]:
     """Loads a checkpoint if there is one; returns the number of finished epochs and the labels seen in them."""
-    if path is None or not path.exists():
+    if path is None or not path.is_file():
         return 0, np.zeros(256, np.int64)
-    state = torch.load(io.BytesIO(path.read_bytes()), weights_only=True, map_location=segmenter.weight.device)
+    state = torch.load(io.BytesIO(read_bytes(path, MAX_TABLE)), weights_only=True, map_location=segmenter.weight.device)
     differs = {k: (state["facts"].get(k), v) for k, v in facts.items() if state["facts"].get(k) != v}
     if differs:
         key, (old, new) = next(iter(differs.items()))

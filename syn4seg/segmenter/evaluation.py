@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, TypeVar
 
 import cv2
 import numpy as np
@@ -145,13 +145,16 @@ def winners(query: Query, scores: Tensor) -> np.ndarray:
     return scores[0].argmax(0).byte().cpu().numpy()
 
 
-def evaluate(stream: Iterable[Query], predictors: Mapping[str, Predictor], classes: int,
-             counts: Callable[[str, str], bool] = lambda name, sample_id: True) -> dict[str, np.ndarray]:  # fmt: skip
+Name = TypeVar("Name")
+
+
+def evaluate(stream: Iterable[Query], predictors: Mapping[Name, Predictor], classes: int,
+             counts: Callable[[Name, str], bool] = lambda name, sample_id: True) -> dict[Name, np.ndarray]:  # fmt: skip
     """Confusion matrix int64 (classes, classes) per predictor.
 
     Args:
         stream: `queries(...)`, or a list of them to be used again.
-        predictors: by the name of a row and draw; `predictor_of` makes one of a classifier.
+        predictors: by name, e.g. (draw, row); `predictor_of` makes one of a classifier.
         classes: 1+B+M, also where a classifier has the base rows only.
         counts: (name of the predictor, id of the query) -> whether this query is one of this predictor's.
     """

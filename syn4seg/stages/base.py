@@ -11,19 +11,26 @@ from typing import TYPE_CHECKING, Any
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir, write_atomically, write_json
+from syn4seg.stages.novel import training_device
 from syn4seg.stages.setup import EMBEDDED_TRAIN, base_images, shipped_base
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.network import Segmenter
 
 
-def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]) -> None:
+Report = Callable[[dict[str, Any]], None]
+"""Takes the facts of a finished epoch: epoch, epochs, loss, lr."""
+
+
+def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None],
+              train: Callable[[Report], None] | None = None) -> None:  # fmt: skip
     """Writes checkpoints/base.safetensors and base.json, unless they are there; training resumes after an interruption.
 
     base.json says which images trained it, by which rule, and which class indices its labels held: the audit reads it.
 
     Args:
         progress: called with (epochs done, epochs in all).
+        train: does what `train_base_stage` does, somewhere else; None: in this process.
 
     Raises:
         ValueError: the checkpoint was made for another fold, backbone or width, or is not one.
@@ -38,31 +45,42 @@ def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progres
         })  # fmt: skip
         write_atomically(run.base, shipped_base(config.data.fold).read_bytes())
     elif config.base.checkpoint == "train":
-        _train(config, run, dataset, fold, progress)
+
+        def report(facts: dict[str, Any]) -> None:
+            progress(facts["epoch"], facts["epochs"])
+            run.log(stage="base", **facts)
+
+        if train is None:
+            train_base_stage(config, run, dataset, fold, training_device(config), report)
+        else:
+            train(report)
     else:
         check_checkpoint(config, fold)
         _import(config, run, 1 + len(fold.base))
 
 
-def _train(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]) -> None:
+def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, device: str, report: Report) -> None:
+    """Trains a network from its first weights and writes both files; in a process group every process does its share.
+
+    Process 0 alone writes and reports. The run directory must be seen by all of them.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: see `train_base`.
+    """
     import torch
 
     from syn4seg.segmenter.backbones import load_backbone
     from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
     from syn4seg.segmenter.network import Segmenter
+    from syn4seg.segmenter.parallel import ranks
 
-    base, settings = config.base, config.segmenter
+    base, settings, first = config.base, config.segmenter, ranks()[0] == 0
     torch.manual_seed(config.seed)
     network = Segmenter(load_backbone(settings.backbone, settings.weights or "none"), 1 + len(fold.base), settings.channels,
-                        settings.ppm_bins, settings.dropout, settings.cosine, settings.align_corners)  # fmt: skip
-    if torch.cuda.is_available() and config.placement.device != "cpu":
-        network.cuda()
-
-    def report(facts: dict) -> None:
-        progress(facts["epoch"], facts["epochs"])
-        run.log(stage="base", **facts)
-
-    run.base.parent.mkdir(parents=True, exist_ok=True)
+                        settings.ppm_bins, settings.dropout, settings.cosine, settings.align_corners).to(device)  # fmt: skip
     ids = base_images(config, dataset, fold)
     schedule = BaseSchedule(base.epochs, base.batch, base.lr, base.head_factor, base.weight_decay, base.optimizer, base.warmup,
                             base.background_weight)  # fmt: skip
@@ -70,7 +88,9 @@ def _train(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: 
                       how=Augmentation(base.crop or settings.size, scale=base.scale, blur=base.blur), seed=config.seed,
                       freeze_backbone=settings.freeze_backbone,
                       cached_on=settings.on_canvas() if settings.freeze_backbone else None,
-                      checkpoint=run.base.with_name("base-training.pt"), progress=report)  # fmt: skip
+                      checkpoint=run.base.with_name("base-training.pt"), progress=report if first else None)  # fmt: skip
+    if not first:
+        return
     facts = {"fold": config.data.fold, "base": [fold.names[k - 1] for k in fold.base], "epochs": base.epochs}
     write_json(run.base_facts, {
         "origin": "trained here", "rule": base.images, "images": ids, "chosen": "the last epoch",
@@ -83,7 +103,6 @@ def _train(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: 
 def _save(network: Segmenter, run: RunDir, backbone: str, facts: dict[str, Any]) -> None:
     from syn4seg.segmenter.network import save_segmenter
 
-    run.base.parent.mkdir(parents=True, exist_ok=True)
     save_segmenter(network, run.base, backbone=backbone, facts=facts)
 
 
