@@ -9,16 +9,18 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.balance import rebalance, sample
 from actors.cluster import connect, node_resources
 from actors.columns import FAULT
 from actors.labeler import Labeler
-from actors.metrics import Meter
+from actors.metrics import Meter, Totals
 from actors.placement import Stage, preflight
 from actors.refiner import Refiner
 from actors.streaming import run_inline, run_stream
@@ -27,7 +29,7 @@ from actors.writer import Noter, Writer
 from syn4seg.config import Config
 from syn4seg.models.generators import load_generator
 from syn4seg.rundir import RunDir
-from syn4seg.sections import Pool
+from syn4seg.sections import Pool, Training
 from syn4seg.stages.results import counted
 from syn4seg.stages.setup import speed_of
 
@@ -40,12 +42,15 @@ Progress = Callable[[int, int, Counter], None]
 
 
 def pools(config: Config) -> dict[str, Pool]:
-    """The pool of each stage; generator calls take whole planned batches."""
+    """The pool of each stage; generator calls take whole planned batches. `placement.sizes=auto` begins with one actor each."""
     place, planned = config.placement, config.synthesis.batch
     whole = math.ceil(place.synthesis.batch / planned) * planned
     writing = Pool(batch=place.refinement.batch, cpus=min(0.25, place.refinement.cpus))
-    return {"synthesis": place.synthesis.model_copy(update={"batch": whole}), "labeling": place.labeling,
-            "refinement": place.refinement, "writing": writing}  # fmt: skip
+    found = {"synthesis": place.synthesis.model_copy(update={"batch": whole}), "labeling": place.labeling,
+             "refinement": place.refinement, "writing": writing}  # fmt: skip
+    if place.sizes == "auto":
+        return {name: pool.model_copy(update={"size": 1}) for name, pool in found.items()}
+    return found
 
 
 def check_placement(config: Config) -> None:
@@ -141,7 +146,7 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     Args:
         names: class names by class index (0 is the background).
         draw: the support draw to label with, or None to make images only.
-        note: called at the end with one line for each thing that a person should know about the images.
+        note: called with one line for each thing that a person should know about the images, and about sizes that were chosen.
 
     Returns:
         How many samples of this pass ended with which reason ("" is accepted).
@@ -166,7 +171,7 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         return reasons
     started, first, audits = time.time(), done, []
     merged = started
-    for batch in _run(config, run, rows, steps, draw):
+    for batch in _run(config, run, rows, steps, draw, note):
         reasons.update(str(r) for r in batch["reason"])
         done += len(batch["reason"])
         progress(done, planned, earlier + reasons)
@@ -183,15 +188,58 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     return reasons
 
 
-def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: int | None) -> Iterator[dict[str, Any]]:
+def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: int | None,
+         note: Callable[[str], None]) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows through the stages; with `placement.sizes=auto` some of them first, to see what each stage takes."""
     place = config.placement
     if place.runner == "inline":
-        return run_inline(rows, steps, steps[0].pool.batch)
+        yield from run_inline(rows, steps, steps[0].pool.batch)
+        return
     connect(place)
-    entered = pc.sum(rows["todo"]).as_py()
-    meter = Meter(run.log, config.name, [step.name for step in steps], entered, stage="stream", draw=draw)
-    return run_stream(rows, steps, steps[0].pool.batch, run=config.name, deadline=place.row_deadline,
-                      store_bytes=STORE_SHARE * place.object_store_gib * 2**30, report=meter)  # fmt: skip
+
+    def streamed(part: pa.Table, steps: list[Stage]) -> Iterator[dict[str, Any]]:
+        entered = pc.sum(part["todo"]).as_py()
+        meter = Meter(run.log, config.name, [step.name for step in steps], entered, stage="stream", draw=draw)
+
+        def report(totals: Totals) -> None:
+            meter(totals)
+            seen.update(totals)
+
+        return run_stream(part, steps, steps[0].pool.batch, run=config.name, deadline=place.row_deadline,
+                          store_bytes=STORE_SHARE * place.object_store_gib * 2**30, report=report)  # fmt: skip
+
+    seen: dict[str, Mapping[str, float]] = {}
+    few = sample({step.name: step.pool for step in steps})
+    if place.sizes == "auto" and few < rows.num_rows:
+        first = rows.num_rows - few  # the last rows: after a stop the first ones may have their images already
+        one_each = [replace(step, pool=step.pool.model_copy(update={"max_size": None})) for step in steps]
+        yield from streamed(rows.slice(first), one_each)
+        steps, line = _resized(steps, seen, place.training if config.novel.ramp else None)
+        note(f"placement.sizes=auto: {line}")
+        rows = rows.slice(0, first)
+    yield from streamed(rows, steps)
+
+
+def _resized(
+    steps: list[Stage], seen: Mapping[str, Mapping[str, float]], training: Training | None
+) -> tuple[list[Stage], str]:
+    """The stages with the pools that the connected cluster's nodes allow, from what a sample took (see `Ledger.totals`).
+
+    Args:
+        training: training workers that run beside the stream, and have their share first.
+    """
+    import ray
+
+    measured = {}
+    for step in steps:
+        total = seen.get(step.name, {})
+        warm = "warm_" if total.get("warm_rows") else ""
+        measured[step.name] = (int(total.get(f"{warm}rows", 0)), total.get(f"{warm}seconds", 0.0))
+    nodes, living = node_resources(), sum(node["Alive"] for node in ray.nodes())
+    found, line = rebalance(
+        measured, {step.name: step.pool for step in steps}, nodes[:living], nodes[living:], training
+    )
+    return [replace(step, pool=found[step.name]) for step in steps], line
 
 
 def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import re
+import shutil
 
 import pytest
 
@@ -130,3 +132,32 @@ def test_five_hundred_gpus_are_shared_out_in_a_moment():
     )
     assert sum(found.sizes[name] * pools[name].gpus for name in pools) > 508
     assert found.busy["synthesis"] > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_sizes_chosen_while_streaming_change_no_byte(fresh, small, tmp_path):
+    from actors.graph import stream
+    from syn4seg.config import load
+    from syn4seg.rundir import RunDir
+    from syn4seg.stages.results import verify, write_manifest
+
+    run, names = fresh
+    shutil.copytree(run.root, tmp_path / "inline")
+    inline, told = RunDir(tmp_path / "inline"), []
+    auto = [
+        "placement.runner=ray",
+        "placement=auto",
+        *(f"placement.{p}.batch=5" for p in ("synthesis", "labeling", "refinement")),
+    ]
+    assert stream(load(None, [*small, *auto]), run, names, 0, lambda *_: None, told.append) == stream(
+        load(None, small), inline, names, 0, lambda *_: None)  # fmt: skip
+    digests = []
+    for each in (run, inline):
+        write_manifest(each, 0)
+        digests.append(verify(each))
+    assert digests[0] == digests[1] and digests[0][1] == []
+    sized = re.search(
+        r"sizes=auto: synthesis \d+, labeling \d+, refinement \d+, writing \d+: .* rows/s expected", told[0]
+    )
+    assert sized, told
