@@ -1,0 +1,373 @@
+"""Kills what can be killed while a run goes on, at seeded moments, and checks that nothing is lost, doubled or changed.
+
+    python tests/chaos.py --kills 50 --seed 1 --images 24      (the nightly run; the suite does 5)
+    python tests/chaos.py --matrix --full                      (every size, layout and cluster; the suite does four of them)
+
+A kill is SIGKILL: of an actor, of a node with everything on it, of the driver, of the whole cluster with the driver. Moments are
+counted in images made, not in seconds, so that they fall into the work on any machine. Actors and nodes must not cost the driver;
+after a lost driver or cluster the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+KINDS = ("actor", "node", "driver", "cluster")
+KEYS = (
+    "prompts.bank_size=3", "synthesis.batch=3", "data.val_images=6", "data.train_images=120", "novel.steps=4",
+    "novel.replay_images=8", "data.min_support_area=0.03", "placement.synthesis.size=2", "placement.synthesis.batch=3",
+    "placement.labeling.batch=3", "placement.refinement.batch=3", "placement.synthesis.cpus=0.25",
+)  # fmt: skip
+"""Small generator batches, so that a kill always finds some under way."""
+
+
+# ------------------------------------------------------------------------------------------------------ the driver
+class Slow:
+    """The renderer, slowly; it notes the seed of every image that it makes."""
+
+    def __init__(self, notes: str, seconds: float, *args: Any, **kwargs: Any):
+        from syn4seg.models.generators import load_generator
+
+        self.notes, self.seconds, self.inner = notes, seconds, load_generator(*args, **kwargs)
+
+    def generate(self, prompts, encoded, noise_seeds):
+        time.sleep(self.seconds * len(prompts))
+        made = self.inner.generate(prompts, encoded, noise_seeds)
+        with open(self.notes, "a") as f:
+            f.write("".join(f"{seed}\n" for seed in noise_seeds))
+        return made
+
+
+def drive(notes: str, seconds: float, words: list[str]) -> None:
+    """`syn4seg WORDS` with the slow generator, in this process."""
+    from actors import graph
+    from syn4seg import cli
+
+    graph.load_generator = functools.partial(Slow, notes, seconds)  # pyright: ignore[reportAttributeAccessIssue]
+    sys.argv = ["syn4seg", *words]
+    cli.main()
+
+
+# ----------------------------------------------------------------------------------------------------- the cluster
+class Site:
+    """A Ray cluster on this machine: a head that runs no stage, and worker nodes."""
+
+    def __init__(self, nodes: int = 2, cpus: int = 3):
+        self.count, self.cpus, self.cluster = nodes, cpus, None
+        self.start()
+
+    def start(self) -> None:
+        """A new cluster; the one before must be dead."""
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1, "include_dashboard": False, "gcs_server_port": free_port(), "object_store_memory": 2**28,
+                "node_ip_address": "127.0.0.1"}  # fmt: skip
+        self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
+        for _ in range(self.count):
+            self.add()
+
+    def add(self) -> None:
+        """One more worker node."""
+        assert self.cluster is not None
+        self.cluster.add_node(num_cpus=self.cpus, object_store_memory=2**28, node_ip_address="127.0.0.1")
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the cluster."""
+        assert self.cluster is not None
+        return str(self.cluster.address)
+
+    def processes(self, node: Any) -> list[psutil.Process]:
+        """Everything that runs on a node, its raylet first."""
+        found = []
+        for group in node.all_processes.values():
+            for info in group:
+                with contextlib.suppress(psutil.Error):
+                    process = psutil.Process(info.process.pid)
+                    found += [process, *process.children(recursive=True)]
+        return found
+
+    def kill_actor(self, rng: random.Random) -> bool:
+        """Kills one process that works; False if there is none at the moment."""
+        assert self.cluster is not None
+        workers = []
+        for node in sorted(self.cluster.worker_nodes, key=lambda n: n.node_id):
+            for process in self.processes(node):
+                with contextlib.suppress(psutil.Error):
+                    title = " ".join(process.cmdline())
+                    if title.startswith("ray::") and not re.match(r"ray::(IDLE|\w+Agent)", title):
+                        workers.append(process)
+        if workers:
+            with contextlib.suppress(psutil.Error):
+                rng.choice(workers).kill()
+        return bool(workers)
+
+    def kill_node(self, rng: random.Random) -> None:
+        """Kills one worker node, then puts another in its place."""
+        assert self.cluster is not None
+        node = rng.choice(sorted(self.cluster.worker_nodes, key=lambda n: n.node_id))
+        leftover = self.processes(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+        kill(leftover)
+        self.add()
+
+    def kill_all(self) -> None:
+        """Kills every process of the cluster."""
+        assert self.cluster is not None
+        nodes = [*self.cluster.worker_nodes, *([self.cluster.head_node] if self.cluster.head_node else [])]
+        kill([process for node in nodes for process in self.processes(node)])
+        for node in nodes:
+            with contextlib.suppress(Exception):
+                node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        self.cluster = None
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL to all of them, and waits until they are gone."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+# -------------------------------------------------------------------------------------------------------- one run
+class Run:
+    """A run that is disturbed, and what it is to come to."""
+
+    def __init__(self, root: Path, site: Site, seconds: float, verb: str, keys: list[str]):
+        self.out, self.notes, self.site, self.seconds, self.verb, self.keys = (
+            root / "run",
+            root / "made",
+            site,
+            seconds,
+            verb,
+            keys,
+        )
+        self.notes.touch()
+        self.driver: subprocess.Popen | None = None
+        self.log = root / "driver.log"
+
+    def start(self) -> None:
+        """Gives the command (again)."""
+        words = [self.verb, *self.keys, f"placement.address={self.site.address}", "--out", str(self.out)]
+        with self.log.open("a") as f:
+            self.driver = subprocess.Popen([sys.executable, __file__, "--drive", str(self.notes), str(self.seconds), *words],
+                                           stdout=f, stderr=f, cwd=Path(__file__).parent.parent)  # fmt: skip
+
+    def made(self) -> int:
+        """Images made so far, those made again included."""
+        return len(self.notes.read_text().split())
+
+    def wait_for(self, images: int, limit: float = 300.0) -> bool:
+        """Until that many were made; False if the driver ended before."""
+        assert self.driver is not None
+        until = time.monotonic() + limit
+        while self.made() < images:
+            if self.driver.poll() is not None:
+                return False
+            assert time.monotonic() < until, f"no progress in {limit} s:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.05)
+        return True
+
+    def kill_driver(self) -> None:
+        """SIGKILL to the driver."""
+        assert self.driver is not None
+        self.driver.send_signal(signal.SIGKILL)
+        self.driver.wait()
+
+    def finish(self, limit: float = 600.0) -> int:
+        """Waits for the driver; its exit code."""
+        assert self.driver is not None
+        return self.driver.wait(timeout=limit)
+
+
+def disturb(run: Run, kinds: list[str], rng: random.Random, gap: int) -> Counter:
+    """Starts a run, kills what `kinds` say one after the other, and lets it finish; takes the kills that were done off `kinds`."""
+    done: Counter = Counter()
+    run.start()
+    say = functools.partial(print, file=run.log.open("a"), flush=True)
+    while kinds and run.wait_for(run.made() + rng.randint(1, gap)):
+        kind = kinds[0]
+        time.sleep(rng.random() * run.seconds * 3)
+        if kind == "actor":
+            if not run.site.kill_actor(rng):
+                continue
+        elif kind == "node":
+            run.site.kill_node(rng)
+        elif kind == "driver":
+            run.kill_driver()
+            run.start()
+        else:
+            run.kill_driver()
+            run.site.kill_all()
+            run.site.start()
+            run.start()
+        say(f"--- killed: {kind}, after {run.made()} images")
+        done[kinds.pop(0)] += 1
+    code = run.finish()
+    assert code == 0, f"the driver ended with {code}:\n{run.log.read_text()[-4000:]}"
+    return done
+
+
+def check(run: Run, reference: str, kills: int, in_flight: int) -> dict[str, int]:
+    """The run is whole: the digest of an undisturbed one, every planned sample once, and little work done twice."""
+    import pyarrow.parquet as pq
+
+    from syn4seg.rundir import RunDir
+    from syn4seg.stages.plan import planned
+    from syn4seg.stages.results import verify
+
+    made = RunDir(run.out)
+    digest, problems = verify(made)
+    assert problems == [], problems
+    assert digest == reference, f"digest {digest} instead of {reference}"
+    listed = Counter(pq.read_table(made.draw(0).manifest, columns=["sample_id"])["sample_id"].to_pylist())
+    wanted = planned(made)["sample_id"].to_pylist()
+    assert listed == Counter(wanted), "a sample is missing, or twice in the manifest"
+    assert not made.quarantine(), "an innocent row was quarantined"
+    again = run.made() - len(wanted)
+    assert 0 <= again <= kills * in_flight, (
+        f"{again} images were made again after {kills} kills, {in_flight} can be in flight"
+    )
+    return {"images": len(wanted), "made_again": again}
+
+
+def undisturbed(root: Path, keys: list[str]) -> str:
+    """Digest of the same run in one process, without Ray."""
+    from syn4seg.rundir import RunDir
+    from syn4seg.stages.results import verify
+
+    done = subprocess.run([sys.executable, "-m", "syn4seg.cli", "refine", *keys, "placement.runner=inline", "--out", str(root)],
+                          cwd=Path(__file__).parent.parent, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return verify(RunDir(root))[0]
+
+
+def schedule(kills: int, rng: random.Random) -> list[str]:
+    """That many kinds, each about as often, in random order."""
+    kinds = [KINDS[i % len(KINDS)] for i in range(kills)]
+    rng.shuffle(kinds)
+    return kinds
+
+
+class Case(NamedTuple):
+    """How a run is spread. None of it may change a byte."""
+
+    nodes: int
+    workers: int
+    batch: int
+    layout: str
+    resumed: bool
+
+    def keys(self) -> list[str]:
+        """Its overrides."""
+        pools = ("synthesis", "labeling", "refinement")
+        return [f"layout={self.layout}", *(f"placement.{pool}.{key}={value}" for pool in pools
+                for key, value in (("size", self.workers), ("batch", self.batch), ("cpus", 0.25)))]  # fmt: skip
+
+
+FEW = (
+    Case(1, 1, 16, "files", False),
+    Case(1, 2, 1, "sharded", True),
+    Case(4, 5, 3, "files", True),
+    Case(4, 5, 7, "sharded", False),
+)
+FULL = tuple(
+    Case(*case) for case in itertools.product((1, 4), (1, 2, 5), (1, 3, 16), ("files", "sharded"), (False, True))
+)
+
+
+def matrix(root: Path, cases: tuple[Case, ...], images: int, seconds: float) -> None:
+    """The digest of every case, against that of one process without Ray."""
+    keys = [*(key for key in KEYS if not key.startswith("placement.")), f"synthesis.images_per_class={images}"]
+    reference = undisturbed(root / "reference", keys)
+    for nodes, group in itertools.groupby(sorted(cases), lambda case: case.nodes):
+        site = Site(nodes, cpus=12 // nodes + 1)
+        try:
+            for case in group:
+                folder = root / "-".join(map(str, case))
+                folder.mkdir()
+                run = Run(folder, site, seconds, "refine", [*keys, *case.keys()])
+                run.start()
+                if case.resumed and run.wait_for(images):
+                    run.kill_driver()
+                    run.start()
+                code = run.finish()
+                assert code == 0, f"{case} ended with {code}:\n{run.log.read_text()[-4000:]}"
+                check(run, reference, kills=int(case.resumed), in_flight=case.workers * max(3, case.batch + 3))
+                print(f"{case}: {reference}", flush=True)
+        finally:
+            site.kill_all()
+
+
+def main() -> None:
+    """The matrix, or as many disturbed runs as the kills need, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=24, help="images per class and bank (8 times as many in a run)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="per image")
+    parser.add_argument("--matrix", action="store_true", help="no kills: digests of differently spread runs")
+    parser.add_argument("--full", action="store_true", help="every combination of the matrix")
+    args = parser.parse_args()
+    if args.matrix:
+        with tempfile.TemporaryDirectory() as folder:
+            matrix(Path(folder), FULL if args.full else FEW, args.images, args.seconds)
+        return
+    rng, total, again, images = random.Random(args.seed), Counter(), 0, 0
+    kinds = schedule(args.kills, rng)
+    keys = [*KEYS, f"synthesis.images_per_class={args.images}"]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        reference, site, number = undisturbed(root / "reference", keys), Site(), 0
+        try:
+            while kinds:
+                number += 1
+                (root / str(number)).mkdir()
+                run = Run(root / str(number), site, args.seconds, "refine", keys)
+                done = disturb(run, kinds, rng, gap=max(2, args.images // 4))
+                found = check(run, reference, sum(done.values()), in_flight=2 * 3)
+                total, again, images = total + done, again + found["made_again"], images + found["images"]
+                print(
+                    f"run {number}: {dict(done)}, {found['made_again']} of {found['images']} images made again",
+                    flush=True,
+                )
+                shutil.rmtree(root / str(number))
+        finally:
+            site.kill_all()
+    print(f"{sum(total.values())} kills {dict(total)} in {number} runs: digest {reference} every time, every sample once, "
+          f"{again} of {images} images made again")  # fmt: skip
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if sys.argv[1:2] == ["--drive"]:
+        drive(sys.argv[2], float(sys.argv[3]), sys.argv[4:])
+    else:
+        main()

@@ -1,0 +1,47 @@
+"""The same bytes however a run is spread and whatever dies: `tests/chaos.py` at a reduced size."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import chaos
+
+HERE = Path(__file__).parent
+
+
+def told(*words: str) -> str:
+    """What the script prints; it must end well."""
+    env = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run([sys.executable, str(HERE / "chaos.py"), *words], cwd=HERE.parent, env=env, capture_output=True,
+                          text=True, timeout=880)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_five_kills_lose_nothing_double_nothing_and_change_nothing():
+    said = told("--kills", "5", "--seed", "1", "--images", "6", "--seconds", "0.2")
+    assert re.search(r"^5 kills Counter\(", said, re.MULTILINE), said
+    for kind in chaos.KINDS:
+        assert f"'{kind}': " in said, f"no kill of a {kind}"
+
+
+@pytest.mark.slow
+def test_the_digest_is_the_same_for_every_number_of_workers_batch_layout_and_node():
+    lines = told("--matrix", "--images", "4", "--seconds", "0.05").splitlines()
+    cases = [line for line in lines if line.startswith("Case(")]
+    assert len(cases) == len(chaos.FEW)
+    assert len({line.rpartition(": ")[2] for line in cases}) == 1
+
+
+def test_a_schedule_of_kills_is_named_by_its_seed_and_has_every_kind():
+    import random
+
+    assert chaos.schedule(9, random.Random(3)) == chaos.schedule(9, random.Random(3))
+    assert set(chaos.schedule(4, random.Random(0))) == set(chaos.KINDS)
