@@ -326,7 +326,7 @@ class Placement(Section):
     """Ray cluster. `here`: that of the Ray job which this command is, else as `local`; `local` starts one on this machine, on
     loopback only; `auto` or HOST:PORT joins a running one."""
     sizes: Literal["fixed", "auto"] = "fixed"
-    """`fixed`: the size of every pool as given. `auto` (also `placement=auto`): measure each stage on the first samples, then
+    """`fixed`: the size of every pool as given. `auto` (also `placement=auto`): measure each stage on a few samples, then
     share out the cluster's GPUs and CPUs so that no stage starves."""
     encoding: Pool = Pool(cpus=1)
     """The short-lived actor of the text encoders (and of a local language model)."""
