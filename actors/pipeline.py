@@ -5,30 +5,33 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.cluster import check_shared
 from actors.encoder import prompt_agent, text_encoder
+from actors.evaluation import evaluate_on_workers
 from actors.graph import check_placement, stream
-from actors.placement import Stage
-from actors.streaming import run_stream
-from actors.trainer import LabelReader, train_and_evaluate
+from actors.trainer import Asked, Labelled, Labelling, all_labelled, notice_board, room_for_both, train_and_evaluate
+from actors.training import check_workers, on_workers, train_base_on_workers
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
-from syn4seg.sections import Pool
 from syn4seg.stages.base import make_base
-from syn4seg.stages.novel import NovelStage, free_gpu, load_classifier, read_rows, rows_of
+from syn4seg.stages.novel import NovelStage, free_gpu, load_classifier, rows_of
 from syn4seg.stages.plan import make_plan, planned
 from syn4seg.stages.results import write_manifest, write_results
+from syn4seg.stages.scoring import Scorer, evaluate_run, here
 from syn4seg.stages.setup import draws_of
+
+Matrices = dict[int, dict[str, np.ndarray]]
+"""Confusion matrices by draw and row."""
 
 
 class Display(Protocol):
@@ -40,6 +43,10 @@ class Display(Protocol):
 
     def bar(self, title: str) -> contextlib.AbstractContextManager[Callable[..., None]]:
         """A progress bar; the callable takes (done, total) and, for streams, the reasons so far."""
+        ...
+
+    def bars(self, *titles: str) -> contextlib.AbstractContextManager[list[Callable[..., None]]]:
+        """Several progress bars at a time, see `bar`; they may be moved by several threads."""
         ...
 
     def funnel(self, draw: int, reasons: Counter) -> None:
@@ -67,6 +74,7 @@ class Pipeline:
     def check(self) -> None:
         """Joins Ray and refuses an impossible placement, or files that some node does not see, before anything is made."""
         check_placement(self.config)
+        check_workers(self.config)
         if self.config.placement.runner == "ray":
             named = {"synthesis.model": self.config.synthesis.model, "synthesis.root": self.config.synthesis.root,
                      "refinement.model": self.config.refinement.model}  # fmt: skip
@@ -95,62 +103,77 @@ class Pipeline:
         shown = self.config.base.checkpoint == "train" and not self.run.base.is_file()
         bar = self.display.bar("base stage") if shown else contextlib.nullcontext(lambda *_: None)
         with self._timed("base"), bar as progress:
-            make_base(self.config, self.run, self.dataset, self.fold, progress)
+            train = functools.partial(train_base_on_workers, self.config, self.run) if on_workers(self.config) else None
+            make_base(self.config, self.run, self.dataset, self.fold, progress, train)
+
+    def whole(self) -> dict[str, Any]:
+        """Everything. Under Ray the novel stage goes along with the stream that makes its labels, if there is room for both at the
+        same time; the result is the same as afterwards."""
+        if self.config.placement.runner != "ray" or not room_for_both(self.config):
+            self.refine()
+            results = self.train()
+            assert results is not None
+            return results
+        self._register()
+        draws = draws_of(self.config)
+        notice = notice_board() if on_workers(self.config) else None
+        with self._timed("labels and novel"), self.display.bars("labels", "novel stage", "queries") as (bar, *bars):
+
+            def label(draw: int, go_on: Callable[[], None]) -> None:
+                def progress(done: int, total: int, reasons: Counter) -> None:
+                    go_on()
+                    bar(draws.index(draw) * total + done, len(draws) * total, reasons)
+
+                stream(self.config, self.run, self.names, draw, progress, self.display.note)
+                write_manifest(self.run, draw)
+
+            with Labelling(label, draws, notice) as labelling:
+                matrices = self._trained(bars, True, Asked(notice) if notice else labelling.labelled)
+        return self._scored(matrices)
 
     def refine(self) -> dict[int, Counter]:
         """Support registration, then images and all four labels of every draw; writes the manifests."""
-        self.prompts()
-        self.base()
+        self._register()
         found = {}
-        with self._timed("register"):
-            stage = NovelStage(self.config, self.run, self.dataset, self.fold)
-            for draw in draws_of(self.config):
-                stage.register(draw)
-            del stage
-            free_gpu()
         for draw in draws_of(self.config):
             with self._timed("labels"), self.display.bar(f"labels, draw {draw}") as progress:
                 stream(self.config, self.run, self.names, draw, progress, self.display.note)
             found[draw] = write_manifest(self.run, draw)
         return found
 
-    def finished_rows(self, draw: int) -> pa.Table:
-        """Plan rows whose samples have a record in this draw, and where what is to be read of them lies.
-
-        Raises:
-            ValueError: some have none.
-        """
-        plan = planned(self.run).select(["sample_id", "class_id", "bank"])
-        done = self.run.draw(draw).complete()["sample_id"]
-        missing = plan.num_rows - pc.sum(pc.is_in(plan["sample_id"], done.combine_chunks())).as_py()
-        if missing:
-            raise ValueError(f"{self.run.root}: {missing} of {plan.num_rows} samples of draw {draw} have no label yet; run "
-                             "`syn4seg refine` (or `syn4seg run`) with the same configuration first")  # fmt: skip
-        for key, places in (("image_at", self.run.samples.images()), ("label_at", self.run.samples.places(draw))):
-            index = pc.index_in(plan["sample_id"], places["sample_id"].combine_chunks())
-            plan = plan.append_column(key, pc.fill_null(places[key].take(index), ""))
-        return plan
-
-    def labels(self, draw: int) -> Iterator[dict[str, Any]]:
-        """Finished samples in batches, read by Ray Data (or here, inline)."""
-        rows = self.finished_rows(draw)
-        reader = Stage(LabelReader, {"run": self.run.address, "draw": draw, "names": self.names},
-                       Pool(batch=32, cpus=0.25), "reading")  # fmt: skip
-        if self.config.placement.runner == "ray":
-            yield from run_stream(rows, [reader], 32)
-        else:
-            for start in range(0, rows.num_rows, 32):
-                yield read_rows(self.run, draw, self.names, rows.slice(start, 32).to_pylist())
+    def _register(self) -> None:
+        """Everything that labelling needs: plan, base checkpoint, and the support set of every draw."""
+        self.prompts()
+        self.base()
+        with self._timed("register"):
+            stage = NovelStage(self.config, self.run, self.dataset, self.fold)
+            for draw in draws_of(self.config):
+                stage.register(draw)
+            del stage
+            free_gpu()
 
     def train(self, evaluate: bool = True) -> dict[str, Any] | None:
-        """The novel stage of every row and draw, and (by default) the evaluation; returns results.json."""
+        """The novel stage of every row and draw on finished labels, and (by default) the evaluation; returns results.json.
+
+        Raises:
+            ValueError: some labels are not there.
+        """
+        wanted = planned(self.run)["sample_id"]
         for draw in draws_of(self.config):
-            self.finished_rows(draw)
-        with self._timed("novel"):
-            matrices = train_and_evaluate(self, evaluate)
+            done = self.run.draw(draw).complete()["sample_id"]
+            missing = len(wanted) - pc.sum(pc.is_in(wanted, done.combine_chunks())).as_py()
+            if missing:
+                raise ValueError(f"{self.run.root}: {missing} of {len(wanted)} samples of draw {draw} have no label yet; run "
+                                 "`syn4seg refine` (or `syn4seg run`) with the same configuration first")  # fmt: skip
+        with self._timed("novel"), self.display.bars("novel stage", "queries") as bars:
+            matrices = self._trained(bars, evaluate, all_labelled)
         return self._scored(matrices) if evaluate else None
 
-    def _scored(self, matrices: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+    def _trained(self, bars: Sequence[Callable[..., None]], evaluate: bool, labelled: Labelled) -> Matrices:
+        given = self.config, self.run, self.dataset, self.fold, bars
+        return train_and_evaluate(*given, evaluate=evaluate, labelled=labelled)
+
+    def _scored(self, matrices: Matrices) -> dict[str, Any]:
         unpublished = getattr(self.dataset, "unpublished", ())
         return write_results(self.run, self.config, self.fold, matrices, unpublished)
 
@@ -163,7 +186,10 @@ class Pipeline:
         for draw in draws_of(self.config):
             for row in rows_of(self.config):
                 load_classifier(self.run.draw(draw).checkpoint(row))
-        stage = NovelStage(self.config, self.run, self.dataset, self.fold)
+        given = self.config, self.run, self.dataset, self.fold
         with self._timed("evaluate"), self.display.bar("queries") as progress:
-            matrices: dict[int, dict[str, np.ndarray]] = stage.evaluate(progress)
+            if on_workers(self.config):
+                matrices: Matrices = evaluate_on_workers(*given, progress)
+            else:
+                matrices = evaluate_run(*given, here(Scorer(*given, device=self.config.placement.device)), progress)
         return self._scored(matrices)

@@ -1,59 +1,218 @@
-"""The novel stage fed by a stream: finished labels come through Ray, features are cached as they arrive."""
+"""The novel stage beside the stream that feeds it: labelling in a thread of the driver, training here or in Ray Train's processes.
+
+They meet in the run directory alone. Trainers look for the records that they need next, so whoever is killed, trainer, driver
+or cluster, takes nothing along; besides, they only ask whether labelling has ended, and how.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from actors.columns import Batch, column, texts
+from actors.cluster import node_resources
+from actors.evaluation import evaluate_on_workers
+from actors.graph import pools
+from actors.placement import Stage, preflight
+from actors.training import Group, fit, on_workers
+from syn4seg.config import Config
+from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
-from syn4seg.schema import LABEL_STAGES
-from syn4seg.stages.novel import NovelStage, read_rows, rows_of
-from syn4seg.stages.setup import draws_of
+from syn4seg.sections import Pool
+from syn4seg.stages.novel import NovelStage
+from syn4seg.stages.setup import draws_of, load_dataset
 
-if TYPE_CHECKING:
-    from actors.pipeline import Pipeline
+ASK_SECONDS = 0.5
+"""How often a trainer in another process asks after labelling."""
+STOP_SECONDS = 10.0
+"""How long labelling may take to stop after training has failed; it stops between two batches, or with the process."""
+TELL_SECONDS = 0.2
+"""Shortest time between two words about progress."""
 
-
-class LabelReader:
-    """Reads finished samples from the run directory: images and every stage's label."""
-
-    reads = ("sample_id", "class_id", "bank")
-    adds = ("image", "reason", *LABEL_STAGES)
-
-    def __init__(self, run: str, draw: int, names: tuple[str, ...]):
-        self.run, self.draw, self.names = RunDir(run), draw, names
-
-    def __call__(self, rows: Batch) -> Batch:
-        plan = [{key: rows[key][i] for key in self.reads} for i in range(len(rows["sample_id"]))]
-        found = read_rows(self.run, self.draw, self.names, plan)
-        arrays = {
-            key: column(found[key]) if found[key] else np.zeros((0, 1, 1), np.uint8) for key in ("image", *LABEL_STAGES)
-        }
-        return arrays | {key: texts([str(v) for v in found[key]]) for key in ("sample_id", "bank", "reason")}
+Labelled = Callable[[int], bool]
+"""Whether the labels of a draw are complete; raises if labelling has failed."""
+Progress = Callable[[int, int], None]
 
 
-def train_and_evaluate(pipeline: Pipeline, evaluate: bool) -> dict[int, dict[str, np.ndarray]]:
-    """Caches features while labels stream in, trains all rows of all draws, and scores them on the queries."""
-    config, display = pipeline.config, pipeline.display
-    stage = NovelStage(config, pipeline.run, pipeline.dataset, pipeline.fold)
-    draws, rows = draws_of(config), rows_of(config)
-    with display.bar("novel stage") as progress:
-        finished = 0
+def all_labelled(draw: int) -> bool:
+    """`Labelled` of finished labels."""
+    return True
 
-        def one_more(_: str) -> None:
-            nonlocal finished
-            finished += 1
-            progress(finished, len(draws) * len(rows))
 
-        progress(0, len(draws) * len(rows))
-        for draw in draws:
-            if not all(pipeline.run.draw(draw).checkpoint(row).is_file() for row in rows):
-                for batch in pipeline.labels(draw):
-                    stage.add(draw, batch)
-            stage.train(draw, one_more)
-    if not evaluate:
-        return {}
-    with display.bar("queries") as progress:
-        return stage.evaluate(progress)
+def room_for_both(config: Config) -> bool:
+    """Whether the processes of training fit on the cluster beside the pools of the stream."""
+    training = config.placement.training
+    if not on_workers(config):
+        return True
+    wanted = Pool(size=training.workers, cpus=training.cpus, gpus=training.gpus, accelerator=training.accelerator,
+                  resources=training.resources)  # fmt: skip
+    together = [Stage(Notice, {}, pool, name) for name, pool in [*pools(config).items(), ("training", wanted)]]
+    try:
+        preflight(together, node_resources())
+    except ValueError:
+        return False
+    return True
+
+
+def notice_board() -> Any:
+    """Handle of a new `Notice` on this node; it ends with the driver."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Notice).remote()
+
+
+class Notice:
+    """A small actor: which draws are labelled, and why labelling failed, for trainers in other processes."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+        self.failure = ""
+
+    def finish(self, draws: Iterable[int]) -> None:
+        """These draws are complete."""
+        self.done += draws
+
+    def fail(self, reason: str) -> None:
+        """Labelling has failed."""
+        self.failure = reason
+
+    def state(self) -> tuple[list[int], str]:
+        """Finished draws, and the failure or an empty text."""
+        return self.done, self.failure
+
+
+class Asked:
+    """`Labelled` of a trainer in another process.
+
+    Args:
+        notice: handle of a `Notice`.
+    """
+
+    def __init__(self, notice: Any):
+        self.notice, self.next_time, self.done = notice, 0.0, []
+
+    def __call__(self, draw: int) -> bool:
+        import ray
+
+        if draw not in self.done and time.monotonic() >= self.next_time:
+            self.done, failure = ray.get(self.notice.state.remote())
+            if failure:
+                raise ValueError(failure)
+            self.next_time = time.monotonic() + ASK_SECONDS
+        return draw in self.done
+
+
+class Stopped(Exception):
+    """Labelling was told to stop, because training has failed."""
+
+
+class Labelling:
+    """Labels draw after draw in a thread, while the block runs; the first failure of either side ends the other.
+
+    The main thread stays free, so it can be interrupted; the thread ends with the process.
+
+    Args:
+        label: labels one draw; called with the draw, and with what it must call between two batches.
+        draws: in this order.
+        notice: handle of a `Notice` for trainers in other processes.
+    """
+
+    def __init__(self, label: Callable[[int, Callable[[], None]], None], draws: Sequence[int], notice: Any = None):
+        self.label, self.draws, self.notice = label, draws, notice
+        self.done: set[int] = set()
+        self.failure: BaseException | None = None
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self._work, name="labelling", daemon=True)
+
+    def labelled(self, draw: int) -> bool:
+        """Whether the labels of a draw are complete; raises what labelling raised."""
+        if self.failure is not None:
+            raise self.failure
+        return draw in self.done
+
+    def _work(self) -> None:
+        try:
+            for draw in self.draws:
+                self.label(draw, self._go_on)
+                self.done.add(draw)
+                if self.notice is not None:
+                    self.notice.finish.remote([draw])
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self.failure = error
+            if self.notice is not None:
+                self.notice.fail.remote(" ".join(str(error).split()) or type(error).__name__)
+
+    def _go_on(self) -> None:
+        if self.ending.is_set():
+            raise Stopped
+
+    def __enter__(self) -> Labelling:
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            while self.thread.is_alive():
+                self.thread.join(0.2)
+            if self.failure is not None:
+                raise self.failure
+        elif isinstance(error, Exception):  # not where a person has interrupted: then everything ends with the process
+            failed_first = self.failure
+            self.ending.set()
+            self.thread.join(STOP_SECONDS)
+            if failed_first is not None:
+                raise failed_first from None
+
+
+def train_and_evaluate(config: Config, run: RunDir, dataset: Dataset, fold: Fold, bars: Sequence[Progress], *, evaluate: bool,
+                       labelled: Labelled) -> dict[int, dict[str, np.ndarray]]:  # fmt: skip
+    """Trains every row of every draw on labels that are there or still coming, and scores them on the queries.
+
+    Args:
+        bars: progress of the steps of all draws, and of the queries.
+        labelled: see `Labelled`; picklable where training has processes of its own.
+
+    Returns:
+        Confusion matrices by draw and row; empty without `evaluate`.
+    """
+    if not on_workers(config):
+        stage = NovelStage(config, run, dataset, fold)
+        _train(stage, labelled, bars[0])
+        return stage.evaluate(bars[1]) if evaluate else {}
+
+    def told(facts: dict[str, int]) -> None:
+        bars[0](facts["done"], facts["total"])
+
+    parts = {"config": config.model_dump(mode="json"), "run": run.address, "labelled": labelled}
+    fit(_loop, parts, config.placement.training, name="novel", progress=told)
+    return evaluate_on_workers(config, run, dataset, fold, bars[1]) if evaluate else {}
+
+
+def _loop(parts: dict[str, Any], group: Group) -> None:
+    """What each process of Ray Train runs."""
+    config = Config.model_validate(parts["config"])
+    config = config.model_copy(update={"placement": config.placement.model_copy(update={"device": group.device})})
+    dataset, fold = load_dataset(config)
+    next_time = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal next_time
+        if group.rank == 0 and (done == total or time.monotonic() >= next_time):
+            group.tell({"done": done, "total": total})
+            next_time = time.monotonic() + TELL_SECONDS
+
+    _train(NovelStage(config, RunDir(parts["run"]), dataset, fold), parts["labelled"], progress)
+
+
+def _train(stage: NovelStage, labelled: Labelled, bar: Progress) -> None:
+    draws = draws_of(stage.config)
+    for number, draw in enumerate(draws):
+        stage.train(
+            draw,
+            lambda done, total, before=number: bar(before * total + done, len(draws) * total),
+            labelled,
+        )

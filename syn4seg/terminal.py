@@ -70,22 +70,20 @@ class Terminal:
     @contextlib.contextmanager
     def bar(self, title: str) -> Iterator[Callable[..., None]]:
         """A bar with rate and time left (a line every ten seconds off a terminal); yields (done, total, reasons=None)."""
+        with self.bars(title) as (update,):
+            yield update
+
+    @contextlib.contextmanager
+    def bars(self, *titles: str) -> Iterator[list[Callable[..., None]]]:
+        """Bars below each other, each shown once it has something to show; they may be moved by several threads."""
         if not self.console.is_terminal:
-            yield self._lines(title)
+            yield [self._lines(title) for title in titles]
             return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(),
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
                    TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[extra]}"))  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(title, total=None, rate="", extra="")
-
-            def update(done: int, total: int, reasons: Counter | None = None) -> None:
-                speed = progress.tasks[0].speed
-                progress.update(
-                    task, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "", extra=_rejected(reasons)
-                )
-
-            yield update
+            yield [_bar(progress, title) for title in titles]
 
     def _lines(self, title: str) -> Callable[..., None]:
         begun, first, said = time.time(), None, 0.0
@@ -133,6 +131,19 @@ class Terminal:
         self.console.print(table)
         for line in about_results(results):
             self.note(line)
+
+
+def _bar(progress: Progress, title: str) -> Callable[..., None]:
+    task = progress.add_task(title, start=False, total=None, visible=False, rate="", extra="")
+
+    def update(done: int, total: int, reasons: Counter | None = None) -> None:
+        mine = next(t for t in progress.tasks if t.id == task)
+        if not mine.started:
+            progress.start_task(task)
+        rate = f"{mine.speed:.1f}/s" if mine.speed else ""
+        progress.update(task, completed=done, total=total, visible=True, rate=rate, extra=_rejected(reasons))
+
+    return update
 
 
 def table_columns(about: dict[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from actors.graph import check_placement
 from syn4seg.config import load
 from syn4seg.rundir import RunDir, reuse, write_atomically, write_image, write_json
+from syn4seg.samples import Sample as Record
 from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.novel import ROWS, NovelStage, rows_of
 from syn4seg.stages.results import spread, summarise
@@ -58,18 +59,15 @@ def test_rows_train_on_the_bank_and_the_label_column_that_the_table_says(fresh, 
     config = load(None, small)
     dataset, fold = check(config)
     stage = NovelStage(config, run, dataset, fold)
-    labels = {s: np.full((1, 64, 64), i, np.uint8) for i, s in enumerate(("draft", "kept", "relabeled", "label"))}
-    for bank in ("hdig", "class_name"):
-        for reason in ("", "target_too_small"):
-            stage.add(0, {"sample_id": [f"{bank}-{reason or 'ok'}"], "bank": [bank], "reason": [reason],
-                          "image": np.zeros((1, 64, 64, 3), np.uint8), **labels})  # fmt: skip
-    expected = {"class_name_raw": ["class_name-ok", "class_name-target_too_small"],
-                "hdig_raw": ["hdig-ok", "hdig-target_too_small"],
-                "apf": ["hdig-ok", "hdig-target_too_small"], "apf_apr": ["hdig-ok"], "syn4seg": ["hdig-ok"]}  # fmt: skip
-    for number, (row, ids) in enumerate(expected.items()):
-        found = stage.synthetic(0, row)
-        assert [s.sample_id for s in found] == ids
-        assert {int(s.label[0, 0]) for s in found} == {max(0, number - 1)}
+    labels = {s: np.full((64, 64), i, np.uint8) for i, s in enumerate(("draft", "kept", "relabeled", "label"))}
+    record = {"ok": Record({"reason": ""}, labels), "rejected": Record({"reason": "target_too_small"}, labels)}
+    expected = {"class_name_raw": ["ok", "rejected"], "hdig_raw": ["ok", "rejected"], "apf": ["ok", "rejected"],
+                "apf_apr": ["ok"], "syn4seg": ["ok"]}  # fmt: skip
+    for number, (row, there) in enumerate(expected.items()):
+        bank, column = ROWS[row]
+        found = {name: stage.columns(bank, sample) for name, sample in record.items()}
+        assert [name for name, columns in found.items() if column in columns] == there
+        assert all(columns[column].max() == max(0, number - 1) for columns in found.values() if column in columns)
     assert [r for r in ROWS if r not in expected] == ["support_only"]
 
 
@@ -80,7 +78,7 @@ def test_synthetic_pixels_are_trusted_as_far_as_the_registered_segmenter_is_sure
         config = load(None, [*small, f"novel.confidence_weight={g}", f"novel.synthetic_weight={w}"])
         dataset, fold = check(config)
         stage = NovelStage(config, run, dataset, fold)
-        trust[g, w] = stage._trust(0, stage.base.replayed[0].features)
+        trust[g, w] = stage.trust(0, stage.base.replayed[0].features)
     assert trust[0.0, 1.0] is None
     assert np.all(trust[0.0, 0.5] == 0.5)
     sure = trust[1.0, 1.0].astype(float)

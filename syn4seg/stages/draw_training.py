@@ -1,0 +1,147 @@
+"""The classifiers of one draw in training, all ablation rows side by side, on labels that may still be coming in.
+
+Always the row that is furthest behind takes the next step. That order is the same in every process that trains along, however
+late it sees a label, so their sums over all processes meet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from syn4seg.rundir import write_atomically
+from syn4seg.segmenter.novel import NovelTraining, Sample, owned
+from syn4seg.segmenter.parallel import ranks
+from syn4seg.stages.arrivals import Arrivals
+from syn4seg.stages.novel import ROWS, rows_of, save_classifier, schedule_of, seed_of, start_of, training_device
+from syn4seg.stages.plan import planned
+from syn4seg.tensors import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from syn4seg.stages.novel import NovelStage
+
+CHECKPOINT_STEPS = 50
+"""Steps between two checkpoints of a row."""
+AT_ONCE = 16
+"""Samples that are read between two steps."""
+
+T = TypeVar("T")
+
+
+class DrawTraining:
+    """Every row of a draw that has no classifier yet.
+
+    Args:
+        stage: segmenter, base samples and cached features.
+        draw: a registered draw.
+    """
+
+    def __init__(self, stage: NovelStage, draw: int):
+        self.stage, self.draw, self.paths = stage, draw, stage.run.draw(draw)
+        config = stage.config
+        registration, plan = stage.register(draw), planned(stage.run).select(["sample_id", "class_id", "bank"])
+        open_rows, states = self._found()
+        names = pa.array(stage.fold.index_names, pa.string())
+        self.arrivals = Arrivals(stage.run, draw, plan.append_column("class", names.take(plan["class_id"])))
+        self.trainings: dict[str, NovelTraining] = {}
+        if "support_only" in open_rows:
+            self._keep("support_only", registration.classifier_on("cpu"))
+        learning = [row for row in open_rows if row != "support_only"]
+        if not learning:
+            return
+        fixed = [*stage.support(draw), *stage.base.replayed]
+        start = start_of(stage.segmenter, registration.prototypes, stage.fold).to(training_device(config))
+        ids, banks = plan["sample_id"].to_pylist(), plan["bank"].to_pylist()
+        for row in learning:
+            mine = [sample for sample, bank in zip(ids, banks, strict=True) if bank == ROWS[row][0]]
+            self.trainings[row] = NovelTraining(start, fixed, mine, base_classes=len(stage.fold.base),
+                                                schedule=schedule_of(config), seed=seed_of(config, draw))  # fmt: skip
+            if row in states:
+                self.trainings[row].load(states[row])
+        self.total = sum(training.schedule.steps for training in self.trainings.values())
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has its classifier."""
+        return not self.trainings
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps done and steps in all, of the rows that were open."""
+        return self.total - sum(t.schedule.steps - t.next_step for t in self.trainings.values()), self.total
+
+    def take(self, final: bool) -> bool:
+        """Takes some newly finished samples to every row; whether there were any. For `final` see `Arrivals.take`."""
+        found = self.arrivals.take(AT_ONCE, final)
+        for row, record, image in found:
+            columns: dict[str, np.ndarray] = {}
+            features = weight = None
+            if image is not None:
+                columns = self.stage.columns(row["bank"], record)
+            if image is not None and owned(row["sample_id"]):
+                features = self.stage.features_of(row["sample_id"], image)
+                weight = self.stage.trust(self.draw, features)
+            for name, training in self.trainings.items():
+                bank, column = ROWS[name]
+                if bank == row["bank"]:
+                    self._tell(training, row["sample_id"], columns.get(column), features, weight)
+        return bool(found)
+
+    def _tell(self, training: NovelTraining, name: str, label: np.ndarray | None, features: Tensor | None,
+              weight: np.ndarray | None) -> None:  # fmt: skip
+        sample = None
+        if label is not None and features is not None:
+            sample = Sample(name, features, label, "synthetic", weight)
+        training.verdict(name, label is not None, sample)
+
+    def step(self) -> bool:
+        """One step of the row that is furthest behind; whether its verdicts were there."""
+        row = min(self.trainings, key=lambda name: self.trainings[name].next_step)
+        training = self.trainings[row]
+        if not training.ready:
+            return False
+        training.step()
+        if training.finished:
+            self._keep(row, training.classifier)
+            if ranks()[0] == 0:
+                self._checkpoint(row).unlink(missing_ok=True)
+            del self.trainings[row]
+        elif training.steps_done % CHECKPOINT_STEPS == 0 and ranks()[0] == 0:
+            from safetensors.torch import save
+
+            write_atomically(self._checkpoint(row), save(training.state()))
+        return True
+
+    def _checkpoint(self, row: str) -> Any:
+        return self.paths.checkpoint(f"{row}-training")
+
+    def _keep(self, row: str, classifier: Any) -> None:
+        if ranks()[0] == 0:
+            save_classifier(self.paths.checkpoint(row), classifier)
+
+    def _found(self) -> tuple[list[str], dict[str, Any]]:
+        """Rows without a classifier and the checkpoints of those that were stopped, as the first process sees them."""
+        if ranks()[0] != 0:
+            return _told(([], {}))
+        rows, states = [row for row in rows_of(self.stage.config) if not self.paths.checkpoint(row).is_file()], {}
+        for row in rows:
+            try:
+                states[row] = load(self._checkpoint(row))[0]
+            except (FileNotFoundError, ValueError):  # none, or damaged: the row starts over and ends the same
+                continue
+        return _told((rows, states))
+
+
+def _told(value: T) -> T:
+    """The value of the first process, in all of them."""
+    if ranks()[1] == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
