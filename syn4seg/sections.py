@@ -5,6 +5,7 @@ Every key but those of `Placement` is science: it may change a result.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -96,9 +97,15 @@ class Prompts(Section):
     """Stop after this many candidates in a row without an acceptance."""
 
     @model_validator(mode="after")
-    def _llm_is_given(self) -> Prompts:
+    def _llm_is_given_and_no_key(self) -> Prompts:
         if self.agent != "grammar" and not self.llm:
             raise ValueError(f"prompts.llm is empty, but prompts.agent is {self.agent!r}: name the language model")
+        if "@" in (self.base_url or ""):  # refused here, before any agent or file sees it
+            raise ValueError("prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
+                             "environment variable of prompts.key_variable and nowhere else")  # fmt: skip
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.key_variable):
+            raise ValueError("prompts.key_variable is not the name of an environment variable (is it the key itself? That would be "
+                             "written to the run); set the variable to the key, and this to its name")  # fmt: skip
         return self
 
 
@@ -343,8 +350,8 @@ class Placement(Section):
     max_quarantined: Share = 0.5
     """Stop when more than this share of the samples is quarantined by faults."""
     row_deadline: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds that one row may spend in one stage under Ray (a generator batch: per image; loading a model does not count). Then its
-    process ends itself and the call is repeated; a row that does so again and again is quarantined."""
+    """Seconds that one row may spend in one stage under Ray (a generator batch: per image; loading a model does not count). Then
+    its process ends itself and the call is repeated; a row that does so again and again is quarantined."""
     object_store_gib: Annotated[float, Field(ge=0.1)] = 1.0
     """Object store in GiB: its size with `local`, what the stream may fill of the cluster's otherwise. Slow stages hold fast
     ones back before it is full."""

@@ -34,7 +34,8 @@ for who, token in (("guesser", "0" * 64), ("owner", os.environ["RAY_AUTH_TOKEN"]
     seen = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     open_to[who] = subprocess.run([sys.executable, "-c", stranger % ray.get_runtime_context().gcs_address], env=seen, text=True,
                                   capture_output=True).stderr
-print(json.dumps({"listening": found, "open": open_to}))
+from ray._common.usage.usage_lib import usage_stats_enabled
+print(json.dumps({"listening": found, "open": open_to, "reports usage": usage_stats_enabled()}))
 """
 
 TWO_NODES = """
@@ -99,6 +100,7 @@ def test_a_local_cluster_listens_on_loopback_only_and_refuses_a_stranger_with_an
     assert {ip.removeprefix("::ffff:") for _, ip in found["listening"]} == {"127.0.0.1"}
     assert "the cluster does not let us in" in found["open"]["guesser"]
     assert "ValueError" not in found["open"]["owner"]
+    assert found["reports usage"] is False
 
 
 @pytest.mark.slow

@@ -241,6 +241,12 @@ OURS = {"ray_syn4seg_rows_total", "ray_syn4seg_busy_seconds_total", "ray_syn4seg
         "ray_syn4seg_actors"}  # fmt: skip
 
 
+def test_our_metrics_are_those_that_the_actors_export():
+    source = "".join((REPOSITORY / "actors" / name).read_text() for name in ("guard.py", "metrics.py"))
+    for name in OURS:  # Ray puts `ray_` before a name, and `_total` behind that of a counter
+        assert re.search(rf'"(syn4seg_)?{name.removeprefix("ray_syn4seg_").removesuffix("_total")}"', source), name
+
+
 def rays_metrics() -> set[str]:
     """The metrics that the dashboards shipped with the installed Ray ask for."""
     import ray.dashboard.modules.metrics.dashboards as shipped

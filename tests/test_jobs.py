@@ -163,14 +163,14 @@ def test_the_job_server_refuses_whoever_has_no_token(head):
 
 
 @pytest.mark.slow
-def test_counters_keep_their_name_and_get_rays_prefix_in_prometheus(head):
+def test_counters_get_rays_prefix_and_one_total_behind_their_name_in_prometheus(head):
     """What docs/grafana.json relies on."""
     script = """
 import ray, time
 from ray.util.metrics import Counter, Gauge
 ray.init(address="auto")
 tags = {"run": "r", "stage": "labeling"}
-Counter("syn4seg_rows_total", tag_keys=("run", "stage")).inc(3, tags=tags)
+Counter("syn4seg_rows", tag_keys=("run", "stage")).inc(3, tags=tags)
 Gauge("syn4seg_queued_rows", tag_keys=("run", "stage")).set(5, tags=tags)
 time.sleep(25)
 """
