@@ -104,7 +104,6 @@ def fits(asks: Sequence[Ask], nodes: Sequence[Node], spare_cpus: float = 0.0) ->
     start = _rooms(nodes, keys)
     if any(sum(room.holds(one.needs, one.count) for room in start) < one.count for one in asks):
         return False
-    able = {id(room): sum(room.holds(one.needs, 1) for one in asks) for room in start}
     choice = {one.name: sum(room.holds(one.needs, 1) for room in start) for one in asks}
 
     def size(one: Ask) -> tuple:
@@ -112,8 +111,7 @@ def fits(asks: Sequence[Ask], nodes: Sequence[Node], spare_cpus: float = 0.0) ->
 
     for order in (sorted(asks, key=size), sorted(asks, key=lambda one: size(one)[1:]), asks):
         rooms = _rooms(nodes, keys)
-        order_of_rooms = sorted(range(len(rooms)), key=lambda i: able[id(start[i])])
-        if all(_first_fit(one, [rooms[i] for i in order_of_rooms]) for one in order):
+        if all(_first_fit(one, rooms) for one in order):
             return True
     return _search(sorted(asks, key=size), start)
 
