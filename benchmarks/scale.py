@@ -164,8 +164,11 @@ def apart(settings: dict[str, Any], patience: float = 60.0) -> dict[str, Any]:
         "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0",  # else one Python per logical CPU
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(settings)], env=environment, capture_output=True,
-                          text=True, check=False, timeout=1200)  # fmt: skip
+    command = [sys.executable, __file__, "--one", json.dumps(settings)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1200)
+    except subprocess.TimeoutExpired:
+        return settings | {"failed": "not done after 20 minutes"}
     if done.returncode:
         return settings | {"failed": done.stderr.strip().splitlines()[-1:] or done.returncode}
     found = json.loads(done.stdout.strip().splitlines()[-1])
