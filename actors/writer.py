@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.columns import FAULT, Batch, texts
+from actors import watch
+from actors.columns import FAULT, Batch, texts, told
 from syn4seg.rundir import RunDir, pixel_digest, write_json
 from syn4seg.samples import Sample
 from syn4seg.schema import LABEL_STAGES
@@ -26,14 +27,22 @@ class Writer:
 
     def __call__(self, rows: Batch) -> Batch:
         each = [{name: values[i] for name, values in rows.items()} for i in range(len(rows["sample_id"]))]
-        samples = [self._sample(row) for row in each]
-        for row, sample in zip(each, samples, strict=True):
+        samples = []
+        for row in each:
+            watch.tick()
+            try:
+                sample = self._sample(row)
+            except Exception as error:  # noqa: BLE001 - a label that cannot be written costs its row
+                line, trace = told(error)
+                row |= {"reason": f"{FAULT}writing: {line}", "traceback": trace}
+                sample = self._sample(row)
             if sample.record["reason"].startswith(
                 FAULT
             ):  # the note first: without it the record would count for nothing
                 _note(self.run, sample.record, row)
+            samples.append(sample)
         self.draw.write(samples)
-        return _passed(rows)
+        return _passed(rows | {"reason": texts([str(row["reason"]) for row in each])})
 
     def _sample(self, row: dict[str, Any]) -> Sample:
         reason, labels = str(row["reason"]), {}
@@ -47,6 +56,8 @@ class Writer:
         record["image"] = str(row["image_digest"])
         for stage in LABEL_STAGES if not reason else LABEL_STAGES[:-1]:
             labels[stage] = np.asarray(row[stage])
+            if labels[stage].dtype != np.uint8 or labels[stage].ndim != 2:
+                raise ValueError(f"{stage} is {labels[stage].dtype} {labels[stage].shape}; expected uint8 (H, W)")
             record[stage] = pixel_digest(labels[stage])
         record["audit"] = made | json.loads(row["labeling_audit"]) | json.loads(row["refinement_audit"])
         return Sample(record, labels)

@@ -41,7 +41,7 @@ KEYS = (
 
 # ------------------------------------------------------------------------------------------------------ the driver
 class Slow:
-    """The renderer, slowly; it notes the seed of every image that it makes."""
+    """The renderer, slowly; it notes when it has made an image, and with which seed."""
 
     def __init__(self, notes: str, seconds: float, *args: Any, **kwargs: Any):
         from syn4seg.models.generators import load_generator
@@ -52,7 +52,7 @@ class Slow:
         time.sleep(self.seconds * len(prompts))
         made = self.inner.generate(prompts, encoded, noise_seeds)
         with open(self.notes, "a") as f:
-            f.write("".join(f"{seed}\n" for seed in noise_seeds))
+            f.write("".join(f"{time.time()} {seed}\n" for seed in noise_seeds))
         return made
 
 
@@ -105,15 +105,15 @@ class Site:
                     found += [process, *process.children(recursive=True)]
         return found
 
-    def kill_actor(self, rng: random.Random) -> bool:
-        """Kills one process that works; False if there is none at the moment."""
+    def kill_actor(self, rng: random.Random, name: str = "") -> bool:
+        """Kills one process that works (with `name` in its title); False if there is none at the moment."""
         assert self.cluster is not None
         workers = []
         for node in sorted(self.cluster.worker_nodes, key=lambda n: n.node_id):
             for process in self.processes(node):
                 with contextlib.suppress(psutil.Error):
                     title = " ".join(process.cmdline())
-                    if title.startswith("ray::") and not re.match(r"ray::(IDLE|\w+Agent)", title):
+                    if re.match(r"ray::(?!IDLE|\w+Agent)", title) and name in title:
                         workers.append(process)
         if workers:
             with contextlib.suppress(psutil.Error):
@@ -181,7 +181,7 @@ class Run:
 
     def made(self) -> int:
         """Images made so far, those made again included."""
-        return len(self.notes.read_text().split())
+        return self.notes.read_text().count("\n")
 
     def wait_for(self, images: int, limit: float = 300.0) -> bool:
         """Until that many were made; False if the driver ended before."""
@@ -367,6 +367,9 @@ def main() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+    )  # before Ray is imported: every port on loopback only
     if sys.argv[1:2] == ["--drive"]:
         drive(sys.argv[2], float(sys.argv[3]), sys.argv[4:])
     else:

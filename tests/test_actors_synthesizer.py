@@ -213,6 +213,22 @@ def test_the_record_of_a_sample_has_the_audit_of_its_image_beside_those_of_its_l
     assert read_image(run.image("star", "s11")).shape == (32, 32, 3)
 
 
+def test_a_label_that_cannot_be_written_costs_its_row_alone(run):
+    out, _ = synthesize(run, Card(8), rows(1, 3))
+    labels = np.empty(3, object)
+    labels[:] = [np.zeros((32, 32), np.uint8), np.full((32, 32), np.nan), np.zeros((32, 32), np.uint8)]
+    said = {name: np.array(["{}"] * 3, object) for name in ("labeling_audit", "refinement_audit")}
+    passed = Writer(str(run.root), 0, NAMES)(out | dict.fromkeys(LABEL_STAGES, labels) | said)
+    assert [reason.partition(" (")[0] for reason in passed["reason"]] == [
+        "",
+        FAULT + "writing: ValueError: draft is float64",
+        "",
+    ]
+    note = json.loads(run.quarantined("s11").read_text())
+    assert note["reason"] == passed["reason"][1] and "in _sample" in note["traceback"]
+    assert run.draw(0).finished(["s10", "s11", "s12"]) == {"s10", "s11", "s12"}
+
+
 def test_imported_images_have_the_same_columns(run, tmp_path):
     write_image(tmp_path / "in" / "a.png", np.full((20, 30, 3), 9, np.uint8))
     given = rows(1, 1) | {"prompt": np.array(["a.png"], object)}
