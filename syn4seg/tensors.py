@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.files import MAX_TABLE, read_bytes, stating
+from syn4seg.files import MAX_TABLE, StoreError, read_bytes, stating
 
 if TYPE_CHECKING:
     import torch
@@ -76,14 +76,22 @@ class TensorFile:
             self.tensors[name] = (kind, shape, begin)
 
     def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
-        """Rows float32 (len(indices), ...) of a tensor."""
+        """Rows float32 (len(indices), ...) of a tensor.
+
+        Raises:
+            StoreError: the file cannot be read, or has been removed since.
+        """
         kind, shape, begin = self.tensors[name]
         size = math.prod(shape[1:]) * _BYTES[kind]
         out = np.empty((len(indices), *shape[1:]), np.float32)
-        with stating(self.path, "read"), self.path.open("rb") as file:
-            for i, row in enumerate(indices):
-                file.seek(self.start + begin + row * size)
-                out[i] = _floats(file.read(size), kind).reshape(shape[1:])
+        try:
+            with stating(self.path, "read"), self.path.open("rb") as file:
+                for i, row in enumerate(indices):
+                    file.seek(self.start + begin + row * size)
+                    out[i] = _floats(file.read(size), kind).reshape(shape[1:])
+        except FileNotFoundError:
+            raise StoreError(f"{self.path}: the file was removed or unmounted while it was used; put it back, and run the same "
+                             "command again, which goes on from what is there") from None  # fmt: skip
         return out
 
 
