@@ -117,7 +117,8 @@ def test_a_mistake_is_one_sentence_and_not_tried_again(ray_cluster, tmp_path):
 
     with pytest.raises(ValueError, match=r"^data.fold=9: there is no such fold$"):
         fit(loop, {}, Training(workers=2, max_failures=1), name="mistake")
-    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["0", "1"]
+    ranks = [p.name[0] for p in tmp_path.iterdir()]
+    assert ranks and len(ranks) == len(set(ranks))  # a worker that comes late does not begin at all
 
     def bug(config, group):
         return {}["what"]
