@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,3 +328,41 @@ def test_user_errors_name_the_sample_and_the_remedy():
         train_novel(_start(), [], base_classes=BASE, schedule=SCHEDULE, seed=0)
     with pytest.raises(ValueError, match="'fake' is unknown"):
         train_novel(_start(), [_sample(0, "fake", [0, 3])], base_classes=BASE, schedule=SCHEDULE, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What two gloo processes found."""
+    folder, env = tmp_path_factory.mktemp("novel"), os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.shared_novel"]
+    root = Path(__file__).parent.parent
+    started = [subprocess.Popen([*command, str(r), "2", str(folder)], cwd=root, env=env) for r in range(2)]
+    try:
+        assert [p.wait(timeout=300) for p in started] == [0, 0]
+    finally:
+        for p in started:
+            p.kill()
+    return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(2)]
+
+
+def test_two_processes_learn_what_one_learns_and_each_keeps_its_own_samples_alone(both):
+    from tests.shared_novel import curve
+
+    alone = curve()
+    assert both[0]["shared"]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    torch.testing.assert_close(both[0]["shared"]["weight"], alone["weight"], rtol=1e-3, atol=1e-3)
+    kept = [set(found["shared"]["kept"]) for found in both]
+    assert all(found == both[0]["shared"]["losses"] for found in (b["shared"]["losses"] for b in both))
+    assert len(kept[0] & kept[1]) == 0 < len(kept[0]) < len(alone["kept"])
+
+
+def test_two_processes_that_were_stopped_go_on_bit_for_bit(both):
+    for found in both:
+        assert found["continued"]["losses"] == found["shared"]["losses"]
+        assert torch.equal(found["continued"]["weight"], both[0]["shared"]["weight"])
+
+
+def test_if_each_process_had_a_mean_of_its_own_the_curve_would_be_another(both):
+    off = np.array(both[0]["own means"]["losses"]) / np.array(both[0]["shared"]["losses"]) - 1
+    assert np.abs(off).max() > 1e-3

@@ -1,0 +1,203 @@
+"""Training beside labelling: either failure ends both with its own words, and the bytes are those of one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+from actors import graph
+from actors.pipeline import Pipeline
+from actors.trainer import Labelling, train_and_evaluate
+from syn4seg.config import load
+from syn4seg.models.generators import load_generator
+from syn4seg.rundir import RunDir
+from syn4seg.stages.novel import rows_of
+from syn4seg.stages.setup import check
+
+
+def steadily(draw, go_on):
+    """Labels for ever, in batches of a hundredth of a second."""
+    while True:
+        go_on()
+        time.sleep(0.01)
+
+
+def test_a_failure_of_labelling_is_raised_where_the_trainer_asks_and_as_itself():
+    failure = ValueError("no room on the disk")
+
+    def fails(draw, go_on):
+        raise failure
+
+    with pytest.raises(ValueError, match="no room on the disk") as caught, Labelling(fails, [0]) as labelling:
+        while not labelling.labelled(0):
+            time.sleep(0.01)
+    assert caught.value is failure
+
+
+def test_what_labelling_said_counts_even_if_the_trainer_says_something_else_then():
+    with pytest.raises(ValueError, match="no room"), Labelling(lambda *_: 1 / 0, [0]) as labelling:
+        while labelling.failure is None:
+            time.sleep(0.01)
+        labelling.failure = ValueError("no room")
+        raise RuntimeError("a worker lost its peers")
+
+
+def test_a_failure_of_training_stops_labelling_between_two_batches():
+    labelling = Labelling(steadily, [0, 1])
+    with pytest.raises(RuntimeError, match="nan"), labelling:
+        raise RuntimeError("nan")
+    assert not labelling.thread.is_alive()
+    assert labelling.done == set()
+
+
+def test_the_block_ends_when_both_have_ended_and_a_late_failure_is_not_lost():
+    def late(draw, go_on):
+        time.sleep(0.3)
+        if draw:
+            raise ValueError("late")
+
+    with Labelling(late, [0]) as labelling:
+        pass
+    assert labelling.labelled(0)
+    with pytest.raises(ValueError, match="late"), Labelling(late, [0, 1]):
+        pass
+
+
+def test_an_interrupt_reaches_the_main_thread_and_waits_for_nobody():
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    before, ended = signal.signal(signal.SIGINT, stop), threading.Event()
+    try:
+        with pytest.raises(Stopped), Labelling(lambda draw, go_on: ended.wait(60) and None, [0]) as labelling:
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                labelling.labelled(0)
+                time.sleep(0.01)
+        assert labelling.thread.is_alive()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        ended.set()
+
+
+# ------------------------------------------------------------------------------------------------------- under Ray
+class Quiet:
+    """A display that shows nothing."""
+
+    def note(self, text):
+        pass
+
+    @contextlib.contextmanager
+    def bar(self, title):
+        yield lambda *_: None
+
+    @contextlib.contextmanager
+    def bars(self, *titles):
+        yield [lambda *_: None for _ in titles]
+
+    def funnel(self, draw, reasons):
+        pass
+
+    def results(self, results):
+        pass
+
+
+KEYS = ("novel.steps=12", "novel.ramp=0.9", "synthesis.images_per_class=3")
+
+
+def pipeline(run, small, *keys) -> Pipeline:
+    config = load(None, [*small, *KEYS, *keys])
+    return Pipeline(config, run, *check(config), Quiet())
+
+
+def classifiers(run, config) -> dict[str, bytes]:
+    return {row: run.draw(0).checkpoint(row).read_bytes() for row in rows_of(config)}
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(prepared, small, tmp_path_factory):
+    """A finished inline run."""
+    root = tmp_path_factory.mktemp("after") / "run"
+    shutil.copytree(prepared[0].root, root)
+    made = pipeline(RunDir(root), small)
+    made.whole()
+    return made
+
+
+@pytest.mark.slow
+def test_the_overlapped_run_gives_the_bytes_of_labelling_first_and_training_then(
+    fresh, small, one_after_the_other, ray_cluster
+):
+    run, _ = fresh
+    pipeline(run, small, "placement.runner=ray").whole()
+    first = one_after_the_other
+    assert classifiers(run, first.config) == classifiers(first.run, first.config)
+    assert (run.draw(0).root / "confusion.json").read_bytes() == (
+        first.run.draw(0).root / "confusion.json"
+    ).read_bytes()
+
+
+class Black:
+    """A generator whose images are all faulty."""
+
+    def __init__(self):
+        self.inner = load_generator("renderer", steps=1, guidance=1.0, size=64)
+
+    def generate(self, prompts, encoded, noise_seeds):
+        return self.inner.generate(prompts, encoded, noise_seeds)[0], ["black"] * len(prompts)
+
+
+@pytest.mark.slow
+def test_a_stream_that_fails_everywhere_ends_the_overlapped_run_with_its_reason(fresh, small, ray_cluster, monkeypatch):
+    run, _ = fresh
+    monkeypatch.setattr(graph, "load_generator", lambda *_, **__: Black())
+    with pytest.raises(ValueError, match=r"of 24 samples are quarantined.*fault: synthesis: black image"):
+        pipeline(run, small, "placement.runner=ray", "placement.synthesis.batch=5").whole()
+    assert not run.draw(0).checkpoint("syn4seg").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_learn_what_one_process_learns_and_a_killed_one_costs_no_more_than_the_steps_since_its_checkpoint(
+    fresh, small, one_after_the_other, ray_cluster, monkeypatch
+):
+    import torch
+
+    from syn4seg.stages.novel import load_classifier
+
+    run, names = fresh
+    config = load(None, [*small, *KEYS, "placement.runner=ray", "placement.training.workers=2"])
+    graph.stream(load(None, [*small, *KEYS]), run, names, 0, lambda *_: None)
+    killed = []
+    asked = Killing(str(run.root))
+    train_and_evaluate(config, run, *check(config), [lambda *_: None] * 2, evaluate=False, labelled=asked)
+    assert (run.root / "killed").is_file(), killed
+    first = one_after_the_other
+    for row in rows_of(config):
+        ours, theirs = (load_classifier(r.draw(0).checkpoint(row)) for r in (run, first.run))
+        assert torch.allclose(ours.weight, theirs.weight, atol=1e-4), row
+
+
+class Killing:
+    """`Labelled` of finished labels, which kills the process that asks the 20th time, once."""
+
+    def __init__(self, root):
+        self.root, self.count = root, 0
+
+    def __call__(self, draw):
+        from pathlib import Path
+
+        self.count += 1
+        note = Path(self.root) / "killed"
+        if self.count == 20 and not note.exists():
+            note.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
