@@ -219,11 +219,11 @@ class Shards:
         """Keeps rows as one part; `name` is what its name is made of."""
         digest = hashlib.blake2b("\x1f".join(name).encode(), digest_size=16).hexdigest()
         sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, self.schema, **self._options()) as writer:
+        with pq.ParquetWriter(sink, self.schema, **self.options()) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema=self.schema))
         write_atomically(self.folder / f"part-{digest}.parquet", sink.getvalue().to_pybytes())
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Pixels are compressed already, and statistics of them would be as large as they are."""
         columns = self.plain_columns()
         return {"compression": {name: "zstd" if name in columns else "none" for name in self.schema.names},
@@ -254,7 +254,7 @@ class Shards:
         name = f"shard-{hashlib.blake2b(' '.join(sorted(parts)).encode(), digest_size=16).hexdigest()}.parquet"
         schema = self.schema.with_metadata({_REPLACES: json.dumps(sorted(parts))})
         try:
-            with published(self.folder / name) as path, pq.ParquetWriter(path, schema, **self._options()) as writer:
+            with published(self.folder / name) as path, pq.ParquetWriter(path, schema, **self.options()) as writer:
                 waiting: list[pa.Table] = []
                 for part in parts:
                     waiting.append(self._whole(part).replace_schema_metadata(schema.metadata))
