@@ -28,11 +28,8 @@ def curve(stop: int | None = None) -> dict:
             training = fresh()
             training.load(state)
         losses.append(training.step())
-    return {
-        "losses": losses,
-        "weight": training.classifier.weight,
-        "kept": sorted(name for kind, name in training.kept if kind == "synthetic"),
-    }
+    kept = sorted(name for kind, name in training.kept if kind == "synthetic")
+    return {"losses": losses, "weight": training.classifier.weight, "kept": kept}
 
 
 def curve_without_a_shared_mean() -> dict:
