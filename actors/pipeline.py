@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from actors.cluster import check_shared
 from actors.encoder import prompt_agent, text_encoder
-from actors.evaluation import evaluate_on_workers
+from actors.evaluation import evaluate
 from actors.graph import check_placement, stream
 from actors.trainer import Asked, Labelled, Labelling, all_labelled, notice_board, room_for_both, train_and_evaluate
 from actors.training import check_workers, on_workers, train_base_on_workers
@@ -27,7 +27,6 @@ from syn4seg.stages.base import make_base
 from syn4seg.stages.novel import NovelStage, free_gpu, load_classifier, rows_of
 from syn4seg.stages.plan import make_plan, planned
 from syn4seg.stages.results import write_manifest, write_results
-from syn4seg.stages.scoring import Scorer, evaluate_run, here
 from syn4seg.stages.setup import draws_of
 
 Matrices = dict[int, dict[str, np.ndarray]]
@@ -186,10 +185,6 @@ class Pipeline:
         for draw in draws_of(self.config):
             for row in rows_of(self.config):
                 load_classifier(self.run.draw(draw).checkpoint(row))
-        given = self.config, self.run, self.dataset, self.fold
         with self._timed("evaluate"), self.display.bar("queries") as progress:
-            if on_workers(self.config):
-                matrices: Matrices = evaluate_on_workers(*given, progress)
-            else:
-                matrices = evaluate_run(*given, here(Scorer(*given, device=self.config.placement.device)), progress)
+            matrices: Matrices = evaluate(self.config, self.run, self.dataset, self.fold, progress)
         return self._scored(matrices)
