@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,7 @@ def connect(placement: Placement) -> None:
     """Joins the cluster of `placement.address`, or starts one on this machine that listens on loopback only.
 
     Raises:
-        ValueError: nothing answers at the address, it is none, or the cluster refuses us.
+        ValueError: nothing answers at the address, it is none, the cluster refuses us, or Ray's folder here is not ours alone.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -87,7 +88,23 @@ def _start(placement: Placement) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-             object_store_memory=int(placement.object_store_gib * 2**30), _node_ip_address="127.0.0.1")  # fmt: skip
+             object_store_memory=int(placement.object_store_gib * 2**30), _node_ip_address="127.0.0.1",
+             _temp_dir=os.environ.get("RAY_TMPDIR") or str(_private_folder() / "ray"))  # fmt: skip
+
+
+def _private_folder() -> Path:
+    """A folder that only this user can enter: Ray lets everybody write into its own, where its sockets and logs are.
+
+    Raises:
+        ValueError: somebody else has made it, or has opened it.
+    """
+    folder = Path(f"/tmp/syn4seg-{os.getuid()}")  # short: the path of a socket has at most 107 bytes
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ValueError(f"{folder}: not a folder of this user alone, so others could meddle with Ray's sockets there; remove it, "
+                         "or set the environment variable RAY_TMPDIR to a short path of a private folder")  # fmt: skip
+    return folder
 
 
 def _join(address: str) -> None:

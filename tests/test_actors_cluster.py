@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from actors import cluster
 from actors.cluster import check_out, connect, inside_job
 from syn4seg.sections import Placement
 
@@ -35,7 +36,10 @@ for who, token in (("guesser", "0" * 64), ("owner", os.environ["RAY_AUTH_TOKEN"]
     open_to[who] = subprocess.run([sys.executable, "-c", stranger % ray.get_runtime_context().gcs_address], env=seen, text=True,
                                   capture_output=True).stderr
 from ray._common.usage.usage_lib import usage_stats_enabled
-print(json.dumps({"listening": found, "open": open_to, "reports usage": usage_stats_enabled()}))
+from pathlib import Path
+folders = list(Path(ray._private.worker._global_node.get_session_dir_path()).parents)
+private = any(folder.stat().st_mode & 0o077 == 0 and folder.stat().st_uid == os.getuid() for folder in folders)
+print(json.dumps({"listening": found, "open": open_to, "private": private, "reports usage": usage_stats_enabled()}))
 """
 
 TWO_NODES = """
@@ -101,6 +105,7 @@ def test_a_local_cluster_listens_on_loopback_only_and_refuses_a_stranger_with_an
     assert "the cluster does not let us in" in found["open"]["guesser"]
     assert "ValueError" not in found["open"]["owner"]
     assert found["reports usage"] is False
+    assert found["private"]  # no other user of the machine reaches the sockets
 
 
 @pytest.mark.slow
@@ -147,6 +152,19 @@ def test_a_job_uses_the_cluster_that_it_is_on(monkeypatch):
     monkeypatch.setenv(JOB, "{}")
     with pytest.raises(ValueError, match=r"placement\.address=local: this is a Ray job"):
         connect(Placement(address="local"))
+
+
+def test_a_folder_that_others_may_enter_is_no_place_for_the_sockets(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "Path", lambda _: tmp_path / "sockets")
+    assert cluster._private_folder().stat().st_mode & 0o777 == 0o700
+    (tmp_path / "sockets").chmod(0o750)
+    with pytest.raises(ValueError, match="not a folder of this user alone"):
+        cluster._private_folder()
+    (tmp_path / "sockets").rmdir()
+    (tmp_path / "other").mkdir(mode=0o700)
+    (tmp_path / "sockets").symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match="not a folder of this user alone"):
+        cluster._private_folder()
 
 
 def test_an_address_at_which_nothing_answers_is_one_sentence_at_once(monkeypatch):
