@@ -187,9 +187,9 @@ class Shards:
         with parquet(self.folder / name) as file:
             return file.read_row_group(number, columns)
 
-    def table(self) -> pa.Table:
-        """Every sample once, without pixels."""
-        columns = self.plain_columns()
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """These columns of every sample, once, sorted by `sample_id`, which is one of them; `reason` decides between two rows."""
+        columns = list(columns)
         for _ in range(5):
             names = self.look()
             try:

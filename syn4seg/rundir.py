@@ -97,7 +97,8 @@ class Draw:
         return self.run.samples.records(self.number)
 
     def complete(self) -> pa.Table:
-        """The records of the samples that are done, with every file that they name; a deleted file is made anew."""
+        """Columns sample_id, reason and image (digest) of the samples that are done, with every file that their record names; a
+        deleted file is made anew."""
         return self.run.samples.complete(self.number, self.run.noted())
 
     def done(self) -> set[str]:

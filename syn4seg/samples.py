@@ -228,7 +228,7 @@ class FileSamples:
         return row
 
     def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
-        """The records of the samples that need nothing more: every file that their record names is there.
+        """Columns sample_id, reason and image of the samples that need nothing more: every file that their record names is there.
 
         Args:
             notes: ids of the samples with a note in quarantined/.
@@ -239,7 +239,7 @@ class FileSamples:
         for key, folder in self._folders(draw).items():
             there = pa.array([f"{c}/{s}" for c, s in _by_class(listing(folder), ".png")], pa.string())
             whole = pc.and_(whole, pc.or_(pc.is_null(records[key]), pc.is_in(at, there)))
-        return records.filter(whole)
+        return records.filter(whole).select(["sample_id", "reason", "image"])
 
     def _folders(self, draw: int) -> dict[str, AnyPath]:
         """Folder of the images and of each stage's labels, by column."""

@@ -97,11 +97,11 @@ class ShardSamples:
 
     def records(self, draw: int) -> pa.Table:
         """Every record of a draw, once each, sorted by sample id: columns `schema.RECORD`."""
-        return self._labels(draw).table().select(RECORD.names)
+        return self._labels(draw).table(RECORD.names)
 
     def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
-        """The records of the samples that need nothing more: they and their images can be read."""
-        records = not_waiting(self.records(draw), notes)
+        """Columns sample_id, reason and image of the samples that need nothing more: they and their images can be read."""
+        records = not_waiting(self._labels(draw).table(["sample_id", "reason", "image"]), notes)
         there = pc.is_in(records["sample_id"], self._images.places()["sample_id"].combine_chunks())
         return records.filter(pc.or_(pc.is_null(records["image"]), there))
 
@@ -161,10 +161,10 @@ class ShardSamples:
     def digests(self, draw: int, manifest: pa.Table, quick: bool) -> tuple[pa.Table, list[str]]:
         """What is there of what a manifest names; `quick` reads the digests that were written beside the pixels."""
         labels, images = self._labels(draw), self._images
-        columns = {key: _found(manifest, key, table)
-                   for table in [labels.table() if quick else labels.recomputed(LABEL_STAGES)] for key in LABEL_STAGES}  # fmt: skip
+        said = labels.table(["sample_id", "reason", *LABEL_STAGES]) if quick else labels.recomputed(LABEL_STAGES)
+        columns = {key: _found(manifest, key, said) for key in LABEL_STAGES}
         if self._made is None:  # the same for every draw
-            self._made = images.table() if quick else images.recomputed(["image"])
+            self._made = images.table(["sample_id", "image"]) if quick else images.recomputed(["image"])
         columns["image"] = _found(manifest, "image", self._made)
         return pa.table(columns), sorted({*labels.damaged.values(), *images.damaged.values()})
 

@@ -407,7 +407,9 @@ def test_verify_sees_what_is_wrong_in_a_sharded_run(fresh, small, reference):
     pq.write_table(table.set_column(place, "label_png", pa.array(column, pa.binary())), shard)
     sample = table["sample_id"][label].as_py()
     assert verify(RunDir(run.root))[1] == [f"draw 0: label of {sample} differs"]
-    assert verify(RunDir(run.root), quick=True)[1] == [], "quick looks at no pixel"
+    same = RunDir(run.root)
+    assert verify(same, quick=True)[1] == [], "quick looks at no pixel"
+    assert verify(same)[1] == [f"draw 0: label of {sample} differs"], "and leaves nothing for the full check to rely on"
     shard.write_bytes(good[: len(good) // 2])
     for quick in (False, True):
         problems = verify(RunDir(run.root), quick)[1]

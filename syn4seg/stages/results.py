@@ -57,12 +57,12 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     wanted = planned(run)["sample_id"]
     problems = [f"draw {draw.number}: has no manifest; run the same command again to finish it"
                 for draw in run.draws() if draw not in draws and _begun(draw)]  # fmt: skip
-    columns = []
+    columns, samples = [], RunDir(run.root).samples  # which knows nothing from before
     for draw in draws:
         table = _manifest(draw)
         for lacks in (_lacking(wanted, table["sample_id"]), _lacking(table["sample_id"], wanted)):
             problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in lacks]
-        found, damaged = run.samples.digests(draw.number, table, quick)
+        found, damaged = samples.digests(draw.number, table, quick)
         problems += [line for line in damaged if line not in problems]
         for key in ("image", *LABEL_STAGES):
             problems += _differing(draw.number, key, table, found[key])
@@ -78,12 +78,9 @@ def _begun(draw: Draw) -> bool:
 
 
 def _manifest(draw: Draw) -> pa.Table:
-    """A draw's manifest, with the columns and types of `RECORD`."""
-    table = read_parquet(draw.manifest)
-    lacking = set(RECORD.names) - set(table.column_names)
-    if lacking:
-        raise ValueError(f"{draw.manifest}: has no column {min(lacking)!r}; this program did not write it")
-    table = table.select(RECORD.names).cast(RECORD)
+    """What is compared of a draw's manifest, with the types of `RECORD`."""
+    columns = pa.schema([RECORD.field(name) for name in ("sample_id", "class", "reason", "image", *LABEL_STAGES)])
+    table = read_parquet(draw.manifest, columns.names).select(columns.names).cast(columns)
     for name in ("sample_id", "class"):
         check_names(table[name], f"{draw.manifest}: {name}")
     return table
