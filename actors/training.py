@@ -191,15 +191,17 @@ def _listening(board: Any, progress: Callable[[dict[str, Any]], None]) -> Iterat
     """Passes on what the workers tell, until the block ends and everything told has been passed on."""
     import ray
 
-    ended = threading.Event()
+    ended, failures = threading.Event(), []
 
     def listen() -> None:
-        while True:
-            last = ended.wait(POLL_SECONDS)
-            for facts in ray.get(board.take.remote()):
-                progress(facts)
-            if last:
-                return
+        try:
+            last = False
+            while not last:
+                last = ended.wait(POLL_SECONDS)
+                for facts in ray.get(board.take.remote()):
+                    progress(facts)
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that trains
+            failures.append(error)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -208,14 +210,18 @@ def _listening(board: Any, progress: Callable[[dict[str, Any]], None]) -> Iterat
     finally:
         ended.set()
         thread.join()
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager
 def _own_interrupts() -> Iterator[None]:
-    """Ray Train takes over Ctrl-C and keeps it; afterwards it is again what it was."""
+    """Ray Train takes over Ctrl-C, ends the process with status 0 on it, and keeps it; here it interrupts, as ever."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
