@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         first, names = prepared(config, root / "apart")
-        shutil.copytree(first.root, root / "together")
+        shutil.copytree(str(first.root), root / "together")
         together = RunDir(root / "together")
         connect(config.placement)
         sleeping = functools.partial(Sleeping, args.sleep, str(root / "notes.txt"))
