@@ -10,7 +10,18 @@ BACKGROUND = 0
 UNLABELED = 255
 """Label value that every loss and every metric ignores."""
 
-PLAN = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo", "image_at", "reason", "traceback")
+PLAN = (
+    "sample_id",
+    "class_id",
+    "prompt",
+    "prompt_row",
+    "noise_seed",
+    "batch",
+    "todo",
+    "image_at",
+    "reason",
+    "traceback",
+)
 """Columns with which a row enters the stream: `prompt_row` is the row of the prompt in the embedding store, `batch` the generator
 batch that the sample belongs to, `todo` whether this pass still has to finish it, `image_at` where its image lies, empty if
 there is none yet. `reason` and `traceback` are empty until some stage fills them; a row with a reason is passed through

@@ -40,7 +40,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"x\.json: cannot be written \(No space left on device; [\d,.]+ MiB free\).*goes on"):
+    with pytest.raises(
+        StoreError, match=r"x\.json: cannot be written \(No space left on device; [\d,.]+ MiB free\).*goes on"
+    ):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
