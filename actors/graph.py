@@ -35,6 +35,8 @@ from syn4seg.stages.setup import speed_of
 
 STORE_SHARE = 0.5
 """Share of `placement.object_store_gib` that Ray Data may plan with: it overruns its limit by what is in flight."""
+FEW = 64
+"""Samples that must have ended before a share of them says anything about the whole run."""
 COMPACT_SECONDS = 60.0
 """How often the finished parts of a sharded run are looked at while it runs, to be merged if they fill a shard."""
 Progress = Callable[[int, int, Counter], None]
@@ -140,19 +142,20 @@ def todo(plan: pa.Table, finished: Iterable[str] | pa.ChunkedArray, images: pa.T
 
 
 def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None, progress: Progress,
-           note: Callable[[str], None] = lambda line: None) -> Counter:  # fmt: skip
+           note: Callable[[str], None] = lambda line: None, beside: Training | None = None) -> Counter:  # fmt: skip
     """Makes everything that the plan still lacks; safe to stop at any moment and to call again.
 
     Args:
         names: class names by class index (0 is the background).
         draw: the support draw to label with, or None to make images only.
         note: called with one line for each thing that a person should know about the images, and about sizes that were chosen.
+        beside: training workers that run at the same time, whose share of the cluster is not the stream's.
 
     Returns:
         How many samples of this pass ended with which reason ("" is accepted).
 
     Raises:
-        ValueError: the placement does not fit, or more than `placement.max_quarantined` of the samples are faults.
+        ValueError: the placement does not fit, or more than `placement.max_quarantined` of the finished samples are faults.
     """
     run.samples.compact(draw)
     plan, images, earlier = run.read_plan(), run.samples.images(), Counter()
@@ -171,7 +174,7 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         return reasons
     started, first, audits = time.time(), done, []
     merged = started
-    for batch in _run(config, run, rows, steps, draw, note):
+    for batch in _run(config, run, rows, steps, draw, note, beside):
         reasons.update(str(r) for r in batch["reason"])
         done += len(batch["reason"])
         progress(done, planned, earlier + reasons)
@@ -189,7 +192,7 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
 
 
 def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: int | None,
-         note: Callable[[str], None]) -> Iterator[dict[str, Any]]:  # fmt: skip
+         note: Callable[[str], None], beside: Training | None) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The rows through the stages; with `placement.sizes=auto` some of them first, to see what each stage takes."""
     place = config.placement
     if place.runner == "inline":
@@ -214,7 +217,7 @@ def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: 
         first = rows.num_rows - few  # the last rows: after a stop the first ones may have their images already
         one_each = [replace(step, pool=step.pool.model_copy(update={"max_size": None})) for step in steps]
         yield from streamed(rows.slice(first), one_each)
-        steps, line = _resized(steps, seen, place.training if config.novel.ramp else None)
+        steps, line = _resized(steps, seen, beside)
         note(f"placement.sizes=auto: {line}")
         rows = rows.slice(0, first)
     yield from streamed(rows, steps)
@@ -243,10 +246,20 @@ def _resized(
 
 
 def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:
-    faults = {reason: n for reason, n in reasons.items() if reason.startswith(FAULT)}
-    limit = config.placement.max_quarantined
-    if sum(faults.values()) > limit * planned:
-        worst = max(faults, key=faults.get)  # type: ignore[arg-type]
-        raise ValueError(f"{sum(faults.values())} of {planned} samples are quarantined, more than "
-                         f"placement.max_quarantined={limit:g}; most frequent: {worst}. Mend the cause, delete "
+    """Refuses to go on if too many of the samples that have ended so far are faults; the first `FEW` are too few to tell."""
+    kinds: Counter = Counter()
+    for reason, count in reasons.items():
+        if reason.startswith(FAULT):
+            kinds[_kind(reason)] += count
+    limit, ended = config.placement.max_quarantined, sum(reasons.values())
+    if kinds.total() > limit * max(ended, min(planned, FEW)):
+        worst = kinds.most_common(1)[0][0]
+        said = next(reason for reason in reasons if reason.startswith(FAULT) and _kind(reason) == worst)
+        raise ValueError(f"{kinds.total()} of {planned} samples are quarantined ({ended} have ended so far), more than "
+                         f"placement.max_quarantined={limit:g}; most frequent: {said}. Mend the cause, delete "
                          "quarantined/, and run the same command again, which makes these samples anew")  # fmt: skip
+
+
+def _kind(reason: str) -> str:
+    """Stage and type of a fault: its text may name a row, a path or a number."""
+    return ":".join(reason.split(":")[:3])

@@ -2,8 +2,8 @@
 
 Ray restarts an actor that dies and repeats its call for ever. The ledger knows how often a call was begun and never ended.
 After `whole_attempts` deaths its rows are sent alone, each noted first; a row that has then killed its process `ALONE` times is
-quarantined with the traceback that the process left behind. Kills from outside are told apart by this alone: they do
-not meet the same row again and again.
+quarantined with the traceback that the process left behind. A process that went with its node is not counted; other kills from
+outside are told apart by this alone: they do not meet the same row again and again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Guard:
         import ray
 
         self.name, self.deadline, self.ledger = name, deadline, ledger
-        self.actor = ray.get_runtime_context().get_actor_id() or ""
+        here = ray.get_runtime_context()
+        self.actor, self.node = here.get_actor_id() or "", here.get_node_id()
         self.whole_attempts = getattr(stage, "whole_attempts", 1)
         self.meters = _meters(run, name)
         self.inner: Callable[[Batch], Batch] = stage(**kwargs)
@@ -88,7 +89,7 @@ class Guard:
         counts: dict[str, float] = {}
         with tempfile.NamedTemporaryFile("w", prefix=f"syn4seg-{self.name}-", suffix=".txt") as notes:
             try:
-                deaths = ray.get(self.ledger.begin.remote(self.name, key, notes.name, self.actor))
+                deaths = ray.get(self.ledger.begin.remote(self.name, key, notes.name, self.actor, self.node))
             except ray.exceptions.RayActorError:
                 deaths = []
             yield deaths, notes, counts  # pyright: ignore[reportReturnType]

@@ -123,7 +123,8 @@ class Pipeline:
                     go_on()
                     bar(draws.index(draw) * total + done, len(draws) * total, reasons)
 
-                stream(self.config, self.run, self.names, draw, progress, self.display.note)
+                beside = self.config.placement.training if notice else None
+                stream(self.config, self.run, self.names, draw, progress, self.display.note, beside)
                 write_manifest(self.run, draw)
 
             with Labelling(label, draws, notice) as labelling:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from actors import watch
 from actors.columns import Batch, column, each_row, texts
 from syn4seg.schema import BACKGROUND, UNLABELED
 
@@ -52,6 +53,7 @@ class Refiner:
         done, size = {}, self.refine.settings.images_per_pass
         for start in range(0, len(hinted), size):
             part = hinted[start : start + size]
+            watch.tick(len(part))
             with contextlib.suppress(Exception):
                 made = self.refine([images[i] for i in part], [labels[i] for i in part])
                 done.update(zip(part, made, strict=True))

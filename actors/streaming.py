@@ -18,6 +18,7 @@ from actors.guard import Guard
 from actors.ledger import Ledger
 from actors.metrics import Totals
 from actors.placement import Stage, check_columns, preflight
+from syn4seg.files import StoreError
 
 if TYPE_CHECKING:
     import ray.data
@@ -126,7 +127,7 @@ def _settings(store_bytes: float | None) -> None:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
-    context.execution_no_progress_timeout_s = 7200  # type: ignore[attr-defined]  # a generator may take long to load
+    context.execution_no_progress_timeout_s = 86400  # type: ignore[attr-defined]  # hanging rows end themselves, see the guard
     context.wait_for_min_actors_s = 600
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
@@ -143,7 +144,9 @@ def _reporting(ledger: Any, report: Callable[[Totals], None] | None) -> Iterator
     over = threading.Event()
 
     def tell() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
+        with contextlib.suppress(
+            ray.exceptions.RayError, StoreError
+        ):  # a full disk ends the stream where rows are written
             report(ray.get(ledger.totals.remote(), timeout=REPORT_SECONDS))
 
     def watch() -> None:

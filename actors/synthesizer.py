@@ -21,6 +21,7 @@ import numpy as np
 from actors import watch
 from actors.columns import FAULT, Batch, column, each_row, texts, told
 from syn4seg.data.folder import decode_image
+from syn4seg.files import StoreError
 from syn4seg.rundir import RunDir, pixel_digest
 from syn4seg.samples import Image
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from syn4seg.models.generators import ImageGenerator, Made
 
 BLANK = np.zeros((1, 1, 3), np.uint8)
-START_SECONDS = 3600.0
+START_SECONDS = 1800.0
 """What a generator may take to load, and again for its first batch, beside the deadline of the rows."""
 
 
@@ -83,6 +84,7 @@ class Synthesizer:
         self.store = EmbeddingStore(self.run.embeddings)
 
     def __call__(self, rows: Batch) -> Batch:
+        watch.pause()
         images, audits = _there(self.run, self.names, rows)
         reasons, traces = ([str(text) for text in rows[name]] for name in ("reason", "traceback"))
         new = []
@@ -148,6 +150,8 @@ class Synthesizer:
                 made = self.generator.make(*given)
             else:
                 made = Made(*self.generator.generate(*given), [{}] * len(at))
+        except StoreError:  # the embeddings cannot be read: no fault of a row
+            raise
         except Exception as error:  # noqa: BLE001 - it costs the rows at fault, not the run
             return None, *told(error)
         return Made(made.images, [f"{fault} image" if fault else "" for fault in made.faults], made.audit), "", ""
@@ -172,6 +176,7 @@ def _image(names: tuple[str, ...], rows: Batch, i: int, pixels: np.ndarray, audi
 def _keep(run: RunDir, names: tuple[str, ...], rows: Batch, new: list[int], images: list[np.ndarray],
           audits: list[dict[str, Any]]) -> None:  # fmt: skip
     """Keeps the images of the rows `new` in the run directory."""
+    watch.pause()
     run.samples.write_images([_image(names, rows, i, images[i], audits[i]) for i in new])
 
 

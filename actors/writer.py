@@ -41,6 +41,7 @@ class Writer:
             ):  # the note first: without it the record would count for nothing
                 _note(self.run, sample.record, row)
             samples.append(sample)
+        watch.pause()
         self.draw.write(samples)
         return _passed(rows | {"reason": texts([str(row["reason"]) for row in each])})
 

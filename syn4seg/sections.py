@@ -348,7 +348,7 @@ class Placement(Section):
     training: Training = Training()
     """Base stage, novel stage and evaluation."""
     max_quarantined: Share = 0.5
-    """Stop when more than this share of the samples is quarantined by faults."""
+    """Stop when more than this share of the samples that have ended (64 at least) is quarantined by faults."""
     row_deadline: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that one row may spend in one stage under Ray (a generator batch: per image; loading a model does not count). Then
     its process ends itself and the call is repeated; a row that does so again and again is quarantined."""

@@ -183,11 +183,16 @@ class Run:
         """Images made so far, those made again included."""
         return self.notes.read_text().count("\n")
 
-    def wait_for(self, images: int, limit: float = 300.0) -> bool:
-        """Until that many were made; False if the driver ended before."""
+    def ended(self) -> int:
+        """Images made, and records or files of records that are there: grows until the last label is written."""
+        records = ("draws/*/records/*/*.json", "draws/*/labels/*.parquet")
+        return self.made() + sum(1 for pattern in records for _ in self.out.glob(pattern))
+
+    def wait_for(self, ended: int, limit: float = 300.0) -> bool:
+        """Until so much has `ended`; False if the driver ended before."""
         assert self.driver is not None
         until = time.monotonic() + limit
-        while self.made() < images:
+        while self.ended() < ended:
             if self.driver.poll() is not None:
                 return False
             assert time.monotonic() < until, f"no progress in {limit} s:\n{self.log.read_text()[-3000:]}"
@@ -211,7 +216,7 @@ def disturb(run: Run, kinds: list[str], rng: random.Random, gap: int) -> Counter
     done: Counter = Counter()
     run.start()
     say = functools.partial(print, file=run.log.open("a"), flush=True)
-    while kinds and run.wait_for(run.made() + rng.randint(1, gap)):
+    while kinds and run.wait_for(run.ended() + rng.randint(1, gap)):
         kind = kinds[0]
         time.sleep(rng.random() * run.seconds * 3)
         if kind == "actor":
@@ -243,8 +248,9 @@ def check(run: Run, reference: str, kills: int, in_flight: int) -> dict[str, int
     from syn4seg.stages.results import verify
 
     made = RunDir(run.out)
-    digest, problems = verify(made)
+    problems = verify(made)[1]
     assert problems == [], problems
+    digest = every_label(made)
     assert digest == reference, f"digest {digest} instead of {reference}"
     listed = Counter(pq.read_table(made.draw(0).manifest, columns=["sample_id"])["sample_id"].to_pylist())
     wanted = planned(made)["sample_id"].to_pylist()
@@ -258,14 +264,25 @@ def check(run: Run, reference: str, kills: int, in_flight: int) -> dict[str, int
 
 
 def undisturbed(root: Path, keys: list[str]) -> str:
-    """Digest of the same run in one process, without Ray."""
+    """Digest (`every_label`) of the same run in one process, without Ray."""
     from syn4seg.rundir import RunDir
-    from syn4seg.stages.results import verify
 
     done = subprocess.run([sys.executable, "-m", "syn4seg.cli", "refine", *keys, "placement.runner=inline", "--out", str(root)],
                           cwd=Path(__file__).parent.parent, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return verify(RunDir(root))[0]
+    return every_label(RunDir(root))
+
+
+def every_label(run: Any) -> str:
+    """Digest of the manifest's digests of images and of all four labels; `verify` compares these with the pixels."""
+    import pyarrow.parquet as pq
+
+    from syn4seg.rundir import run_digest
+    from syn4seg.schema import LABEL_STAGES
+
+    table = pq.read_table(run.draw(0).manifest).sort_by("sample_id")
+    columns = [table[name].to_pylist() for name in ("sample_id", "reason", "image", *LABEL_STAGES)]
+    return run_digest((row[0], str(row[1:4]), str(row[4:])) for row in zip(*columns, strict=True))
 
 
 def schedule(kills: int, rng: random.Random) -> list[str]:
@@ -349,12 +366,13 @@ def main() -> None:
             while kinds:
                 number += 1
                 (root / str(number)).mkdir()
-                run = Run(root / str(number), site, args.seconds, "refine", keys)
-                done = disturb(run, kinds, rng, gap=max(2, args.images // 4))
+                layout = ("sharded", "files")[number % 2]
+                run = Run(root / str(number), site, args.seconds, "refine", [*keys, f"layout={layout}"])
+                done = disturb(run, kinds, rng, gap=max(2, args.images // 2))
                 found = check(run, reference, sum(done.values()), in_flight=2 * 3)
                 total, again, images = total + done, again + found["made_again"], images + found["images"]
                 print(
-                    f"run {number}: {dict(done)}, {found['made_again']} of {found['images']} images made again",
+                    f"run {number} ({layout}): {dict(done)}, {found['made_again']} of {found['images']} images made again",
                     flush=True,
                 )
                 shutil.rmtree(root / str(number))

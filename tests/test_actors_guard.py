@@ -130,16 +130,26 @@ def test_without_a_guard_nothing_is_watched_and_the_plain_loop_gives_the_same_ro
 
 
 def test_the_ledger_remembers_calls_that_never_ended_and_forgets_those_that_did():
-    ledger = Ledger()
-    assert ledger.begin("a", "k", "note1", "x") == []
-    assert ledger.begin("a", "k", "note2", "y") == ["note1"]
-    assert ledger.begin("b", "k", "note3", "z") == []
+    ledger = Ledger(lambda: {"here"})
+    assert ledger.begin("a", "k", "note1", "x", "here") == []
+    assert ledger.begin("a", "k", "note2", "y", "here") == ["note1"]
+    assert ledger.begin("b", "k", "note3", "z", "here") == []
     ledger.end("a", "k", "y", {"rows": 4, "seconds": 2.0, "gpu_bytes": 7})
-    assert ledger.begin("a", "k", "note4", "y") == []
+    assert ledger.begin("a", "k", "note4", "y", "here") == []
     ledger.end("a", "k", "y", {"rows": 4, "seconds": 1.0, "gpu_bytes": 5})
     totals = ledger.totals()["a"]
     assert (totals["rows"], totals["seconds"], totals["gpu_bytes"], totals["actors"]) == (8, 3.0, 7, 2)
     assert (totals["warm_rows"], totals["warm_seconds"]) == (4, 1.0), "an actor's first call does not count as warm"
+
+
+def test_whoever_went_with_its_node_is_not_counted():
+    living = {"spot1", "spot2"}
+    ledger = Ledger(lambda: living)
+    for number in range(3):
+        assert ledger.begin("a", "k", f"note{number}", "x", "spot1") == [f"note{i}" for i in range(number)]
+    living.remove("spot1")
+    assert ledger.begin("a", "k", "note3", "x", "spot2") == []
+    assert ledger.begin("a", "k", "note4", "x", "spot2") == ["note3"]
 
 
 def test_parts_are_joined_column_by_column_whatever_they_hold():
