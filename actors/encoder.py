@@ -118,7 +118,8 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
     connect(config.placement)
     preflight([Stage(TextModels, {}, pool, "encoding")], node_resources())
     remote: Any = ray.remote(TextModels)
-    actor = remote.options(num_cpus=pool.cpus, num_gpus=pool.gpus).remote(tree)
+    actor = remote.options(num_cpus=pool.cpus, num_gpus=pool.gpus, resources=pool.resources,
+                           accelerator_type=pool.accelerator).remote(tree)  # fmt: skip
     try:
         _result(actor.load.remote())
         yield RemoteTextModels(actor)

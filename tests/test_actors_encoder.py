@@ -124,6 +124,15 @@ def test_in_an_actor_it_gives_the_same_bits_and_is_dead_afterwards(ray_cluster):
 
 
 @pytest.mark.slow
+def test_the_actor_asks_for_the_resources_that_its_pool_names(ray_cluster):
+    import ray
+
+    own = next(key for key in ray.cluster_resources() if key.startswith("node:127"))
+    with text_encoder(config(RAY, f"placement.encoding.resources={{{own!r}: 0.5}}")):
+        assert ray.available_resources()[own] <= 0.5
+
+
+@pytest.mark.slow
 def test_in_an_actor_too_a_model_that_is_not_there_is_the_same_line(tmp_path, ray_cluster):
     said = one_line(opened, config(RAY, f"synthesis.model={tmp_path}"))
     assert said == one_line(opened, config(INLINE, f"synthesis.model={tmp_path}"))
