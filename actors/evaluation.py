@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from actors.cluster import node_resources
-from actors.training import check_training, on_workers, share_of
+from actors.placement import preflight
+from actors.training import on_workers, share_of
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
@@ -100,7 +101,7 @@ def _workers(config: Config, run: RunDir) -> list[Any]:
     import ray
 
     workers = config.placement.training
-    check_training(workers, node_resources())
+    preflight([], node_resources(), workers)
     share = share_of(workers)
     cpus, gpus = share.pop("CPU"), share.pop("GPU", 0)
     remote: Any = ray.remote(ScoringWorker)

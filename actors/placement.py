@@ -68,10 +68,10 @@ def preflight(stages: list[Stage], nodes: Sequence[Node], training: Training | N
     """Refuses a placement that could never start, with the numbers (Ray itself would wait silently).
 
     Every actor needs one node with all that it asks for at once; a fraction of a GPU lies on one GPU. `max_size` never counts:
-    a pool grows only where there is room.
+    a pool grows only where there is room. Training workers have no GPU in common, because NCCL refuses that.
 
     Args:
-        stages: pools of the stream, all alive at the same time.
+        stages: pools of the stream, all alive at the same time; none for training by itself.
         nodes: resources of each node, e.g. `{"CPU": 8, "GPU": 2}`: the living ones and those that an autoscaler may still start.
         training: training workers that run beside the stream.
 
@@ -110,6 +110,9 @@ def _check_one(want: _Want, nodes: Sequence[Node]) -> None:
     pool = want.pool
     if pool.gpus > 1 and pool.gpus % 1:
         raise ValueError(f"{want.key}.gpus={pool.gpus:g}: expected whole GPUs or a fraction below 1")
+    if isinstance(pool, Training) and pool.workers > 1 and pool.gpus % 1:
+        raise ValueError(f"{want.key}.gpus={pool.gpus:g}: expected 0 or whole GPUs with {want.key}.workers={pool.workers}, because "
+                         "workers that train together cannot share one; set it to 1, or use one worker")  # fmt: skip
     if pool.accelerator and not any(ACCELERATOR + pool.accelerator in n for n in nodes):
         there = Counter(k.removeprefix(ACCELERATOR) for n in nodes for k in n if k.startswith(ACCELERATOR))
         raise ValueError(f"{want.key}.accelerator={pool.accelerator}: no node has one; the nodes have {_list(there)}; name one of "

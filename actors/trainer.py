@@ -21,7 +21,6 @@ from actors.training import Group, fit, on_workers
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.rundir import RunDir
-from syn4seg.sections import Pool
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.setup import draws_of, load_dataset
 
@@ -44,14 +43,11 @@ def all_labelled(draw: int) -> bool:
 
 def room_for_both(config: Config) -> bool:
     """Whether the processes of training fit on the cluster beside the pools of the stream."""
-    training = config.placement.training
     if not on_workers(config):
         return True
-    wanted = Pool(size=training.workers, cpus=training.cpus, gpus=training.gpus, accelerator=training.accelerator,
-                  resources=training.resources)  # fmt: skip
-    together = [Stage(Notice, {}, pool, name) for name, pool in [*pools(config).items(), ("training", wanted)]]
+    stream = [Stage(Notice, {}, pool, name) for name, pool in pools(config).items()]
     try:
-        preflight(together, node_resources())
+        preflight(stream, node_resources(), config.placement.training)
     except ValueError:
         return False
     return True

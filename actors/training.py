@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import re
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from actors.cluster import node_resources
-from actors.placement import IO_CPUS
+from actors.placement import preflight
 from syn4seg.config import Config
 from syn4seg.rundir import RunDir
 from syn4seg.sections import Training
@@ -76,7 +75,7 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, dev
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    check_training(workers, node_resources())
+    preflight([], node_resources(), workers)
     for key, value in (("RAY_CHDIR_TO_TRIAL_DIR", "0"), ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")):
         os.environ.setdefault(key, value)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -110,34 +109,6 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, dev
     finally:
         ray.kill(board)
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def check_training(workers: Training, nodes: list[Mapping[str, float]]) -> None:
-    """Refuses workers that could never start, with the numbers (Ray itself would wait).
-
-    Args:
-        nodes: resources of each living node, e.g. `{"CPU": 8, "GPU": 2, "accelerator_type:A100": 1}`.
-
-    Raises:
-        ValueError: what does not fit, and how many workers would.
-    """
-    wanted = {key: value for key, value in share_of(workers).items() if value}
-    for key, value in wanted.items():
-        most = max((node.get(key, 0.0) for node in nodes), default=0.0)
-        if value > most:
-            raise ValueError(f"placement.training: one worker needs {value:g} {key}, the largest node has {most:g}; lower "
-                             "placement.training.cpus, .gpus or .resources, or add such a node")  # fmt: skip
-    fitting = [
-        node for node in nodes if not workers.accelerator or node.get(f"accelerator_type:{workers.accelerator}", 0.0)
-    ]
-    room = sum(min(math.floor(node.get(k, 0.0) / v + 1e-9) for k, v in wanted.items()) for node in fitting)
-    cpus = sum(node.get("CPU", 0.0) for node in nodes) - IO_CPUS
-    room = min(room, math.floor(cpus / workers.cpus + 1e-9))
-    if workers.workers > room:
-        only = f" with a {workers.accelerator}" if workers.accelerator else ""
-        each = " + ".join(f"{value:g} {key}" for key, value in wanted.items())
-        raise ValueError(f"placement.training.workers={workers.workers}: {max(room, 0)} workers of {each} fit on the nodes{only} "
-                         f"({IO_CPUS:g} CPU is left for Ray); lower it, or what each of them takes")  # fmt: skip
 
 
 def share_of(workers: Training) -> dict[str, float]:
@@ -269,12 +240,12 @@ def check_workers(config: Config) -> None:
     """Refuses training workers that do not fit on the cluster or cannot share a batch, before anything is made.
 
     Raises:
-        ValueError: see `check_training` and `check_shares`.
+        ValueError: see `preflight` and `check_shares`.
     """
     workers = config.placement.training
     if not on_workers(config):
         return
-    check_training(workers, node_resources())
+    preflight([], node_resources(), workers)
     if config.base.checkpoint == "train":
         from syn4seg.segmenter.base import check_shares
 

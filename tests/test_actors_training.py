@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.training import Group, check_training, check_workers, fit, train_base_on_workers
+from actors.placement import preflight
+from actors.training import Group, check_workers, fit, train_base_on_workers
 from syn4seg.config import load
 from syn4seg.data.datasets import EmbeddedDataset
 from syn4seg.rundir import RunDir
@@ -32,24 +33,25 @@ def test_without_workers_the_loop_runs_here():
 
 
 def test_workers_that_fit_are_accepted():
-    check_training(Training(workers=3), [{"CPU": 4}])
-    check_training(Training(workers=4, gpus=0.5, cpus=0.5), [{"CPU": 1}, {"CPU": 2, "GPU": 2}])
-    check_training(
-        Training(workers=2, gpus=1, accelerator="A100"), [{"CPU": 8}, {"CPU": 8, "GPU": 2, "accelerator_type:A100": 1}]
-    )
+    preflight([], [{"CPU": 4}], Training(workers=3))
+    preflight([], [{"CPU": 2, "GPU": 1}], Training(workers=1, gpus=0.5))
+    preflight([], [{"CPU": 1}, {"CPU": 2, "GPU": 2}], Training(workers=2, gpus=1, cpus=0.5))
+    nodes = [{"CPU": 8}, {"CPU": 8, "GPU": 2, "accelerator_type:A100": 1}]
+    preflight([], nodes, Training(workers=2, gpus=1, accelerator="A100"))
 
 
 @pytest.mark.parametrize(("keys", "nodes", "message"), [
-    ({"workers": 4}, [{"CPU": 4}], r"workers=4: 3 workers of 1 CPU fit .*1 CPU is left for Ray"),
-    ({"workers": 1, "cpus": 8}, [{"CPU": 4}, {"CPU": 6}], "needs 8 CPU, the largest node has 6"),
-    ({"workers": 2, "gpus": 1}, [{"CPU": 8}], "needs 1 GPU, the largest node has 0"),
-    ({"workers": 3, "gpus": 2}, [{"CPU": 8, "GPU": 3}] * 2, "2 workers of 1 CPU . 2 GPU fit"),
-    ({"workers": 1, "resources": {"train": 1}}, [{"CPU": 8}], "needs 1 train"),
-    ({"workers": 1, "gpus": 1, "accelerator": "H100"}, [{"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}], "0 workers .* a H100"),
+    ({"workers": 4}, [{"CPU": 4}], r"training 4 x 1 \+ 1 for reading.*has 4; placement.training.workers=3 would fit"),
+    ({"workers": 1, "cpus": 8}, [{"CPU": 4}, {"CPU": 6}], r"training.cpus=8: one actor .* largest node has \(6\)"),
+    ({"workers": 2, "gpus": 1}, [{"CPU": 8}], r"training.gpus=1: one actor .* largest node has \(0\)"),
+    ({"workers": 3, "gpus": 2}, [{"CPU": 8, "GPU": 3}] * 2, "training.workers=3: only 2 actors of 2 GPUs fit"),
+    ({"workers": 1, "resources": {"train": 1}}, [{"CPU": 8}], "training.resources: no node declares `train`"),
+    ({"workers": 1, "gpus": 1, "accelerator": "H100"}, [{"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}], "H100: no node has one"),
+    ({"workers": 4, "gpus": 0.5}, [{"CPU": 8, "GPU": 2}], r"training.gpus=0.5: expected 0 or whole GPUs with .*workers=4"),
 ])  # fmt: skip
 def test_workers_that_could_never_start_are_refused_with_the_numbers(keys, nodes, message):
     with pytest.raises(ValueError, match=message):
-        check_training(Training(**keys), nodes)
+        preflight([], nodes, Training(**keys))
 
 
 @pytest.mark.slow
