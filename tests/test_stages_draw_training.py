@@ -9,6 +9,7 @@ import pytest
 
 from actors.graph import stream
 from syn4seg.config import load
+from syn4seg.files import write_json
 from syn4seg.rundir import RunDir
 from syn4seg.samples import FileSamples
 from syn4seg.stages import arrivals, draw_training, novel
@@ -162,6 +163,33 @@ def test_a_file_that_is_lost_is_waited_for_while_labels_are_made_and_an_error_af
     lost.unlink()
     with pytest.raises(ValueError, match=r"hdig-ball-00001.*missing or damaged"):
         stage.train(0, lambda *_: None)
+
+
+def test_a_mended_sample_reaches_the_classifiers_and_a_lost_file_does_not_cost_them(labelled, small, at_once, tmp_path):
+    run = copied(labelled, tmp_path / "run")
+    record = next(r for r in run.draw(0).records() if r["sample_id"].startswith("hdig") and not r["reason"])
+    path = run.draw(0).record(record["class"], record["sample_id"])
+    sound = path.read_bytes()
+    fault = {"sample_id": record["sample_id"], "class": record["class"], "reason": "fault: synthesis: nan image"}
+    write_json(path, {key: record[key] for key in ("class_id", "prompt", "noise_seed", "batch")} | fault)
+    write_json(run.quarantined(record["sample_id"]), fault)
+    stage = stage_of(run, small, "novel.ramp=0.0")
+    stage.train(0, lambda *_: None)
+    without = classifiers(run, stage.config)
+    assert without["syn4seg"] != at_once[0.0]["syn4seg"] and without["class_name_raw"] == at_once[0.0]["class_name_raw"]
+    stage_of(run, small, "novel.ramp=0.0").train(0, lambda *_: pytest.fail("nothing has changed, nothing is trained"))
+    run.quarantined(record["sample_id"]).unlink()
+    waiting = draw_training.DrawTraining(stage_of(run, small, "novel.ramp=0.0"), 0)
+    assert set(waiting.trainings) == {"hdig_raw", "apf", "apf_apr", "syn4seg"}, (
+        "a fault whose note is gone is made again"
+    )
+    path.write_bytes(sound)
+    stage_of(run, small, "novel.ramp=0.0").train(0, lambda *_: None)
+    assert classifiers(run, stage.config) == at_once[0.0]
+    path.unlink()
+    assert draw_training.DrawTraining(stage_of(run, small, "novel.ramp=0.0"), 0).finished, (
+        "lost files come back as they were"
+    )
 
 
 def test_a_failure_of_labelling_ends_training_with_its_words(labelled, small, tmp_path):

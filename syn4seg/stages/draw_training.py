@@ -12,10 +12,21 @@ import numpy as np
 import pyarrow as pa
 
 from syn4seg.rundir import write_atomically
+from syn4seg.schema import FAULT, LABEL_STAGES
 from syn4seg.segmenter.novel import NovelTraining, Sample, owned
 from syn4seg.segmenter.parallel import ranks
 from syn4seg.stages.arrivals import Arrivals
-from syn4seg.stages.novel import ROWS, rows_of, save_classifier, schedule_of, seed_of, start_of, training_device
+from syn4seg.stages.novel import (
+    ROWS,
+    digest_of_ids,
+    learned_by,
+    rows_of,
+    save_classifier,
+    schedule_of,
+    seed_of,
+    start_of,
+    training_device,
+)
 from syn4seg.stages.plan import planned
 from syn4seg.tensors import load
 
@@ -33,7 +44,8 @@ T = TypeVar("T")
 
 
 class DrawTraining:
-    """Every row of a draw that has no classifier yet.
+    """Every row of a draw that has no classifier yet, or whose samples are not those any more that its classifier learned from
+    (a quarantined sample was mended).
 
     Args:
         stage: segmenter, base samples and cached features.
@@ -44,7 +56,7 @@ class DrawTraining:
         self.stage, self.draw, self.paths = stage, draw, stage.run.draw(draw)
         config = stage.config
         registration, plan = stage.register(draw), planned(stage.run).select(["sample_id", "class_id", "bank"])
-        open_rows, states = self._found()
+        open_rows, states = self._found(plan)
         names = pa.array(stage.fold.index_names, pa.string())
         self.arrivals = Arrivals(stage.run, draw, plan.append_column("class", names.take(plan["class_id"])))
         self.trainings: dict[str, NovelTraining] = {}
@@ -106,7 +118,7 @@ class DrawTraining:
             return False
         training.step()
         if training.finished:
-            self._keep(row, training.classifier)
+            self._keep(row, training.classifier, digest_of_ids(s for s, taken in training.accepted.items() if taken))
             if ranks()[0] == 0:
                 self._checkpoint(row).unlink(missing_ok=True)
             del self.trainings[row]
@@ -119,15 +131,37 @@ class DrawTraining:
     def _checkpoint(self, row: str) -> Any:
         return self.paths.checkpoint(f"{row}-training")
 
-    def _keep(self, row: str, classifier: Any) -> None:
+    def _keep(self, row: str, classifier: Any, learned: str = "") -> None:
         if ranks()[0] == 0:
-            save_classifier(self.paths.checkpoint(row), classifier)
+            save_classifier(self.paths.checkpoint(row), classifier, learned)
 
-    def _found(self) -> tuple[list[str], dict[str, Any]]:
-        """Rows without a classifier and the checkpoints of those that were stopped, as the first process sees them."""
+    def _open(self, plan: pa.Table) -> list[str]:
+        """Rows without a classifier, and those whose classifier has learned from other samples than are accepted now. As long
+        as some record is missing, the samples are taken to be as they were: lost files are made again with the same bytes."""
+        learned = {row: learned_by(self.paths.checkpoint(row)) for row in rows_of(self.stage.config)}
+        records = self.paths.table() if any(learned.values()) else None
+        if records is None or len(records) < len(plan):
+            return [row for row, digest in learned.items() if digest is None]
+        reasons = dict(zip(records["sample_id"].to_pylist(), records["reason"].to_pylist(), strict=True))
+        banks, noted = plan["bank"].to_pylist(), set(self.stage.run.noted())
+        stale = []
+        for row, digest in learned.items():
+            bank, column = ROWS[row]
+            raw = column in LABEL_STAGES[:2]  # rejected samples have these
+            mine = {s: reasons[s] for s, b in zip(plan["sample_id"].to_pylist(), banks, strict=True) if b == bank}
+            faults = {s for s, reason in mine.items() if reason.startswith(FAULT)}
+            now = digest_of_ids(s for s, reason in mine.items() if not reason or (raw and s not in faults))
+            if digest is None or (
+                digest and (digest != now or faults - noted)
+            ):  # without its note a fault is made again
+                stale.append(row)
+        return stale
+
+    def _found(self, plan: pa.Table) -> tuple[list[str], dict[str, Any]]:
+        """The open rows and the checkpoints of those that were stopped, as the first process sees them."""
         if ranks()[0] != 0:
             return _told(([], {}))
-        rows, states = [row for row in rows_of(self.stage.config) if not self.paths.checkpoint(row).is_file()], {}
+        rows, states = self._open(plan), {}
         for row in rows:
             try:
                 states[row] = load(self._checkpoint(row))[0]

@@ -6,9 +6,10 @@ draws and steps work on the cache. Samples arrive in any order, also while other
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -187,12 +188,16 @@ def rows_of(config: Config) -> list[str]:
     return [row for row in ROWS if row != "class_name_raw" or plain]
 
 
-def save_classifier(path, classifier: Classifier) -> None:
-    """Writes a classifier as safetensors, atomically; equal classifiers give equal bytes."""
+def save_classifier(path, classifier: Classifier, learned: str = "") -> None:
+    """Writes a classifier as safetensors, atomically; equal classifiers give equal bytes.
+
+    Args:
+        learned: digest of the synthetic samples that it has learned from, see `digest_of_ids`.
+    """
     from safetensors.torch import save
 
     tensors = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
-    facts = json.dumps({"cosine": classifier.cosine, "align_corners": classifier.align_corners})
+    facts = json.dumps({"cosine": classifier.cosine, "align_corners": classifier.align_corners, "learned": learned})
     write_atomically(path, save(tensors, metadata={"facts": facts}))  # of several keys the order would be random
 
 
@@ -210,4 +215,18 @@ def load_classifier(path) -> Classifier:
         raise ValueError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating") from None
     if "facts" not in header:
         raise ValueError(f"{path}: no classifier of this version; delete it, and run the same command again")
-    return Classifier(tensors["weight"], tensors["bias"], **json.loads(header["facts"]))
+    facts = json.loads(header["facts"])
+    return Classifier(tensors["weight"], tensors["bias"], facts["cosine"], facts["align_corners"])
+
+
+def learned_by(path) -> str | None:
+    """What `save_classifier` was told that a classifier has learned from; None if there is no such classifier."""
+    try:
+        return json.loads(load(path)[1]["facts"])["learned"]
+    except (FileNotFoundError, KeyError):
+        return None
+
+
+def digest_of_ids(ids: Iterable[str]) -> str:
+    """Hash (32 hex digits) of a set of sample ids."""
+    return hashlib.blake2b("\x1f".join(sorted(ids)).encode(), digest_size=16).hexdigest()
