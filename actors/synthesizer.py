@@ -87,18 +87,21 @@ class Synthesizer:
         watch.pause()
         images, audits = _there(self.run, self.names, rows)
         reasons, traces = ([str(text) for text in rows[name]] for name in ("reason", "traceback"))
-        new = []
         for number in dict.fromkeys(rows["batch"].tolist()):
             at = np.array([i for i in np.flatnonzero(rows["batch"] == number) if not reasons[i]], int)
             missing = [i for i in at[rows["todo"][at]] if images[i] is BLANK]
+            again = self.run.samples.made_before([_image(self.names, rows, i, BLANK, {}) for i in missing])
+            for i, found in zip(missing, again, strict=True):  # of a call whose rows were lost with their node
+                if found is not None:
+                    images[i], audits[i] = found.pixels, found.audit
+            missing = [i for i in missing if images[i] is BLANK]
             if missing:
                 made = self._generate(rows, at)
                 for i in missing:
                     k = int(np.flatnonzero(at == i)[0])
                     images[i], fault, traces[i], audits[i] = made[k]
                     reasons[i] = FAULT + f"synthesis: {fault}" if fault else ""
-                new += [i for i in missing if not reasons[i]]
-        _keep(self.run, self.names, rows, new, images, audits)
+                _keep(self.run, self.names, rows, [i for i in missing if not reasons[i]], images, audits)
         return _with(
             rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.flatnonzero(rows["todo"]), images, audits
         )

@@ -215,13 +215,19 @@ class Shards:
             return pa.schema([self.schema.field(c) for c in columns]).empty_table()
 
     # ------------------------------------------------------------------------------------------------- writing
+    def part(self, name: Iterable[str]) -> list[dict[str, Any]]:
+        """The rows that `write` kept under this name; none if it is not there, or damaged."""
+        with contextlib.suppress(FileNotFoundError, _Damaged):
+            table = self._whole(_part_name(name))
+            return table.to_pylist() if table.schema.equals(self.schema) else []
+        return []
+
     def write(self, rows: list[dict[str, Any]], name: Iterable[str]) -> None:
         """Keeps rows as one part; `name` is what its name is made of."""
-        digest = hashlib.blake2b("\x1f".join(name).encode(), digest_size=16).hexdigest()
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, self.schema, **self.options()) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema=self.schema))
-        write_atomically(self.folder / f"part-{digest}.parquet", sink.getvalue().to_pybytes())
+        write_atomically(self.folder / _part_name(name), sink.getvalue().to_pybytes())
 
     def options(self) -> dict[str, Any]:
         """Pixels are compressed already, and statistics of them would be as large as they are."""
@@ -310,6 +316,10 @@ class Shards:
 
 class _Damaged(ValueError):
     """A part that cannot be merged."""
+
+
+def _part_name(name: Iterable[str]) -> str:
+    return f"part-{hashlib.blake2b(chr(0x1F).join(name).encode(), digest_size=16).hexdigest()}.parquet"
 
 
 def _line(error: BaseException) -> str:

@@ -167,6 +167,10 @@ class FileSamples:
 
         return each(one, wanted)
 
+    def made_before(self, wanted: Sequence[Image]) -> list[Image | None]:
+        """Images that an earlier call with the same ones may have kept since the stream began; None for others."""
+        return self.read_images(wanted)
+
     def write_images(self, made: Sequence[Image]) -> None:
         """Keeps images: what there is to say about one first, the image last. Writing the same again leaves the same.
 

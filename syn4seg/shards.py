@@ -64,6 +64,11 @@ class ShardSamples:
         rows = self._images.rows([image.sample_id for image in wanted], [image.at for image in wanted])
         return each(lambda pair: _image(*pair), list(zip(wanted, rows, strict=True)))
 
+    def made_before(self, wanted: Sequence[Image]) -> list[Image | None]:
+        """Images that an earlier call with exactly the same ones kept as one part, if it has not been merged since."""
+        rows = {row["sample_id"]: row for row in self._images.part([image.sample_id for image in wanted])}
+        return [_image(image, rows.get(image.sample_id)) for image in wanted]
+
     def write_images(self, made: Sequence[Image]) -> None:
         """Keeps images as one part."""
         check_there(self.root)

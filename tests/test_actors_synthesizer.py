@@ -161,6 +161,40 @@ def test_a_row_that_has_a_reason_already_is_not_made(run):
     assert audits[0] == {"made_in_batch": 3, "planned_batch": 4}
 
 
+# -------------------------------------------------------------------------------------------- what is there already
+@pytest.fixture(params=["files", "sharded"])
+def either(run, request):
+    run.config.write_text(f"layout: {request.param}\n")
+    return RunDir(run.root)
+
+
+def test_a_call_that_is_repeated_makes_no_image_twice(either):
+    first, _ = synthesize(either, Careful(8), rows(2, 5))
+    card = Careful(8)
+    again, audits = synthesize(either, card, rows(2, 5) | {"reason": first["reason"]})
+    assert card.sent == [] and audits[1]["precision"] == "float32"
+    assert list(again["image_digest"]) == list(first["image_digest"])
+
+
+class Dying(Card):
+    def generate(self, prompts, encoded, noise_seeds):
+        if self.sent:
+            raise SystemExit
+        return super().generate(prompts, encoded, noise_seeds)
+
+
+def test_a_process_that_ends_in_its_second_batch_leaves_the_images_of_the_first(either):
+    given = rows(2, 4)
+    with pytest.raises(SystemExit):
+        synthesize(either, Dying(8), given)
+    assert sorted(RunDir(either.root).samples.images()["sample_id"].to_pylist()) == list(given["sample_id"][:4])
+    card = Card(8)
+    out, _ = synthesize(either, card, given)
+    assert card.sent == [given["noise_seed"][4:].tolist()]
+    for image, expected in zip(out["image"], reference(given), strict=True):
+        np.testing.assert_array_equal(image, expected)
+
+
 # ---------------------------------------------------------------------------------------------- what is said
 def test_a_fault_mended_in_safer_precision_is_no_fault_and_the_audit_says_so(run):
     card = Careful(8)
