@@ -20,6 +20,10 @@ from syn4seg.sections import Placement
 
 UNLIMITED = 64
 """Nodes of a type that an autoscaler may start without any limit are counted up to this many."""
+DEFAULT_STORE_GIB = 1.0
+"""Object store of a cluster that is started here."""
+CLUSTER_STORE_SHARE = 0.3
+"""Share of the object store of a joined cluster that the stream may fill."""
 ANSWER_SECONDS = 60.0
 """How long a node may take to start a worker and look at a path."""
 
@@ -30,6 +34,27 @@ def node_resources() -> list[Mapping[str, float]]:
 
     alive = [n for n in ray.nodes() if n["Alive"]]
     return [n["Resources"] for n in alive] + _promised(alive)
+
+
+def start_seconds() -> int:
+    """How long to wait for actors: half an hour where nodes may have to be started first, else ten minutes."""
+    import ray
+
+    return 1800 if _promised([n for n in ray.nodes() if n["Alive"]]) else 600
+
+
+def store_bytes_for(placement: Placement) -> int:
+    """Object store in bytes: its size on a cluster that is started here, what the stream may fill of a joined one.
+
+    Without `placement.object_store_gib` that is 1 GiB, or 30 % of what the joined cluster's living nodes have.
+    """
+    if placement.object_store_gib is not None:
+        return int(placement.object_store_gib * 2**30)
+    if _address(placement) == "local":
+        return int(DEFAULT_STORE_GIB * 2**30)
+    import ray
+
+    return int(CLUSTER_STORE_SHARE * ray.cluster_resources()["object_store_memory"])
 
 
 def _promised(alive: list[dict]) -> list[Mapping[str, float]]:
@@ -61,13 +86,17 @@ def connect(placement: Placement) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    address = placement.address
-    if address == "here":
-        address = "auto" if inside_job() else "local"
+    address = _address(placement)
     if address == "local":
         _start(placement)
     else:
         _join(address)
+
+
+def _address(placement: Placement) -> str:
+    if placement.address == "here":
+        return "auto" if inside_job() else "local"
+    return placement.address
 
 
 def _start(placement: Placement) -> None:
@@ -88,7 +117,7 @@ def _start(placement: Placement) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-             object_store_memory=int(placement.object_store_gib * 2**30), _node_ip_address="127.0.0.1",
+             object_store_memory=store_bytes_for(placement), _node_ip_address="127.0.0.1",
              _temp_dir=os.environ.get("RAY_TMPDIR") or str(_private_folder() / "ray"))  # fmt: skip
 
 
@@ -160,11 +189,12 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
     """Refuses a run directory or input files that some node of the connected cluster does not see.
 
     A file with a random name is written beside the run, in the nearest directory that exists; every living node must read it and
-    write one of its own, or reach the object store. Nothing is asked on a cluster of one node, nor of nodes that join later.
+    write one of its own, or reach the object store. Nothing is asked on a cluster of one node, nor of nodes that join later. A
+    relative path is refused where there are or will be several nodes: each process would look for it somewhere else.
 
     Args:
         root: where the run is or will be: a path, or a URL.
-        inputs: absolute path of each further file or folder that must be there, by the key that names it.
+        inputs: each further file or folder that must be there, by the key that names it; what is no file here is a name.
 
     Raises:
         ValueError: naming the nodes, what they do not see, and the remedy.
@@ -172,7 +202,13 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
     import ray
 
     nodes = {n["NodeID"]: n["NodeName"] for n in ray.nodes() if n["Alive"]}  # a name is the address, unless given
-    wanted = {key: path for key, path in (inputs or {}).items() if os.path.isabs(path)}
+    inputs = inputs or {}
+    wanted = {key: path for key, path in inputs.items() if os.path.isabs(path)}
+    relative = [key for key, path in inputs.items() if key not in wanted and os.path.exists(path)]
+    if relative and len(node_resources()) > 1:
+        key = relative[0]
+        raise ValueError(f"{key}={inputs[key]}: relative to this process's directory, which other nodes do not have; give an "
+                         "absolute path in a directory that every node mounts")  # fmt: skip
     if len(nodes) == 1:
         return
     token = None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.balance import rebalance, sample
-from actors.cluster import connect, node_resources
+from actors.cluster import connect, node_resources, store_bytes_for
 from actors.columns import FAULT
 from actors.labeler import Labeler
 from actors.metrics import Meter, Totals
@@ -34,7 +34,7 @@ from syn4seg.stages.results import counted
 from syn4seg.stages.setup import speed_of
 
 STORE_SHARE = 0.5
-"""Share of `placement.object_store_gib` that Ray Data may plan with: it overruns its limit by what is in flight."""
+"""Share of `store_bytes_for(placement)` that Ray Data may plan with: it overruns its limit by what is in flight."""
 FEW = 64
 """Samples that must have ended before a share of them says anything about the whole run."""
 COMPACT_SECONDS = 60.0
@@ -209,7 +209,7 @@ def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: 
             seen.update(totals)
 
         return run_stream(part, steps, steps[0].pool.batch, run=config.name, deadline=place.row_deadline,
-                          store_bytes=STORE_SHARE * place.object_store_gib * 2**30, report=report)  # fmt: skip
+                          store_bytes=STORE_SHARE * store_bytes_for(place), report=report)  # fmt: skip
 
     seen: dict[str, Mapping[str, float]] = {}
     few = sample({step.name: step.pool for step in steps})

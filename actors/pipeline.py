@@ -57,6 +57,15 @@ class Display(Protocol):
         ...
 
 
+def read_on_nodes(config: Config) -> dict[str, str]:
+    """What processes on other nodes load, by key: paths, or names of what is packaged or fetched."""
+    named = {"synthesis.model": config.synthesis.model, "synthesis.root": config.synthesis.root, "prompts.llm": config.prompts.llm,
+             "segmenter.backbone": config.segmenter.backbone, "refinement.model": config.refinement.model}  # fmt: skip
+    if on_workers(config):
+        named |= {"data.root": config.data.root, "segmenter.weights": config.segmenter.weights}
+    return {key: str(value) for key, value in named.items() if value}
+
+
 class Pipeline:
     """One run: every stage is a method that does what is still missing and nothing else."""
 
@@ -75,9 +84,7 @@ class Pipeline:
         check_placement(self.config)
         check_workers(self.config)
         if self.config.placement.runner == "ray":
-            named = {"synthesis.model": self.config.synthesis.model, "synthesis.root": self.config.synthesis.root,
-                     "refinement.model": self.config.refinement.model}  # fmt: skip
-            check_shared(str(self.run.root), {key: str(value) for key, value in named.items() if value})
+            check_shared(str(self.run.root), read_on_nodes(self.config))
 
     def prompts(self) -> None:
         """The prompt bank, its embeddings, and the plan; the text encoders live only while something is to be encoded."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from actors.cluster import node_resources
+from actors.cluster import node_resources, start_seconds
 from actors.guard import Guard
 from actors.ledger import Ledger
 from actors.metrics import Totals
@@ -128,7 +128,7 @@ def _settings(store_bytes: float | None) -> None:
     context.execution_options.preserve_order = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
     context.execution_no_progress_timeout_s = 86400  # type: ignore[attr-defined]  # hanging rows end themselves, see the guard
-    context.wait_for_min_actors_s = 600
+    context.wait_for_min_actors_s = start_seconds()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

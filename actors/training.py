@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from actors.cluster import node_resources
+from actors.cluster import node_resources, start_seconds
 from actors.placement import preflight
 from syn4seg.config import Config
 from syn4seg.rundir import RunDir
@@ -76,8 +76,8 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, dev
     from ray.train.torch import TorchConfig, TorchTrainer
 
     preflight([], node_resources(), workers)
-    for key, value in (("RAY_CHDIR_TO_TRIAL_DIR", "0"), ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")):
-        os.environ.setdefault(key, value)
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_seconds()))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     scratch = tempfile.mkdtemp(
         prefix="syn4seg-train-"

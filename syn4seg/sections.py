@@ -352,6 +352,6 @@ class Placement(Section):
     row_deadline: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that one row may spend in one stage under Ray (a generator batch: per image; loading a model does not count). Then
     its process ends itself and the call is repeated; a row that does so again and again is quarantined."""
-    object_store_gib: Annotated[float, Field(ge=0.1)] = 1.0
-    """Object store in GiB: its size with `local`, what the stream may fill of the cluster's otherwise. Slow stages hold fast
-    ones back before it is full."""
+    object_store_gib: Annotated[float, Field(ge=0.1)] | None = None
+    """Object store in GiB: its size with `local` (1 when empty), what the stream may fill of the cluster's otherwise (30 % of it
+    when empty). Slow stages hold fast ones back before it is full."""

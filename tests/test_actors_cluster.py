@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from actors import cluster
-from actors.cluster import check_out, connect, inside_job
+from actors.cluster import check_out, connect, inside_job, store_bytes_for
+from actors.pipeline import read_on_nodes
+from syn4seg.config import load
 from syn4seg.sections import Placement
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -50,7 +52,7 @@ from ray._private.worker import global_worker
 from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
-from actors.cluster import check_shared, connect, node_resources
+from actors.cluster import check_shared, connect, node_resources, start_seconds, store_bytes_for
 from syn4seg.sections import Placement
 
 here, there = (Path(sys.argv[1]) / name for name in "ab")
@@ -73,12 +75,16 @@ def said(*args):
 # /proc/self/cwd is what the process that asks is in: another directory on either node, as a path without a common mount is
 answers = {"same": said(sys.argv[1] + "/run"), "other": said("/proc/self/cwd/run"), "url": said("memory://run"), "unknown": said("nowhere://run"),
            "input": said("memory://run", {"synthesis.model": str(here / "sd3"), "refinement.model": "embedded-sam"})}
+answers["relative"] = said("memory://run", {"data.root": "../b", "refinement.model": "embedded-sam"})
+answers["store"] = [store_bytes_for(Placement(address=cluster.address, object_store_gib=gib)) for gib in (None, 2)]
+answers["seconds"] = [start_seconds()]
 answers["left"] = [str(p) for p in (*here.iterdir(), *there.iterdir())]
 answers["now"] = len(node_resources())
 kind = autoscaler_pb2.NodeGroupConfig(name="l40s", resources={"GPU": 4, "accelerator_type:L40S": 1}, max_count=3)
 config = autoscaler_pb2.ClusterConfig(node_group_configs=[kind]).SerializeToString()
 global_worker.gcs_client.internal_kv_put(GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), config, True,
                                          GCS_AUTOSCALER_STATE_NAMESPACE.encode())
+answers["seconds"] += [start_seconds()]
 answers["promised"] = [dict(n) for n in node_resources()[2:]]
 print(json.dumps(answers))
 ray.shutdown()
@@ -120,9 +126,20 @@ def test_every_node_must_see_the_run_and_the_nodes_that_do_not_are_named():
     assert "s3://" in found["other"]
     assert "node first: synthesis.model=" in found["input"] and "node second: synthesis.model=" in found["input"]
     assert "embedded-sam" not in found["input"]
+    assert "data.root=../b: relative to this process's directory" in found["relative"]
+    assert found["store"] == [pytest.approx(0.3 * 160 * 2**20, rel=0.01), 2 * 2**30]
+    assert found["seconds"] == [600, 1800]  # nodes that are not there yet take their time
     assert found["left"] == []
     assert found["now"] == 2
     assert found["promised"] == [{"GPU": 4.0, "accelerator_type:L40S": 1.0}] * 3
+
+
+def test_training_workers_read_the_data_set_and_the_backbone_where_they_are(tmp_path):
+    keys = ["data.source=folder", f"data.root={tmp_path}", "base.checkpoint=train", "segmenter.backbone=resnet50",
+            "segmenter.weights=/mnt/w.pth"]  # fmt: skip
+    assert not {"data.root", "segmenter.weights"} & set(read_on_nodes(load(None, keys)))
+    found = read_on_nodes(load(None, [*keys, "placement.training.workers=1"]))
+    assert found["data.root"] == str(tmp_path) and found["segmenter.weights"] == "/mnt/w.pth"
 
 
 def test_a_job_may_not_keep_its_run_in_the_working_directory_that_goes_with_it(monkeypatch):
@@ -152,6 +169,10 @@ def test_a_job_uses_the_cluster_that_it_is_on(monkeypatch):
     monkeypatch.setenv(JOB, "{}")
     with pytest.raises(ValueError, match=r"placement\.address=local: this is a Ray job"):
         connect(Placement(address="local"))
+
+
+def test_an_empty_size_of_the_object_store_is_one_gibibyte_on_this_machine():
+    assert store_bytes_for(Placement()) == store_bytes_for(Placement(address="local", object_store_gib=1)) == 2**30
 
 
 def test_a_folder_that_others_may_enter_is_no_place_for_the_sockets(tmp_path, monkeypatch):
