@@ -80,6 +80,22 @@ def test_a_full_disk_stops_the_stream_and_the_same_command_goes_on(prepared, sma
     assert finish(config, run, names) == reference
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_from_an_actor_too_and_quarantines_nothing(
+    prepared, small, reference, disk, ray_cluster
+):
+    original, names = prepared
+    shutil.copytree(original.root, disk / "run")
+    config = load(None, [*small, "placement.runner=ray", "placement.synthesis.batch=5"])
+    other = fill(disk, 40_000)
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device.*same command") as caught:
+        stream(config, RunDir(disk / "run"), names, 0, quiet)
+    assert "\n" not in str(caught.value)
+    assert RunDir(disk / "run").noted() == []
+    other.unlink()
+    assert finish(config, RunDir(disk / "run"), names) == reference
+
+
 def test_a_read_only_target_is_one_sentence(prepared, small, disk):
     original, names = prepared
     shutil.copytree(original.root, disk / "run")
@@ -206,3 +222,16 @@ def test_links_out_of_the_run_and_numbers_that_are_none_are_no_draws(fresh):
         (run.root / "draws" / name).mkdir()
     assert [draw.number for draw in run.draws()] == [0]
     assert np.all([draw.root.name == "0" for draw in run.draws()])
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_verify_names_a_sample_that_a_manifest_holds_twice(fresh, small, quick):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run, names = fresh
+    finish(load(None, small), run, names)
+    manifest = run.draw(0).manifest
+    table = pq.read_table(manifest)
+    pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), manifest)
+    assert verify(run, quick)[1] == [f"draw 0: {table['sample_id'][3]} is in the manifest more than once"]

@@ -17,7 +17,7 @@ from syn4seg.data.datasets import Fold
 from syn4seg.files import read_parquet, write_json, write_parquet
 from syn4seg.rundir import Draw, RunDir, table_digest
 from syn4seg.samples import check_names
-from syn4seg.schema import LABEL_STAGES, RECORD
+from syn4seg.schema import FAULT, LABEL_STAGES, RECORD
 from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.plan import planned
 
@@ -60,6 +60,8 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     columns, samples = [], RunDir(run.root).samples  # which knows nothing from before
     for draw in draws:
         table = _manifest(draw)
+        twice = sorted(name for name, count in counted(table["sample_id"]).items() if count > 1)
+        problems += [f"draw {draw.number}: {s} is in the manifest more than once" for s in twice]
         for lacks in (_lacking(wanted, table["sample_id"]), _lacking(table["sample_id"], wanted)):
             problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in lacks]
         found, damaged = samples.digests(draw.number, table, quick)
@@ -100,7 +102,7 @@ def _differing(draw: int, key: str, table: pa.Table, found: pa.ChunkedArray) -> 
 
 def _verdicts(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
     """The reasons of rejections; of faults only that they are some, for their texts may name places."""
-    return pc.if_else(pc.starts_with(reasons, "fault"), pc.replace_substring_regex(reasons, "(?s):.*", ""), reasons)
+    return pc.if_else(pc.starts_with(reasons, FAULT), pc.replace_substring_regex(reasons, "(?s):.*", ""), reasons)
 
 
 # ------------------------------------------------------------------------------------------------- results
