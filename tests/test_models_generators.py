@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syn4seg.files import StoreError
 from syn4seg.models import generators
 from syn4seg.models.generators import (
     CarefulGenerator,
@@ -185,3 +186,15 @@ def test_importing_the_module_and_using_the_renderer_loads_no_heavy_library():
             "from syn4seg.models.generators import check_model; check_model('renderer'); check_model('embedded-sd3');"
             "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'ray')))")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_store_that_cannot_be_read_for_now_is_not_called_damaged(tmp_path, monkeypatch):
+    save_embeddings(tmp_path / "e", made_up(0, 3))
+
+    def no(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(type(tmp_path), "open", no)
+    with pytest.raises(StoreError, match="Input/output error.*the connection") as refused:
+        EmbeddingStore(tmp_path / "e")
+    assert "delete" not in str(refused.value)

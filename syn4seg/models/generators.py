@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from syn4seg.files import at, published
+from syn4seg.files import StoreError, at, published
 from syn4seg.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -259,9 +259,12 @@ class EmbeddingStore:
         self.path = at(path)
         try:
             self.file = TensorFile(self.path)
+        except StoreError:
+            raise
         except (FileNotFoundError, IsADirectoryError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"embeddings {self.path} cannot be read ({error}); delete the file, and it is made again "
-                             "from the prompts") from error  # fmt: skip
+            raise ValueError(f"embeddings {self.path} cannot be read ({error}); delete the file and, beside it, prompts.parquet and "
+                             "plan.parquet (not proposals/), and run the same command again: the same prompts, plan and "
+                             "embeddings are made anew") from error  # fmt: skip
         if missing := set(Encoded.__dataclass_fields__) - set(self.file.tensors):
             raise ValueError(f"embeddings {self.path}: no {', '.join(sorted(missing))} in it; expected a file "
                              "written by `save_embeddings`")  # fmt: skip
