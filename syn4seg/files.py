@@ -40,6 +40,9 @@ MAX_FILE = 2**28
 MAX_TABLE = 2**33
 """Bytes, uncompressed, of the largest Parquet table (or row group of pixels) that is read from a run."""
 
+STORES = ("s3", "gs", "s3a", "gcs", "memory")
+"""Kinds of URLs that a run may be kept in. What writes in place (sftp, hdfs, smb) may be used through a mount."""
+
 _APPENDING = threading.Lock()
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -50,18 +53,24 @@ class StoreError(ValueError):
 
 
 def at(root: str | AnyPath) -> AnyPath:
-    """The path of a folder, or of `file://`, `s3://`, `gs://` or any other URL that fsspec knows.
+    """The path of a folder, or of a URL: `file://`, or one of the object stores `STORES`, where one PUT is atomic.
 
     Options of object stores come from their usual environment (AWS_ENDPOINT_URL, AWS_PROFILE, fsspec's configuration).
 
     Raises:
-        ValueError: an unknown kind of URL, or its package is not installed.
+        ValueError: another kind of URL, one with a password in it (which is not repeated), or a package is not installed.
     """
     if not isinstance(root, str) or "://" not in root:
         return Path(root) if isinstance(root, str) else root
-    kind = root.partition("://")[0]
+    kind, _, rest = root.partition("://")
+    if "@" in rest.partition("/")[0] or (":" in rest.partition("/")[0] and "@" in rest):  # secrets may have slashes
+        raise ValueError("a run's URL holds a user name or password; leave them out of it, and give them by AWS_PROFILE, "
+                         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or Google Cloud's login")  # fmt: skip
     if kind in ("file", "local"):
         return Path(url2pathname(urlsplit(root).path))
+    if kind not in STORES:
+        raise ValueError(f"{root}: {kind}:// is not supported, as a run needs files that appear whole or not at all; expected a "
+                         f"folder (network mounts too), file:// or {', '.join(f'{name}://' for name in STORES[:3])}")  # fmt: skip
     from upath import UPath
 
     try:
@@ -69,10 +78,6 @@ def at(root: str | AnyPath) -> AnyPath:
         assert path.fs is not None
     except ImportError as error:
         raise ValueError(f"{root}: {error}; pip install 'syn4seg-ray[{kind}]' (extras: s3, gs)") from None
-    except ValueError:
-        raise ValueError(
-            f"{root}: no file system {kind!r} is known; expected a folder, file://, s3:// or gs://"
-        ) from None
     return path
 
 

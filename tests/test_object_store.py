@@ -126,7 +126,7 @@ def test_a_run_in_a_bucket_that_is_stopped_goes_on_and_is_taken_over(
         ("s3://runs/run", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "cannot be reached"),
         ("s3://runs/run", {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None, "AWS_CONFIG_FILE": "/none",
                            "AWS_SHARED_CREDENTIALS_FILE": "/none"}, "Unable to locate credentials"),
-        ("gopher://runs/run", {}, "no file system 'gopher' is known"),
+        ("gopher://runs/run", {}, "gopher:// is not supported"),
     ],
 )  # fmt: skip
 def test_a_store_that_cannot_be_used_is_one_line_with_the_remedy(

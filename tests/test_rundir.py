@@ -130,3 +130,21 @@ def test_reuse_takes_exactly_the_stages_that_fit(tmp_path):
         assert [s for s, path in there.items() if path.exists()] == taken
     with pytest.raises(ValueError, match="not a run"):
         reuse(RunDir(tmp_path), new, config)
+
+
+@pytest.mark.parametrize("place", ["sftp://host/run", "hdfs://host/run", "smb://host/run", "simplecache::s3://b/run", "x://y"])
+def test_a_place_that_writes_files_in_place_is_refused(place):
+    with pytest.raises(ValueError, match=r"is not supported.*expected a folder"):
+        RunDir(place)
+
+
+@pytest.mark.parametrize("place", ["s3://me:hunter2@bucket/run", "s3://me:hun/ter2@bucket/run", "gs://hunter2@bucket/run",
+                                   "sftp://me:hunter2@host/run", "file://me:hunter2@host/run"])  # fmt: skip
+def test_a_password_in_the_place_of_a_run_is_refused_and_not_repeated(place):
+    with pytest.raises(ValueError, match="user name or password") as refused:
+        RunDir(place)
+    assert "ter2" not in str(refused.value)
+
+
+def test_names_with_at_signs_below_a_bucket_are_no_passwords():
+    assert RunDir("memory://bucket/me@home:1/run").root.name == "run"
