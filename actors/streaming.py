@@ -171,10 +171,10 @@ def _cause(error: BaseException) -> str:
         chain.append(inner)
         inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
     lines = [line.strip() for link in chain for line in str(link).splitlines()]
-    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt): \S", line)] or [
-        line for line in lines if line
-    ]
-    last = said[-1] if said else type(error).__name__
+    said = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception|Interrupt): \S", line)]
+    last = (said or [line for line in lines if line] or [type(error).__name__])[-1]
+    if last.startswith(f"{StoreError.__module__}.{StoreError.__name__}: "):  # it says all that is to be said
+        return last.partition(": ")[2]
     return f"an actor failed: {last}; mend the cause and run the same command again, which goes on from here"
 
 
