@@ -383,6 +383,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)  # this tree, whichever is installed
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
