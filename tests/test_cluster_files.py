@@ -14,11 +14,13 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from actors.placement import Stage, preflight
 from syn4seg.config import load
 from syn4seg.models.sam_files import PUBLISHED, SOURCE
-from syn4seg.sections import Pool, Training
+from syn4seg.sections import Placement, Pool, Training
 
 REPOSITORY = Path(__file__).parent.parent
+PAPER = REPOSITORY / "syn4seg" / "configs" / "pascal5i.yaml"
 GUIDE = (REPOSITORY / "docs" / "cluster.md").read_text()
 SECRET = re.compile(
     r"hf_[A-Za-z]{8}|sk-[A-Za-z0-9]{8}|AKIA[0-9A-Z]{8}|-----BEGIN|[0-9a-f]{64}(?!  sam)|token: [\"']?[0-9a-f]{8}"
@@ -36,15 +38,29 @@ def manifest():
     return {d["kind"]: d for d in yaml.safe_load_all((REPOSITORY / "docs" / "kuberay.yaml").read_text())}
 
 
-def asked_placements() -> list[list[str]]:
-    """The `placement.` overrides of each command in the guide and of the manifest's entrypoint, as `load` takes them."""
+def asked(command: str) -> list[str]:
+    """The `placement.` overrides of a printed command, as `load` takes them."""
+    words = shlex.split(command[command.index("syn4seg run") :])[2:]
+    return [word for word in words if word.startswith("placement.")]
+
+
+def printed() -> list[str]:
+    """Each command of the guide that runs something."""
     lines = re.sub(r"\\\n\s*", " ", GUIDE).splitlines()
+    return [line for line in lines if re.match(r"(ray job submit .*)?syn4seg run", line)]
+
+
+def entrypoint() -> str:
+    """The command of the manifest."""
     job = next(yaml.safe_load_all((REPOSITORY / "docs" / "kuberay.yaml").read_text()))
-    commands = [line for line in lines if re.match(r"(ray job submit .*)?syn4seg run", line)] + [
-        job["spec"]["entrypoint"]
-    ]
-    found = [[word for word in shlex.split(command) if word.startswith("placement.")] for command in commands]
-    return [words for words in found if words]
+    return job["spec"]["entrypoint"]
+
+
+def placement(command: str) -> Placement:
+    """That of a printed command."""
+    if "syn4seg run pascal5i" in command:
+        return load(PAPER, ["data.root=/mnt/shared/voc", *asked(command)]).placement
+    return load(None, asked(command)).placement
 
 
 # ------------------------------------------------------------------------------------------------------- cluster.yaml
@@ -108,16 +124,20 @@ def test_accelerator_names_are_rays_own(cluster):
         assert named <= known
 
 
-def test_every_accelerator_and_resource_that_the_guide_asks_for_is_on_some_worker(cluster, manifest):
+def test_each_stage_with_a_gpu_stays_on_one_kind_of_card_of_the_cluster_that_it_is_printed_for(cluster, manifest):
     aws = [node["resources"] for node in cluster["available_node_types"].values()]
     spec = manifest["RayJob"]["spec"]["rayClusterSpec"]
     kubernetes = [_declared(group) for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
-    asked = [load(None, words).placement for words in asked_placements()]
-    assert any(p.synthesis.accelerator for p in asked) and any(p.refinement.resources for p in asked)
-    for place in asked:
+    submitted = [line for line in printed() if line.startswith("ray job submit") and asked(line)]
+    assert submitted
+    for command, nodes in [*((line, aws) for line in submitted), (entrypoint(), kubernetes)]:
+        place = placement(command)
         for pool in (place.encoding, place.synthesis, place.labeling, place.refinement, place.training):
-            assert any(_fits(pool, node) for node in aws), (pool, "on no worker of cluster.yaml")
-            assert any(_fits(pool, node) for node in kubernetes), (pool, "on no worker of docs/kuberay.yaml")
+            cards = {k for n in nodes if _fits(pool, n) for k in n if k.startswith("accelerator_type:")}
+            assert pool.gpus and len(cards) == 1, (command, pool, cards)
+        stages = [Stage(type(pool), {}, pool, name) for name, pool in
+                  (("synthesis", place.synthesis), ("labeling", place.labeling), ("refinement", place.refinement))]  # fmt: skip
+        preflight(stages, nodes, place.training)  # all at the same time, on one node of each type
 
 
 def _fits(pool: Pool | Training, node: dict[str, float]) -> bool:
@@ -139,14 +159,26 @@ def test_the_cluster_file_is_closed_and_holds_no_secret(cluster):
         assert node["node_config"]["SecurityGroupIds"]
 
 
-def test_weights_come_before_workers_with_the_digest_that_the_package_knows(cluster):
-    sam = next(line for line in cluster["worker_setup_commands"] if "sam_vit" in line)
-    assert f"{SOURCE}/{PUBLISHED['vit-h'].file}" in sam and PUBLISHED["vit-h"].sha256 in sam
-    download = next(line for line in cluster["worker_setup_commands"] if "hf download" in line)
+def test_weights_come_before_workers_with_the_digest_that_the_package_knows(cluster, manifest):
     from syn4seg.models.hub import IMAGE, TEXT
+    from syn4seg.segmenter.resnet import imagenet_weights
 
-    for part in (*TEXT, *IMAGE):
-        assert f'"{part}/*"' in download
+    groups = manifest["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pods = [group["template"]["spec"]["initContainers"][0]["command"][-1] for group in groups]
+    for commands in (" ".join(cluster["worker_setup_commands"]), *pods):
+        assert f"{SOURCE}/{PUBLISHED['vit-h'].file}" in commands and f'"{PUBLISHED["vit-h"].sha256}  ' in commands
+        assert all(f'"{part}/*"' in commands for part in (*TEXT, *IMAGE))
+        assert f"from {imagenet_weights.__module__} import {imagenet_weights.__name__}" in commands
+        assert f"imagenet_weights('{load(PAPER, ['data.root=/']).segmenter.backbone}')" in commands
+
+
+def test_the_directory_that_the_guide_takes_for_shared_is_mounted_on_every_machine_and_in_its_container(cluster):
+    assert "/mnt/shared/voc" in GUIDE
+    assert any(option.startswith("--volume=/mnt/shared:/mnt/shared") for option in cluster["docker"]["run_options"])
+    (mount,) = (line for line in cluster["initialization_commands"] if "mount -t nfs4" in line)
+    assert mount.endswith("fs-00000000000000000.efs.us-west-2.amazonaws.com:/ /mnt/shared")
+    types = cluster["available_node_types"].values()
+    assert not any("initialization_commands" in node for node in types)  # they would replace those above
 
 
 def test_the_shared_memory_of_a_container_holds_the_object_store(cluster):
@@ -302,6 +334,7 @@ def test_every_file_that_the_guide_names_is_there():
 
 
 def test_the_placements_of_the_guide_are_configurations_that_load():
-    assert len(asked_placements()) >= 3
-    for words in asked_placements():
-        load(None, words)
+    commands = [*printed(), entrypoint()]
+    assert sum(bool(asked(command)) for command in commands) >= 3
+    for command in commands:
+        placement(command)
