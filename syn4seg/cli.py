@@ -32,7 +32,7 @@ Reuse = Annotated[
 def _config(settings: list[str] | None, out: str | None = None) -> Config:
     """The configuration of the words of a command; without a file in them, that of the run in `out`, if there is one."""
     from syn4seg.config import load
-    from syn4seg.files import at
+    from syn4seg.files import at, exists
 
     words = list(settings or [])
     path = None
@@ -47,7 +47,7 @@ def _config(settings: list[str] | None, out: str | None = None) -> Config:
                     f"config {path}: no such file or run; expected a YAML file, a run, or {', '.join(known)}"
                 )
             path = packaged / f"{path}.yaml"
-    elif out is not None and _run(out).config.is_file():
+    elif out is not None and exists(_run(out).config):
         path = _run(out).config
     return load(path, words)
 
@@ -67,8 +67,10 @@ def _run(place: str) -> RunDir:
 
 
 def _existing(place: str) -> RunDir:
+    from syn4seg.files import exists
+
     run = _run(place)
-    if not run.config.is_file():
+    if not exists(run.config):
         raise ValueError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
     return run
 
@@ -79,6 +81,7 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     from actors.cluster import check_out
     from actors.pipeline import Pipeline
     from syn4seg import rundir
+    from syn4seg.files import exists
     from syn4seg.stages import setup
     from syn4seg.terminal import Terminal, versions
 
@@ -97,7 +100,7 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     pipeline = Pipeline(config, run, dataset, fold, display)
     pipeline.check()
     _catch_signals()  # Ray brings handlers of its own
-    if reuse is not None and not _run(reuse).config.is_file():
+    if reuse is not None and not exists(_run(reuse).config):
         raise ValueError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
     run.open(config)
     run.write_inputs(inputs)
@@ -261,6 +264,10 @@ class Stopped(BaseException):
     """Ctrl-C or a termination signal; a class of its own, because the command line library swallows KeyboardInterrupt."""
 
 
+STORE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp", "fsspec")
+"""Packages whose errors are those of an object store; not all of them are OSError."""
+
+
 def _stop(*_: object) -> None:
     raise Stopped
 
@@ -285,6 +292,13 @@ def main() -> None:
             f"error: {where}{error.strerror or error}; free space or rights there, then run the same command again",
             file=sys.stderr,
         )
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in STORE_CLIENTS:
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        print(f"error: the object store: {said}; mend the rights or the connection, and run the same command again, which goes "
+              "on from here", file=sys.stderr)  # fmt: skip
         sys.exit(2)
     except Stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,6 +9,7 @@ as nothing. Whether a rename itself survives a power cut is not relied on: every
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,10 +44,16 @@ MAX_TABLE = 2**33
 
 STORES = ("s3", "gs", "s3a", "gcs", "memory")
 """Kinds of URLs that a run may be kept in. What writes in place (sftp, hdfs, smb) may be used through a mount."""
+WAITS = (0.1, 0.3, 0.9)
+"""Seconds before each further try to read a file that went stale or was merged meanwhile."""
 
 _APPENDING = threading.Lock()
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+class Stale(FileNotFoundError):
+    """What NFS says (ESTALE) of a file that another machine has deleted or replaced since it was looked up."""
 
 
 class StoreError(ValueError):
@@ -115,7 +123,7 @@ def stating(path: AnyPath, doing: str) -> Iterator[None]:
     """Turns what a file system says into one `StoreError` that names the file, the free space and what to do; missing files pass.
 
     Args:
-        doing: what was being done, "written" or "read".
+        doing: what was being done: "written", "read" or "deleted".
     """
     try:
         yield
@@ -126,6 +134,8 @@ def stating(path: AnyPath, doing: str) -> Iterator[None]:
             raise
         if isinstance(error, FileNotFoundError) and doing == "read":
             raise
+        if isinstance(error, OSError) and error.errno == errno.ESTALE and doing == "read":
+            raise Stale(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
         raise StoreError(f"{path}: cannot be {doing} ({_line(error)}{_free(path)}); make room there, or mend the rights or the "
                          "connection, and run the same command again, which goes on from here") from error  # fmt: skip
 
@@ -135,6 +145,52 @@ def _free(path: AnyPath) -> str:
         return ""
     there = next((p for p in path.parents if p.is_dir()), None)
     return f"; {shutil.disk_usage(there).free / 2**20:,.1f} MiB free" if there else ""
+
+
+def steadily(path: AnyPath, read: Callable[[], Out]) -> Out:
+    """What `read` returns; a file that went stale is looked up anew, after short waits.
+
+    Raises:
+        StoreError: it stays stale.
+    """
+    for wait in WAITS:
+        try:
+            return read()
+        except Stale:
+            time.sleep(wait)
+    try:
+        return read()
+    except Stale as error:
+        raise StoreError(f"{path}: cannot be read ({_line(error)}); mend the connection, and run the same command again, which "
+                         "goes on from here") from error  # fmt: skip
+
+
+def exists(path: AnyPath) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        StoreError: the file system does not say.
+    """
+
+    def look() -> bool:
+        with stating(path, "read"):
+            return path.is_file()
+
+    return steadily(path, look)
+
+
+def remove(path: AnyPath) -> None:
+    """Deletes a file, if it is there.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    with stating(path, "deleted"):
+        try:
+            path.unlink()
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and error.errno != errno.ESTALE:
+                raise
 
 
 def each(work: Callable[[In], Out], items: Iterable[In], threads: int = 16) -> list[Out]:
@@ -196,7 +252,7 @@ def append_line(path: AnyPath, line: str) -> None:
     data = (line + "\n").encode()
     if not isinstance(path, Path):
         with _APPENDING:
-            old = path.read_bytes() if path.is_file() else b""
+            old = read_bytes(path) if exists(path) else b""
             return write_atomically(path, old + data)
     with stating(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,13 +298,17 @@ def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
         StoreError: it cannot be read.
         ValueError: it is larger than `limit` bytes.
     """
-    with stating(path, "read"):
-        size = path.stat().st_size
-        if size > limit:
-            raise ValueError(
-                f"{path}: has {size:,} bytes, at most {limit:,} were expected; this program did not write it"
-            )
-        return path.read_bytes()
+
+    def read() -> bytes:
+        with stating(path, "read"):
+            size = path.stat().st_size
+            if size > limit:
+                raise ValueError(
+                    f"{path}: has {size:,} bytes, at most {limit:,} were expected; this program did not write it"
+                )
+            return path.read_bytes()
+
+    return steadily(path, read)
 
 
 def read_json(path: AnyPath) -> Any:
@@ -325,6 +385,10 @@ def listing(folder: AnyPath) -> dict[str, int]:
                 return {}
         below = {name.strip("/").removeprefix(prefix): facts["size"] for name, facts in entries.items()}
         return {name: size for name, size in below.items() if not any(part.startswith(".") for part in name.split("/"))}
+    return steadily(folder, lambda: _local_listing(folder))
+
+
+def _local_listing(folder: Path) -> dict[str, int]:
     found, open_folders = {}, [("", str(folder))]
     with stating(folder, "read"):
         while open_folders:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from syn4seg.files import (
     MAX_TABLE,
+    WAITS,
     StoreError,
     decode_image,
     each,
@@ -32,7 +34,7 @@ from syn4seg.files import (
     parquet,
     pixel_digest,
     published,
-    stating,
+    remove,
     write_atomically,
 )
 from syn4seg.samples import check_names
@@ -147,13 +149,16 @@ class Shards:
             at: where each lay when the pass began, or ""; what has moved since is looked up.
         """
         found: dict[str, dict[str, Any]] = {}
-        for _ in range(3):
-            for sample, place in self._where(ids, at, found):
+        for wait in (*WAITS[:2], 0):
+            places = self._where(ids, at, found)
+            for sample, place in places:
                 row = self._row(place)
                 if row is not None and row["sample_id"] == sample:
                     found[sample] = row
             if len(found) == len(set(ids)):
                 break
+            if any(sample not in found for sample, _ in places if at == [""] * len(ids)):  # what was listed has gone
+                time.sleep(wait)
             at = [""] * len(ids)
         return [found.get(sample) for sample in ids]
 
@@ -190,7 +195,8 @@ class Shards:
     def table(self, columns: Sequence[str]) -> pa.Table:
         """These columns of every sample, once, sorted by `sample_id`, which is one of them; `reason` decides between two rows."""
         columns = list(columns)
-        for _ in range(5):
+        for wait in (0, 0, *WAITS):
+            time.sleep(wait)
             names = self.look()
             try:
                 parts = each(lambda name: self._columns(name, columns), names)
@@ -286,11 +292,7 @@ class Shards:
             raise _Damaged from None
 
     def _delete(self, names: list[str]) -> None:
-        def one(name: str) -> None:
-            with stating(self.folder / name, "written"), contextlib.suppress(FileNotFoundError):
-                (self.folder / name).unlink()
-
-        each(one, names)
+        each(lambda name: remove(self.folder / name), names)
 
     # -------------------------------------------------------------------------------------------------- verify
     def recomputed(self, columns: Sequence[str]) -> pa.Table:

@@ -29,15 +29,18 @@ import yaml
 
 from syn4seg.config import UPSTREAM, Config, annotated, differences, fingerprint
 from syn4seg.files import (
+    MAX_TABLE,
     append_line,
     at,
     each,
+    exists,
     listing,
     plain,
     reach,
     read_bytes,
     read_json,
     read_parquet,
+    stating,
 )
 from syn4seg.files import pixel_digest as pixel_digest  # the names that most of the code imports from here
 from syn4seg.files import read_image as read_image
@@ -154,7 +157,7 @@ class RunDir:
 
     def stored(self) -> Config | None:
         """The configuration that the run was begun with, or None."""
-        if not self.config.is_file():
+        if not exists(self.config):
             return None
         return Config.model_validate(yaml.safe_load(read_bytes(self.config, 2**20)))
 
@@ -197,7 +200,7 @@ class RunDir:
 
     def has_images(self) -> bool:
         """Whether every planned sample has an image or a note that it could not be made."""
-        if not self.plan.is_file():
+        if not exists(self.plan):
             return False
         made = pa.chunked_array([*self.samples.images()["sample_id"].chunks, pa.array(self.noted(), pa.string())])
         return pc.all(pc.is_in(self.read_plan()["sample_id"], made.combine_chunks())).as_py() is not False
@@ -208,7 +211,7 @@ class RunDir:
 
     def draws(self) -> list[Draw]:
         """The draws that have a folder, in order."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with stating(self.root, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = {p.name for p in (self.root / "draws").iterdir()}
             return [self.draw(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
         return []
@@ -260,7 +263,7 @@ class RunDir:
         Raises:
             ValueError: a file is not the one that the run was begun with.
         """
-        if not self.inputs.is_file():
+        if not exists(self.inputs):
             return
         for key, digest in read_json(self.inputs).items():
             if inputs.get(key, digest) != digest:
@@ -269,19 +272,19 @@ class RunDir:
 
     def write_inputs(self, inputs: dict[str, str]) -> None:
         """Keeps the digests of the run's inputs, those known already and new ones."""
-        known = read_json(self.inputs) if self.inputs.is_file() else {}
+        known = read_json(self.inputs) if exists(self.inputs) else {}
         write_json(self.inputs, inputs | known)
 
     def write_provenance(self, config: Config, versions: dict[str, str]) -> None:
         """What made the run: versions (of its first start) and the fingerprint of each stage; no user name, path or secret."""
-        if self.provenance.is_file():
+        if exists(self.provenance):
             versions = read_json(self.provenance)["versions"]
         stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
         write_json(self.provenance, {"versions": versions, "fingerprints": stages})
 
 
 def _anything(root: AnyPath) -> bool:
-    with contextlib.suppress(FileNotFoundError):
+    with stating(root, "read"), contextlib.suppress(FileNotFoundError):
         return root.is_dir() and any(True for _ in root.iterdir())
     return False
 
@@ -303,7 +306,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     before = old.stored()
     if before is None:
         raise ValueError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
-    theirs, ours = (read_json(run.inputs) if run.inputs.is_file() else {} for run in (old, new))
+    theirs, ours = (read_json(run.inputs) if exists(run.inputs) else {} for run in (old, new))
     other = {stage for key, stage in INPUT_STAGES.items() if theirs.get(key) != ours.get(key)}
     same = {
         s: fingerprint(before, s) == fingerprint(config, s) and s not in other for s in ("prompts", "images", "base")
@@ -342,17 +345,17 @@ def _copy_images(old: RunDir, new: RunDir, config: Config) -> None:
 
 
 def _bytes(path: AnyPath) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+    return read_bytes(path, MAX_TABLE) if exists(path) else b""
 
 
 def _link(source: AnyPath, target: AnyPath) -> None:
-    if target.exists() or not source.is_file():
+    if exists(target) or not exists(source):
         return
     if isinstance(source, Path) and isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
             return os.link(source, target)
-    write_atomically(target, source.read_bytes())
+    write_atomically(target, read_bytes(source, MAX_TABLE))
 
 
 # -------------------------------------------------------------------------------------------------- verify

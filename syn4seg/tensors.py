@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.files import MAX_TABLE, StoreError, read_bytes, stating
+from syn4seg.files import MAX_TABLE, StoreError, read_bytes, stating, steadily
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,7 @@ class TensorFile:
 
     def __init__(self, path: AnyPath):
         self.path = path
-        with stating(path, "read"):
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                start = file.read(8)
-                header = _header(start, file.read, f"{path}")
+        size, start, header = steadily(path, self._open)
         self.start = 8 + int.from_bytes(start, "little")
         self.tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
         for name, facts in header.items():
@@ -74,6 +70,13 @@ class TensorFile:
             if end - begin != math.prod(shape) * _BYTES.get(kind, 0) or self.start + end > size:
                 raise ValueError(f"{path}: cut short, or not floats")
             self.tensors[name] = (kind, shape, begin)
+
+    def _open(self) -> tuple[int, bytes, dict[str, Any]]:
+        with stating(self.path, "read"):
+            size = self.path.stat().st_size
+            with self.path.open("rb") as file:
+                start = file.read(8)
+                return size, start, _header(start, file.read, f"{self.path}")
 
     def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
         """Rows float32 (len(indices), ...) of a tensor.

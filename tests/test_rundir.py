@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
 import numpy as np
 import pytest
 
+from syn4seg import files
 from syn4seg.config import Config, load
-from syn4seg.files import StoreError
+from syn4seg.files import StoreError, exists, remove
 from syn4seg.rundir import (
     RunDir,
     checked_name,
@@ -22,6 +24,7 @@ from syn4seg.rundir import (
     write_image,
     write_json,
 )
+from syn4seg.stages.plan import make_plan
 
 
 def test_images_and_labels_come_back_pixel_for_pixel(tmp_path):
@@ -132,7 +135,9 @@ def test_reuse_takes_exactly_the_stages_that_fit(tmp_path):
         reuse(RunDir(tmp_path), new, config)
 
 
-@pytest.mark.parametrize("place", ["sftp://host/run", "hdfs://host/run", "smb://host/run", "simplecache::s3://b/run", "x://y"])
+@pytest.mark.parametrize(
+    "place", ["sftp://host/run", "hdfs://host/run", "smb://host/run", "simplecache::s3://b/run", "x://y"]
+)
 def test_a_place_that_writes_files_in_place_is_refused(place):
     with pytest.raises(ValueError, match=r"is not supported.*expected a folder"):
         RunDir(place)
@@ -148,3 +153,47 @@ def test_a_password_in_the_place_of_a_run_is_refused_and_not_repeated(place):
 
 def test_names_with_at_signs_below_a_bucket_are_no_passwords():
     assert RunDir("memory://bucket/me@home:1/run").root.name == "run"
+
+
+def test_what_a_store_says_is_one_sentence_whatever_is_asked_of_it(monkeypatch):
+    run = RunDir("memory://broken/run")
+
+    class ClientError(Exception):  # as botocore's, which is no OSError
+        pass
+
+    def no(*_, **__):
+        raise ClientError("the key has expired")
+
+    for name in ("info", "isfile", "isdir", "exists", "ls", "rm_file", "rm", "find", "cat_file", "pipe_file", "open"):
+        monkeypatch.setattr(type(run.root.fs), name, no)
+    for ask in (run.stored, run.has_images, run.draws, run.noted, lambda: run.log(a=1), lambda: exists(run.plan),
+                lambda: remove(run.plan), lambda: run.check_inputs({}), lambda: make_plan(Config(), run, *[None] * 4)):  # fmt: skip
+        with pytest.raises(StoreError, match=r"the key has expired.*the connection"):
+            ask()
+
+
+class Stalling:
+    """A read that finds its file stale a few times, as NFS says of one that was replaced."""
+
+    def __init__(self, read, times):
+        self.read, self.left = read, times
+
+    def __call__(self, *given, **named):
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.read(*given, **named)
+
+
+def test_a_file_that_went_stale_is_looked_up_again_and_in_the_end_said_to_be_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WAITS", (0, 0, 0))
+    path = tmp_path / "x.json"
+    write_json(path, 7)
+    for times in (1, 3):
+        stalling = Stalling(lambda: b"7", times)
+        monkeypatch.setattr(type(path), "read_bytes", lambda _, read=stalling: read())
+        assert files.read_json(path) == 7
+    stalling = Stalling(lambda: b"7", 9)
+    monkeypatch.setattr(type(path), "read_bytes", lambda _, read=stalling: read())
+    with pytest.raises(StoreError, match=r"x\.json: cannot be read \(Stale"):
+        files.read_json(path)

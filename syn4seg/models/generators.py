@@ -262,8 +262,8 @@ class EmbeddingStore:
         except StoreError:
             raise
         except (FileNotFoundError, IsADirectoryError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"embeddings {self.path} cannot be read ({error}); delete the file and, beside it, prompts.parquet and "
-                             "plan.parquet (not proposals/), and run the same command again: the same prompts, plan and "
+            raise ValueError(f"embeddings {self.path} cannot be read ({error}); delete the file and, beside it, prompts.parquet "
+                             "and plan.parquet (not proposals/), and run the same command again: the same prompts, plan and "
                              "embeddings are made anew") from error  # fmt: skip
         if missing := set(Encoded.__dataclass_fields__) - set(self.file.tensors):
             raise ValueError(f"embeddings {self.path}: no {', '.join(sorted(missing))} in it; expected a file "

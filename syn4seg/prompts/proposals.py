@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.data import embedded
-from syn4seg.files import append_line, read_bytes, write_atomically
+from syn4seg.files import append_line, exists, read_bytes, write_atomically
 from syn4seg.prompts.agents import PromptAgent, World, spoken
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG
 from syn4seg.rundir import checked_name
@@ -182,7 +182,7 @@ class Recorded:
 
 def _read_rounds(path: AnyPath, class_name: str) -> list[list[str]]:
     """The rounds in the record of a class; a last line without its end is cut off the file."""
-    if not path.is_file():
+    if not exists(path):
         return []
     data = read_bytes(path)
     whole = data[: data.rfind(b"\n") + 1]

@@ -11,8 +11,8 @@ from typing import Literal
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.files import read_json, read_parquet
-from syn4seg.rundir import Draw, RunDir, pixel_digest
+from syn4seg.files import exists, pixel_digest, read_json, read_parquet
+from syn4seg.rundir import Draw, RunDir
 from syn4seg.stages.setup import draws_of
 
 Verdict = Literal["ok", "stated", "unknown", "LEAK"]
@@ -38,7 +38,7 @@ def audit(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list[Fin
         ValueError: the run has no base checkpoint or no registered draw yet.
     """
     draws = [run.draw(k) for k in draws_of(config)]
-    missing = [p for p in (run.base_facts, *(d.support_json for d in draws)) if not p.is_file()]
+    missing = [p for p in (run.base_facts, *(d.support_json for d in draws)) if not exists(p)]
     if missing:
         raise ValueError(
             f"{missing[0]}: missing; the audit reads the records of a run that has finished `syn4seg refine`"
@@ -122,7 +122,7 @@ def _of_draw(draw: Draw, chosen: dict, dataset: Dataset) -> list[Finding]:
     seen = [*chosen.get("replayed", []), *chosen.get("base_prototypes_from", [])]
     found = [_overlap(f"draw {name}: no replayed or prototype image is a validation image", seen, set(dataset.val),
                       "replayed and prototype images are on the val list")]  # fmt: skip
-    if not draw.queries.is_file():
+    if not exists(draw.queries):
         return [*found, Finding(f"draw {name}: no support image is a query", "unknown", "not evaluated yet")]
     queries = set(read_json(draw.queries))
     found.append(_overlap(f"draw {name}: no support image is a query", support, queries, "support images are queries"))
@@ -146,7 +146,7 @@ def _of_prompts(config: Config, run: RunDir, dataset: Dataset, support: list[dic
     claim = "no validation or support image reached the prompt bank"
     if config.synthesis.source != "generate":
         return [Finding(claim, "ok", "images were imported; there is no prompt bank")]
-    if not run.prompts.is_file():
+    if not exists(run.prompts):
         return [Finding(claim, "unknown", f"{run.prompts.name} is missing")]
     prompts = read_parquet(run.prompts, ["prompt"])["prompt"].to_pylist()
     words = {word.strip(".,;:!?\"'()") for prompt in prompts for word in prompt.split()}

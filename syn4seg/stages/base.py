@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.rundir import RunDir, write_atomically, write_json
+from syn4seg.files import exists, write_atomically, write_json
+from syn4seg.rundir import RunDir
 from syn4seg.stages.novel import training_device
 from syn4seg.stages.setup import EMBEDDED_TRAIN, base_images, shipped_base
 
@@ -35,7 +36,7 @@ def make_base(config: Config, run: RunDir, dataset: Dataset, fold: Fold, progres
     Raises:
         ValueError: the checkpoint was made for another fold, backbone or width, or is not one.
     """
-    if run.base.is_file() and run.base_facts.is_file():
+    if exists(run.base) and exists(run.base_facts):
         return
     if config.base.checkpoint == "shipped":
         _check_shipped(config, fold)

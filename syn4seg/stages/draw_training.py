@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from syn4seg.rundir import write_atomically
+from syn4seg.files import remove, write_atomically
 from syn4seg.schema import FAULT, LABEL_STAGES
 from syn4seg.segmenter.novel import NovelTraining, Sample, owned
 from syn4seg.segmenter.parallel import ranks
@@ -120,7 +120,7 @@ class DrawTraining:
         if training.finished:
             self._keep(row, training.classifier, digest_of_ids(s for s, taken in training.accepted.items() if taken))
             if ranks()[0] == 0:
-                self._checkpoint(row).unlink(missing_ok=True)
+                remove(self._checkpoint(row))
             del self.trainings[row]
         elif training.steps_done % CHECKPOINT_STEPS == 0 and ranks()[0] == 0:
             from safetensors.torch import save

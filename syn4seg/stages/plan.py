@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Fold
-from syn4seg.files import write_parquet
+from syn4seg.files import exists, write_parquet
 from syn4seg.prompts.agents import GrammarAgent, PromptAgent, plain_prompt
 from syn4seg.prompts.bank import Bank, build_bank, diversity, unit_rows
 from syn4seg.prompts.proposals import Recorded
@@ -40,7 +40,7 @@ def make_plan(config: Config, run: RunDir, fold: Fold, note: Callable[[str], Non
     Raises:
         ValueError: no prompt of a class was accepted, the agent or the encoder fails, or a class has no images to import.
     """
-    if run.plan.is_file():
+    if exists(run.plan):
         return
     if config.synthesis.source == "folder":
         table = _imported(config, fold)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from syn4seg.config import Config, config_digest
 from syn4seg.data.datasets import Fold
-from syn4seg.files import read_parquet, write_json, write_parquet
+from syn4seg.files import exists, read_parquet, stating, write_json, write_parquet
 from syn4seg.rundir import Draw, RunDir, table_digest
 from syn4seg.samples import check_names
 from syn4seg.schema import FAULT, LABEL_STAGES, RECORD
@@ -49,7 +49,7 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     Raises:
         ValueError: the run has no manifest yet, or it or the plan is damaged.
     """
-    draws = [draw for draw in run.draws() if draw.manifest.is_file()]
+    draws = [draw for draw in run.draws() if exists(draw.manifest)]
     if not draws:
         raise ValueError(
             f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it"
@@ -76,7 +76,8 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
 
 
 def _begun(draw: Draw) -> bool:
-    return any((draw.root / name).is_dir() for name in ("records", "labels"))
+    with stating(draw.root, "read"):
+        return any((draw.root / name).is_dir() for name in ("records", "labels"))
 
 
 def _manifest(draw: Draw) -> pa.Table:
@@ -178,7 +179,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
 def funnel(run: RunDir) -> dict[str, Any]:
     """Counts per draw: planned, accepted, and each reason of rejection or quarantine."""
     draws = {}
-    for draw in (draw for draw in run.draws() if draw.manifest.is_file()):
+    for draw in (draw for draw in run.draws() if exists(draw.manifest)):
         counts = counted(read_parquet(draw.manifest, ["reason"])["reason"])
         draws[str(draw.number)] = {"accepted": counts.pop("", 0), "rejected": dict(sorted(counts.items()))}
     return {"planned": planned(run).num_rows, "draws": draws}

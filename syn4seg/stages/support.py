@@ -11,9 +11,10 @@ import numpy as np
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.support import support_label
+from syn4seg.files import exists, write_atomically, write_json
 from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, support_prototypes
-from syn4seg.rundir import Draw, RunDir, write_atomically, write_json
+from syn4seg.rundir import Draw, RunDir
 from syn4seg.sections import SupportQuantile
 from syn4seg.stages.setup import base_images, support_of
 from syn4seg.tensors import load
@@ -136,7 +137,7 @@ def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset
         base: `base_samples(...)`, shared by the draws of a run.
     """
     paths = run.draw(draw)
-    if paths.support.is_file():
+    if exists(paths.support):
         return Registration.load(paths)
     from syn4seg.stages.novel import start_of, train_row
 
