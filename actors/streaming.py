@@ -129,7 +129,7 @@ def _settings(store_bytes: float | None) -> None:
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
     context.execution_no_progress_timeout_s = 86400  # type: ignore[attr-defined]  # hanging rows end themselves, see the guard
     context.wait_for_min_actors_s = start_seconds()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is told once, by `_cause`
 
 
 @contextlib.contextmanager
