@@ -195,6 +195,6 @@ def test_a_store_that_cannot_be_read_for_now_is_not_called_damaged(tmp_path, mon
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(type(tmp_path), "open", no)
-    with pytest.raises(StoreError, match="Input/output error.*the connection") as refused:
+    with pytest.raises(StoreError, match=r"Input/output error.*the connection") as refused:
         EmbeddingStore(tmp_path / "e")
     assert "delete" not in str(refused.value)
