@@ -100,16 +100,15 @@ class Shards:
         """What to keep of a file; why it cannot be read; or "" if it is gone."""
         try:
             with parquet(self.folder / name) as file:
-                if not file.schema_arrow.equals(self.schema):
+                if not file.schema.equals(self.schema):
                     return f"{self.folder / name}: has other columns than expected; delete it and run the same command again"
-                facts = file.metadata
-                groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
+                groups = file.groups
                 if any(group.total_byte_size > MAX_TABLE // 8 for group in groups):
                     return f"{self.folder / name}: a row group is unreasonably large; this program did not write it"
                 columns = [c for c in ("sample_id", "batch", "reason") if c in self.schema.names]
                 table = file.read(columns).combine_chunks()
                 check_names(table["sample_id"], f"{self.folder / name}: sample")
-                replaces = json.loads((file.schema_arrow.metadata or {}).get(_REPLACES, b"[]"))
+                replaces = json.loads((file.schema.metadata or {}).get(_REPLACES, b"[]"))
                 if not isinstance(replaces, list) or not all(
                     isinstance(n, str) and _FILE.fullmatch(n) for n in replaces
                 ):
@@ -190,7 +189,7 @@ class Shards:
     def group(self, name: str, number: int, columns: list[str] | None = None) -> pa.Table:
         """One row group of a file."""
         with parquet(self.folder / name) as file:
-            return file.read_row_group(number, columns)
+            return file.read(columns, number)
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """These columns of every sample, once, sorted by `sample_id`, which is one of them; `reason` decides between two rows."""
