@@ -24,6 +24,7 @@ from typing import Any
 from record import machine, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from syn4seg.rundir import RunDir
 from tests import chaos
 
 BEFORE, AFTER = 12, 9
@@ -67,7 +68,7 @@ def measure(root: Path, site: chaos.Site, kind: str, keys: list[str], seconds: f
     rate = (len(before) - 1) / (before[-1] - before[0])
     after = [t for t, _ in made if t >= at]
     back = next((t for t, later in zip(after, after[AFTER:], strict=False) if AFTER / (later - t) >= 0.8 * rate), None)
-    again = len(made) - len({seed for _, seed in made})
+    again = len(made) - RunDir(run.out).read_plan().num_rows  # the padding of the last batch is made too
     return {"images_per_second_before": round(rate, 2), "seconds_to_the_next_image": round(after[0] - at, 1),
             "seconds_to_full_rate": None if back is None else round(back - at, 1), "images_made_again": again,
             "images": len({seed for _, seed in made})}  # fmt: skip
