@@ -24,6 +24,7 @@ from syn4seg.data.folder import decode_image
 from syn4seg.files import StoreError
 from syn4seg.rundir import RunDir, pixel_digest
 from syn4seg.samples import Image
+from syn4seg.schema import PLAN
 
 if TYPE_CHECKING:
     from syn4seg.models.generators import ImageGenerator, Made
@@ -61,18 +62,7 @@ class Synthesizer:
     """
 
     whole_attempts = 3  # a batch made row by row may differ by rounding: not for two kills from outside
-    reads = (
-        "sample_id",
-        "class_id",
-        "prompt",
-        "prompt_row",
-        "noise_seed",
-        "batch",
-        "todo",
-        "image_at",
-        "reason",
-        "traceback",
-    )
+    reads = PLAN
     adds = ("image", "image_digest", "synthesis_audit")
 
     def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator], planned: int):
