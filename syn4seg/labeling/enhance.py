@@ -16,13 +16,15 @@ import numpy as np
 from syn4seg.config import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.labeling.components import Components, components
-from syn4seg.labeling.filtering import filter_regions
+from syn4seg.labeling.filtering import Filtered, filter_regions
 from syn4seg.labeling.refinement import hint_boxes, refine_boundary
-from syn4seg.labeling.relabeling import relabel
+from syn4seg.labeling.relabeling import Relabeled, relabel
 from syn4seg.schema import UNLABELED
 from syn4seg.sections import Labeling, Refinement
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from syn4seg.models.sam import SamRefiner
     from syn4seg.segmenter.network import Classifier, Segmenter
 
@@ -36,6 +38,23 @@ class Enhanced:
     relabeled: np.ndarray
     audit: dict[str, Any]
     reason: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The segmenter's own pseudo-label, on whole grid cells: the image's rows and columns on the canvas, rounded up to the stride.
+
+    Attributes:
+        label: argmax uint8 (R, C).
+        confidence: its probability float32 (R, C).
+        features: float32 (D, r, c) on the image's part of the canvas.
+        shape: rows and columns of the image itself.
+    """
+
+    label: np.ndarray
+    confidence: np.ndarray
+    features: np.ndarray
+    shape: tuple[int, ...]
 
 
 class Enhancer:
@@ -71,56 +90,82 @@ class Enhancer:
             segmenter, classifier, made.prototypes, made.thresholds, config.labeling, config.segmenter.on_canvas()
         )
 
-    def draft(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Argmax uint8 (R, C), its probability float32 (R, C), and features float32 (D, r, c) on the image's part of the canvas.
+    def dense(self, image: np.ndarray) -> Tensor:
+        """The segmenter's raw features float32 (D, h, w), on its device, of an RGB uint8 (H, W, 3) image on the canvas."""
+        import torch
 
-        R, C are whole grid cells: the image's rows and columns on the canvas, rounded up to the stride.
+        with torch.no_grad():
+            return self.segmenter.features(self.segmenter.prepare(self.canvas.image(image)))[0].float()
+
+    def draft(self, features: Tensor, shape: tuple[int, ...]) -> Draft:
+        """The pseudo-label of an image of `shape` (H, W, ...) from its `dense` features.
 
         Raises:
             FloatingPointError: a feature is nan or infinite; no label could be told from such an image.
         """
         import torch
 
-        rows, columns = self.canvas.shape(image.shape)
+        r, c = self._cells(features.shape[-1], shape)
+        step = self.canvas.size / features.shape[-1]
         with torch.no_grad():
-            features = self.segmenter.features(self.segmenter.prepare(self.canvas.image(image)))
-            step = self.canvas.size / features.shape[-1]
-            r, c = int(np.ceil(rows / step)), int(np.ceil(columns / step))
-            odds = self.classifier.pixels(features, self.canvas.size)
+            odds = self.classifier.pixels(features[None], self.canvas.size)
             odds = odds[..., : round(r * step), : round(c * step)].softmax(1)
             confidence, winner = odds[0].max(0)
-        cells = features[0, :, :r, :c].float().cpu().numpy()
-        if not np.isfinite(cells).all():
+        draft = Draft(winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), self.cells(features, shape), shape[:2])
+        if not np.isfinite(draft.features).all():
             raise FloatingPointError("the segmenter's features of this image are not finite")
-        return winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), np.ascontiguousarray(cells)
+        return draft
+
+    def cells(self, features: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+        """The part float32 (D, r, c) of `dense` features that an image of `shape` (H, W, ...) covers."""
+        r, c = self._cells(features.shape[-1], shape)
+        return np.ascontiguousarray(features[:, :r, :c].cpu().numpy())
+
+    def _cells(self, side: int, shape: tuple[int, ...]) -> tuple[int, int]:
+        rows, columns = self.canvas.shape(shape)
+        step = self.canvas.size / side
+        return int(np.ceil(rows / step)), int(np.ceil(columns / step))
+
+    def filter(self, draft: Draft, target: int) -> Filtered:
+        """APF on the grid of the draft, for an image that was made for class index `target`."""
+        settings = self.settings
+        scale = draft.label.size / (draft.shape[0] * draft.shape[1])
+        return filter_regions(
+            draft.label, draft.features, {target: self.prototypes[target]}, target=target, novel=self.novel,
+            lambda_keep=self.thresholds[target], min_region=round(settings.min_region * scale), confidence=draft.confidence,
+            tau_base=settings.tau_base, tau_background=settings.tau_background,
+        )  # fmt: skip
+
+    def relabel(self, kept: np.ndarray, features: np.ndarray, target: int) -> Relabeled:
+        """APR of what filtering kept, uint8 (R, C), with the features of the draft."""
+        settings = self.settings
+        return relabel(
+            kept, features, target=target, prototypes=dict(enumerate(self.prototypes)), beta=settings.beta,
+            tau=settings.tau, theta=settings.theta, lambda_keep=self.thresholds[target], min_target=settings.min_target,
+            max_target=settings.max_target,
+        )  # fmt: skip
+
+    def native(self, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """A label on the grid of a draft brought to an image's own shape (H, W, ...): uint8 (H, W)."""
+        rows, columns = self.canvas.shape(shape)
+        return _native(label[:rows, :columns], shape[:2])
 
     def __call__(self, image: np.ndarray, target: int) -> Enhanced:
         """Draft, kept and relabeled labels of an RGB uint8 (H, W, 3) image that was made for class index `target`."""
-        settings, limit = self.settings, self.thresholds[target]
-        draft, confidence, features = self.draft(image)
-        scale = draft.size / (image.shape[0] * image.shape[1])
-        filtered = filter_regions(
-            draft, features, {target: self.prototypes[target]}, target=target, novel=self.novel, lambda_keep=limit,
-            min_region=round(settings.min_region * scale), confidence=confidence, tau_base=settings.tau_base,
-            tau_background=settings.tau_background,
-        )  # fmt: skip
-        done = relabel(
-            filtered.kept, features, target=target, prototypes=dict(enumerate(self.prototypes)), beta=settings.beta,
-            tau=settings.tau, theta=settings.theta, lambda_keep=limit, min_target=settings.min_target,
-            max_target=settings.max_target,
-        )  # fmt: skip
+        draft = self.draft(self.dense(image), image.shape)
+        filtered = self.filter(draft, target)
+        done = self.relabel(filtered.kept, draft.features, target)
         audit = {
-            "lambda_keep": limit,
+            "lambda_keep": self.thresholds[target],
             "regions": [
                 {"class": r.class_index, "area": r.area, "similarity": None if np.isnan(r.similarity) else round(r.similarity, 5),
                  "why": r.why} for r in filtered.regions
             ],
-            "pixels": {"free": share(filtered.kept == UNLABELED), "relabeled": done.changed / draft.size,
+            "pixels": {"free": share(filtered.kept == UNLABELED), "relabeled": done.changed / draft.label.size,
                        "unlabeled": share(done.label == UNLABELED), "target": share(done.label == target)},
             "similarity_best": round(done.similarity_best, 5),
         }  # fmt: skip
-        rows, columns = self.canvas.shape(image.shape)
-        labels = [_native(label[:rows, :columns], image.shape[:2]) for label in (draft, filtered.kept, done.label)]
+        labels = [self.native(label, image.shape) for label in (draft.label, filtered.kept, done.label)]
         return Enhanced(labels[0], labels[1], labels[2], audit, done.reason)
 
 
@@ -175,14 +220,23 @@ class BoundaryRefiner:
             FloatingPointError: SAM's predicted IoU of a mask is nan or infinite.
         """
         regions = [components(label) for label in labels]
-        made = self.sam.masks(images, [hint_boxes(r, self.settings.margin, r.map.shape) for r in regions])
-        if not all(np.isfinite(ious).all() for _, ious in made):
-            raise FloatingPointError("SAM's answer to this image is not finite")
-        return [self._redrawn(label, r, *answer) for label, r, answer in zip(labels, regions, made, strict=True)]
+        made = self.sam.masks(images, [self.hints(r) for r in regions])
+        return [self.redraw(label, r, *answer) for label, r, answer in zip(labels, regions, made, strict=True)]
 
-    def _redrawn(
+    def hints(self, found: Components) -> np.ndarray:
+        """SAM's box hints float32 (R, 4) for the components of a label."""
+        return hint_boxes(found, self.settings.margin, found.map.shape)
+
+    def redraw(
         self, label: np.ndarray, found: Components, masks: np.ndarray, ious: np.ndarray
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """SABR of one label with SAM's answer to its `hints`: masks bool (R, H, W) and predicted IoU float32 (R,).
+
+        Raises:
+            FloatingPointError: SAM's predicted IoU of a mask is nan or infinite.
+        """
+        if not np.isfinite(ious).all():
+            raise FloatingPointError("SAM's answer to this image is not finite")
         done = refine_boundary(label, found, masks, ious, band_width=self.settings.band_width,
                                min_agreement=self.settings.min_agreement)  # fmt: skip
         audit = {"sam": {"agreement": [round(float(a), 4) for a in done.agreement], "changed": done.changed / label.size,

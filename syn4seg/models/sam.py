@@ -244,11 +244,11 @@ class SamRefiner:
         hinted = [i for i, hints in enumerate(boxes) if len(hints)]
         for start in range(0, len(hinted), self.images_per_pass):
             some = hinted[start : start + self.images_per_pass]
-            for i, embedding in zip(some, self._embed([images[i] for i in some]), strict=False):
-                found[i] = self._decode(embedding, images[i].shape[:2], boxes[i])
+            for i, embedding in zip(some, self.embed([images[i] for i in some]), strict=False):
+                found[i] = self.decode(embedding, images[i].shape[:2], boxes[i])
         return found
 
-    def _embed(self, images: list[np.ndarray]) -> Tensor:
+    def embed(self, images: list[np.ndarray]) -> Tensor:
         """Embeddings float32 (images_per_pass, C, h, w): of the images, each padded to the encoder's square, and of the padding."""
         longest, squares = self.sam.image_encoder.img_size, []
         for image in images:
@@ -260,7 +260,7 @@ class SamRefiner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             return self.sam.image_encoder(torch.stack(squares).contiguous(memory_format=torch.channels_last)).float()
 
-    def _decode(self, embedding: Tensor, size: tuple[int, int], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, embedding: Tensor, size: tuple[int, int], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Masks bool (R, H, W) and predicted IoU float32 (R,) of the boxes of one image, from its embedding (C, h, w)."""
         shape = resized_shape(*size, self.sam.image_encoder.img_size)
         scale = np.tile([shape[1] / size[1], shape[0] / size[0]], 2)

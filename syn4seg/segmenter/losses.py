@@ -42,23 +42,53 @@ def pixel_loss(logits: Tensor, label: Tensor, *, weight: Tensor | None = None, m
     """
     target = label.long()
     valid = target != UNLABELED
-    chosen = logits.gather(1, torch.where(valid, target, 0)[:, None])[:, 0]
-    if merged is not None:
-        rows = merged.clone()
-        rows[:, BACKGROUND] = True
-        special = rows.sum(1) > 1
-        if special.any():
-            allowed = logits[special].masked_fill(~rows[special][:, :, None, None], -torch.inf).logsumexp(1)
-            chosen = chosen.index_put(
-                (special.nonzero()[:, 0],), torch.where(target[special] == BACKGROUND, allowed, chosen[special])
-            )
-    loss = logits.logsumexp(1) - chosen
-    share = valid.to(loss.dtype)
+    share = valid.to(logits.dtype)
     if weight is not None:
         share = share * weight
     if background_weight != 1:
         share = torch.where(target == BACKGROUND, share * background_weight, share)
-    return (loss * share).sum() / total(share.sum()).clamp_min(1e-6)
+    share = share / total(share.sum()).clamp_min(1e-6)
+    rows = None
+    if merged is not None:
+        rows = merged.clone()
+        rows[:, BACKGROUND] = True
+        rows = rows if (rows.sum(1) > 1).any() else None
+    return _CrossEntropy.apply(logits, torch.where(valid, target, 0), share, rows)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum over pixels of share * -log p'(target), and its gradient, with one exponential per logit.
+
+    p'(k) = p(k), but p'(0) is the sum of p over an image's merged classes S. With E = exp(logits - max) the gradient is
+    share * (E_j / sum E - [j in S] E_j / sum_S E), where S = {k} on all other pixels. The masses of merged backgrounds are
+    taken to be no smaller than the smallest normal number, so a pixel whose background is hopeless has a finite loss.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, share: Tensor, merged: Tensor | None) -> Tensor:
+        top = logits.amax(1, keepdim=True)
+        mass = (logits - top).exp_()
+        whole = mass.sum(1)
+        log_chosen = logits.gather(1, target[:, None])[:, 0] - top[:, 0]
+        background = allowed = None
+        if merged is not None:
+            background = (target == BACKGROUND) & (merged.sum(1) > 1)[:, None, None]
+            allowed = torch.einsum("nchw,nc->nhw", mass, merged.to(mass)).clamp_min_(torch.finfo(mass.dtype).tiny)
+            log_chosen = torch.where(background, allowed.log(), log_chosen)
+        ctx.save_for_backward(mass, whole, target, share, merged, background, allowed)
+        return ((whole.log() - log_chosen) * share).sum()
+
+    @staticmethod
+    def backward(ctx, *above: Tensor) -> tuple[Tensor | None, ...]:
+        mass, whole, target, share, merged, background, allowed = ctx.saved_tensors
+        share = share * above[0]
+        gradient = mass * (share / whole)[:, None]
+        if merged is not None:
+            for n in (merged.sum(1) > 1).nonzero()[:, 0].tolist():
+                taken = torch.where(background[n], share[n] / allowed[n], 0)
+                gradient[n, merged[n]] -= mass[n, merged[n]] * taken
+            share = torch.where(background, 0, share)
+        return gradient.scatter_add_(1, target[:, None], -share[:, None]), None, None, None
 
 
 def distillation(logits: Tensor, base_logits: Tensor, allowed: Tensor, total: Total = alone) -> Tensor:
