@@ -40,7 +40,7 @@ def test_registration_survives_its_file(fresh, small):
 
 
 def test_a_support_quantile_gives_thresholds_between_the_extremes(fresh, small):
-    from syn4seg.stages.support import _thresholds, support_samples
+    from syn4seg.stages.support import support_samples, thresholds_of
 
     run, _ = fresh
     limits = {}
@@ -48,8 +48,8 @@ def test_a_support_quantile_gives_thresholds_between_the_extremes(fresh, small):
         config = load(None, [*small, f"labeling.lambda_keep={{support_quantile: {q}}}", "data.shots=2"])
         dataset, fold = check(config)
         stage = NovelStage(config, run, dataset, fold)
-        samples = support_samples(config, stage.segmenter, dataset, fold, support_of(config, dataset, fold, 0))
-        limits[q] = _thresholds(config, fold, samples)
+        samples = support_samples(config, dataset, fold, support_of(config, dataset, fold, 0), stage.real)
+        limits[q] = thresholds_of(config, fold, samples)
     for k in limits[0.0]:
         assert -1 <= limits[0.0][k] <= limits[0.5][k] <= limits[1.0][k] <= 1
 

@@ -90,15 +90,8 @@ class Enhancer:
             segmenter, classifier, made.prototypes, made.thresholds, config.labeling, config.segmenter.on_canvas()
         )
 
-    def dense(self, image: np.ndarray) -> Tensor:
-        """The segmenter's raw features float32 (D, h, w), on its device, of an RGB uint8 (H, W, 3) image on the canvas."""
-        import torch
-
-        with torch.no_grad():
-            return self.segmenter.features(self.segmenter.prepare(self.canvas.image(image)))[0].float()
-
     def draft(self, features: Tensor, shape: tuple[int, ...]) -> Draft:
-        """The pseudo-label of an image of `shape` (H, W, ...) from its `dense` features.
+        """The pseudo-label of an image of `shape` (H, W, ...) from its `dense_features`.
 
         Raises:
             FloatingPointError: a feature is nan or infinite; no label could be told from such an image.
@@ -111,13 +104,15 @@ class Enhancer:
             odds = self.classifier.pixels(features[None], self.canvas.size)
             odds = odds[..., : round(r * step), : round(c * step)].softmax(1)
             confidence, winner = odds[0].max(0)
-        draft = Draft(winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), self.cells(features, shape), shape[:2])
+        draft = Draft(
+            winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), self.cells(features, shape), shape[:2]
+        )
         if not np.isfinite(draft.features).all():
             raise FloatingPointError("the segmenter's features of this image are not finite")
         return draft
 
     def cells(self, features: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-        """The part float32 (D, r, c) of `dense` features that an image of `shape` (H, W, ...) covers."""
+        """The part float32 (D, r, c) of `dense_features` that an image of `shape` (H, W, ...) covers."""
         r, c = self._cells(features.shape[-1], shape)
         return np.ascontiguousarray(features[:, :r, :c].cpu().numpy())
 
@@ -152,7 +147,7 @@ class Enhancer:
 
     def __call__(self, image: np.ndarray, target: int) -> Enhanced:
         """Draft, kept and relabeled labels of an RGB uint8 (H, W, 3) image that was made for class index `target`."""
-        draft = self.draft(self.dense(image), image.shape)
+        draft = self.draft(dense_features(self.segmenter, self.canvas, image), image.shape)
         filtered = self.filter(draft, target)
         done = self.relabel(filtered.kept, draft.features, target)
         audit = {
@@ -167,6 +162,14 @@ class Enhancer:
         }  # fmt: skip
         labels = [self.native(label, image.shape) for label in (draft.label, filtered.kept, done.label)]
         return Enhanced(labels[0], labels[1], labels[2], audit, done.reason)
+
+
+def dense_features(segmenter: Segmenter, canvas: Canvas, image: np.ndarray) -> Tensor:
+    """The segmenter's raw features float32 (D, h, w), on its device, of an RGB uint8 (H, W, 3) image on its canvas."""
+    import torch
+
+    with torch.no_grad():
+        return segmenter.features(segmenter.prepare(canvas.image(image)))[0].float()
 
 
 def share(mask: np.ndarray) -> float:

@@ -248,6 +248,7 @@ class SamRefiner:
                 found[i] = self.decode(embedding, images[i].shape[:2], boxes[i])
         return found
 
+    @torch.no_grad()
     def embed(self, images: list[np.ndarray]) -> Tensor:
         """Embeddings float32 (images_per_pass, C, h, w): of the images, each padded to the encoder's square, and of the padding."""
         longest, squares = self.sam.image_encoder.img_size, []
@@ -260,6 +261,7 @@ class SamRefiner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             return self.sam.image_encoder(torch.stack(squares).contiguous(memory_format=torch.channels_last)).float()
 
+    @torch.no_grad()
     def decode(self, embedding: Tensor, size: tuple[int, int], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Masks bool (R, H, W) and predicted IoU float32 (R,) of the boxes of one image, from its embedding (C, h, w)."""
         shape = resized_shape(*size, self.sam.image_encoder.img_size)

@@ -21,7 +21,7 @@ from syn4seg.rundir import RunDir, write_atomically
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.plan import CLASS_NAME, HDIG
-from syn4seg.stages.support import Registration, base_samples, register, support_of, support_samples
+from syn4seg.stages.support import Registration, base_samples, features_of, register, support_of, support_samples
 from syn4seg.tensors import load
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class NovelStage:
     def __init__(self, config: Config, run: RunDir, dataset: Dataset, fold: Fold):
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = load_on_device(run, config.placement.device)
-        self.base = base_samples(config, self.segmenter, dataset, fold)
+        self.real = features_of(config, self.segmenter, dataset)
+        self.base = base_samples(config, dataset, fold, self.real)
         self.features = FeatureCache()
         self.registered: dict[int, Classifier] = {}
 
@@ -131,17 +132,9 @@ class NovelStage:
 
     def trust(self, draw: int, features: Tensor) -> np.ndarray | None:
         """Weight float16 (H, W) of each pixel of a synthetic image, or None where every weight is 1."""
-        novel, size = self.config.novel, self.config.segmenter.size
-        if novel.confidence_weight == 0:
-            return None if novel.synthetic_weight == 1 else np.full((size, size), novel.synthetic_weight, np.float16)
-        import torch
-
-        if draw not in self.registered:
+        if self.config.novel.confidence_weight and draw not in self.registered:
             self.registered[draw] = Registration.load(self.run.draw(draw)).classifier_on("cpu")
-        with torch.no_grad():
-            odds = self.registered[draw].pixels(features.float()[None], size).softmax(1)
-        sure = odds[0].amax(0).numpy()
-        return (novel.synthetic_weight * (1 - novel.confidence_weight * (1 - sure))).astype(np.float16)
+        return trust_of(self.config, self.registered.get(draw), features)
 
     def train(
         self, draw: int, tell: Callable[[int, int], None], labelled: Callable[[int], bool] = lambda draw: True
@@ -172,7 +165,7 @@ class NovelStage:
     def support(self, draw: int) -> list[Sample]:
         """The support samples of a draw."""
         chosen = support_of(self.config, self.dataset, self.fold, draw)
-        return support_samples(self.config, self.segmenter, self.dataset, self.fold, chosen)
+        return support_samples(self.config, self.dataset, self.fold, chosen, self.real)
 
     def evaluate(self, done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:
         """Confusion matrix of every draw and row, in this process; `done` is told how many queries are scored, of how many."""
@@ -180,6 +173,24 @@ class NovelStage:
 
         scorer = Scorer(self.config, self.run, self.dataset, self.fold, segmenter=self.segmenter)
         return evaluate_run(self.config, self.run, self.dataset, self.fold, here(scorer), done)
+
+
+def trust_of(config: Config, registered: Classifier | None, features: Tensor) -> np.ndarray | None:
+    """Weight float16 (H, W) of each pixel of a synthetic image with frozen features (D, h, w), or None where every weight is 1.
+
+    Args:
+        registered: the classifier of round 0, on the CPU; only `novel.confidence_weight` above 0 needs it.
+    """
+    novel, size = config.novel, config.segmenter.size
+    if novel.confidence_weight == 0:
+        return None if novel.synthetic_weight == 1 else np.full((size, size), novel.synthetic_weight, np.float16)
+    import torch
+
+    assert registered is not None
+    with torch.no_grad():
+        odds = registered.pixels(features.float()[None], size).softmax(1)
+    sure = odds[0].amax(0).numpy()
+    return (novel.synthetic_weight * (1 - novel.confidence_weight * (1 - sure))).astype(np.float16)
 
 
 def rows_of(config: Config) -> list[str]:

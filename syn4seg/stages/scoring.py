@@ -17,7 +17,7 @@ from syn4seg.labeling.enhance import load_on_device
 from syn4seg.rundir import RunDir, write_json
 from syn4seg.stages.novel import BASELINE, base_classifier, load_classifier, rows_of
 from syn4seg.stages.setup import draws_of, queries_of, support_of
-from syn4seg.stages.support import Registration, support_samples
+from syn4seg.stages.support import Registration, features_of, support_samples
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.evaluation import Predictor
@@ -64,7 +64,8 @@ class Scorer:
         if self.config.evaluation.baselines:
             base = base_classifier(self.segmenter).to(device)
             chosen = support_of(self.config, self.dataset, self.fold, draw)
-            support = support_samples(self.config, self.segmenter, self.dataset, self.fold, chosen)
+            real = features_of(self.config, self.segmenter, self.dataset)
+            support = support_samples(self.config, self.dataset, self.fold, chosen, real)
             prototypes = torch.from_numpy(Registration.load(self.run.draw(draw)).prototypes[: len(base.weight)])
             for name in self.config.evaluation.baselines:
                 found[BASELINE + name] = build(name, base=base, support=support, base_classes=len(self.fold.base),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from syn4seg.tensors import load
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from syn4seg.segmenter.network import Classifier, Segmenter
     from syn4seg.segmenter.novel import Sample
@@ -95,38 +97,53 @@ class BaseSamples:
     shown: list[Sample]
 
 
-def support_samples(config: Config, segmenter: Segmenter, dataset: Dataset, fold: Fold,
-                    support: dict[int, list[str]]) -> list[Sample]:  # fmt: skip
-    """Frozen features and class-index labels of the support images, on the canvas."""
+Features = Callable[[Sequence[str]], Sequence["Tensor"]]
+"""Frozen features float16 (D, h, w) of real images by id, each computed alone (rounding depends on batch-mates)."""
+
+
+def features_of(config: Config, segmenter: Segmenter, dataset: Dataset) -> Features:
+    """Computes them anew at every call."""
     from syn4seg.segmenter.network import frozen_features
+
+    canvas = config.segmenter.on_canvas()
+    return lambda ids: [frozen_features(segmenter, canvas.image(dataset.image(i))[None])[0] for i in ids]
+
+
+def support_samples(
+    config: Config, dataset: Dataset, fold: Fold, support: dict[int, list[str]], features: Features
+) -> list[Sample]:
+    """Frozen features and class-index labels of the support images, on the canvas."""
     from syn4seg.segmenter.novel import Sample
 
-    canvas, samples = config.segmenter.on_canvas(), []
+    canvas, kept, samples = config.segmenter.on_canvas(), config.data.base_in_support, []
     for target, ids in support.items():
-        for image_id in ids:
-            label = support_label(dataset.mask(image_id), fold, target, base_in_support=config.data.base_in_support)
-            features = frozen_features(segmenter, canvas.image(dataset.image(image_id))[None])[0]
-            samples.append(Sample(f"{target}-{image_id}", features, canvas.label(label), "support"))
+        for image_id, made in zip(ids, features(ids), strict=True):
+            label = support_label(dataset.mask(image_id), fold, target, base_in_support=kept)
+            samples.append(Sample(f"{target}-{image_id}", made, canvas.label(label), "support"))
     return samples
 
 
-def base_samples(config: Config, segmenter: Segmenter, dataset: Dataset, fold: Fold) -> BaseSamples:
+def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Features) -> BaseSamples:
     """Frozen features and base labels (novel objects background) of base training images, drawn by a named seed.
 
     The first `novel.replay_images` of the draw are replayed, the first `labeling.base_prototype_images` make prototypes.
     """
-    from syn4seg.data.embedded import seeded
-    from syn4seg.segmenter.network import frozen_features
     from syn4seg.segmenter.novel import Sample
 
     replayed, shown = config.novel.replay_images, config.labeling.base_prototype_images
-    ids = base_images(config, dataset, fold)
-    ids = [ids[i] for i in seeded("replay", config.seed).permutation(len(ids))[: max(replayed, shown)]]
-    table, canvas, samples = fold.to_base_index, config.segmenter.on_canvas(), {}
-    for image_id in ids:
-        features = frozen_features(segmenter, canvas.image(dataset.image(image_id))[None])[0]
-        samples[image_id] = Sample(image_id, features, canvas.label(table[dataset.mask(image_id)]), "replay")
+    ids = drawn_base_images(config, dataset, fold)[: max(replayed, shown)]
+    table, canvas = fold.to_base_index, config.segmenter.on_canvas()
+    samples = {i: Sample(i, made, canvas.label(table[dataset.mask(i)]), "replay")
+               for i, made in zip(ids, features(ids), strict=True)}  # fmt: skip
     return BaseSamples([samples[i] for i in sorted(ids[:replayed])], [samples[i] for i in sorted(ids[:shown])])
+
+
+def drawn_base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
+    """The base training images in the order in which they are drawn for replay and prototypes."""
+    from syn4seg.data.embedded import seeded
+
+    ids = base_images(config, dataset, fold)
+    return [ids[i] for i in seeded("replay", config.seed).permutation(len(ids))]
 
 
 def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset, fold: Fold, draw: int,
@@ -139,15 +156,9 @@ def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset
     paths = run.draw(draw)
     if exists(paths.support):
         return Registration.load(paths)
-    from syn4seg.stages.novel import start_of, train_row
-
     support = support_of(config, dataset, fold, draw)
-    samples = support_samples(config, segmenter, dataset, fold, support)
-    prototypes = _prototypes(config, segmenter, fold, samples, base.shown)
-    start = start_of(segmenter, prototypes, fold)
-    classifier = train_row(config, fold, start, [*samples, *base.replayed], draw)
-    made = Registration(classifier.weight.cpu().numpy(), classifier.bias.cpu().numpy(), prototypes,
-                        _thresholds(config, fold, samples), start.cosine, start.align_corners)  # fmt: skip
+    samples = support_samples(config, dataset, fold, support, features_of(config, segmenter, dataset))
+    made = learn(config, segmenter, fold, samples, base, draw)
     write_json(paths.support_json, {
         "draw": draw, "shots": config.data.shots, "support": {fold.names[k - 1]: ids for k, ids in support.items()},
         "lambda_keep": {fold.index_names[k]: v for k, v in made.thresholds.items()},
@@ -156,6 +167,18 @@ def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset
     })  # fmt: skip
     made.save(paths)
     return made
+
+
+def learn(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], base: BaseSamples,
+          draw: int) -> Registration:  # fmt: skip
+    """Round 0: prototypes and thresholds, and a classifier that has seen the support set and replayed base images only."""
+    from syn4seg.stages.novel import start_of, train_row
+
+    prototypes = _prototypes(config, segmenter, fold, support, base.shown)
+    start = start_of(segmenter, prototypes, fold)
+    classifier = train_row(config, fold, start, [*support, *base.replayed], draw)
+    return Registration(classifier.weight.cpu().numpy(), classifier.bias.cpu().numpy(), prototypes,
+                        thresholds_of(config, fold, support), start.cosine, start.align_corners)  # fmt: skip
 
 
 def _prototypes(
@@ -182,7 +205,8 @@ def _prototypes(
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 
 
-def _thresholds(config: Config, fold: Fold, support: list[Sample]) -> dict[int, float]:
+def thresholds_of(config: Config, fold: Fold, support: list[Sample]) -> dict[int, float]:
+    """lambda_keep by novel class index: the number of the config, or a quantile of held-out similarities."""
     limit = config.labeling.lambda_keep
     if not isinstance(limit, SupportQuantile):
         return dict.fromkeys(fold.novel_indices, float(limit))
