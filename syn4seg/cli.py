@@ -166,6 +166,65 @@ def _finish(pipeline: Pipeline, results: dict[str, Any] | None) -> None:
 
 
 @app.command()
+def sweep(
+    settings: Settings = None,
+    study: Annotated[str, typer.Option(help="labels, shots, prompts, beta, lambda, all, or a YAML file.")] = "labels",
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials, with those done; default: as the study says.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time; at most the study's window.")] = None,
+    objective: Annotated[str | None, typer.Option(help="novel, harmonic, mean...; several with commas: a Pareto front. test.novel "
+                         "is measured on the test list.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the sweep is kept; default runs/NAME-STUDY.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
+    reuse: Reuse = None,
+    cache: Annotated[Path, typer.Option(help="Folder of the stage cache, shared by studies.")] = Path("runs/cache"),
+    cache_gib: Annotated[float, typer.Option(min=0.01, help="The cache is kept below this size.")] = 20.0,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
+) -> None:  # fmt: skip
+    """Search keys of the configuration with Ray Tune and Optuna; a trial recomputes only what its keys change.
+
+    Keys of the study itself may follow as study.KEY=VALUE: study.pruning=median study.window=8.
+    """
+    from tune.command import sweep as search
+
+    words = list(settings or [])
+    changes = [word for word in words if word.startswith("study.")]
+    config = _config([word for word in words if word not in changes])
+    search(config, words=words, study=study, changes=changes, trials=trials, concurrency=concurrency, objective=objective,
+           out=out, resume=resume, reuse=reuse, cache=cache, cache_bytes=int(cache_gib * 2**30), fail_fast=fail_fast,
+           begin=_begin)  # fmt: skip
+
+
+store = typer.Typer(no_args_is_help=True, help="The stage cache of sweeps: what it holds, and making room.")
+app.add_typer(store, name="cache")
+Folder = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
+
+
+@store.command("ls")
+def list_cache(cache: Folder = Path("runs/cache")) -> None:
+    """What the cache holds, stage by stage."""
+    from syn4seg.cache import StageCache
+    from syn4seg.terminal import print_cache
+
+    print_cache(StageCache(cache))
+
+
+@store.command("prune")
+def prune_cache(
+    cache: Folder = Path("runs/cache"),
+    max_gib: Annotated[
+        float, typer.Option(min=0, help="Delete the least recently used entries until this is left.")
+    ] = 0.0,
+    stage: Annotated[str | None, typer.Option(help="Only entries of this stage.", show_default=False)] = None,
+) -> None:
+    """Delete the least recently used entries; whatever is asked for again is made again."""
+    from syn4seg.cache import StageCache
+    from syn4seg.terminal import Terminal
+
+    gone, freed = StageCache(cache).prune(int(max_gib * 2**30), stage)
+    Terminal().note(f"deleted {gone} entries, {freed / 2**20:.1f} MiB")
+
+
+@app.command()
 def verify(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")],
     quick: Annotated[bool, typer.Option("--quick", help="Decode no pixel: manifest, plan and what is there.")] = False,

@@ -129,7 +129,7 @@ def load(path: AnyPath | None, overrides: list[str] | tuple[str, ...] = ()) -> C
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+        raise ValueError("\n".join(explained(e) for e in error.errors())) from None
 
 
 def _follow(tree: dict[str, Any]) -> None:
@@ -199,7 +199,8 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _explain(error: Any) -> str:
+def explained(error: Any) -> str:
+    """One line about what pydantic found: the key, the value, what was expected, the key's documentation."""
     key = ".".join(str(part) for part in error["loc"] if not (isinstance(part, str) and "[" in part))
     if error["type"] == "extra_forbidden":
         known = [*{k.partition(".")[0]: None for k in keys()}, *keys()]

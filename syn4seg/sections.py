@@ -326,6 +326,17 @@ class Training(Section):
     """How often lost workers are replaced; training goes on from its last checkpoint."""
 
 
+class Trial(Section):
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs per trial of a sweep."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs per trial: a fraction lets several trials share one."""
+    accelerator: str | None = None
+    """Only on nodes with this accelerator."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources per trial."""
+
+
 class Placement(Section):
     runner: Literal["ray", "inline"] = "ray"
     """`ray`: streamed through actors. `inline`: the same classes chained in one process; the same bytes."""
@@ -347,6 +358,8 @@ class Placement(Section):
     """`auto`: the GPU for pools with `gpus` above 0, else the CPU; training takes a GPU if there is one."""
     training: Training = Training()
     """Base stage, novel stage and evaluation."""
+    trial: Trial = Trial()
+    """The trials of a sweep (`syn4seg sweep`); how many run at a time says --concurrency."""
     max_quarantined: Share = 0.5
     """Stop when more than this share of the samples that have ended (64 at least) is quarantined by faults."""
     row_deadline: Annotated[float, Field(gt=0)] = 300.0

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from syn4seg.cache import StageCache
     from syn4seg.config import Config
 
 PACKAGES = (
@@ -66,6 +67,10 @@ class Terminal:
     def note(self, text: str) -> None:
         """One line, however long where this is not a terminal."""
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
+
+    def warn(self, text: str) -> None:
+        """One line in red."""
+        self.console.print(text, style="bold red", markup=False, soft_wrap=not self.console.is_terminal)
 
     @contextlib.contextmanager
     def bar(self, title: str) -> Iterator[Callable[..., None]]:
@@ -267,3 +272,21 @@ def print_plan(config: Config, rates: Path | None, measured: int, card: str, as_
         )
     for line in [*(f"{letter}: {text}" for text, letter in origins.items()), *footnotes]:
         console.print(line, markup=False)
+
+
+def print_cache(cache: StageCache) -> None:
+    """Entries, size and last use of every stage of a cache."""
+    uses, display = cache.uses(), Terminal()
+    if not uses:
+        display.note(f"{cache.root}: empty")
+        return
+    table = Table(title=f"{cache.root}", title_justify="left")
+    for title in ("stage", "entries", "MiB", "last used"):
+        table.add_column(title, justify="left" if title == "stage" else "right")
+    for use in uses:
+        table.add_row(
+            use.stage, f"{use.entries}", f"{use.bytes / 2**20:.1f}", time.strftime("%F %T", time.localtime(use.used))
+        )
+    table.add_section()
+    table.add_row("all", f"{sum(u.entries for u in uses)}", f"{sum(u.bytes for u in uses) / 2**20:.1f}", "")
+    display.console.print(table)

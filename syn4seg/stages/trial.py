@@ -12,6 +12,7 @@ Images are named by their pixels, so it does not matter which run made them.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +29,8 @@ from syn4seg.labeling.components import components
 from syn4seg.labeling.enhance import BoundaryRefiner, Draft, Enhancer, dense_features
 from syn4seg.rundir import RunDir
 from syn4seg.stages.novel import schedule_of, seed_of, start_of, training_device, trust_of
-from syn4seg.stages.scoring import CHUNK, asked
-from syn4seg.stages.setup import draws_of, inputs_of, support_of
+from syn4seg.stages.scoring import CHUNK
+from syn4seg.stages.setup import draws_of, inputs_of, queries_of, support_of
 from syn4seg.stages.support import Registration, base_samples, learn, support_samples, thresholds_of
 from syn4seg.stages.world import ROW, TOGETHER, Made, World, world_key
 
@@ -151,9 +152,24 @@ class _Trial:
         """The base training images that are replayed and that make prototypes."""
         return base_samples(self.config, self.dataset, self.fold, lambda ids: self.real(ids)[1])
 
+    def chosen(self, draw: int) -> dict[int, list[str]]:
+        """Support image ids of a draw by novel dataset id. To find them, every mask of the train list may have to be looked at."""
+        data = self.config.data
+        if data.source == "folder":  # whose files may change under the same names
+            return support_of(self.config, self.dataset, self.fold, draw)
+
+        def make() -> Arrays:
+            ids = support_of(self.config, self.dataset, self.fold, draw)
+            return {str(k): np.frombuffer(json.dumps(of).encode(), np.uint8) for k, of in ids.items()}
+
+        key = [data.model_dump(mode="json", exclude={"draws", "first_draw", "val_images", "root"}), self.config.seed, draw,
+               inputs_of(self.config).get("data.root"), *self.world.software]  # fmt: skip
+        found = self.cache.get("support", key, make)
+        return {k: json.loads(found[str(k)].tobytes()) for k in self.fold.novel}
+
     def support(self, draw: int) -> list[Sample]:
         """The support samples of a draw."""
-        chosen = support_of(self.config, self.dataset, self.fold, draw)
+        chosen = self.chosen(draw)
         wanted = [i for ids in chosen.values() for i in ids]
         features = dict(zip(wanted, self.real(wanted)[1], strict=True))
         return support_samples(self.config, self.dataset, self.fold, chosen, lambda ids: [features[i] for i in ids])
@@ -220,7 +236,7 @@ class _Trial:
         relabeled = key_hash(
             [kept, labeling.beta, labeling.tau, labeling.theta, labeling.min_target, labeling.max_target]
         )
-        masks = key_hash([relabeled, sam_key, self.world.software[1], refinement.margin])
+        masks = key_hash([relabeled, sam_key, self.world.software, refinement.margin])
         label = key_hash([masks, refinement.band_width, refinement.min_agreement])
 
         def drafts() -> Arrays:
@@ -298,7 +314,7 @@ class _Trial:
         ids, space = self.trials.validation, self.config.evaluation.space
         mine = set(ids or ())
         if ids is None:  # in the chunks of an evaluation, so that the features are the same bit for bit
-            of_draws = asked(self.config, self.dataset, self.fold)
+            of_draws = {d: queries_of(self.config, self.dataset, self.chosen(d), d) for d in draws_of(self.config)}
             any_draw, mine = set().union(*of_draws.values()), set(of_draws[draw])
             ids = [i for i in self.dataset.val if i in any_draw]
         key, features = self.real(ids, CHUNK)

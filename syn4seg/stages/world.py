@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,13 @@ class Made:
     at: str
 
 
+def _version() -> str:
+    """Version of this program: another one may compute otherwise."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("syn4seg-ray")
+    return ""
+
+
 class World:
     """A run that has prompts, images and base checkpoint, and what trials need of it in this process.
 
@@ -65,7 +74,7 @@ class World:
         self.segmenter = load_on_device(run, device)
         self.device = self.segmenter.weight.device
         weights = hashlib.blake2b(read_bytes(run.base, MAX_TABLE), digest_size=16).hexdigest()
-        self.software = [torch.__version__, self.device.type]
+        self.software = [_version(), torch.__version__, self.device.type]
         self.network = [*self.software, weights, self.canvas.size, self.canvas.kind]
         rows = [row for row in planned(run).to_pylist() if row["bank"] == ROWS[ROW][0]]
         self.planned = [row["sample_id"] for row in rows]

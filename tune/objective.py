@@ -1,0 +1,138 @@
+"""What a trial does in its process under Ray Tune: an actor that keeps networks and cached stages from one trial to the next."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune as ray_tune
+
+from syn4seg.cache import StageCache
+from syn4seg.config import Config
+from syn4seg.files import StoreError
+from syn4seg.rundir import RunDir, reuse
+from syn4seg.stages.results import METRICS, spread
+from syn4seg.stages.trial import Trials
+from tune.space import applied
+
+
+class Objective(ray_tune.Trainable):
+    """One report of a trial per step. Ray Tune gives the process the next trial when one has ended (`reuse_actors`).
+
+    A trial's own exceptions end it as failed and leave the process as it is; only a lost process is tried again.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins with the first trial."""
+        import torch
+
+        given = json.loads(config["given"])
+        torch.set_num_threads(max(1, int(given["cpus"])))
+        self.cache = StageCache(given["cache"], given["cache_bytes"])
+        self.trials = Trials(
+            self.cache, RunDir(given["reference"]), given["validation"], self._make_run, given["device"]
+        )
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins with another trial."""
+        self.given, self.started = json.loads(new_config["given"]), time.perf_counter()
+        self.before, self.reports = self.cache.counts.copy(), []
+        self.scores: Iterator[dict[int, Any]] | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains up to the next report. The result's `record` is what is kept of the trial, once `done`."""
+        try:
+            if self.scores is None:
+                config = applied(Config.model_validate(self.given["config"]), self.given["overrides"])
+                self.scores = self.trials.scores(config, self.given["study_reports"])
+            draws = next(self.scores)
+        except StoreError:  # no fault of the trial: the sweep stops
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a trial does, the study goes on
+            line = f"{type(error).__name__}: {' '.join(str(error).split())[:800]}"
+            return self._ended("failed", {}, error=line, traceback=traceback.format_exc()[-8000:])
+        self.reports.append({metric: spread([of[metric] for of in draws.values()])["mean"] for metric in METRICS})
+        number, objective = len(self.reports), self.given["metrics"][0]
+        if number == self.given["study_reports"]:
+            return self._ended("complete", draws)
+        value, least = self.reports[-1][objective], self.given["stop_below"][number - 1]
+        if least is not None and (value is None or value < least):
+            return self._ended("pruned", draws)
+        return {"done": False, "report": number}
+
+    def _ended(self, state: str, draws: dict[int, Any], **facts: Any) -> dict[str, Any]:
+        if self.scores is not None:
+            self.scores.close()  # pyright: ignore[reportAttributeAccessIssue]
+        kept = {metric: {str(draw): _number(of[metric]) for draw, of in draws.items()} for metric in METRICS}
+        made = self.cache.counts - self.before
+        stages: dict[str, dict[str, int]] = {}
+        for (stage, how), count in sorted(made.items()):
+            stages.setdefault(stage, {})[how] = count
+        record = {"number": self.given["number"], "overrides": self.given["overrides"], "params": self.given["params"],
+                  "state": state, "draws": kept, "reports": self.reports, "stages": stages,
+                  "seconds": round(time.perf_counter() - self.started, 3), **facts}  # fmt: skip
+        return {"done": True, "report": len(self.reports), "record": record}
+
+    def _make_run(self, config: Config, path: Path) -> None:
+        """Prompts, images and base checkpoint in a folder, in this process; what the reference run has already is linked."""
+        make_run(config, path, RunDir(self.given["reference"]), self.given["device"])
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: what is worth keeping is in the stage cache."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, see `save_checkpoint`."""
+
+
+def make_run(config: Config, path: Path, reference: RunDir, device: str) -> None:
+    """Makes prompts, images and base checkpoint of a configuration, or goes on with it; stages that fit are taken from a run."""
+    from actors.pipeline import Pipeline
+    from syn4seg.stages.setup import check, inputs_of
+
+    placement = config.placement.model_copy(update={"runner": "inline", "device": device})
+    config = config.model_copy(update={"placement": placement})
+    run = RunDir(path)
+    run.open(config)
+    run.write_inputs(inputs_of(config))
+    if reference.stored() is not None:
+        reuse(reference, run, config)
+    dataset, fold = check(config, run)
+    pipeline = Pipeline(config, run, dataset, fold, Silent())
+    pipeline.synthesize()
+    pipeline.base()
+
+
+class Silent:
+    """A display for processes that nobody looks at."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def bar(self, title: str) -> Any:
+        """A bar that nobody sees."""
+        import contextlib
+
+        return contextlib.nullcontext(lambda *_: None)
+
+    def bars(self, *titles: str) -> Any:
+        """Bars that nobody sees."""
+        import contextlib
+
+        return contextlib.nullcontext([lambda *_: None for _ in titles])
+
+    def funnel(self, draw: int, reasons: Any) -> None:
+        """Nothing."""
+
+    def results(self, results: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)

@@ -1,0 +1,298 @@
+"""A study: which keys a sweep changes, over which values, what it maximises and on which images; a short YAML file.
+
+space:
+  labeling.beta: {low: 0.0, high: 1.0}            # numbers; whole ones if both ends are
+  synthesis.guidance: {low: 1, high: 8, log: true}
+  data.shots: [1, 5, 10]                          # choices
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from syn4seg.config import Config, explained, keys
+from syn4seg.sections import Count, Section, Whole
+from syn4seg.stages.results import METRICS
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+TEST = "test."
+"""Prefix of an objective that is measured on the test list, which must be asked for."""
+NOT_SWEPT = ("data.draws", "data.first_draw", "data.val_images", "evaluation", "placement", "name", "layout", "protocol",
+             "prompts.base_url", "prompts.key_variable", "prompts.timeout")  # fmt: skip
+"""Keys (and sections) that say how a result is measured or where it is made, and so never are what a study searches."""
+MAX_GRID = 10_000
+
+
+class Range(Section):
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    step: Annotated[float, Field(gt=0)] | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _not_contradictory(self) -> Range:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low:g} is above high={self.high:g}; exchange them")
+        if self.log and (self.low <= 0 or self.step):
+            raise ValueError("log=true needs low above 0 and no step; leave one of them out")
+        if self.step and self.step > self.high - self.low:
+            raise ValueError(f"step={self.step:g} is wider than the range {self.low:g} to {self.high:g}; lower it")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether every value is a whole number."""
+        return all(v is None or float(v).is_integer() for v in (self.low, self.high, self.step)) and not self.fractional
+
+    fractional: bool = False
+    """Numbers between whole ends too: `{low: 0, high: 1, fractional: true}`; ends such as 0.0 say the same."""
+
+
+class ValidationImages(Section):
+    """Real images on which trials are compared: from the train list, never support of any draw; the test list is not read."""
+
+    novel_images: Whole = 12
+    """Per novel class. They are annotated images beyond the K shots: stated in every output."""
+    base_images: Whole = 48
+    """Base training images that are neither replayed nor make prototypes (the base stage itself has seen them)."""
+
+
+class Study(Section):
+    title: str = ""
+    """What the study asks, in a line."""
+    space: dict[str, Range | Annotated[list[Any], Field(min_length=1)]]
+    """Dotted key -> range or list of choices."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Dotted key -> value that every trial has."""
+    objective: Annotated[tuple[str, ...], Field(min_length=1)] = ("novel",)
+    """Metrics to maximise; several give a Pareto front. With `test.` before it a metric is that of the test list."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """Optuna's multivariate TPE, random values, or every combination once, in order."""
+    startup: Count = 10
+    """Random trials before TPE begins."""
+    trials: Count = 50
+    """Trials, of which the first has the configuration's own values."""
+    seed: Whole = 0
+    """Of the sampler."""
+    window: Count = 2
+    """Trial n is chosen once trials 0 to n - window have ended, from their results alone. So a study is the same however many
+    trials run at a time, and however often it was stopped; at most this many run at a time."""
+    pruning: Literal["none", "median", "thirds"] = "none"
+    """Stop a trial whose objective at a report is below the median (`thirds`: not in the upper third, as successive halving
+    with factor 3 would) of the ended trials that it may know."""
+    reports: Count = 3
+    """How often the novel stage is scored while it trains; only `pruning` needs more than one."""
+    validation: ValidationImages = ValidationImages()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Study:
+        if len(self.objective) > 1 and self.pruning != "none":
+            raise ValueError(
+                f"pruning={self.pruning}: needs one objective, there are {len(self.objective)}; set pruning: none"
+            )
+        if len(set(map(on_test, self.objective))) > 1:
+            raise ValueError(
+                "objective: all of them are of the validation images, or all of the test list; not both in one study"
+            )
+        return self
+
+    @property
+    def test(self) -> bool:
+        """Whether trials are compared on the test list."""
+        return on_test(self.objective[0])
+
+    @property
+    def metrics(self) -> list[str]:
+        """The objectives as metrics."""
+        return [name.removeprefix(TEST) for name in self.objective]
+
+
+def on_test(objective: str) -> bool:
+    """Whether an objective is measured on the test list."""
+    return objective.startswith(TEST)
+
+
+def read_study(path: Path, changes: Mapping[str, Any]) -> Study:
+    """The study of a YAML file.
+
+    Args:
+        changes: keys of the study to replace.
+
+    Raises:
+        ValueError: one line per wrong key.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--study {path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("space"), dict) or not tree["space"]:
+        raise ValueError(
+            f"--study {path}: expected `space: {{section.key: {{low: ..., high: ...}}}}` with at least one key"
+        )
+    for name, given in tree["space"].items():
+        if isinstance(given, list) and not given:
+            raise ValueError(f"--study {path}: space.{name}: the list of choices is empty; name at least one value")
+        if isinstance(given, dict) and any(isinstance(v, float) for v in given.values()):
+            given.setdefault("fractional", True)
+    try:
+        return Study.model_validate(tree | dict(changes))
+    except ValidationError as error:
+        raise ValueError("\n".join(f"--study {path}: {_line(e)}" for e in error.errors())) from None
+
+
+def _line(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"] if part not in ("Range", "list[any]", "constrained-list"))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; a study has {', '.join(Study.model_fields)}, a range low, high, step, log"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def check_study(study: Study, config: Config) -> None:
+    """Every key exists and may be swept, every end and choice is a value that the configuration takes, every objective is a metric.
+
+    Args:
+        config: the configuration that trials start from.
+
+    Raises:
+        ValueError: the first thing that is wrong, with the remedy.
+    """
+    known = keys()
+    for key in (*study.space, *study.set):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            raise ValueError(f"study: {key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+                             + " `syn4seg config` lists all keys")  # fmt: skip
+    for key in study.space:
+        if any(key == name or key.startswith(name + ".") for name in NOT_SWEPT):
+            raise ValueError(f"study: {key}: cannot be swept, since it says where or how trials are measured and not what they do; "
+                             "give it to every trial under `set`, or with the configuration")  # fmt: skip
+        if key in study.set:
+            raise ValueError(f"study: {key}: is both swept and set; leave it out of one of them")
+    for name in study.metrics:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.4)
+            raise ValueError(f"--objective {name}: the evaluation has no such metric"
+                             + (f"; did you mean {near[0]}?" if near else "")
+                             + f"; expected {', '.join(METRICS)}, or test.METRIC for the test list")  # fmt: skip
+        if not study.test and name.startswith("novel") and not study.validation.novel_images:
+            raise ValueError(
+                f"--objective {name}: needs novel classes to score on; set validation.novel_images above 0"
+            )
+    for key, space in study.space.items():
+        for value in [space.low, space.high] if isinstance(space, Range) else space:
+            value = int(value) if isinstance(space, Range) and space.whole else value
+            try:
+                applied(config, study.set | {key: value})
+            except ValueError as error:
+                raise ValueError(f"study: space.{key}: {error}") from None
+    if study.sampler == "grid":
+        grid(study)
+
+
+def applied(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A configuration with other values under some dotted keys.
+
+    Raises:
+        ValueError: a value that a key does not take.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("; ".join(explained(e) for e in error.errors())) from None
+
+
+def default_of(config: Config, key: str) -> Any:
+    """What a configuration has under a dotted key."""
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+# ------------------------------------------------------------------------------------------- Optuna's side of it
+def distributions(study: Study) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of every key. Choices that Optuna cannot hold (lists, mappings) are JSON texts, see `plain`."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for key, space in study.space.items():
+        if not isinstance(space, Range):
+            found[key] = CategoricalDistribution([written(value) for value in space])
+        elif space.whole:
+            found[key] = IntDistribution(int(space.low), int(space.high), log=space.log, step=int(space.step or 1))
+        else:
+            found[key] = FloatDistribution(space.low, space.high, log=space.log, step=space.step)
+    return found
+
+
+def written(value: Any) -> Any:
+    """A choice as Optuna holds it."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+
+
+def plain(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by key, of what Optuna has chosen."""
+    choices = {
+        key: {written(v): v for v in space} for key, space in study.space.items() if not isinstance(space, Range)
+    }
+    return {key: choices[key][value] if key in choices else value for key, value in params.items()}
+
+
+def grid(study: Study) -> list[dict[str, Any]]:
+    """Every combination, the last key changing first.
+
+    Raises:
+        ValueError: a range without a step, or too many combinations.
+    """
+    axes = []
+    for key, space in study.space.items():
+        if not isinstance(space, Range):
+            axes.append(list(space))
+            continue
+        step = space.step or (1.0 if space.whole else None)
+        if step is None:
+            raise ValueError(f"study: space.{key}: a grid needs a step for a range of fractions, or a list of values")
+        values = [space.low + i * step for i in range(math.floor((space.high - space.low) / step + 1e-9) + 1)]
+        axes.append([int(v) if space.whole else round(v, 12) for v in values])
+    count = math.prod(map(len, axes))
+    if count > MAX_GRID:
+        raise ValueError(
+            f"study: the grid has {count} combinations, {MAX_GRID} at most; widen the steps, or use sampler: tpe"
+        )
+    return [dict(zip(study.space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def study_path(name: str, packaged: Path) -> Path:
+    """The file of a study: a path, or the name of a packaged one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = sorted(p.stem for p in packaged.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"--study {name}: no such file; expected a YAML file, or one of {', '.join(known)}")
+    return packaged / f"{name}.yaml"
