@@ -1,7 +1,7 @@
 """Kills what can be killed while a run goes on, at seeded moments, and checks that nothing is lost, doubled or changed.
 
     python tests/chaos.py --kills 50 --seed 1 --images 24      (the nightly run; the suite does 5)
-    python tests/chaos.py --matrix --full                      (every size, layout and cluster; the suite does three of them)
+    python tests/chaos.py --matrix --full                      (every size, layout and cluster; the suite does two of them)
 
 A kill is SIGKILL: of an actor, of a node with everything on it, of the driver, of the whole cluster with the driver. Moments are
 counted in images made, not in seconds, so that they fall into the work on any machine. Actors and nodes must not cost the driver;
@@ -309,9 +309,8 @@ class Case(NamedTuple):
 
 
 FEW = (
-    Case(1, 1, 16, "files", False),
     Case(1, 2, 1, "sharded", True),
-    Case(4, 5, 3, "files", True),
+    Case(4, 5, 3, "files", False),
 )
 FULL = tuple(
     Case(*case) for case in itertools.product((1, 4), (1, 2, 5), (1, 3, 16), ("files", "sharded"), (False, True))
@@ -323,7 +322,7 @@ def matrix(root: Path, cases: tuple[Case, ...], images: int, seconds: float) -> 
     keys = [*(key for key in KEYS if not key.startswith("placement.")), f"synthesis.images_per_class={images}"]
     reference = undisturbed(root / "reference", keys)
     for nodes, group in itertools.groupby(sorted(cases), lambda case: case.nodes):
-        site = Site(nodes, cpus=12 // nodes + 1)
+        site = Site(nodes, cpus=8 // nodes + 1)
         try:
             for case in group:
                 folder = root / "-".join(map(str, case))

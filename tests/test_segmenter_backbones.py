@@ -267,3 +267,17 @@ def test_the_mobilenet_example_is_a_backbone(tmp_path):
 def test_an_unknown_name_lists_what_is_known(tmp_path):
     with pytest.raises(ValueError, match=r"expected 'embedded', 'resnet50'.*package\.module:factory"):
         load_backbone(str(tmp_path / "nothing"))
+
+
+def test_a_residual_block_is_torchvisions():
+    from torchvision.models.resnet import BasicBlock
+
+    from syn4seg.segmenter.backbones import _Residual
+
+    for inner, outer, stride in ((8, 16, 2), (8, 8, 1)):
+        changes = torch.nn.Sequential(torch.nn.Conv2d(inner, outer, 1, stride, bias=False), torch.nn.BatchNorm2d(outer))
+        theirs = BasicBlock(inner, outer, stride, changes if stride == 2 else None).eval()
+        ours = _Residual(inner, outer, stride).eval()
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(2, inner, 9, 9, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(ours(x), theirs(x))

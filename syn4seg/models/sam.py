@@ -8,23 +8,47 @@ Coordinates stay float32: on a GPU only the image encoder, nearly all of the wor
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import pickle
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from segment_anything import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
 from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
+
+
+@contextlib.contextmanager
+def _only_modules_of(package: str) -> Iterator[None]:
+    """Lets the block import modules of a package without the package's own imports."""
+    spec = importlib.util.find_spec(package)
+    if package in sys.modules or spec is None or spec.submodule_search_locations is None:
+        yield
+        return
+    sys.modules[package] = bare = ModuleType(package)
+    bare.__path__ = list(spec.submodule_search_locations)
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+with _only_modules_of(
+    "segment_anything"
+):  # the whole of it loads torchvision for a class that is not used: two seconds an actor
+    from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 NUMBERS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "out_chans", "mask_in_chans",
            "decoder_depth", "decoder_heads", "decoder_mlp_dim", "iou_head_dim")  # fmt: skip
@@ -103,8 +127,12 @@ def load_sam(path_or_name: str | Path) -> Sam:
             raise ValueError(f"SAM weights {path} have an image encoder of {has}, but {name} has {wants}: delete the file, "
                              "and the right one is fetched")  # fmt: skip
         build = ARCHITECTURES[shape]
-    with torch.device("meta"):
-        sam = build()
+    if name == EMBEDDED:  # small enough to be built for nothing: on "meta", torch loads its compiler for two seconds
+        with torch.random.fork_rng(devices=[]):
+            sam = build()
+    else:
+        with torch.device("meta"):
+            sam = build()
     check_tensors(sam, state, path)
     sam.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):  # not part of any checkpoint

@@ -172,14 +172,25 @@ def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weight
 
 
 # ------------------------------------------------------------------------------------------------------- the kinds
-def _stage(inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
-    from torchvision.models.resnet import BasicBlock
+class _Residual(nn.Module):
+    """ResNet's basic block, with torchvision's names of its tensors; torchvision itself takes two seconds to load."""
 
-    shortcut = None
-    if stride != 1 or inner != outer:
-        shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
-    rest = [BasicBlock(outer, outer) for _ in range(blocks - 1)]
-    return nn.Sequential(BasicBlock(inner, outer, stride, shortcut), *rest)
+    def __init__(self, inner: int, outer: int, stride: int = 1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer)
+        self.conv2, self.bn2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False), nn.BatchNorm2d(outer)
+        changes = stride != 1 or inner != outer
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)) if changes else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _stage(inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_Residual(inner, outer, stride), *(_Residual(outer, outer) for _ in range(blocks - 1)))
 
 
 class _Embedded(nn.Module):

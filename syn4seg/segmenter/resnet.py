@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 
 RESNETS = ("resnet50", "resnet101", "resnet50-deep", "resnet101-deep")
@@ -34,6 +33,8 @@ def dilated_resnet(layers: int, *, deep_stem: bool, dilate_first: bool) -> nn.Se
         deep_stem: three 3x3 convolutions instead of one 7x7.
         dilate_first: the first blocks of layer3 and layer4 are dilated like the others.
     """
+    import torchvision  # two seconds, which actors without a ResNet are spared
+
     net = getattr(torchvision.models, f"resnet{layers}")(weights=None, replace_stride_with_dilation=[False, True, True])
     parts: OrderedDict[str, Any] = OrderedDict((k, m) for k, m in net.named_children() if k not in ("avgpool", "fc"))
     if deep_stem:
@@ -69,6 +70,8 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: they cannot be downloaded, or the backbone has the deep stem, which torchvision never trained.
     """
+    import torchvision
+
     check_imagenet(name)
     try:
         weights = torchvision.models.get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.DEFAULT")
