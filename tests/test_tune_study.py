@@ -346,7 +346,7 @@ class Given:
         while chooser.missing and not failed():
             given = json.loads(chooser.suggest("a")["given"])
             made = record(given["number"], given["params"], state=self.states[given["number"]])
-            chooser.on_trial_complete("a", {"record": made})
+            chooser.on_trial_complete("a", {"record": json.dumps(made)})
 
 
 @pytest.fixture
@@ -393,5 +393,9 @@ def test_a_trials_own_exception_ends_that_trial_alone(tmp_path):
              "overrides": {"labeling.beta": 7}, "stop_below": [None]}  # fmt: skip
     trial = Objective({"given": json.dumps(given)})
     ended = trial.step()
-    assert ended["done"] and ended["record"]["state"] == "failed" and "labeling.beta=7" in ended["record"]["error"]
-    assert trial.reset_config({"given": json.dumps(given | {"number": 4})}) and trial.step()["record"]["number"] == 4
+    assert ended["done"] and json.loads(ended["record"])["state"] == "failed"
+    assert "labeling.beta=7" in json.loads(ended["record"])["error"]
+    assert (
+        trial.reset_config({"given": json.dumps(given | {"number": 4})})
+        and json.loads(trial.step()["record"])["number"] == 4
+    )

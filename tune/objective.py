@@ -14,7 +14,7 @@ from ray import tune as ray_tune
 
 from syn4seg.cache import StageCache
 from syn4seg.config import Config
-from syn4seg.files import StoreError
+from syn4seg.files import StoreError, plain
 from syn4seg.rundir import RunDir, reuse
 from syn4seg.stages.results import METRICS, spread
 from syn4seg.stages.trial import Trials
@@ -47,7 +47,7 @@ class Objective(ray_tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Trains up to the next report. The result's `record` is what is kept of the trial, once `done`."""
+        """Trains up to the next report. The result's `record`, a JSON text, is what is kept of the trial once it is `done`."""
         try:
             if self.scores is None:
                 config = applied(Config.model_validate(self.given["config"]), self.given["overrides"])
@@ -78,7 +78,7 @@ class Objective(ray_tune.Trainable):
         record = {"number": self.given["number"], "overrides": self.given["overrides"], "params": self.given["params"],
                   "state": state, "draws": kept, "reports": self.reports, "stages": stages,
                   "seconds": round(time.perf_counter() - self.started, 3), **facts}  # fmt: skip
-        return {"done": True, "report": len(self.reports), "record": record}
+        return {"done": True, "report": len(self.reports), "record": json.dumps(plain(record))}
 
     def _make_run(self, config: Config, path: Path) -> None:
         """Prompts, images and base checkpoint in a folder, in this process; what the reference run has already is linked."""

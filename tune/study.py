@@ -96,7 +96,6 @@ class Chooser(Searcher):
         self.ended = sweep.records()
         self.missing = [n for n in range(count) if n not in self.ended]
         self.running: dict[str, dict[str, Any]] = {}
-        self.lost: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None as long as it waits for others, FINISHED when there is none."""
@@ -115,11 +114,12 @@ class Chooser(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Keeps the record of a trial that ended."""
         given = self.running.pop(trial_id)
-        record = None if result is None or error else result.get("record")
-        if record is None:
-            record = {"number": given["number"], "overrides": given["overrides"], "params": given["params"], "state": "failed",
-                      "draws": {}, "reports": [], "stages": {}, "seconds": 0.0,
-                      "error": self.lost.pop(trial_id, "the process of the trial was lost, again and again")}  # fmt: skip
+        told = None if result is None or error else result.get("record")
+        record: Record = json.loads(told) if told else {
+            "number": given["number"], "overrides": given["overrides"], "params": given["params"], "state": "failed", "draws": {},
+            "reports": [], "stages": {}, "seconds": 0.0,
+            "error": f"the process of the trial was lost {LOST + 1} times; Ray's logs say why (out of memory?)",
+        }  # fmt: skip
         self.sweep.write(record)
         self.ended[record["number"]] = record
         self.told(record)
@@ -214,27 +214,10 @@ def _tune(chooser: Chooser, config: Config, concurrency: int, failed: Callable[[
                                             trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
                                             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}"),
             run_config=ray_tune.RunConfig(name="sweep", storage_path=folder, verbose=0, stop=_Stop(failed),
-                                          callbacks=[_Losses(chooser.lost)],
                                           failure_config=ray_tune.FailureConfig(max_failures=LOST)),
         ).fit()  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Losses(ray_tune.Callback):
-    """Notes why the process of a trial was lost."""
-
-    def __init__(self, lost: dict[str, str]):
-        self.lost = lost
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing, see `Chooser`."""
-        return {}
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called for a trial that is given up."""
-        said = f"{trial.get_error() or ''}".strip().splitlines()
-        self.lost[trial.trial_id] = f"the process of the trial was lost {LOST + 1} times: {' '.join(said[-1:])[:500]}"
 
 
 class _Stop(ray_tune.Stopper):

@@ -20,7 +20,7 @@ TOP = 25
 Row = dict[str, Any]
 """A trial: number, state, params, draws (metric -> draw -> value in [0, 1]), reports, seconds, error."""
 
-PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -66,7 +66,7 @@ per novel class beyond the support set, {{ study.validation.base_images }} base 
 {% if more %}<p>{{ more }} more trials are in trials.parquet.</p>{% endif %}
 </main>
 </html>
-""")
+"""
 
 
 def write_report(
@@ -85,9 +85,9 @@ def write_report(
     chosen = [(name, summary[key]) for name, key in (("best", "best"), ("default", "default")) if key in summary]
     ranked = sorted(rows, key=lambda row: (row["state"] != "complete", -(_mean(row, metrics[0]) or -1), row["number"]))
     shown = [row | {"shown": {m: _percent(_spread(row, m)) for m in metrics}} for row in ranked[:TOP]]
-    environment = PAGE.environment
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "short": _short}
-    page = PAGE.render(
+    page = environment.from_string(PAGE).render(
         title=study["title"] or "study", test=study["objective"][0].startswith("test."), study=study, summary=summary, style=STYLE,
         objective=", ".join(study["objective"]), metrics=metrics, keys=keys, chosen=chosen, verdicts=verdicts, rows=shown,
         more=max(0, len(rows) - TOP), charts=charts(metrics, keys, summary, rows),
