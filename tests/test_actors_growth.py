@@ -64,10 +64,10 @@ def test_a_node_that_joins_while_rows_stream_gets_actors():
     )
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout.splitlines()[-1])
-    assert sorted(made) == sorted(f"s{i}" for i in range(160))
+    assert sorted(made) == sorted(f"s{i}" for i in range(120))
     assert all(len(nodes) == 1 for nodes in made.values())
     assert len({nodes[0] for nodes in made.values()}) == 2
 
 
 if __name__ == "__main__":
-    print(json.dumps(grow(80)))
+    print(json.dumps(grow(60)))
