@@ -173,10 +173,10 @@ def sweep(
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time; at most the study's window.")] = None,
     objective: Annotated[str | None, typer.Option(help="novel, harmonic, mean...; several with commas: a Pareto front. test.novel "
                          "is measured on the test list.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the sweep is kept; default runs/NAME-STUDY.", show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help="Where the sweep is kept; default runs/NAME-STUDY.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     reuse: Reuse = None,
-    cache: Annotated[Path, typer.Option(help="Folder of the stage cache, shared by studies.")] = Path("runs/cache"),
+    cache: Annotated[str, typer.Option(help="Folder of the stage cache, shared by studies.")] = "runs/cache",
     cache_gib: Annotated[float, typer.Option(min=0.01, help="The cache is kept below this size.")] = 20.0,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
 ) -> None:  # fmt: skip
@@ -196,11 +196,11 @@ def sweep(
 
 store = typer.Typer(no_args_is_help=True, help="The stage cache of sweeps: what it holds, and making room.")
 app.add_typer(store, name="cache")
-Folder = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
+Folder = Annotated[str, typer.Option("--cache", help="Folder of the cache.")]
 
 
 @store.command("ls")
-def list_cache(cache: Folder = Path("runs/cache")) -> None:
+def list_cache(cache: Folder = "runs/cache") -> None:
     """What the cache holds, stage by stage."""
     from syn4seg.cache import StageCache
     from syn4seg.terminal import print_cache
@@ -210,7 +210,7 @@ def list_cache(cache: Folder = Path("runs/cache")) -> None:
 
 @store.command("prune")
 def prune_cache(
-    cache: Folder = Path("runs/cache"),
+    cache: Folder = "runs/cache",
     max_gib: Annotated[
         float, typer.Option(min=0, help="Delete the least recently used entries until this is left.")
     ] = 0.0,

@@ -11,6 +11,7 @@ import yaml
 
 import syn4seg
 from actors.cluster import connect
+from syn4seg.cache import StageCache
 from syn4seg.config import Config
 from syn4seg.files import exists
 from syn4seg.rundir import RunDir
@@ -25,7 +26,7 @@ LONGEST = 40
 
 
 def sweep(config: Config, *, words: Sequence[str], study: str, changes: Sequence[str], trials: int | None, concurrency: int | None,
-          objective: str | None, out: Path | None, resume: bool, reuse: str | None, cache: Path, cache_bytes: int,
+          objective: str | None, out: str | None, resume: bool, reuse: str | None, cache: str, cache_bytes: int,
           fail_fast: bool, begin: Callable[..., Any]) -> None:  # fmt: skip
     """Runs or continues a sweep.
 
@@ -42,6 +43,10 @@ def sweep(config: Config, *, words: Sequence[str], study: str, changes: Sequence
         study_path(study, Path(syn4seg.__file__).parent / "configs" / "studies"), _changes(changes, objective)
     )
     check_study(asked, config)
+    StageCache(cache)  # refuses a URL
+    if out is not None and "://" in out:
+        raise ValueError(f"--out {out}: a sweep is kept in a folder of this machine or a network mount; the run that it begins "
+                         "with may lie in an object store")  # fmt: skip
     count, at_once = wanted(asked, trials or asked.trials), concurrency or asked.window
     if at_once > asked.window:
         raise ValueError(f"--concurrency {at_once}: the study's window is {asked.window}, the most trials at a time; "
@@ -52,7 +57,7 @@ def sweep(config: Config, *, words: Sequence[str], study: str, changes: Sequence
             check(applied(config, {**asked.set, key: value}))
     validation_images(asked, config)
     display = Terminal()
-    folder = SweepDir(out or Path("runs") / f"{config.name}-{Path(study).stem}")
+    folder = SweepDir(Path(out) if out else Path("runs") / f"{config.name}-{Path(study).stem}")
     reference = _reference(words, folder)
     open_sweep(folder, asked, config, resume)
     _say(display, asked, folder, count)
@@ -78,7 +83,7 @@ def sweep(config: Config, *, words: Sequence[str], study: str, changes: Sequence
             display.note(line_of(asked, record))
             bar(done, count)
 
-        summary = run_sweep(folder, asked, config, trials=count, concurrency=at_once, cache=cache, cache_bytes=cache_bytes,
+        summary = run_sweep(folder, asked, config, trials=count, concurrency=at_once, cache=Path(cache), cache_bytes=cache_bytes,
                             reference=RunDir(reference), fail_fast=fail_fast, told=ended)  # fmt: skip
     from syn4seg.report.sweep import write_report
 
