@@ -189,9 +189,14 @@ def sweep(
     words = list(settings or [])
     changes = [word for word in words if word.startswith("study.")]
     config = _config([word for word in words if word not in changes])
-    search(config, words=words, study=study, changes=changes, trials=trials, concurrency=concurrency, objective=objective,
-           out=out, resume=resume, reuse=reuse, cache=cache, cache_bytes=int(cache_gib * 2**30), fail_fast=fail_fast,
-           begin=_begin)  # fmt: skip
+    try:
+        search(config, words=words, study=study, changes=changes, trials=trials, concurrency=concurrency, objective=objective,
+               out=out, resume=resume, reuse=reuse, cache=cache, cache_bytes=int(cache_gib * 2**30), fail_fast=fail_fast,
+               begin=_begin)  # fmt: skip
+    except Stopped:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("stopped; the same command with --resume goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 store = typer.Typer(no_args_is_help=True, help="The stage cache of sweeps: what it holds, and making room.")

@@ -379,6 +379,24 @@ def test_fail_fast_stops_at_the_first_failure(without_ray, tmp_path):
     assert sorted(sweep.records()) == [0, 1]
 
 
+def test_a_full_disk_stops_the_sweep_and_is_no_trials_fault(without_ray, tmp_path, monkeypatch):
+    from syn4seg.files import StoreError
+    from tune import study
+
+    def full(chooser, config, concurrency, failed):
+        chooser.suggest("a")
+        chooser.on_trial_complete("a", {"stopped": "no space left; free some"})
+        assert failed()
+
+    sweep = SweepDir(tmp_path / "sweep")
+    monkeypatch.setattr(study, "_tune", full)
+    open_sweep(sweep, study_of(), load(None, []), resume=False)
+    with pytest.raises(StoreError, match="no space left; free some; then go on with --resume"):
+        study.run_sweep(sweep, study_of(), load(None, []), trials=2, concurrency=1, cache=tmp_path / "cache", cache_bytes=2**30,
+                        reference=RunDir(sweep.run), fail_fast=False, told=print)  # fmt: skip
+    assert sweep.records() == {}
+
+
 def test_a_study_whose_trials_all_fail_ends_badly(without_ray, tmp_path):
     with pytest.raises(ValueError, match="no trial of 2 ended well: no"):
         without_ray(SweepDir(tmp_path / "sweep"), ["failed", "failed"])

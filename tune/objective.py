@@ -53,8 +53,8 @@ class Objective(ray_tune.Trainable):
                 config = applied(Config.model_validate(self.given["config"]), self.given["overrides"])
                 self.scores = self.trials.scores(config, self.given["study_reports"])
             draws = next(self.scores)
-        except StoreError:  # no fault of the trial: the sweep stops
-            raise
+        except StoreError as error:  # no fault of the trial: the sweep stops
+            return {"done": True, "stopped": " ".join(str(error).split())}
         except Exception as error:  # noqa: BLE001 - whatever a trial does, the study goes on
             line = f"{type(error).__name__}: {' '.join(str(error).split())[:800]}"
             return self._ended("failed", {}, error=line, traceback=traceback.format_exc()[-8000:])

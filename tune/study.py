@@ -24,6 +24,7 @@ from actors.cluster import check_shared, connect, node_resources
 from actors.placement import Stage, preflight
 from syn4seg.config import Config
 from syn4seg.data.embedded import seeded
+from syn4seg.files import StoreError
 from syn4seg.rundir import RunDir
 from syn4seg.sections import Pool
 from tune.objective import Objective
@@ -96,6 +97,7 @@ class Chooser(Searcher):
         self.ended = sweep.records()
         self.missing = [n for n in range(count) if n not in self.ended]
         self.running: dict[str, dict[str, Any]] = {}
+        self.stopped = ""
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None as long as it waits for others, FINISHED when there is none."""
@@ -114,6 +116,9 @@ class Chooser(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Keeps the record of a trial that ended."""
         given = self.running.pop(trial_id)
+        if result is not None and "stopped" in result:
+            self.stopped = result["stopped"]
+            return
         told = None if result is None or error else result.get("record")
         record: Record = json.loads(told) if told else {
             "number": given["number"], "overrides": given["overrides"], "params": given["params"], "state": "failed", "draws": {},
@@ -160,6 +165,7 @@ def run_sweep(sweep: SweepDir, study: Study, config: Config, *, trials: int, con
     Raises:
         ValueError: too few validation images; with `fail_fast`, a trial failed.
         AllFailed: every trial failed.
+        StoreError: the disk is full, or the cache cannot be written.
     """
     count = trials
     check_room(config, concurrency)
@@ -180,7 +186,11 @@ def run_sweep(sweep: SweepDir, study: Study, config: Config, *, trials: int, con
 
     chooser = Chooser(study, config, sweep, count, parts, ended)
     if chooser.missing:
-        _tune(chooser, config, min(concurrency, study.window), lambda: bool(fail_fast and failures))
+        _tune(
+            chooser, config, min(concurrency, study.window), lambda: bool(chooser.stopped or (fail_fast and failures))
+        )
+    if chooser.stopped:
+        raise StoreError(f"{chooser.stopped}; then go on with --resume")
     summary = write_results(sweep, study)
     if fail_fast and failures:
         first = failures[0]
@@ -221,7 +231,7 @@ def _tune(chooser: Chooser, config: Config, concurrency: int, failed: Callable[[
 
 
 class _Stop(ray_tune.Stopper):
-    """Ends the whole sweep where one trial failed and that is to be enough."""
+    """Ends the whole sweep: nothing can be written any more, or one failed trial is to be enough."""
 
     def __init__(self, failed: Callable[[], bool]):
         self.failed = failed
@@ -235,5 +245,5 @@ class _Stop(ray_tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether a trial failed."""
+        """Whether that is so."""
         return self.failed()
