@@ -68,8 +68,8 @@ def _corners(study: Study, config: Config) -> list[Config]:
     for key, space in study.space.items():
         if key.startswith(("data.", "novel.replay_images", "labeling.base_prototype_images", "base.images", "seed")):
             if isinstance(space, Range) and not space.whole and space.step is None:
-                raise ValueError(f"study: space.{key}: it decides which images support is drawn from, so it needs a list of values or a "
-                                 "range with a step: else validation images cannot be kept apart from the support")  # fmt: skip
+                raise ValueError(f"study: space.{key}: it decides which images support is drawn from, so it needs a list or "
+                                 "a range with a step: else validation images cannot be kept apart from the support")  # fmt: skip
             if isinstance(space, Range):
                 found += [applied(config, {**study.set, key: params[key]}) for params in grid(study.model_copy(
                     update={"space": {key: space.model_copy(update={"log": False})}}))]  # fmt: skip
