@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -119,6 +120,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     except ValueError as error:
         found["unseen"] = str(error)
     torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.barrier()
+    os._exit(0)  # as in shared_novel.py
 
 
 if __name__ == "__main__":
