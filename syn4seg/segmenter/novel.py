@@ -280,14 +280,14 @@ class NovelTraining:
         x = torch.stack([s.features for s in batch]).to(self.start.weight)
         label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
         f = x if self.bottleneck is None else self.bottleneck.eval()(x)
-        logits = self.now(f)
+        logits = _logits(self.now, f)
         full = upsample(logits, (label.shape[1], label.shape[2]), self.start.align_corners)
         merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
         loss = pixel_loss(full, label, weight=_weights(batch, label), merged=merged,
                           background_weight=self.schedule.background_weight, total=total)  # fmt: skip
         if self.schedule.distill > 0:
             with torch.no_grad():
-                before = self.base(f if self.frozen is None else self.frozen(x))
+                before = _logits(self.base, f if self.frozen is None else self.frozen(x))
             known = _surely_not_novel(label, self.base_rows, x.shape[2:])
             loss = loss + self.schedule.distill * distillation(logits, before, known, total=total)
         return loss
@@ -341,6 +341,14 @@ def _optimizer(
         rate = schedule.bottleneck_lr
         groups.append({"params": list(bottleneck.parameters()), "lr": rate, "top": rate})
     return torch.optim.Adam(groups)
+
+
+def _logits(classifier: Classifier, features: Tensor) -> Tensor:
+    """`classifier(features)`; linear rows as one product per image, half the time of a 1x1 convolution and its gradient here."""
+    if classifier.cosine:
+        return classifier(features)
+    rows = classifier.weight.expand(len(features), -1, -1)
+    return torch.baddbmm(classifier.bias[None, :, None], rows, features.flatten(2)).unflatten(2, features.shape[2:])
 
 
 def _weights(batch: list[Sample], label: Tensor) -> Tensor | None:
