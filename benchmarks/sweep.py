@@ -84,6 +84,10 @@ def main() -> None:
         size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())
         result |= {
             "command": " ".join(["syn4seg sweep RUN --study labels", *keys]), "trials": len(records),
+            "pruning": json.loads(SweepDir(sweep).study.read_text())["pruning"],
+            "pruned": sum(r["state"] == "pruned" for r in records.values()),
+            "complete_trial_seconds": round(float(np.mean([r["seconds"] for n, r in records.items()
+                                                           if n >= warm and r["state"] == "complete"])), 3),
             "failed": sum(r["state"] == "failed" for r in records.values()),
             "cold_seconds": round(cold, 1), "sweep_seconds": round(whole, 1), 
             "start_up_seconds": round(written[0] - written[-1] + whole, 1),

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from ray import tune as ray_tune
+from ray.tune.execution import tune_controller
 from ray.tune.search import Searcher
 
 from actors.cluster import check_shared, connect, node_resources
@@ -216,6 +217,7 @@ def _tune(chooser: Chooser, config: Config, concurrency: int, failed: Callable[[
     trainable: Any = ray_tune.with_resources(
         Objective, ray_tune.PlacementGroupFactory([{k: v for k, v in needs.items() if v}])
     )
+    tune_controller._ObjectCache = _Kept  # pyright: ignore[reportPrivateUsage]
     try:
         ray_tune.Tuner(
             trainable,
@@ -228,6 +230,22 @@ def _tune(chooser: Chooser, config: Config, concurrency: int, failed: Callable[[
         ).fit()  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Kept(tune_controller._ObjectCache):
+    """Ray Tune's store of idle trial processes, which ends one of two whose trials end at the same time; this one keeps them all,
+    so that networks are loaded and modules imported once per process of the sweep."""
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        """Keeps the process."""
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Any:
+        """Lets go of processes at the end of the sweep."""
+        if force_all:
+            yield from super().flush_cached_objects(force_all=True)
 
 
 class _Stop(ray_tune.Stopper):
