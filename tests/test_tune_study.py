@@ -419,6 +419,13 @@ def test_a_trials_own_exception_ends_that_trial_alone(tmp_path):
     )
 
 
+def test_several_objectives_stop_no_trial_early():
+    from tune.command import _changes
+
+    assert _changes([], "novel, base") == {"objective": ["novel", "base"], "pruning": "none"}
+    assert _changes(["study.window=4"], "novel") == {"objective": ["novel"], "window": 4}
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["--study", "nope"], "expected a YAML file, or one of all, beta"),
     (["--objective", "nowel"], "did you mean novel"),

@@ -102,6 +102,8 @@ def _changes(changes: Sequence[str], objective: str | None) -> dict[str, Any]:
         found[key] = yaml.safe_load(value)
     if objective is not None:
         found["objective"] = [name.strip() for name in objective.split(",")]
+        if len(found["objective"]) > 1:  # trials are stopped early by one value
+            found.setdefault("pruning", "none")
     return found
 
 
