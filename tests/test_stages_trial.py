@@ -14,32 +14,10 @@ from syn4seg.stages.trial import Trials
 SETTINGS = ("data.draws=2", "novel.steps=6")
 
 
-class Silent:
-    """A display that shows nothing."""
-
-    def note(self, text):
-        pass
-
-    def funnel(self, draw, reasons):
-        pass
-
-    def results(self, results):
-        pass
-
-    def bar(self, title):
-        import contextlib
-
-        return contextlib.nullcontext(lambda *_: None)
-
-    def bars(self, *titles):
-        import contextlib
-
-        return contextlib.nullcontext([lambda *_: None for _ in titles])
-
-
 def whole(config, root):
     """A finished run of a configuration."""
     from actors.pipeline import Pipeline
+    from tune.objective import Silent
 
     run = RunDir(root)
     run.open(config)
