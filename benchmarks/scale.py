@@ -92,6 +92,13 @@ def spent(processes: list[psutil.Process]) -> dict[int, float]:
     return found
 
 
+def resident(process: psutil.Process) -> int:
+    """Proportional set size in bytes; 0 of a process that has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.memory_full_info().pss
+    return 0
+
+
 def grown(before: dict[int, float], after: dict[int, float]) -> float:
     """CPU seconds in between, of the processes that lived all the time."""
     return sum(after[pid] - before[pid] for pid in before.keys() & after.keys())
@@ -129,7 +136,7 @@ def one(
         arrivals.append(time.time())
         if len(arrivals) in (WARM * gpus, blocks - gpus):
             looks.append((spent([me]), spent(me.children(recursive=True))))
-    memory = sum(p.memory_full_info().pss for p in [me, *me.children(recursive=True)]) / 2**30
+    memory = sum(resident(p) for p in [me, *me.children(recursive=True)]) / 2**30
     ray.shutdown()
     cluster.shutdown()
     assert len(arrivals) == blocks, f"{len(arrivals)} of {blocks} blocks arrived"
@@ -170,7 +177,8 @@ def apart(settings: dict[str, Any], patience: float = 60.0) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return settings | {"failed": "not done after 20 minutes"}
     if done.returncode:
-        return settings | {"failed": done.stderr.strip().splitlines()[-1:] or done.returncode}
+        said = [line for line in done.stderr.strip().splitlines() if not line.startswith("[")]  # those are Ray's
+        return settings | {"failed": said[-1:] or done.returncode}
     found = json.loads(done.stdout.strip().splitlines()[-1])
     print(json.dumps(found), flush=True)
     return found
