@@ -1,9 +1,11 @@
-"""Shared by the tests: a prepared small run of the embedded world, and Ray on loopback, started once."""
+"""Shared by the tests: small runs of the embedded world, prepared and finished, and Ray on loopback, started once."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -46,6 +48,16 @@ def prepared(tmp_path_factory, small):
     make_base(config, run, dataset, fold, lambda *_: None)
     NovelStage(config, run, dataset, fold).register(0)
     return run, fold.index_names
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, small):
+    """A whole run of two draws through the command line, not to be changed: its directory and what was printed."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    command = [sys.executable, "-m", "syn4seg.cli", "run", *small, "data.draws=2", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
 
 
 @pytest.fixture

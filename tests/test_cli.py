@@ -15,15 +15,6 @@ def syn4seg(*words: str, cwd=None) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, small):
-    """A whole run through the command line."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    done = syn4seg("run", *small, "data.draws=2", "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
-
-
 def test_help_loads_nothing_heavy():
     code = ("import sys, syn4seg.cli; "
             "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'diffusers', 'transformers', 'numpy')))")  # fmt: skip
