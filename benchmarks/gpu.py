@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import json
 import queue
@@ -504,7 +505,7 @@ def sam_at(bench: Bench, net: Any, name: str, count: int) -> dict[str, Any]:
     rng, scale = np.random.default_rng(count), bench.scale
     images = rng.integers(0, 256, (scale.sam_images, scale.image, scale.image, 3), np.uint8)
     hints = [boxes_in(scale.image, count, rng) for _ in images]
-    ours, size = SamRefiner(net, DEVICE, scale.images_per_pass), sam_size(name)
+    ours, size = SamRefiner(copy.deepcopy(net), DEVICE, scale.images_per_pass), sam_size(name)
     predictor_loop(net, images[:1], hints[:1])
     with peak() as plain_memory:
         finish()

@@ -243,7 +243,7 @@ def save_embeddings(path: AnyPath, encoded: Encoded) -> None:
 def _compact(values: np.ndarray) -> torch.Tensor:
     import torch
 
-    tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    tensor = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
     half = tensor.to(torch.bfloat16)
     return half if torch.equal(half.float(), tensor) else tensor
 

@@ -3,7 +3,7 @@ from its one embedding.
 
 `Sam.forward` decodes image by image and `MaskDecoder.predict_masks` repeats one image over its prompts; `decode` does
 the same arithmetic with one image embedding per box, so boxes of different images share a batch (and can be trained).
-Coordinates stay float32: on a GPU only the image encoder, nearly all of the work, runs in bfloat16.
+Coordinates stay float32: on a GPU only the image encoder, nearly all of the work, runs in bfloat16, with fused attention.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from syn4seg.files import each
+from syn4seg.models.attention import fuse_attention
 from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
 
 
@@ -237,6 +239,11 @@ def resized_shape(height: int, width: int, longest: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
+def _resized(image: np.ndarray, longest: int) -> np.ndarray:
+    height, width = resized_shape(image.shape[0], image.shape[1], longest)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
 class SamRefiner:
     """Masks for box hints from one Sam; the same masks as `SamPredictor` image by image, up to rounding.
 
@@ -245,13 +252,15 @@ class SamRefiner:
     """
 
     def __init__(self, sam: Sam, device: str | torch.device = "cpu", images_per_pass: int = 1):
-        """Moves `sam` to `device`; its parameters stay float32 there.
+        """Moves `sam` to `device`, for this refiner alone; its parameters stay float32 there.
 
         Args:
             images_per_pass: images in one pass of the encoder. Every pass has exactly that many, the last one padded by
                 repeating, so an image's masks depend on this number but not on the other images.
         """
         self.sam, self.device, self.images_per_pass = sam.eval().to(device), torch.device(device), images_per_pass
+        if self.device.type == "cuda":
+            fuse_attention(self.sam.image_encoder)
         self.boxes_per_pass = max(1, 2**17 // sam.prompt_encoder.image_embedding_size[0] ** 2)
 
     @torch.no_grad()
@@ -279,12 +288,9 @@ class SamRefiner:
     @torch.no_grad()
     def embed(self, images: list[np.ndarray]) -> Tensor:
         """Embeddings float32 (images_per_pass, C, h, w): of the images, each padded to the encoder's square, and of the padding."""
-        longest, squares = self.sam.image_encoder.img_size, []
-        for image in images:
-            height, width = resized_shape(image.shape[0], image.shape[1], longest)
-            resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-            pixels = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)
-            squares.append(self.sam.preprocess(pixels))
+        longest = self.sam.image_encoder.img_size
+        resized = each(partial(_resized, longest=longest), images)
+        squares = [self.sam.preprocess(torch.from_numpy(one).to(self.device).permute(2, 0, 1)) for one in resized]
         squares += squares[-1:] * (self.images_per_pass - len(squares))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             return self.sam.image_encoder(torch.stack(squares).contiguous(memory_format=torch.channels_last)).float()
