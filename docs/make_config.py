@@ -11,7 +11,7 @@ PAGE = Path(__file__).with_name("config.md")
 TEXT = (
     "# Configuration\n\n"
     "Written by `python docs/make_config.py` from `syn4seg/config.py`; the same as `syn4seg config`.\n"
-    "Give any key on the command line as `section.key=value`. The section `placement` never changes a result.\n\n"
+    "Give any key on the command line as `section.key=value`. The sections `placement` and `logging` never change a result.\n\n"
     f"```yaml\n{annotated(Config())}```\n"
 )
 

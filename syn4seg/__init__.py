@@ -1,1 +1,33 @@
-"""Syn4Seg: generalized few-shot segmentation that makes up its missing data. The method, free of Ray."""
+"""Syn4Seg: generalized few-shot segmentation that makes up its missing data. The method, free of Ray.
+
+What is below is loaded when it is first asked for, so `import syn4seg` costs nothing; `syn4seg.library` has the rules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syn4seg.library.labels import filter_regions, refine_boundary, relabel
+    from syn4seg.library.prompts import PromptBank
+    from syn4seg.library.scores import evaluate
+    from syn4seg.report.picture import show
+
+__all__ = ["PromptBank", "evaluate", "filter_regions", "refine_boundary", "relabel", "show"]
+
+
+_WHERE = {"PromptBank": "library.prompts", "evaluate": "library.scores", "show": "report.picture"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(f"{__name__}.{_WHERE.get(name, 'library.labels')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a check failed (`verify`, `doctor`), 2 a user error (one c
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +84,7 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     from actors.pipeline import Pipeline
     from syn4seg import rundir
     from syn4seg.files import exists
+    from syn4seg.loggers.following import check_loggers
     from syn4seg.stages import setup
     from syn4seg.terminal import Terminal, versions
 
@@ -89,6 +92,7 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     display = Terminal()
     run = rundir.RunDir(out or f"runs/{rundir.checked_name(config.name, 'name')}")
     run.check(config)
+    check_loggers(config)
     if not setup.is_prepared(config):
         assert config.data.root is not None
         setup.check_models(config, run)
@@ -111,52 +115,62 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     return pipeline
 
 
+@contextlib.contextmanager
+def _begun(settings: list[str] | None, out: str | None, reuse: str | None) -> Iterator[Pipeline]:
+    """`_begin`, with the loggers of the run until the block ends."""
+    from syn4seg.loggers.following import following
+
+    pipeline = _begin(settings, out, reuse)
+    with following(pipeline.config, pipeline.run, pipeline.display.note):
+        yield pipeline
+
+
 @app.command()
 def run(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """The whole method: prompts, images, labels, training, scores, ablation table."""
-    pipeline = _begin(settings, out, reuse)
-    _finish(pipeline, pipeline.whole())
+    with _begun(settings, out, reuse) as pipeline:
+        _finish(pipeline, pipeline.whole())
 
 
 @app.command()
 def prompts(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """HDIG: build the de-duplicated prompt bank and the plan."""
-    pipeline = _begin(settings, out, reuse)
-    pipeline.prompts()
-    pipeline.display.note(f"prompts and plan are in {pipeline.run.root}")
+    with _begun(settings, out, reuse) as pipeline:
+        pipeline.prompts()
+        pipeline.display.note(f"prompts and plan are in {pipeline.run.root}")
 
 
 @app.command()
 def synthesize(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """Make the synthetic images (and the prompts, if there are none)."""
-    pipeline = _begin(settings, out, reuse)
-    for reason, count in sorted(pipeline.synthesize().items()):
-        if reason:
-            pipeline.display.note(f"quarantined {count}: {reason}")
-    pipeline.display.note(f"images are in {pipeline.run.root / 'images'}")
+    with _begun(settings, out, reuse) as pipeline:
+        for reason, count in sorted(pipeline.synthesize().items()):
+            if reason:
+                pipeline.display.note(f"quarantined {count}: {reason}")
+        pipeline.display.note(f"images are in {pipeline.run.root / 'images'}")
 
 
 @app.command()
 def refine(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """APF, APR and SABR: draft, filter, relabel and refine the labels of every image."""
-    pipeline = _begin(settings, out, reuse)
-    for draw, reasons in pipeline.refine().items():
-        pipeline.display.funnel(draw, reasons)
+    with _begun(settings, out, reuse) as pipeline:
+        for draw, reasons in pipeline.refine().items():
+            pipeline.display.funnel(draw, reasons)
 
 
 @app.command()
 def train(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """Train the classifiers of every ablation row and draw on finished labels."""
-    pipeline = _begin(settings, out, reuse)
-    pipeline.train(evaluate=False)
-    pipeline.display.note(f"classifiers are in {pipeline.run.root / 'draws'}")
+    with _begun(settings, out, reuse) as pipeline:
+        pipeline.train(evaluate=False)
+        pipeline.display.note(f"classifiers are in {pipeline.run.root / 'draws'}")
 
 
 @app.command()
 def evaluate(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """Score the trained classifiers on the query images."""
-    pipeline = _begin(settings, out, reuse)
-    _finish(pipeline, pipeline.evaluate())
+    with _begun(settings, out, reuse) as pipeline:
+        _finish(pipeline, pipeline.evaluate())
 
 
 def _finish(pipeline: Pipeline, results: dict[str, Any] | None) -> None:

@@ -1,7 +1,7 @@
 """The configuration: one frozen tree. Defaults here, then one short YAML file, then `section.key=value`; nothing else.
 
-Every key but `name`, `layout` and the section `placement` is science: it may change a result, so it is part of the fingerprint
-of the stages that depend on it. The docstring under a field is its documentation (`syn4seg config` prints them).
+Every key but `name`, `layout` and the sections `placement` and `logging` is science: it may change a result, so it is part of
+the fingerprint of the stages that depend on it. The docstring under a field is its documentation (`syn4seg config` prints them).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from syn4seg.sections import (
     Data,
     Evaluation,
     Labeling,
+    Logging,
     Novel,
     Placement,
     Prompts,
@@ -55,6 +56,7 @@ class Config(Section):
     novel: Novel = Novel()
     evaluation: Evaluation = Evaluation()
     placement: Placement = Placement()
+    logging: Logging = Logging()
 
     @model_validator(mode="after")
     def _shipped_base_fits(self) -> Config:
@@ -70,7 +72,7 @@ class Config(Section):
     def science(self) -> dict[str, Any]:
         """Everything that may change a result, as plain JSON values."""
         tree = self.model_dump(mode="json")
-        del tree["name"], tree["layout"], tree["placement"]
+        del tree["name"], tree["layout"], tree["placement"], tree["logging"]
         del tree["data"]["draws"], tree["data"]["first_draw"]
         for key in ("timeout", "base_url", "key_variable"):  # where and how patiently a language model is asked
             del tree["prompts"][key]

@@ -1,6 +1,6 @@
 """The sections of the configuration: one class per section, a docstring under every field, closed choices.
 
-Every key but those of `Placement` is science: it may change a result.
+Every key but those of `Placement` and `Logging` is science: it may change a result.
 """
 
 from __future__ import annotations
@@ -368,3 +368,9 @@ class Placement(Section):
     object_store_gib: Annotated[float, Field(ge=0.1)] | None = None
     """Object store in GiB: its size with `local` (1 when empty), what the stream may fill of the cluster's otherwise (30 % of it
     when empty). Slow stages hold fast ones back before it is full."""
+
+
+class Logging(Section):
+    to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where the numbers of metrics.jsonl are shown while the run goes on: `tensorboard` (RUN/tensorboard; not for runs in an object
+    store), `mlflow` and `wandb` (if installed; their own environment variables hold). `[]`: nowhere else."""

@@ -181,8 +181,8 @@ def build_bank(agent: PromptAgent, encode: Callable[[list[str]], np.ndarray], cl
     idle, rounds = 0, 0
     while len(accepted) < size and idle < patience:
         texts = agent.propose(class_name, rounds, [c.text for c in accepted], [(c.text, c.why) for c in refused])
-        unread = [_why_unread(text, class_name, seen) for text in texts]
-        verdicts = _judge(texts, unread, encode, vectors, lambda_prompt, size - len(accepted))
+        unread = [why_unread(text, class_name, seen) for text in texts]
+        verdicts = judge(texts, unread, encode, vectors, lambda_prompt, size - len(accepted))
         for text, (why, similarity, nearest, vector) in zip(texts, verdicts, strict=False):
             order, near = len(accepted) + len(refused), accepted[nearest].text if nearest >= 0 else ""
             candidate = Candidate(text, order, similarity if nearest >= 0 else None, near, why)
@@ -199,9 +199,15 @@ def build_bank(agent: PromptAgent, encode: Callable[[list[str]], np.ndarray], cl
     return Bank(class_name, tuple(accepted), tuple(refused), embeddings, stopped, warning)
 
 
-def _judge(texts: list[str], unread: list[str], encode: Callable[[list[str]], np.ndarray], known: list[np.ndarray],
-           lambda_prompt: float, room: int) -> list[tuple[str, float, int, np.ndarray]]:  # fmt: skip
-    """(why, similarity, nearest, embedding) of each text of a round, up to the one that fills the bank."""
+def judge(texts: list[str], unread: list[str], encode: Callable[[list[str]], np.ndarray], known: list[np.ndarray],
+          lambda_prompt: float, room: int) -> list[tuple[str, float, int, np.ndarray]]:  # fmt: skip
+    """(why, similarity, nearest, embedding) of each text of a round, up to the one that fills the bank.
+
+    Args:
+        unread: `why_unread` of each; only texts without a reason are encoded.
+        known: embeddings of what was accepted before.
+        room: how many may still be accepted.
+    """
     fresh = [text for text, why in zip(texts, unread, strict=True) if not why]
     vectors = encode(fresh) if fresh else np.empty((0, 1), np.float32)
     assert len(vectors) == len(fresh), "encode must return one row per text"
@@ -219,8 +225,8 @@ def _judge(texts: list[str], unread: list[str], encode: Callable[[list[str]], np
     return verdicts
 
 
-def _why_unread(text: str, class_name: str, seen: set[str]) -> str:
-    """Why a text is not worth encoding, or ""; remembers it."""
+def why_unread(text: str, class_name: str, seen: set[str]) -> str:
+    """Why a text is not worth encoding, or ""; remembers it. Without a class name nothing is off class."""
     key = " ".join(text.lower().split()).rstrip(" .")
     if not key:
         return EMPTY
@@ -229,7 +235,7 @@ def _why_unread(text: str, class_name: str, seen: set[str]) -> str:
     seen.add(key)
     if len(text) > LONGEST:
         return TOO_LONG
-    return "" if mentions(text, class_name) else OFF_CLASS
+    return "" if not class_name or mentions(text, class_name) else OFF_CLASS
 
 
 def _shortfall(class_name: str, accepted: list[Candidate], refused: list[Candidate], size: int, lambda_prompt: float,

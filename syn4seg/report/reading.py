@@ -44,9 +44,8 @@ def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
     Raises:
         ValueError: the run has no results yet and the data set is not there.
     """
-    if exists(run.results):
-        for values in read_json(run.results).get("per_class", {}).values():
-            return tuple(values)
+    if exists(run.results) and (names := read_json(run.results).get("classes")):
+        return tuple(names)
     from syn4seg.stages.setup import load_dataset
 
     return load_dataset(config)[1].index_names

@@ -124,6 +124,7 @@ def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarr
         figures, classes = _figures(fold, BASELINE + name, matrices)
         baselines[name] = {"metrics": figures, "per_class": classes, **facts(name)}
     return {
+        "classes": list(fold.index_names),  # by class index; the keys of per_class are sorted when they are written
         "rows": rows,
         "per_class": per_class,
         "baselines": baselines,
@@ -187,7 +188,11 @@ def funnel(run: RunDir) -> dict[str, Any]:
 
 def write_results(run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]],
                   unpublished: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
-    """Writes results.json and returns it; `unpublished` as in `summarise`."""
+    """Writes results.json, returns it, and logs the mean of every row and metric; `unpublished` as in `summarise`."""
     found = summarise(config, fold, matrices, unpublished) | {"funnel": funnel(run)}
     write_json(run.results, found)
+    shown = found["rows"] | {name: told["metrics"] for name, told in found["baselines"].items()}
+    run.log(
+        stage="results", **{row: {metric: told[metric]["mean"] for metric in METRICS} for row, told in shown.items()}
+    )
     return found

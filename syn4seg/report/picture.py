@@ -1,0 +1,164 @@
+"""One sample side by side, for a notebook or a file: image, the four labels, the classes in them, the prompt and the reason."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import html
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from syn4seg.files import encode_image, write_atomically
+from syn4seg.report.reading import Shown, class_names, pages, records_of
+from syn4seg.report.style import COLORS
+from syn4seg.rundir import RunDir
+from syn4seg.schema import BACKGROUND, LABEL_STAGES, UNLABELED
+
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
+
+TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled (APR)", "label": "label (SABR)"}
+SPECIAL = {BACKGROUND: ("background", (24, 24, 24)), UNLABELED: ("unlabeled", (255, 255, 255))}
+"""Names and RGB colours of the two label values that mean no class."""
+CELL = 2.2
+"""Inches of one panel in a PNG."""
+COLUMNS = 24
+"""Characters of the caption above one panel."""
+
+
+def show(sample: Shown | RunDir | AnyPath | str, sample_id: str | None = None, draw: int = 0, *,
+         names: Sequence[str] = ()) -> Picture:  # fmt: skip
+    """A picture of one sample: a notebook shows it, `save` writes it.
+
+    Args:
+        sample: the directory or URL of a run, or a sample of `syn4seg.report.reading`.
+        sample_id: which sample of a run.
+        draw: which support draw of a run.
+        names: name of every class index, background first; by default those of the run, else the indices themselves.
+
+    Raises:
+        ValueError: not a run, or it has no such draw or sample.
+    """
+    if isinstance(sample, Shown):
+        return Picture(sample, tuple(names))
+    run = sample if isinstance(sample, RunDir) else RunDir(sample)
+    config = run.stored()
+    if config is None:
+        raise ValueError(f"{run.root}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    draws = [known.number for known in run.draws()]
+    if draw not in draws:
+        raise ValueError(
+            f"draw is {draw}; expected one of {draws}, the draws of {run.root}: label them with `syn4seg refine`"
+        )
+    records = records_of(run, draw)
+    ids = records["sample_id"].to_pylist()
+    if sample_id not in ids:
+        near = difflib.get_close_matches(str(sample_id), ids, n=3, cutoff=0) or ["none: run `syn4seg refine` first"]
+        raise ValueError(
+            f"sample_id is {sample_id!r}; expected one of the {len(ids)} samples of draw {draw}, e.g. {', '.join(near)}"
+        )
+    (shown,) = next(pages(run, draw, records.slice(ids.index(sample_id), 1)))
+    return Picture(shown, tuple(names) or class_names(run, config))
+
+
+class Picture:
+    """A sample that notebooks show.
+
+    Args:
+        sample: what is shown; of a fault there is no image, and the reason says why.
+        names: name of every class index, background first; may be shorter than the indices that occur.
+    """
+
+    def __init__(self, sample: Shown, names: Sequence[str] = ()):
+        self.sample, self.names = sample, names
+
+    @property
+    def caption(self) -> list[str]:
+        """Sample and class, the prompt, and why it was rejected or what is wrong with its files, if anything is."""
+        record = self.sample.record
+        lines = [f"{record.get('sample_id', '')} ({record.get('class', '')})", f"prompt: {record.get('prompt', '')}"]
+        if record.get("reason"):
+            lines.append(f"rejected: {record['reason']}")
+        return lines + ([f"damaged: {self.sample.damage}"] if self.sample.damage else [])
+
+    @property
+    def panels(self) -> dict[str, np.ndarray]:
+        """Title -> RGB uint8 (H, W, 3), in the order in which they are shown; a fault has none."""
+        made = {} if self.sample.image is None else {"image": self.sample.image}
+        table = np.array([_color(k) for k in range(256)], np.uint8)
+        return made | {TITLES[s]: table[self.sample.labels[s]] for s in LABEL_STAGES if s in self.sample.labels}
+
+    @property
+    def legend(self) -> dict[str, tuple[int, int, int]]:
+        """Name -> RGB of every label value that occurs, background first."""
+        values = sorted({int(k) for label in self.sample.labels.values() for k in np.unique(label)})
+        return {self._name(k): _color(k) for k in values}
+
+    def _name(self, index: int) -> str:
+        if index in SPECIAL:
+            return SPECIAL[index][0]
+        return self.names[index] if index < len(self.names) else f"class {index}"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the picture as .png or as a page of its own (.html).
+
+        Raises:
+            ValueError: another suffix.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix not in (".png", ".html"):
+            raise ValueError(f"path is {str(path)!r}; expected a name that ends with .png or .html")
+        page = f"<!doctype html>\n<meta charset='utf-8'>\n{self._repr_html_()}\n"
+        write_atomically(Path(path), self._repr_png_() if suffix == ".png" else page.encode())
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<figure style='margin:0'><img alt='{html.escape(title)}' style='width:10rem;image-rendering:pixelated' "
+            f"src='data:image/png;base64,{base64.b64encode(encode_image(pixels)).decode()}'><figcaption>{html.escape(title)}"
+            "</figcaption></figure>" for title, pixels in self.panels.items()
+        )  # fmt: skip
+        keys = "".join(
+            f"<span style='margin-right:1em'><span style='display:inline-block;width:.8em;height:.8em;border:1px solid #888;"
+            f"background:rgb{rgb}'></span> {html.escape(name)}</span>" for name, rgb in self.legend.items()
+        )  # fmt: skip
+        lines = "".join(f"<div>{html.escape(line)}</div>" for line in self.caption)
+        return f"<div><div style='display:flex;flex-wrap:wrap;gap:.5rem'>{cells}</div><div>{keys}</div>{lines}</div>"
+
+    def _repr_png_(self) -> bytes:
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+
+        panels, legend, data = self.panels, self.legend, io.BytesIO()
+        lines = [part for line in self.caption for part in textwrap.wrap(line, COLUMNS * max(len(panels), 3))]
+        with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 9, "text.parse_math": False}):
+            canvas = Figure(
+                figsize=(CELL * max(len(panels), 3), CELL * bool(panels) + 0.6 + 0.2 * len(lines)), layout="constrained"
+            )
+            for column, (title, pixels) in enumerate(panels.items(), 1):
+                axes = canvas.add_subplot(1, len(panels), column, title=title, xticks=[], yticks=[])
+                axes.imshow(pixels, interpolation="nearest")
+            canvas.suptitle("\n".join(lines), ha="left", x=0.01)  # its own wrapping would read $ as mathematics
+            patches = [
+                Patch(facecolor=f"#{bytes(rgb).hex()}", edgecolor="#888888", label=k) for k, rgb in legend.items()
+            ]
+            if patches:
+                canvas.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), frameon=False)
+            canvas.savefig(data, format="png", dpi=100, metadata={"Software": None})
+        return data.getvalue()
+
+
+def _color(index: int) -> tuple[int, int, int]:
+    """RGB of a label value: the same for a class in every picture."""
+    if index in SPECIAL:
+        return SPECIAL[index][1]
+    turn, color = divmod(index - 1, len(COLORS))
+    code = COLORS[color]
+    fade = 0.6**turn  # later classes are darker tones of the same palette
+    red, green, blue = (round(fade * int(code[i : i + 2], 16)) for i in (1, 3, 5))
+    return red, green, blue
