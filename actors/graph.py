@@ -28,6 +28,7 @@ from actors.synthesizer import Importer, Synthesizer, warnings_of
 from actors.writer import Noter, Writer
 from syn4seg.config import Config
 from syn4seg.models.generators import load_generator
+from syn4seg.pulse import Pulse
 from syn4seg.rundir import RunDir
 from syn4seg.sections import Pool, Training
 from syn4seg.stages.results import counted
@@ -168,8 +169,14 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     rows, steps = todo(plan, finished, images), stages(config, run, names, draw)
     reasons: Counter = Counter()
     done = planned - (pc.sum(rows["todo"]).as_py() or 0)
-    progress(done, planned, earlier)
-    _stop_if_failing(config, earlier, planned)
+    pulse = Pulse(run.log, stage="stream", draw=draw)
+
+    def tell() -> None:
+        progress(done, planned, earlier + reasons)
+        pulse(done, planned, reasons=_kinds(earlier + reasons))
+        _stop_if_failing(config, earlier + reasons, planned)
+
+    tell()
     if rows.num_rows == 0:
         return reasons
     started, first, audits = time.time(), done, []
@@ -177,8 +184,7 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     for batch in _run(config, run, rows, steps, draw, note, beside):
         reasons.update(str(r) for r in batch["reason"])
         done += len(batch["reason"])
-        progress(done, planned, earlier + reasons)
-        _stop_if_failing(config, earlier + reasons, planned)
+        tell()
         audits += [json.loads(text) for text in batch["synthesis_audit"] if text != "{}"]
         if time.time() - merged > COMPACT_SECONDS:
             run.samples.compact(draw, whole=False)
@@ -247,10 +253,7 @@ def _resized(
 
 def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:
     """Refuses to go on if too many of the samples that have ended so far are faults; the first `FEW` are too few to tell."""
-    kinds: Counter = Counter()
-    for reason, count in reasons.items():
-        if reason.startswith(FAULT):
-            kinds[_kind(reason)] += count
+    kinds = Counter({kind: count for kind, count in _kinds(reasons).items() if kind.startswith(FAULT)})
     limit, ended = config.placement.max_quarantined, sum(reasons.values())
     if kinds.total() > limit * max(ended, min(planned, FEW)):
         worst = kinds.most_common(1)[0][0]
@@ -260,6 +263,14 @@ def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:
                          "quarantined/, and run the same command again, which makes these samples anew")  # fmt: skip
 
 
+def _kinds(reasons: Counter) -> Counter:
+    """How often each kind of reason occurs."""
+    kinds: Counter = Counter()
+    for reason, count in reasons.items():
+        kinds[_kind(reason)] += count
+    return kinds
+
+
 def _kind(reason: str) -> str:
-    """Stage and type of a fault: its text may name a row, a path or a number."""
+    """Of a fault stage and type alone: its text may name a row, a path or a number."""
     return ":".join(reason.split(":")[:3])

@@ -71,11 +71,12 @@ class Pipeline:
 
     def __init__(self, config: Config, run: RunDir, dataset: Dataset, fold: Fold, display: Display):
         self.config, self.run, self.dataset, self.fold, self.display = config, run, dataset, fold, display
-        self.names = fold.index_names
+        self.names, self.started = fold.index_names, round(time.time(), 3)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.time()
+        self.run.log(kind="begin", stage=stage, started=self.started)
         yield
         self.run.log(stage=stage, seconds=time.time() - started)
 

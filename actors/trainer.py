@@ -20,6 +20,7 @@ from actors.placement import Stage, preflight
 from actors.training import Group, fit, on_workers
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.pulse import Pulse
 from syn4seg.rundir import RunDir
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.setup import draws_of, load_dataset
@@ -175,14 +176,16 @@ def train_and_evaluate(config: Config, run: RunDir, dataset: Dataset, fold: Fold
     Returns:
         Confusion matrices by draw and row; empty without `evaluate`.
     """
+    pulse = Pulse(run.log, stage="training")
+
+    def told(facts: dict[str, Any]) -> None:
+        bars[0](facts["done"], facts["total"])
+        pulse(**facts)
+
     if not on_workers(config):
         stage = NovelStage(config, run, dataset, fold)
-        _train(stage, labelled, bars[0])
+        _train(stage, labelled, told)
         return stage.evaluate(bars[1]) if evaluate else {}
-
-    def told(facts: dict[str, int]) -> None:
-        bars[0](facts["done"], facts["total"])
-
     parts = {"config": config.model_dump(mode="json"), "run": run.address, "labelled": labelled}
     fit(_loop, parts, config.placement.training, name="novel", progress=told)
     return evaluate_on_workers(config, run, dataset, fold, bars[1]) if evaluate else {}
@@ -195,20 +198,21 @@ def _loop(parts: dict[str, Any], group: Group) -> None:
     dataset, fold = load_dataset(config)
     next_time = 0.0
 
-    def progress(done: int, total: int) -> None:
+    def tell(facts: dict[str, Any]) -> None:
         nonlocal next_time
-        if group.rank == 0 and (done == total or time.monotonic() >= next_time):
-            group.tell({"done": done, "total": total})
+        if group.rank == 0 and (facts["done"] == facts["total"] or time.monotonic() >= next_time):
+            group.tell(facts)
             next_time = time.monotonic() + TELL_SECONDS
 
-    _train(NovelStage(config, RunDir(parts["run"]), dataset, fold), parts["labelled"], progress)
+    _train(NovelStage(config, RunDir(parts["run"]), dataset, fold), parts["labelled"], tell)
 
 
-def _train(stage: NovelStage, labelled: Labelled, bar: Progress) -> None:
+def _train(stage: NovelStage, labelled: Labelled, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Trains draw after draw, and tells after each step: steps done and in all (of all draws), the draw, and the step's loss."""
     draws = draws_of(stage.config)
     for number, draw in enumerate(draws):
-        stage.train(
-            draw,
-            lambda done, total, before=number: bar(before * total + done, len(draws) * total),
-            labelled,
-        )
+
+        def stepped(done: int, total: int, before: int = number, draw: int = draw) -> None:
+            tell({"done": before * total + done, "total": len(draws) * total, "draw": draw, "loss": stage.loss})
+
+        stage.train(draw, stepped, labelled)

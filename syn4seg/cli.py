@@ -270,6 +270,23 @@ def verify(
 
 
 @app.command()
+def watch(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run, which need not have begun.")],
+    interval: Annotated[float | None, typer.Option(min=0.1, help="Seconds between two looks; default 2, off a terminal 10.",
+                        show_default=False)] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
+) -> None:  # fmt: skip
+    """Show how far a run is, until it is finished; reads only its directory, so any terminal or machine will do."""
+    from syn4seg.watch.screen import follow
+
+    try:
+        follow(_run(run_dir), interval, once)
+    except Stopped:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def prepare(
     source: Annotated[str, typer.Argument(metavar="pascal|coco", help="VOC 2012 + SBD, or COCO 2014.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the unpacked official archives.")],

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -217,8 +218,8 @@ class RunDir:
         return []
 
     def log(self, **values: Any) -> None:
-        """Adds one line to metrics.jsonl; for the driver alone, since no file has two writers."""
-        append_line(self.metrics, json.dumps(plain(values), sort_keys=True))
+        """Adds one line to metrics.jsonl, with its time (Unix seconds); for the driver alone, since no file has two writers."""
+        append_line(self.metrics, json.dumps(plain({"time": round(time.time(), 3), **values}), sort_keys=True))
 
     def note_generator(self, facts: dict[str, Any]) -> None:
         """Keeps how an image model was run, in a file named by the facts: every actor with the same facts writes the same."""

@@ -60,6 +60,7 @@ class DrawTraining:
         names = pa.array(stage.fold.index_names, pa.string())
         self.arrivals = Arrivals(stage.run, draw, plan.append_column("class", names.take(plan["class_id"])))
         self.trainings: dict[str, NovelTraining] = {}
+        self.loss = float("nan")  # of the last step
         if "support_only" in open_rows:
             self._keep("support_only", registration.classifier_on("cpu"))
         learning = [row for row in open_rows if row != "support_only"]
@@ -116,7 +117,7 @@ class DrawTraining:
         training = self.trainings[row]
         if not training.ready:
             return False
-        training.step()
+        self.loss = training.step()
         if training.finished:
             self._keep(row, training.classifier, digest_of_ids(s for s, taken in training.accepted.items() if taken))
             if ranks()[0] == 0:

@@ -109,6 +109,7 @@ class NovelStage:
         self.base = base_samples(config, dataset, fold, self.real)
         self.features = FeatureCache()
         self.registered: dict[int, Classifier] = {}
+        self.loss = float("nan")  # of the last step, of whichever row
 
     def register(self, draw: int) -> Registration:
         """Round 0 of a draw."""
@@ -155,6 +156,7 @@ class NovelStage:
             final = labelled(draw)  # asked first: what is finished by then is found below
             took, stepped = training.take(final), training.step()
             if stepped:
+                self.loss = training.loss
                 tell(*training.steps)
             elif not took and final:
                 raise ValueError(f"{self.run.root}: {training.arrivals.left} samples of draw {draw} have no label; run "

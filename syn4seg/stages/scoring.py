@@ -14,6 +14,7 @@ import numpy as np
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.labeling.enhance import load_on_device
+from syn4seg.pulse import Pulse
 from syn4seg.rundir import RunDir, write_json
 from syn4seg.stages.novel import BASELINE, base_classifier, load_classifier, rows_of
 from syn4seg.stages.setup import draws_of, queries_of, support_of
@@ -103,11 +104,12 @@ def evaluate_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold, scor
     any_draw = set().union(*of_draws.values())
     ids = [s for s in dataset.val if s in any_draw]
     total: Matrices = {}
-    scored = 0
+    scored, pulse = 0, Pulse(run.log, stage="evaluation")
     for count, found in score([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]):
         total = {key: matrix + total.get(key, 0) for key, matrix in found.items()}
         scored += count
         done(scored, len(ids))
+        pulse(scored, len(ids))
     assert scored == len(ids), (scored, len(ids))
     matrices: dict[int, dict[str, np.ndarray]] = {}
     for (draw, row), matrix in total.items():
