@@ -19,46 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 from record import machine, write
 
 from syn4seg.config import load
-from syn4seg.data.datasets import Fold
-from syn4seg.rundir import RunDir, read_image
-from syn4seg.schema import LABEL_STAGES
-from syn4seg.segmenter.evaluation import boundary_iou, confusion, metrics
+from syn4seg.report.numbers import label_quality
+from syn4seg.report.reading import records_of
+from syn4seg.rundir import RunDir
+from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.results import METRICS, spread
 from syn4seg.stages.setup import load_dataset
 
 
-def label_quality(run: RunDir, draw: int, fold: Fold, bank: str = "hdig") -> dict[str, dict[str, float]]:
-    """Quality of each stage's labels of accepted samples against the exact masks: target IoU, boundary IoU, labelled share."""
-    from syn4seg.models.renderer import Renderer
-
-    paths, found = run.draw(draw), {stage: ([], [], []) for stage in LABEL_STAGES}
-    renderer, table = Renderer(64), fold.to_index
-    for row in pq.read_table(paths.manifest).to_pylist():
-        if row["reason"] or not row["sample_id"].startswith(bank):
-            continue
-        truth = table[renderer.truth(row["prompt"], row["noise_seed"])] == row["class_id"]
-        for stage, (labels, truths, known) in found.items():
-            label = read_image(paths.label(stage, row["class"], row["sample_id"]))
-            labels.append(np.where(label == 255, 255, label == row["class_id"]).astype(np.uint8))
-            truths.append(truth.astype(np.uint8))
-            known.append((label != 255).mean())
-    quality = {}
-    for stage, (labels, truths, known) in found.items():
-        matrix = sum((confusion(a, b, 2) for a, b in zip(labels, truths, strict=True)), np.zeros((2, 2), np.int64))
-        missed = sum(int(((a == 255) & (b == 1)).sum()) for a, b in zip(labels, truths, strict=True))
-        quality[stage] = {
-            "target_iou": matrix[1, 1] / max(1, matrix[1].sum() + matrix[0, 1]),
-            "target_precision": matrix[1, 1] / max(1, matrix[:, 1].sum()),
-            "target_recall": matrix[1, 1] / max(1, matrix[1].sum() + missed),
-            "boundary_iou_2px": float(boundary_iou(labels, truths, 2, 2)[1]) if labels else float("nan"),
-            "labelled_share": float(np.mean(known)) if known else 0.0,
-        }  # fmt: skip
-    return quality
+def accepted(run: RunDir, draw: int) -> pa.Table:
+    """Records of the accepted samples of the diverse bank."""
+    records = records_of(run, draw)
+    return records.filter(pc.and_(pc.equal(records["reason"], ""), pc.starts_with(records["sample_id"], "hdig")))
 
 
 def main() -> None:
@@ -91,7 +69,7 @@ def main() -> None:
                         fold_number, draw
                     ] = found[metric]
             if config.synthesis.model == "renderer":
-                for stage, values in label_quality(run, draw, fold).items():
+                for stage, values in label_quality(run, draw, accepted(run, draw), fold.to_index).items():
                     for key, value in values.items():
                         quality.setdefault(stage, {}).setdefault(key, []).append(value)
     result = about | summary(per_draw, args.draws) | {

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from syn4seg.exports.command import export
+from syn4seg.report.command import compare, report
+
 if TYPE_CHECKING:
     from actors.pipeline import Pipeline
     from syn4seg.config import Config
@@ -284,6 +287,11 @@ def watch(
     except Stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise typer.Exit(130) from None
+
+
+app.command()(report)
+app.command()(compare)
+app.command()(export)
 
 
 @app.command()

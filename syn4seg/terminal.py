@@ -128,11 +128,11 @@ class Terminal:
             table.add_column(title, justify="right")
         for name, found in results["baselines"].items():
             star = " *" if found["transductive"] else ""
-            table.add_row(BASELINES[name] + star, *(_percent(found["metrics"][c]) for c in columns.values()))
+            table.add_row(BASELINES[name] + star, *(percent(found["metrics"][c]) for c in columns.values()))
         if results["baselines"]:
             table.add_section()
         for row, values in results["rows"].items():
-            table.add_row(TITLES[row], *(_percent(values[c]) for c in columns.values()))
+            table.add_row(TITLES[row], *(percent(values[c]) for c in columns.values()))
         self.console.print(table)
         for line in about_results(results):
             self.note(line)
@@ -186,7 +186,8 @@ def _rejected(reasons: Counter | None) -> str:
     return f"{count} rejected" if count else ""
 
 
-def _percent(value: dict[str, Any]) -> str:
+def percent(value: dict[str, Any]) -> str:
+    """A spread in percent, with its standard deviation where there are several values; "-" for none."""
     if value["mean"] is None:
         return "-"
     text = f"{100 * value['mean']:.1f}"

@@ -1,0 +1,105 @@
+"""The charts of a run's report, as SVG: per-class bars, similarities with lambda, training curves, the stream over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from syn4seg.report.style import COLORS, figure, svg
+
+PANELS = 12
+"""Classes with a histogram of their own; of more, s(r) - lambda is shown for all in one."""
+
+
+def per_class(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], titles: Mapping[str, str]) -> str:
+    """IoU in percent of every class, for two rows of the ablation: where training on synthetic samples helps, and where not.
+
+    Args:
+        rows: row -> class name -> spread.
+        names: classes from top to bottom.
+        titles: of the two rows.
+    """
+    with figure(8, 0.7 + 0.24 * len(names)) as (canvas, axes):
+        place = np.arange(len(names))[::-1]
+        for offset, color, (row, title) in zip((0.2, -0.2), (COLORS[3], COLORS[0]), titles.items(), strict=False):
+            found = [rows[row][name] for name in names]
+            values = [100 * v["mean"] if v["mean"] is not None else np.nan for v in found]
+            spread = [100 * v["std"] if v["n"] > 1 else 0.0 for v in found]
+            axes.barh(place + offset, values, 0.38, xerr=spread, color=color, label=title, error_kw={"lw": 0.8})
+        axes.set_yticks(place, [name.replace("$", r"\$") for name in names])
+        axes.set_ylim(-0.7, len(names) - 0.3)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("IoU (%)")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+        return svg(canvas)
+
+
+def similarity(found: Mapping[str, tuple[np.ndarray, np.ndarray, float]]) -> str:
+    """Histograms of s(r) of the target's regions by class, kept and freed, with lambda_keep drawn in."""
+    if len(found) > PANELS:
+        margins = np.concatenate([values - least for values, _, least in found.values()])
+        kept = np.concatenate([kept for _, kept, _ in found.values()])
+        with figure(8, 3) as (canvas, axes):
+            _stacked(axes, margins, kept, 0.0)
+            axes.set_xlabel("s(r) - lambda_keep, all classes")
+            axes.legend(frameon=False)
+            return svg(canvas)
+    with figure(8, 0.9 + 1.35 * len(found)) as (canvas, first):
+        first.remove()
+        panels = np.atleast_1d(canvas.subplots(len(found), 1, sharex=True))
+        for axes, (name, (values, kept, least)) in zip(panels, found.items(), strict=True):
+            _stacked(axes, values, kept, least)
+            axes.set_ylabel(name.replace("$", r"\$"))
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        panels[0].legend(frameon=False, loc="upper left")
+        panels[-1].set_xlabel("s(r): cosine of a region's mean feature and the class's prototype")
+        return svg(canvas)
+
+
+def _stacked(axes: Any, values: np.ndarray, kept: np.ndarray, least: float) -> None:
+    low, high = min(float(values.min()), least), max(float(values.max()), least)
+    bins = np.linspace(low, high + 1e-6, 33)
+    axes.hist([values[kept], values[~kept]], bins, stacked=True, color=[COLORS[0], COLORS[1]], label=["kept", "freed"])
+    axes.axvline(least, color="#000000", lw=1.2, ls="--", label=f"lambda {least:.3f}")
+
+
+def training(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Loss over steps."""
+    with figure(8, 3.2) as (canvas, axes):
+        for i, (name, (steps, losses)) in enumerate(curves.items()):
+            axes.plot(
+                steps, losses, "-o", ms=2.5, lw=1.2, color=COLORS[i % len(COLORS)], label=name.replace("$", r"\$")
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.legend(frameon=False, fontsize=8)
+        return svg(canvas)
+
+
+def over_time(stages: Mapping[str, Mapping[str, np.ndarray]], key: str, label: str, factor: float = 1.0) -> str:
+    """One line per stage of the stream over its seconds."""
+    with figure(8, 2.6) as (canvas, axes):
+        for i, (name, series) in enumerate(stages.items()):
+            axes.plot(series["seconds"], factor * series[key], lw=1.4, color=COLORS[i % len(COLORS)], label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds of the stream")
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        return svg(canvas)
+
+
+def deltas(rows: Mapping[str, float], title: str) -> str:
+    """Differences in points of percent by class, the largest gain first."""
+    names = sorted(rows, key=lambda name: (-rows[name], name))
+    with figure(8, 0.7 + 0.22 * len(names)) as (canvas, axes):
+        values = np.array([rows[name] for name in names])
+        bars = axes.barh(np.arange(len(names))[::-1], values, color=np.where(values < 0, COLORS[1], COLORS[0]))
+        axes.bar_label(bars, [f"{v:+.1f}" for v in values], padding=3, fontsize=8)
+        axes.set_yticks(np.arange(len(names))[::-1], [name.replace("$", r"\$") for name in names])
+        axes.axvline(0, color="#000000", lw=0.8)
+        axes.margins(x=0.12)
+        axes.set_xlabel(title)
+        return svg(canvas)

@@ -1,0 +1,234 @@
+"""What differs between runs, as one HTML page: settings, scores, classes, funnel, and the samples whose labels differ."""
+
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from syn4seg.config import load
+from syn4seg.files import AnyPath, at, write_atomically
+from syn4seg.report import charts, numbers
+from syn4seg.report.gallery import BUDGET, SIDES, Gallery, item_of
+from syn4seg.report.page import chart, environment, section, style, table_of_funnel
+from syn4seg.report.reading import Shown, class_names, pages, records_of
+from syn4seg.report.sheets import ROW, colors_of, label_url, photo_url, sheet, shrunk
+from syn4seg.rundir import RunDir
+from syn4seg.schema import FAULT, UNLABELED
+from syn4seg.terminal import TITLES, percent, table_columns
+
+DIFFERS = "#d55e00"
+
+
+def write_comparison(
+    runs: Sequence[RunDir], draw: int, to: str, progress: Callable[[int, int], None]
+) -> tuple[AnyPath, list[str], list[str]]:
+    """Writes the page.
+
+    Args:
+        runs: two or more; the first is the yardstick, and samples are those of the first two.
+        draw: whose samples are compared.
+        to: file to write.
+        progress: told (samples, of how many).
+
+    Returns:
+        The file, sentences for the terminal, and one line for each file that is damaged or missing.
+
+    Raises:
+        ValueError: there are fewer than two runs, or their labels mean different classes.
+        OSError: the file cannot be written.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} run given: expected two or more, RUN_A RUN_B ...")
+    configs, labels = [load(run.config) for run in runs], _labels(runs)
+    names = class_names(runs[0], configs[0])
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        if class_names(run, config) != names:
+            raise ValueError(f"{run.root}: its classes are not those of {runs[0].root} (data.source or data.fold differs), so "
+                             "neither scores nor labels can be compared; give runs of the same data set and fold")  # fmt: skip
+    results = [numbers.results_of(run) for run in runs]
+    records = [records_of(run, draw) for run in runs]
+    made, matched = _differing(runs[:2], draw, records[:2], names, progress)
+    panes = [{"title": labels[0], "photo": "image", "mask": "a", "who": "who"},
+             {"title": labels[1], "photo": "other", "mask": "b", "who": "who"}]  # fmt: skip
+    table, sentences = _table(results, labels)
+    values = section(made, names, colors_of(len(names)), panes, [("the labels differ", DIFFERS)], "where they differ") | {
+        "runs": [{"name": label, "unfinished": ", ".join(f"{what} {done} of {planned or '?'}" for what, done, planned
+                                                          in numbers.progress_of(run, config) if done < max(1, planned))}
+                 for label, run, config in zip(labels, runs, configs, strict=True)],
+        "settings": _settings(configs), "table": table, "charts": _charts(results, labels), "draw": draw, "style": style(),
+        "funnel": _funnels(runs, records), "matched": matched, "damage": made.damage, "warnings": _warnings(results, labels),
+    }  # fmt: skip
+    target = at(to)
+    write_atomically(target, environment().get_template("compare.html").render(values).encode("utf-8"))
+    return target, [*sentences, *matched], made.damage
+
+
+def _labels(runs: Sequence[RunDir]) -> list[str]:
+    """Names of the runs' folders; with their places where two are the same."""
+    names = [run.root.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.root) for run in runs]
+
+
+def _settings(configs: Sequence[Any]) -> list[tuple[str, list[str]]]:
+    flat = [_flat(config.science()) for config in configs]
+    keys = sorted({key for one in flat for key in one})
+    return [
+        (key, [str(one.get(key, "-")) for one in flat]) for key in keys if len({str(one.get(key)) for one in flat}) > 1
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _warnings(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> list[str]:
+    """What makes numbers of different runs no match: another protocol, other draws."""
+    found, first = [], results[0]
+    for label, result in zip(labels[1:], results[1:], strict=True):
+        if first and result:
+            theirs, ignored = result["protocol"], ("generator", "deviations")
+            keys = [k for k, v in first["protocol"].items() if k not in ignored and theirs.get(k) != v]
+            if keys:
+                found.append(f"{label} was scored under another protocol ({', '.join(keys)}): its numbers and those of {labels[0]} "
+                             "do not answer the same question.")  # fmt: skip
+    return found
+
+
+def _table(
+    results: Sequence[dict[str, Any] | None], labels: Sequence[str]
+) -> tuple[list[tuple[str, str, list[str]]], list[str]]:
+    """(row, metric, values and differences) of every row that a run has; and a sentence about the last row for the terminal."""
+    there = [result for result in results if result]
+    if len(there) < 2:
+        return [], ["fewer than two of the runs have results; scores are not compared"]
+    columns, rows = (
+        table_columns(there[0]["protocol"]),
+        dict.fromkeys(row for result in there for row in result["rows"]),
+    )
+    table, sentences = [], []
+    for row in rows:
+        for title, metric in columns.items():
+            spreads = [result["rows"].get(row, {}).get(metric) if result else None for result in results]
+            values = [percent(spreads[0]) if spreads[0] else "-"]
+            for spread in spreads[1:]:
+                values += [percent(spread) if spread else "-", _difference(spreads[0], spread)]
+            table.append((TITLES.get(row, row), title, values))
+            if row == next(reversed(rows)) and metric == "novel":
+                told = [f"{label} {percent(s) if s else '-'}" for label, s in zip(labels, spreads, strict=True)]
+                sentences = [f"{TITLES.get(row, row)}, novel mIoU: {', '.join(told)}"]
+    return table, sentences
+
+
+def _difference(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    if not before or not after or before["mean"] is None or after["mean"] is None:
+        return "-"
+    return f"{100 * (after['mean'] - before['mean']):+.1f}"
+
+
+def _charts(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> list[Any]:
+    found, first = [], results[0]
+    for label, result in zip(labels[1:], results[1:], strict=True):
+        if not first or not result:
+            continue
+        before, after = (list(r["per_class"].values())[-1] for r in (first, result))
+        gains = {name: 100 * (after[name]["mean"] - before[name]["mean"]) for name in before
+                 if before[name]["mean"] is not None and after.get(name, {}).get("mean") is not None}  # fmt: skip
+        if gains:
+            found.append(chart(f"IoU by class: {label} minus {labels[0]}", charts.deltas(gains, "difference in points"),
+                               "The last row of the ablation; blue is a gain over the first run."))  # fmt: skip
+    return found
+
+
+def _funnels(runs: Sequence[RunDir], records: Sequence[pa.Table]) -> list[tuple[str, list[Any]]]:
+    columns = [table_of_funnel(run, table) for run, table in zip(runs, records, strict=True)]
+    steps = dict.fromkeys(step for column in columns for step in column)
+    return [(step, [column.get(step, 0) for column in columns]) for step in steps]
+
+
+# -------------------------------------------------------------------------------------------------------- samples
+def _differing(runs: Sequence[RunDir], draw: int, records: Sequence[pa.Table], names: Sequence[str],
+               progress: Callable[[int, int], None]) -> tuple[Gallery, list[str]]:  # fmt: skip
+    """The samples that two runs both have and whose final labels differ, those first that differ in most pixels."""
+    whole = [t.filter(pc.invert(pc.starts_with(t["reason"], FAULT))) for t in records]
+    common = [
+        t.filter(pc.is_in(t["sample_id"], o["sample_id"].combine_chunks()))
+        for t, o in zip(whole, whole[::-1], strict=True)
+    ]
+    a, b = (table.sort_by("sample_id") for table in common)
+    other_image = pc.fill_null(pc.not_equal(a["image"], b["image"]), True)
+    other_label = pc.fill_null(pc.not_equal(a["label"], b["label"]), True)
+    turned = pc.not_equal(pc.equal(a["reason"], ""), pc.equal(b["reason"], ""))
+    images, labels, verdicts = (pc.sum(column).as_py() or 0 for column in (other_image, other_label, turned))
+    lines = [f"{len(a)} samples are in both; {images} have another image, {labels} another label, {verdicts} are accepted in "
+             "one of the two only."]  # fmt: skip
+    wanted = np.flatnonzero(pc.or_(other_label, turned).to_numpy(zero_copy_only=False))[:5000]
+    if not len(wanted):
+        return Gallery(48), lines
+    made = Gallery(next(side for most, side in SIDES if len(wanted) <= most), total=len(wanted))
+    pairs = zip(
+        pages(runs[0], draw, a.take(wanted), ROW * ROW), pages(runs[1], draw, b.take(wanted), ROW * ROW), strict=True
+    )
+    spent = 0
+    for ours, theirs in pairs:
+        urls = _urls(ours, theirs, made.side, colors_of(len(names)))
+        spent += sum(map(len, urls.values()))
+        if spent > BUDGET:
+            break
+        for layer, url in urls.items():
+            made.sheets.setdefault(layer, []).append(url)
+        made.items += [_item(x, y, names) for x, y in zip(ours, theirs, strict=True)]
+        made.damage += [shown.damage for shown in (*ours, *theirs) if shown.damage]
+        progress(len(made.items), len(wanted))
+    return made, lines
+
+
+def _where(x: Shown, y: Shown) -> np.ndarray | None:
+    """Codes uint8 (H, W): 1 where the final labels of two runs differ; None if they cannot be laid over each other."""
+    a, b = x.labels.get("label"), y.labels.get("label")
+    return None if a is None or b is None or a.shape != b.shape else (a != b).astype(np.uint8)
+
+
+def _urls(ours: Sequence[Shown], theirs: Sequence[Shown], side: int, colors: Sequence[str]) -> dict[str, str]:
+    def photos(page: Sequence[Shown]) -> str:
+        pixels = sheet([None if s.image is None else shrunk(s.image, side) for s in page], side)
+        return photo_url(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
+
+    def masks(page: Sequence[Shown]) -> str:
+        return label_url(
+            sheet([shrunk(s.labels["label"], side) if "label" in s.labels else None for s in page], side), colors
+        )
+
+    where = [_where(x, y) for x, y in zip(ours, theirs, strict=True)]
+    who = sheet([None if w is None else shrunk(w, side) for w in where], side)
+    return {"image": photos(ours), "other": photos(theirs), "a": masks(ours), "b": masks(theirs),
+            "who": label_url(who, ["#000000", DIFFERS])}  # fmt: skip
+
+
+def _item(x: Shown, y: Shown, names: Sequence[str]) -> dict[str, Any]:
+    """The first run's sample, with what the second one says about it as `lines`."""
+    item, where = item_of(x), _where(x, y)
+    first, second = (s.record.get("reason", "") or "accepted" for s in (x, y))
+    item["changed"] = 1.0 if where is None else round(float(where.mean()), 4)
+    item["lines"] = [f"First run: {first}; second run: {second}.",
+                     f"{100 * item['changed']:.1f} % of the pixels have another label."]  # fmt: skip
+    if where is not None and where.any():
+        a, b = x.labels["label"], y.labels["label"]
+        pairs, counts = np.unique(np.stack([a[where == 1], b[where == 1]]), axis=1, return_counts=True)
+        best = np.argsort(-counts, kind="stable")[:4]
+        item["lines"] += [
+            f"{counts[i]} pixels: {_name(pairs[0, i], names)} became {_name(pairs[1, i], names)}." for i in best
+        ]
+    return item
+
+
+def _name(code: int, names: Sequence[str]) -> str:
+    return "unlabeled" if code == UNLABELED else names[code] if code < len(names) else f"class {code}"

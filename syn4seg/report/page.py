@@ -1,0 +1,292 @@
+"""The report of a run: one HTML page that needs no network: thumbnails are inside, full pictures beside it in the run directory.
+
+Nothing of the run reaches the page unescaped: words go through Jinja's escaping or, as JSON, through `as_json`; control characters
+and marks that turn the direction of text are made visible first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from syn4seg.config import load
+from syn4seg.files import at, write_atomically
+from syn4seg.report import charts, numbers
+from syn4seg.report.gallery import Gallery, files_beside, gallery
+from syn4seg.report.reading import class_names, records_of
+from syn4seg.report.sheets import ROW, WHO_COLORS, colors_of
+from syn4seg.report.style import STYLE
+from syn4seg.rundir import RunDir
+from syn4seg.terminal import BASELINES, TITLES, about_results, percent, table_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from syn4seg.files import AnyPath
+
+PAGES = Path(__file__).with_name("page")
+PROMPT_ROWS = 100
+"""Prompts of a class, accepted and refused, that a page lists."""
+STAGE_TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled (APR)", "label": "label (SABR)"}
+WHO_TITLES = ("", "draft, unchanged", "freed by APF, unlabeled", "relabeled by APR", "moved by SABR")
+WORDS = {
+    "area": "too small an area", "similarity": "too little similarity", "other_novel": "being another novel class",
+    "confidence": "too little confidence", "no_evidence": "no region and no pixel is similar enough to the class's prototype",
+    "target_too_small": "the class covers too small a share of the image", "target_too_large": "the class covers too large a share",
+}  # fmt: skip
+"""Reasons as the records have them, in words."""
+_MARKS = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """`text` with control characters, invisible ones and marks of direction written out, as \\u202e."""
+    return _MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _all_visible(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(str(key)): _all_visible(inner) for key, inner in value.items()}
+    return [_all_visible(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def as_json(value: Any) -> Markup:
+    """JSON that cannot end the script element that it stands in."""
+    text = json.dumps(_all_visible(value), separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def environment() -> jinja2.Environment:
+    """Templates of this package, escaping everything that is no `Markup`."""
+    found = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_all_visible_text,
+                               loader=jinja2.FileSystemLoader(PAGES))  # fmt: skip
+    return found
+
+
+def _all_visible_text(value: Any) -> Any:
+    return visible(value) if type(value) is str else value
+
+
+def chart(title: str, drawn: str, text: str) -> Markup:
+    """An SVG with a title and a sentence about it."""
+    return Markup('<figure><figcaption>{}</figcaption><div class="chart">{}</div><p>{}</p></figure>').format(
+        visible(title), Markup(drawn), visible(text)
+    )  # fmt: skip
+
+
+def filters(colors: Sequence[str]) -> Markup:
+    """SVG filters that colour index PNGs, and pixels where two of them differ: the page's script cannot read files' pixels."""
+    tables = [["1"] * 256 for _ in range(3)]
+    for code, color in enumerate(colors):
+        for channel in range(3):
+            tables[channel][code] = f"{int(color[1 + 2 * channel : 3 + 2 * channel], 16) / 255:.3g}"
+    seen = (f'<feColorMatrix in="SourceGraphic" values="{"0 " * 15}1 0 0 0 0"/><feComponentTransfer result="seen">'
+            f'<feFuncA type="discrete" tableValues="0 {"1 " * 255}"/></feComponentTransfer>')  # fmt: skip
+    functions = "".join(
+        f'<feFunc{c} type="discrete" tableValues="{" ".join(t)}"/>' for c, t in zip("RGB", tables, strict=True)
+    )
+    paint = {"palette": f'<feComponentTransfer in="SourceGraphic">{functions}</feComponentTransfer>'}
+    paint |= {name: f'<feFlood flood-color="{color}"/>'
+              for name, color in zip(("draft", "freed", "relabeled", "boundary"), WHO_COLORS[1:], strict=True)}  # fmt: skip
+    made = "".join(f'<filter id="{name}" color-interpolation-filters="sRGB" x="0" y="0" width="100%" height="100%">{seen}{what}'
+                   '<feComposite in2="seen" operator="in"/></filter>' for name, what in paint.items())  # fmt: skip
+    return Markup(f'<svg width="0" height="0" aria-hidden="true">{made}</svg>')
+
+
+def section(made: Gallery, names: Sequence[str], colors: Sequence[str], panes: Sequence[dict[str, str]],
+            who: Sequence[tuple[str, str]], layer_title: str, **more: Any) -> dict[str, Any]:  # fmt: skip
+    """What a template needs of a gallery: `gallery` (HTML), `gallery_json`, `script`.
+
+    Args:
+        panes: one dict per picture of a sample: title, and the layers photo, mask and who (the latter two may be missing).
+        who: (title, colour) of the codes of the layer `who`.
+        more: further values for the script: files, map.
+    """
+    values = {
+        "row": ROW, "side": made.side, "sheets": made.sheets, "items": made.items, "names": names, "colors": colors, "panes": panes,
+        "who": who, "words": WORDS, "files": None, "map": [], **more,
+    }  # fmt: skip
+    html = environment().get_template("gallery.html").render(filters=filters(colors), layer_title=layer_title)
+    return {
+        "gallery": Markup(html) if made.items else "",
+        "gallery_json": as_json(values),
+        "script": Markup((PAGES / "gallery.js").read_text()),
+        "shown": len(made.items),
+        "total": made.total,
+    }
+
+
+def style() -> Markup:
+    """Style sheet of every page with a gallery."""
+    return Markup(STYLE + (PAGES / "gallery.css").read_text())
+
+
+# ---------------------------------------------------------------------------------------------------- a run
+def write_report(
+    run: RunDir, draw: int, to: AnyPath | None, progress: Callable[[int, int], None]
+) -> tuple[AnyPath, list[str]]:
+    """Writes the page of a run.
+
+    Args:
+        draw: whose samples are shown.
+        to: file to write; None: report.html in the run directory.
+        progress: told (samples, of how many).
+
+    Returns:
+        The file, and one line for each file of the run that is damaged or missing.
+
+    Raises:
+        ValueError: the run has no such draw, or one of its tables is damaged.
+        OSError: the file cannot be written.
+    """
+    config = load(run.config)
+    if not 0 <= draw < config.data.draws:
+        raise ValueError(
+            f"--draw {draw}: the run has draws 0 to {config.data.draws - 1} (data.draws={config.data.draws})"
+        )
+    records, names = records_of(run, draw), class_names(run, config)
+    colors = colors_of(len(names))
+    made = gallery(run, draw, records, colors, progress)
+    target, plane = at(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
+    panes = [{"title": "image", "photo": "image"}]
+    panes += [{"title": title, "photo": "image", "mask": stage} for stage, title in STAGE_TITLES.items()]
+    panes[-1]["who"] = "who"
+    shown = section(
+        made, names, colors, panes,
+        list(zip(WHO_TITLES, WHO_COLORS, strict=True))[1:], "who decided",
+        files=_seen_from(run, target, files_beside(run, draw)), map=plane,
+    )  # fmt: skip
+    values = _values(run, config, draw, records, names) | shown | {"damage": made.damage, "map": plane}
+    write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
+    return target, made.damage
+
+
+def _seen_from(run: RunDir, target: AnyPath, files: dict[str, str] | None) -> dict[str, str] | None:
+    """Places of the full pictures relative to the page; None where a browser could not reach them."""
+    if files is None or not isinstance(run.root, Path) or not isinstance(target, Path):
+        return None
+    try:
+        base = os.path.relpath(run.root.absolute(), target.absolute().parent)
+    except ValueError:  # another drive
+        return None
+    return {layer: Path(base, path).as_posix() for layer, path in files.items()}
+
+
+def _values(run: RunDir, config: Any, draw: int, records: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+    """Everything on the page but the gallery."""
+    lines, results = numbers.log_lines(run), numbers.results_of(run)
+    progress = numbers.progress_of(run, config)
+    prompts = [_bank(bank) for bank in numbers.prompts_of(run)]
+    quality = numbers.quality_of(run, config, draw, records)
+    drawn = {"results": _result_charts(results, names), "labels": _label_charts(records), "time": _time_charts(lines)}
+    sections = [("results", "results"), ("funnel", "funnel"), ("samples", "samples")]
+    sections += [("prompts", "prompt bank")] if prompts else []
+    sections += [("time", "over time")] if drawn["time"] else []
+    about = f"{config.data.source}, fold {config.data.fold}, {config.data.shots}-shot, {config.data.draws} draw(s)"
+    return {
+        "name": config.name, "about": about, "style": style(), "sections": sections, "draw": draw, "draws": config.data.draws,
+        "unfinished": [p for p in progress if p[1] < max(1, p[2])], "charts": drawn, "prompts": prompts, "words": WORDS,
+        "funnel": _funnel(run, records), "quarantined": [f"{k}: {v.get('reason', '')}" for k, v in run.quarantine().items()],
+        "quality": [(STAGE_TITLES[s], [f"{100 * v:.1f}" for v in q.values()]) for s, q in quality.items()],
+        "footer": f"Written by syn4seg report from {len(records)} records of draw {draw}; `--draw K` shows another draw.",
+        **_table(results),
+    }  # fmt: skip
+
+
+def _table(results: dict[str, Any] | None) -> dict[str, Any]:
+    if results is None:
+        return {"table": [], "columns": [], "protocol": []}
+    columns = table_columns(results["protocol"])
+    groups = [
+        [(BASELINES.get(name, name) + (" *" if found["transductive"] else ""), found["metrics"])
+         for name, found in results["baselines"].items()],
+        [(TITLES.get(row, row), values) for row, values in results["rows"].items()],
+    ]  # fmt: skip
+    table = [
+        [(title, [percent(values[c]) for c in columns.values()]) for title, values in group]
+        for group in groups
+        if group
+    ]
+    return {"table": table, "columns": list(columns), "protocol": about_results(results)}
+
+
+def _funnel(run: RunDir, records: pa.Table) -> list[tuple[str, Any, dict[str, Any]]]:
+    steps: list[tuple[str, Any, dict[str, Any]]] = [*numbers.funnel(run, records)]
+    found = numbers.totals(records)
+    if found["samples"]:
+        shares, sam = found["shares"], found["sam"]
+        steps += [
+            ("regions kept by APF", found["kept"], {f"freed, {WORDS.get(w, w)}": n for w, n in sorted(found["freed"].items())}),
+            ("pixels freed by APF", _share(shares.get("free")), {}),
+            ("pixels relabeled by APR", _share(shares.get("relabeled")), {"stay unlabeled": _share(shares.get("unlabeled"))}),
+            ("SAM masks accepted", sam["accepted"], {"refused (too little agreement)": sam["refused"]}),
+            ("pixels moved by SABR", _share(sam["changed"]), {}),
+        ]  # fmt: skip
+    if noted := len(run.noted()):
+        steps.append(("quarantined", noted, {}))
+    return steps
+
+
+def table_of_funnel(run: RunDir, records: pa.Table) -> dict[str, Any]:
+    """The steps of the funnel and what was lost at them, flat, for tables with a column per run."""
+    found: dict[str, Any] = {}
+    for step, count, lost in _funnel(run, records):
+        found[step] = count
+        found |= {f"{step}; not: {WORDS.get(why, why)}": n for why, n in lost.items()}
+    return found
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _bank(bank: dict[str, Any]) -> dict[str, Any]:
+    rows = sorted([*bank["accepted"], *bank["refused"]], key=lambda row: row["order"])
+    told, plain = bank["diversity"], bank["diversity"].get("class_name_prompt", {})
+    listed = [
+        {key: row[key] for key in ("prompt", "nearest", "why")}
+        | {"similarity": "-" if row["similarity"] is None else f"{row['similarity']:.3f}"} for row in rows[:PROMPT_ROWS]
+    ]  # fmt: skip
+    return bank | {"rows": listed, "left_out": max(0, len(rows) - PROMPT_ROWS), "cosine": _number(told.get("mean_cosine")),
+                   "vendi": _number(told.get("vendi")), "plain_vendi": _number(plain.get("vendi"))}  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _result_charts(results: dict[str, Any] | None, names: Sequence[str]) -> list[Markup]:
+    rows = list(results["per_class"]) if results else []
+    if not results or len(rows) < 2:
+        return []
+    titles = {row: TITLES.get(row, row) for row in (rows[0], rows[-1])}
+    return [chart("IoU by class", charts.per_class(results["per_class"], names, titles),
+                  "Bars are means over draws, whiskers standard deviations.")]  # fmt: skip
+
+
+def _label_charts(records: pa.Table) -> list[Markup]:
+    found = numbers.similarities(records)
+    return [chart("Similarity of the target's regions", charts.similarity(found),
+                  "Regions left of the dashed line (lambda_keep) are freed; right of it, those that are too small or unsure.")
+            ] if found else []  # fmt: skip
+
+
+def _time_charts(lines: Sequence[dict[str, Any]]) -> list[Markup]:
+    made, curves, stages = [], numbers.losses(lines), numbers.loads(lines)
+    curves = {name: curve for name, curve in curves.items() if len(curve[0]) > 1}
+    if curves:
+        made.append(chart("Training", charts.training(curves), "Loss as the run wrote it down."))
+    if any(len(series["seconds"]) > 1 for series in stages.values()):
+        made.append(chart("Throughput", charts.over_time(stages, "rows_per_second", "samples per second"),
+                          "Samples that each stage of the stream finished."))  # fmt: skip
+        made.append(chart("Busy share", charts.over_time(stages, "busy_share", "busy (%)", 100.0),
+                          "Share of its actors' time that each stage worked; the busiest stage decides the rate."))  # fmt: skip
+    return made

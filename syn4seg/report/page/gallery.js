@@ -1,0 +1,238 @@
+// The gallery: filters, sorts and shows samples out of the sheets in the page; full pictures come from the run directory beside it.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("gallery-data").textContent);
+  const $ = (id) => document.getElementById(id);
+  const PAGE = 60, CELLS = data.row * data.row;
+  const state = { shown: [], page: 0, open: -1, zoom: 1 };
+
+  const make = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key === "class") node.className = value;
+      else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+      else if (key === "style") Object.assign(node.style, value);
+      else node.setAttribute(key, value);
+    }
+    node.append(...children);
+    return node;
+  };
+  const percent = (share) => share === undefined ? "-" : (100 * share).toFixed(share < 0.0995 ? 1 : 0) + " %";
+  const number = (value, digits = 3) => value === undefined || value === null ? "-" : value.toFixed(digits);
+
+  // ------------------------------------------------------------------------------------------------- pictures
+  const blobs = new Map();  // one picture per sheet, however many thumbnails show it
+  const sheetUrl = (layer, index) => {
+    const key = layer + index;
+    if (!blobs.has(key)) {
+      const [head, body] = data.sheets[layer][index].split(",");
+      const bytes = Uint8Array.from(atob(body), (c) => c.charCodeAt(0));
+      blobs.set(key, URL.createObjectURL(new Blob([bytes], { type: head.slice(5, head.indexOf(";")) })));
+    }
+    return blobs.get(key);
+  };
+  const shape = (item) => {  // of the thumbnail inside its cell, in pixels
+    const [w, h] = item.size || [data.side, data.side], scale = Math.min(1, data.side / Math.max(w, h));
+    return [Math.max(1, Math.round(w * scale)), Math.max(1, Math.round(h * scale))];
+  };
+  const sprite = (item, layer, name) => {
+    const cell = item.at % CELLS, index = Math.floor(item.at / CELLS), [w, h] = shape(item);
+    const rows = Math.ceil(Math.min(CELLS, data.items.length - index * CELLS) / data.row);
+    const x = (cell % data.row) * data.side, y = Math.floor(cell / data.row) * data.side;
+    const wide = data.row * data.side, high = rows * data.side;
+    return make("div", { class: "sprite " + name, style: {
+      backgroundImage: `url(${sheetUrl(layer, index)})`, backgroundSize: `${100 * wide / w}% ${100 * high / h}%`,
+      backgroundPosition: `${wide > w ? 100 * x / (wide - w) : 0}% ${high > h ? 100 * y / (high - h) : 0}%`,
+    } });
+  };
+  const view = (item, pane, width) => {
+    const [w, h] = shape(item);
+    const node = make("div", { class: "view", role: "img", "aria-label": `${pane.title} of ${item.id}`,
+                               style: { aspectRatio: `${w} / ${h}`, ...(width ? { width: width + "px" } : {}) } });
+    if (item.damage) return make("div", { class: "bad" }, "damaged");
+    node.append(sprite(item, pane.photo, "photo"));
+    if (pane.mask) node.append(sprite(item, pane.mask, "mask"));
+    if (pane.who) node.append(sprite(item, pane.who, "who"));
+    return node;
+  };
+
+  // Full pictures. Pixels of a file beside the page cannot be read by a script, so labels are coloured by a filter, and what a
+  // stage changed is the difference of two labels, laid over each other.
+  const place = (item, layer) => data.files[layer].split("/").map((part) =>
+    encodeURIComponent(part.replace("{class}", item.class).replace("{id}", item.id)).replaceAll("%2E", ".")).join("/");
+  const picture = (item, layer, name, done) => {
+    const node = make("img", { class: name, alt: "" });
+    node.addEventListener("load", () => done && done(node));
+    node.src = place(item, layer);
+    return node;
+  };
+  const full = (item, pane, node) => {
+    if (!data.files || item.damage) return;
+    picture(item, pane.photo, "photo", (img) => node.querySelector(".photo").replaceWith(img));
+    const stages = item.stages || [];
+    if (pane.mask && stages.includes(pane.mask)) picture(item, pane.mask, "mask", (img) => {
+      img.style.filter = "url(#palette)";
+      node.querySelector(".mask").replaceWith(img);
+    });
+    if (pane.who && stages.length) {
+      const layers = [["#draft", "draft"], ["#freed", "draft", "kept"], ["#relabeled", "kept", "relabeled"], ["#boundary", "relabeled", "label"]]
+        .filter(([, ...two]) => two.every((one) => stages.includes(one)));
+      const all = make("div", { class: "who" });
+      let missing = layers.flat().length - layers.length;
+      const arrived = () => { missing -= 1; if (!missing) node.querySelector(".who").replaceWith(all); };
+      for (const [filter, ...two] of layers)
+        all.append(make("div", { class: "stack", style: { filter: `url(${filter})` } }, ...two.map((one) => picture(item, one, "", arrived))));
+    }
+  };
+
+  // ---------------------------------------------------------------------------------------------------- words
+  const nameOf = (k) => k === 255 ? "unlabeled" : data.names[k] ?? "class " + k;
+  const headline = (item) => {
+    const words = [make("strong", {}, item.class), make("span", {}, item.prompt || ""),
+                   make("span", { class: "dim" }, `s(r) ${number(item.s)}`), make("span", { class: "dim" }, `changed ${percent(item.changed)}`)];
+    if (item.reason) words.push(make("span", { class: "bad" }, item.reason));
+    return make("span", { class: "words" }, ...words);
+  };
+  const story = (item) => {
+    const lines = [], pixels = item.pixels || {}, own = (item.regions || []).filter(([k]) => k === item.k);
+    const freed = (item.regions || []).filter((r) => r[3]), why = {};
+    freed.forEach((r) => { why[r[3]] = (why[r[3]] || 0) + 1; });
+    if (item.damage) lines.push(item.damage);
+    if (item.regions || item.pixels) {
+      lines.push(own.length ? `Draft: the segmenter saw ${own.length} region(s) of ${item.class}; the most similar has s(r) = ${number(item.s)}.`
+                            : `Draft: the segmenter saw no ${item.class} at all.`);
+      lines.push(`APF (keeps a region of ${item.class} if s(r) is at least lambda = ${number(item.lambda)}): ` + (freed.length
+        ? `freed ${freed.length} region(s): ` + Object.entries(why).map(([w, n]) => `${n} because of ${data.words[w] || w}`).join(", ") + `; ${percent(pixels.free)} of the pixels are free.`
+        : `freed nothing but unsure pixels: ${percent(pixels.free)} are free.`));
+      lines.push(`APR: relabeled ${percent(pixels.relabeled)} of the pixels by their nearest prototype; ${percent(pixels.target)} are ${item.class} now, ${percent(pixels.unlabeled)} stay unlabeled.`);
+    }
+    if (item.sam && item.sam.accepted !== undefined)
+      lines.push(`SABR: SAM's mask was accepted for ${item.sam.accepted} and refused for ${item.sam.refused} component(s) (agreement ${(item.sam.agreement || []).map((a) => number(a, 2)).join(", ") || "-"}); ${percent(item.sam.changed)} of the pixels moved.`);
+    lines.push(item.reason ? `Rejected: ${item.reason}. ${data.words[item.reason] || ""}` : "Accepted: it trains the novel stage.");
+    return lines.concat(item.lines || []);
+  };
+  const legend = () => {
+    const who = document.body.classList.contains("by-who");
+    const entries = who ? data.who : data.names.map((name, k) => [name, data.colors[k]]).slice(1).concat([["unlabeled", "#ffffff"]]);
+    for (const id of ["legend", "legend-too"]) $(id).replaceChildren(...entries.map(([name, color]) =>
+      make("span", {}, make("span", { class: "swatch", style: { background: color } }), name)));
+  };
+
+  // ------------------------------------------------------------------------------------------- filter and sort
+  const sorts = {
+    changed: (a, b) => b.changed - a.changed, low: (a, b) => (a.s ?? 2) - (b.s ?? 2), high: (a, b) => (b.s ?? -2) - (a.s ?? -2),
+    id: (a, b) => a.id < b.id ? -1 : 1,
+  };
+  const select = () => {
+    const name = $("class").value, reason = $("reason").value, text = $("search").value.trim().toLowerCase();
+    const least = +$("score").value;
+    state.shown = data.items.filter((item) => (!name || item.class === name)
+      && (reason === "" || (reason === "accepted" ? !item.reason : reason === "rejected" ? item.reason : item.reason === reason))
+      && (least <= -1 || (item.s ?? -2) >= least)
+      && (!text || item.id.toLowerCase().includes(text) || (item.prompt || "").toLowerCase().includes(text)));
+    state.shown.sort((a, b) => sorts[$("sort").value](a, b) || (a.id < b.id ? -1 : 1));
+    $("score-value").textContent = least <= -1 ? "any" : least.toFixed(2);
+    state.page = 0;
+    draw();
+  };
+  const draw = () => {
+    const pages = Math.max(1, Math.ceil(state.shown.length / PAGE)), start = state.page * PAGE;
+    const some = state.shown.slice(start, start + PAGE);
+    $("count").textContent = `${state.shown.length} of ${data.items.length} samples` + (pages > 1 ? `, page ${state.page + 1} of ${pages}` : "");
+    $("previous").disabled = state.page === 0;
+    $("next").disabled = state.page + 1 >= pages;
+    $("cards").replaceChildren(...some.map((item, i) => make("li", {}, make("button", { class: "card", "data-i": start + i, onclick: () => open(start + i) },
+      headline(item), make("span", { class: "panes" }, ...data.panes.map((pane) =>
+        make("span", { class: "pane" }, view(item, pane, 92), pane.title)))))));
+    if (!some.length) $("cards").append(make("li", {}, "No sample fits these filters."));
+  };
+
+  // --------------------------------------------------------------------------------------------- one sample
+  const open = (i) => {
+    state.open = i;
+    const item = state.shown[i];
+    $("title").textContent = `${item.class}: ${item.id}`;
+    $("prompt").textContent = item.prompt || "";
+    const views = data.panes.map((pane) => {
+      const node = view(item, pane);
+      full(item, pane, node);
+      return make("div", { class: "pane" }, pane.title, make("div", { class: "frame", tabindex: 0 }, node));
+    });
+    $("panes").replaceChildren(...views);
+    $("story").replaceChildren(...story(item).map((line) => make("li", {}, line)));
+    const regions = item.regions || [];
+    $("regions").replaceChildren(...regions.map(([k, area, s, why]) => make("tr", {}, make("th", { scope: "row" }, nameOf(k)),
+      make("td", {}, String(area)), make("td", {}, number(s)), make("td", { class: "left" }, why ? `freed: ${data.words[why] || why}` : "kept"))));
+    $("region-table").hidden = !regions.length;
+    $("more").textContent = item.more ? `${item.more} smaller regions are in the sample's record.` : "";
+    $("facts").textContent = [`noise seed ${item.seed}`, item.size ? `${item.size[0]} x ${item.size[1]} pixels` : "",
+      (item.shares || []).map(([k, share]) => `${nameOf(k)} ${percent(share)}`).join(", ")].filter(Boolean).join("; ");
+    if (!$("detail").open) $("detail").showModal();
+    zoom(1);
+  };
+  const step = (by) => { const i = state.open + by; if (i >= 0 && i < state.shown.length) open(i); };
+  const zoom = (factor) => {
+    state.zoom = Math.min(8, Math.max(1, factor));
+    $("detail").style.setProperty("--zoom", state.zoom);
+    $("zoom-value").textContent = state.zoom + "x";
+  };
+  const turn = (by) => { const button = by < 0 ? $("previous") : $("next"); if (!button.disabled) { state.page += by; draw(); $("gallery").scrollIntoView(); } };
+  const opacity = (value) => {
+    const now = Math.min(100, Math.max(0, value));
+    for (const id of ["opacity", "opacity-too"]) $(id).value = now;
+    document.documentElement.style.setProperty("--opacity", now / 100);
+  };
+  const layer = (who) => {
+    document.body.classList.toggle("by-who", who);
+    for (const id of ["by-who", "by-who-too"]) $(id).checked = who;
+    legend();
+  };
+
+  // ------------------------------------------------------------------------------------------------ wiring
+  data.items.forEach((item, i) => { item.at = i; });
+  const option = (value, text) => make("option", { value }, text);
+  const counted = (values) => { const found = new Map(); values.forEach((v) => found.set(v, (found.get(v) || 0) + 1)); return [...found].sort(); };
+  $("class").append(...counted(data.items.map((item) => item.class)).map(([name, n]) => option(name, `${name} (${n})`)));
+  $("reason").append(...counted(data.items.filter((item) => item.reason).map((item) => item.reason)).map(([why, n]) => option(why, `${why} (${n})`)));
+  for (const id of ["class", "reason", "sort"]) $(id).addEventListener("change", select);
+  for (const id of ["search", "score"]) $(id).addEventListener("input", select);
+  for (const id of ["opacity", "opacity-too"]) $(id).addEventListener("input", (event) => opacity(+event.target.value));
+  for (const id of ["by-who", "by-who-too"]) $(id).addEventListener("change", (event) => layer(event.target.checked));
+  $("previous").addEventListener("click", () => turn(-1));
+  $("next").addEventListener("click", () => turn(1));
+  $("close").addEventListener("click", () => $("detail").close());
+  $("before").addEventListener("click", () => step(-1));
+  $("after").addEventListener("click", () => step(1));
+  $("closer").addEventListener("click", () => zoom(state.zoom * 2));
+  $("farther").addEventListener("click", () => zoom(state.zoom / 2));
+  $("detail").addEventListener("close", () => { const card = $("cards").querySelector(`[data-i="${state.open}"]`); if (card) card.focus(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.matches("input[type=search], select");
+    if (typing && event.key !== "Escape") return;
+    const cards = [...document.querySelectorAll("#cards .card")], at = cards.indexOf(document.activeElement), shown = $("detail").open;
+    const slider = event.target.matches("input[type=range]");
+    const keys = {
+      ArrowRight: () => slider || (shown ? step(1) : cards[Math.min(cards.length - 1, at + 1)]?.focus()),
+      ArrowLeft: () => slider || (shown ? step(-1) : cards[Math.max(0, at - 1)]?.focus()),
+      n: () => shown ? step(1) : turn(1), b: () => shown ? step(-1) : turn(-1),
+      p: () => layer(!document.body.classList.contains("by-who")), "[": () => opacity(+$("opacity").value - 10),
+      "]": () => opacity(+$("opacity").value + 10), "+": () => shown && zoom(state.zoom * 2), "-": () => shown && zoom(state.zoom / 2),
+      "/": () => { $("search").focus(); event.preventDefault(); },
+    };
+    if (keys[event.key]) keys[event.key]();
+  });
+  const map = $("map");
+  if (map) for (const point of data.map) {
+    const item = data.items.find((one) => one.class === point.class && one.prompt === point.prompt && !one.damage);
+    if (!item) continue;
+    const k = data.names.indexOf(point.class), button = make("button", { title: `${point.class}: ${point.prompt}`, "aria-label": point.prompt,
+      style: { left: `${4 + 92 * point.x}%`, top: `${96 - 92 * point.y}%`, borderColor: data.colors[k] || "#999" } },
+      view(item, { title: "image", photo: "image" }, 34));
+    button.addEventListener("click", () => { state.shown = [item]; open(0); });
+    map.append(button);
+  }
+  opacity(60);
+  layer(false);
+  select();
+})();
