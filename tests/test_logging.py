@@ -141,8 +141,9 @@ def test_the_curves_are_there_while_the_run_goes_on_and_a_second_command_adds_wh
 
 
 def test_what_was_deleted_is_made_anew_and_a_half_written_line_waits_for_its_rest(run):
-    for epoch in range(3):
+    for epoch in range(2):
         run.log(stage="base", epoch=epoch, loss=0.5)
+    run.log(stage="base", seconds=0.5)
     with following(Config(), run, print):
         pass
     whole = events(run.root / "tensorboard")
@@ -320,10 +321,10 @@ def two_commands(run, name):
     notes = []
     with pytest.raises(RuntimeError), following(to(name), run, notes.append):
         run.log(kind="begin", stage="base")
-        run.log(stage="base", epoch=1, epochs=2, loss=2.0)
+        run.log(stage="base", epoch=5, epochs=6, loss=2.0)
         raise RuntimeError
     with following(to(name), run, notes.append):
-        run.log(stage="base", epoch=2, epochs=2, loss=1.0)
+        run.log(stage="base", epoch=6, epochs=6, loss=1.0)
         run.log(stage="results", apf={"novel": 0.25})
     assert notes == []
 
@@ -333,7 +334,7 @@ def test_mlflow_has_one_run_per_directory_with_parameters_and_metrics_once(run, 
     two_commands(run, "mlflow")
     ((token, told),) = mlflow.RUNS.items()
     assert token == json.loads((run.root / "logging" / "mlflow.json").read_text())["id"]
-    assert told["metrics"] == [("base/loss", 2.0, 1), ("base/loss", 1.0, 2), ("results/apf/novel", 0.25, 3)]
+    assert told["metrics"] == [("base/loss", 2.0, 5), ("base/loss", 1.0, 6), ("results/apf/novel", 0.25, 3)]
     assert dict(told["params"])["labeling.beta"] == "0.5" and len(told["params"]) == len(parameters(Config()))
     assert (told["name"], told["status"]) == ("embedded", "FINISHED")
 
@@ -345,7 +346,7 @@ def test_wandb_has_one_run_per_directory_whose_steps_never_go_back(run, stand_in
     two_commands(run, "wandb")
     ((token, told),) = wandb.RUNS.items()
     assert token == json.loads((run.root / "logging" / "wandb.json").read_text())["id"] and told.resume == "allow"
-    assert told.rows == [(1, {"base/loss": 2.0, "step": 1}), (2, {"base/loss": 1.0, "step": 2}),
+    assert told.rows == [(1, {"base/loss": 2.0, "step": 5}), (2, {"base/loss": 1.0, "step": 6}),
                          (3, {"results/apf/novel": 0.25, "step": 3})]  # fmt: skip
     assert told.ended == [1, 0] and told.config == parameters(Config()) and told.dir == run.root
 
@@ -363,7 +364,7 @@ def test_real_mlflow_keeps_the_same(run, tmp_path, monkeypatch):
     (kept,) = client.search_runs([experiment.experiment_id])
     assert kept.info.status == "FINISHED" and kept.data.params["labeling.beta"] == "0.5"
     assert kept.data.metrics == {"base/loss": 1.0, "results/apf/novel": 0.25}
-    assert [(m.step, m.value) for m in client.get_metric_history(kept.info.run_id, "base/loss")] == [(1, 2.0), (2, 1.0)]
+    assert [(m.step, m.value) for m in client.get_metric_history(kept.info.run_id, "base/loss")] == [(5, 2.0), (6, 1.0)]
     assert not any(str(Path.cwd()) in str(value) for value in kept.data.tags.values())
 
 
@@ -377,7 +378,8 @@ def test_real_wandb_offline_keeps_the_same_and_nothing_of_the_machine(run, monke
     two_commands(run, "wandb")
     files = [Path(name) for name in glob.glob(f"{run.root}/wandb/offline-run-*/*.wandb")]
     assert files, "its files are in the run directory"
-    kept = b"".join(file.read_bytes() for file in files)
+    synced = [*files, *(Path(name) for name in glob.glob(f"{run.root}/wandb/offline-run-*/files/*"))]
+    kept = b"".join(file.read_bytes() for file in synced if file.is_file())
     assert b"results/apf/novel" in kept and b"labeling.beta" in kept
     for private in (b"hunter2", socket.gethostname().encode(), os.fsencode(run.root), os.fsencode(Path.cwd())):
         assert private not in kept

@@ -97,8 +97,9 @@ class MLflow:
 
 
 PRIVATE = {"console": "off", "disable_git": True, "save_code": False, "x_disable_meta": True, "x_disable_stats": True,
-           "x_disable_machine_info": True, "x_save_requirements": False, "host": "", "quiet": True}  # fmt: skip
-"""What W&B would send of the machine, the code and the terminal, turned off."""
+           "x_disable_machine_info": True, "x_save_requirements": False, "host": "", "quiet": True,
+           "reinit": "create_new"}  # fmt: skip
+"""What W&B would send of the machine, the code and the terminal, turned off; and a run of our own beside any of the user's."""
 
 
 class WandB:

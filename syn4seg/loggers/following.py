@@ -38,7 +38,7 @@ PACKAGES = {
 POLL_SECONDS, STORE_POLL_SECONDS = 2.0, 30.0
 """How often a logger looks for new lines, in a folder and in an object store (which is read whole)."""
 CLOSE_SECONDS = 30.0
-"""How long a command waits for its loggers at the end; what they have not told by then, the next command tells."""
+"""How long a command waits for its loggers at the end (a sixth of it after Ctrl-C); the next command tells what is left."""
 
 
 def check_loggers(config: Config) -> None:
@@ -77,7 +77,7 @@ def following(config: Config, run: RunDir, note: Callable[[str], None]) -> Itera
         status = "failed"
         raise
     finally:
-        deadline = time.monotonic() + (CLOSE_SECONDS if status == "finished" else CLOSE_SECONDS / 6)
+        deadline = time.monotonic() + (CLOSE_SECONDS / 6 if status == "stopped" else CLOSE_SECONDS)
         for follower in followers:
             follower.end(status)
         for follower in followers:
