@@ -1,0 +1,1 @@
+"""The samples of a run as other tools read them: VOC, COCO, Hugging Face, WebDataset, mmsegmentation, Parquet."""

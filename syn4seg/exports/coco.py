@@ -1,0 +1,152 @@
+"""COCO: panoptic (every pixel) and instances (foreground). There is no instance truth: an instance is a connected component.
+
+Category ids are label values. In panoptic PNGs 0 is unlabeled (255), 1 the background, 2... the components of the image.
+The annotations of a panoptic file have an `id` and a `category_id` (of the image's novel class) more than COCO's own, which
+pycocotools cannot open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from syn4seg.exports.about import About, Parts, palette
+from syn4seg.files import each, encode_image
+from syn4seg.labeling.components import Components, components
+from syn4seg.schema import BACKGROUND, UNLABELED
+
+if TYPE_CHECKING:
+    from syn4seg.exports.choosing import Item
+    from syn4seg.exports.target import Target
+
+TRUTH = "instances are 8-connected components of each class in the label: there is no instance truth"
+
+
+def coco(parts: Parts, target: Target, about: About) -> None:
+    """images/ID.png, annotations/{instances,panoptic}_SPLIT.json and annotations/panoptic_SPLIT/ID.png."""
+    image_id, segment_id = itertools.count(1), itertools.count(1)
+    for split, some in itertools.groupby(parts, key=itemgetter(0)):
+        with (
+            _lists(target, f"annotations/instances_{split}.json", _head(about, things_only=True)) as instances,
+            _lists(target, f"annotations/panoptic_{split}.json", _head(about, things_only=False)) as panoptic,
+        ):
+            for _, items in some:
+                for item, found in zip(items, each(lambda item: _written(item, target), items), strict=True):
+                    number = next(image_id)
+                    image = _image(item, number)
+                    instances.add("images", image)
+                    panoptic.add("images", image)
+                    for segment in found.instances:
+                        instances.add("annotations", segment | {"id": next(segment_id), "image_id": number})
+                    whole = {"image_id": number, "file_name": image["file_name"], "segments_info": found.segments}
+                    panoptic.add("annotations", whole | {"id": number, "category_id": item.row["class_id"]})
+
+
+class _Found:
+    """The two kinds of annotations of one label."""
+
+    def __init__(self, label: np.ndarray):
+        found = components(label)
+        self.instances = [
+            {"category_id": int(category), "segmentation": rle, "area": int(area), "bbox": _box(box), "iscrowd": 0}
+            for category, rle, area, box in zip(found.class_index, rles(found), found.area, found.box, strict=True)
+        ]
+        self.pixels = np.where(found.map > 0, found.map + 1, (label == BACKGROUND).astype(np.int32))
+        ground = np.argwhere(label == BACKGROUND)
+        self.segments = [{key: one[key] for key in ("category_id", "area", "bbox", "iscrowd")} | {"id": i + 2}
+                         for i, one in enumerate(self.instances)]  # fmt: skip
+        if len(ground):
+            (top, left), (bottom, right) = ground.min(0), ground.max(0) + 1
+            box = _box([left, top, right, bottom])
+            whole = {"id": 1, "category_id": BACKGROUND, "area": len(ground), "bbox": box, "iscrowd": 0}
+            self.segments.insert(0, whole)
+
+
+def _written(item: Item, target: Target) -> _Found:
+    found, name = _Found(item.label), f"{item.sample_id}.png"
+    shifts = np.array([0, 8, 16])
+    target.write(f"images/{name}", encode_image(item.image))
+    ids = (found.pixels[..., None] >> shifts & 255).astype(np.uint8)  # R + 256 G + 65536 B
+    target.write(f"annotations/panoptic_{item.row['split']}/{name}", encode_image(ids))
+    return found
+
+
+def rles(found: Components) -> list[dict[str, Any]]:
+    """COCO's compressed run-length code of each component, from one sort of all pixels by component and column."""
+    from pycocotools import mask
+
+    height, width = found.map.shape
+    flat = found.map.ravel(order="F")
+    order = np.argsort(flat, kind="stable")
+    bounds = np.searchsorted(flat[order], np.arange(1, len(found.area) + 2))
+    codes = []
+    for start, end in itertools.pairwise(bounds):
+        pixels = order[start:end]
+        cuts = np.flatnonzero(np.diff(pixels) > 1)
+        edges = np.stack([pixels[np.r_[0, cuts + 1]], pixels[np.r_[cuts, -1]] + 1], 1).ravel()
+        counts = np.diff(edges, prepend=0, append=height * width).tolist()
+        code = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        codes.append({"size": [height, width], "counts": code["counts"].decode()})  # pyright: ignore[reportAttributeAccessIssue]
+    return codes
+
+
+def _box(box: Any) -> list[int]:
+    """XYXY in pixels, inclusive-exclusive, as COCO's XYWH."""
+    left, top, right, bottom = (int(x) for x in box)
+    return [left, top, right - left, bottom - top]
+
+
+def _image(item: Item, number: int) -> dict[str, Any]:
+    height, width = item.label.shape
+    return {
+        "id": number,
+        "file_name": f"{item.sample_id}.png",
+        "height": height,
+        "width": width,
+        "license": 1,
+        "lineage": item.row,
+    }
+
+
+def _head(about: About, things_only: bool) -> dict[str, Any]:
+    text = "; ".join(f"{model}: {licence}" for model, licence in about.licences.items())
+    colours = palette(len(about.classes)).tolist()
+    categories = [{"id": i, "name": name, "supercategory": "" if i else "background", "isthing": int(i > 0), "color": colours[i]}
+                  for i, name in enumerate(about.classes)]  # fmt: skip
+    return {"info": {"description": f"{about.name}; {TRUTH}; unlabeled is {UNLABELED} in the label and 0 in panoptic PNGs"},
+            "licenses": [{"id": 1, "name": text, "url": ""}], "categories": categories[int(things_only):]}  # fmt: skip
+
+
+class _Lists:
+    """The two long lists of a COCO file, kept in temporary files until both are whole."""
+
+    def __init__(self, files: dict[str, IO[str]]):
+        self.files = files
+
+    def add(self, name: str, value: dict[str, Any]) -> None:
+        file = self.files[name]
+        file.write((",\n" if file.tell() else "\n") + json.dumps(value, sort_keys=True))
+
+
+@contextlib.contextmanager
+def _lists(target: Target, name: str, head: dict[str, Any]) -> Iterator[_Lists]:
+    """A COCO file that grows entry by entry, never as a whole in memory."""
+    with contextlib.ExitStack() as stack:
+        lists = _Lists({key: stack.enter_context(tempfile.TemporaryFile("w+")) for key in ("images", "annotations")})
+        yield lists
+        out = stack.enter_context(stack.enter_context(target.published(name)).open("w", newline="\n"))
+        out.write("{" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()))
+        for key, file in lists.files.items():
+            out.write(f',\n"{key}": [')
+            file.seek(0)
+            shutil.copyfileobj(file, out)
+            out.write("\n]")
+        out.write("}\n")

@@ -1,0 +1,38 @@
+"""The verb `syn4seg export`. Heavy imports wait inside it, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")],
+    format: Annotated[str, typer.Option(help="voc, coco, hf, webdataset, mmseg or parquet.")],
+    to: Annotated[str, typer.Option(help="Where to: a new or empty directory, or s3://BUCKET/NAME.")],
+    only: Annotated[str, typer.Option(help="accepted, or all: rejected samples too, in splits of their own.")] = "accepted",
+    draw: Annotated[int, typer.Option(min=0, help="Support draw whose labels are exported.")] = 0,
+    classes: Annotated[str | None, typer.Option(help="Novel classes, a comma between; default all.", show_default=False)] = None,
+    by_class: Annotated[bool, typer.Option("--by-class", help="A split per class instead of one.")] = False,
+    shard_mb: Annotated[int | None, typer.Option(min=1, help="Size of a shard of hf, webdataset, parquet; default 256.",
+                        show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set; default the run's.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Write the samples of a run as another tool's data set, with the lineage of every image."""
+    from syn4seg.exports.choosing import Choice
+    from syn4seg.exports.writing import opened, write
+    from syn4seg.terminal import Terminal
+
+    display = Terminal()
+    run, config = opened(run_dir)
+    wanted = tuple(dict.fromkeys(word.strip() for word in (classes or "").split(",") if word.strip()))
+    with display.bar(f"exporting {format}") as progress:
+        counts = write(run, config, Choice(draw, only, wanted, by_class), to, format, shard_mb=shard_mb, name=name,
+                       note=display.note, warn=lambda line: print(line, file=sys.stderr), progress=progress)  # fmt: skip
+    display.note(f"{to}: {', '.join(f'{n} {verdict}' for verdict, n in sorted(counts.items()))}")
+    if counts["damaged"]:
+        print(f"{counts['damaged']} damaged samples are not in the export; `syn4seg verify {run_dir}` names the files",
+              file=sys.stderr)  # fmt: skip
+        raise typer.Exit(1)

@@ -1,0 +1,106 @@
+"""The folder (or object store) that an export is written to: nothing of anybody else's is ever overwritten or deleted.
+
+`unfinished.json` is written first, into an empty folder, and says what is being exported; `export.json` is written last. So the
+same command starts a stopped export over (what lies beside its own `unfinished.json` came from it), leaves a finished one
+alone, and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syn4seg.files import at, exists, listing, published, reach, read_json, remove, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
+
+DONE, BEGUN = "export.json", "unfinished.json"
+
+
+class Target:
+    """Where an export goes.
+
+    Args:
+        place: folder or URL.
+        run: directory of the run, which an export must not be written into.
+
+    Raises:
+        ValueError: it is a file, lies in the run, or its store cannot be reached.
+    """
+
+    def __init__(self, place: str, run: AnyPath):
+        self.root = at(place)
+        reach(self.root)
+        if exists(self.root):
+            raise ValueError(f"--to {place}: is a file; give a folder that is empty or not there yet")
+        if _inside(self.root, run):
+            raise ValueError(f"--to {place}: lies in the run {run}; give a folder outside of it")
+
+    def begin(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        """Makes the place ready; or returns the export.json of the very same export, if that is finished.
+
+        Args:
+            about: what makes the export what it is, as plain JSON values.
+
+        Raises:
+            ValueError: something else is there.
+            StoreError: it cannot be written to.
+        """
+        there = listing(self.root)
+        if DONE in there:
+            old = read_json(self.root / DONE)
+            self._check_same(old.get("export"), about)
+            return old
+        if BEGUN in there:
+            self._check_same(read_json(self.root / BEGUN), about)
+            for name in sorted(set(there) - {BEGUN}):
+                remove(self.root / name)
+            if isinstance(self.root, Path):
+                for path in self.root.rglob(".*.partial"):
+                    remove(path)
+        elif there:
+            raise ValueError(
+                f"--to {self.root}: holds {len(there)} files and is no export ({min(there)}); choose another folder"
+            )
+        write_json(self.root / BEGUN, about)
+        return None
+
+    def _check_same(self, old: Any, new: dict[str, Any]) -> None:
+        old = old if isinstance(old, dict) else {}
+        keys = [key for key in new if old.get(key) != new[key]]
+        if keys:
+            told = ", ".join(f"{key} {old.get(key)!r} instead of {new[key]!r}" for key in keys if key != "samples")
+            raise ValueError(f"--to {self.root}: holds another export ({told or 'other samples, or another state of the run'}); "
+                             "choose another folder")  # fmt: skip
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes one file, in one step.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        write_atomically(self.root / name, data)
+
+    @contextlib.contextmanager
+    def published(self, name: str) -> Iterator[Path]:
+        """A local file to write to, which becomes `name` when the block ends.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with published(self.root / name) as partial:
+            yield partial
+
+    def end(self, facts: dict[str, Any]) -> None:
+        """Writes export.json: now it is finished."""
+        write_json(self.root / DONE, facts)
+        remove(self.root / BEGUN)
+
+
+def _inside(place: AnyPath, run: AnyPath) -> bool:
+    if isinstance(place, Path) and isinstance(run, Path):
+        return place.resolve().is_relative_to(run.resolve())
+    return f"{place}/".startswith(f"{run}".rstrip("/") + "/")
