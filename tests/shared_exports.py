@@ -1,13 +1,19 @@
-"""A small run made by hand, in either layout, with everything that is awkward to export; and what is truly in it."""
+"""A small run made by hand, in either layout, with everything that is awkward to export; what is truly in it; and how others
+read each format."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import runpy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image as Picture
 
 from syn4seg.config import Config, load
@@ -16,10 +22,10 @@ from syn4seg.rundir import RunDir, pixel_digest
 from syn4seg.samples import Image, Sample
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.results import write_manifest
-from syn4seg.tables import write_parquet
 
 PROMPTS = ('<script>alert(1)</script> & <b>', "two\nlines\r\n\tand a tab", "nul \x00, bell \x07, escape \x1b[31m", "猫 ü 🐈 \u202e",
            "quotes ' \" \\ | ` , ;", "---\nlicense: mit\n---", "")  # fmt: skip
+Read = Iterator[tuple[str, np.ndarray, np.ndarray]]
 REJECTED, FAULT = "target_too_small", "fault: synthesis: black"
 
 
@@ -77,7 +83,7 @@ def made_run(root: Path, layout: str = "files", *, names: tuple[str, ...] = ("ca
             truth[row["sample_id"]] = Truth(
                 image, _last(sample), row["prompt"], sample.record["reason"], names[index - 1]
             )
-    write_parquet(run.plan, pa.Table.from_pylist(rows).cast(_plan(rows)))
+    pq.write_table(pa.Table.from_pylist(rows).cast(_plan(rows)), run.plan)
     run.samples.write_images([Image(s.record["sample_id"], s.record["class"], s.record["batch"], pixels, {})
                               for s, pixels in found if pixels is not None])  # fmt: skip
     run.draw(0).write([sample for sample, _ in found])
@@ -130,3 +136,82 @@ def silent(*_: object) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ------------------------------------------------------------------------------------- what others read
+def pixels(source) -> np.ndarray:
+    return np.array(Picture.open(io.BytesIO(source) if isinstance(source, bytes) else source))
+
+
+def read_voc(folder: Path, split: str) -> Read:
+    for name in (folder / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().splitlines():
+        label = Picture.open(folder / "SegmentationClass" / f"{name}.png")
+        assert label.mode == "P"
+        yield name, pixels(folder / "JPEGImages" / f"{name}.png"), np.array(label)
+
+
+def read_coco(folder: Path, split: str) -> Read:
+    """Panoptic: the label out of the PNG of segment ids and its JSON; 0 is COCO's VOID."""
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(folder / "annotations" / f"panoptic_{split}.json")
+    for entry in coco.dataset["annotations"]:
+        image = coco.imgs[entry["image_id"]]
+        red, green, blue = np.moveaxis(
+            pixels(folder / f"annotations/panoptic_{split}" / entry["file_name"]).astype(int), 2, 0
+        )
+        ids, label = red + 256 * green + 65536 * blue, np.full(red.shape, 255, np.uint8)
+        for segment in entry["segments_info"]:
+            assert (ids == segment["id"]).sum() == segment["area"]
+            label[ids == segment["id"]] = segment["category_id"]
+        assert set(np.unique(ids)) - {0} == {segment["id"] for segment in entry["segments_info"]}
+        assert label.shape == (image["height"], image["width"])
+        yield image["lineage"]["sample_id"], pixels(folder / "images" / image["file_name"]), label
+
+
+def read_hf(folder: Path, split: str) -> Read:
+    import datasets
+
+    for row in datasets.load_dataset(str(folder), split=split, cache_dir=str(folder.parent / "cache")):
+        yield row["sample_id"], np.array(row["image"]), np.array(row["label"])
+
+
+def read_webdataset(folder: Path, split: str) -> Read:
+    import webdataset as wds
+
+    tars = sorted(map(str, folder.glob(f"{split}-?????.tar")))
+    for sample in wds.WebDataset(tars, shardshuffle=False):
+        yield json.loads(sample["json"])["sample_id"], pixels(sample["image.png"]), pixels(sample["label.png"])
+
+
+def read_mmseg(folder: Path, split: str) -> Read:
+    """By the rules of mmseg 1.x's BaseSegDataset and LoadAnnotations (mmseg itself cannot be installed beside this project):
+    all files below img_path with img_suffix, sorted; the label is the same path with seg_map_suffix, decoded unchanged."""
+    about = runpy.run_path(str(folder / "dataset.py"))["DATASETS"][split]
+    assert (about["type"], about["ignore_index"], about["reduce_zero_label"]) == ("BaseSegDataset", 255, False)
+    images, labels = (folder / about["data_prefix"][key] for key in ("img_path", "seg_map_path"))
+    for path in sorted(p for p in images.rglob("*") if p.name.endswith(about["img_suffix"])):
+        name = str(path.relative_to(images))[: -len(about["img_suffix"])]
+        label = Picture.open(labels / (name + about["seg_map_suffix"]))
+        assert label.mode == "L"
+        yield name, pixels(path), np.array(label).squeeze().astype(np.uint8)
+
+
+def read_parquet(folder: Path, split: str) -> Read:
+    for path in sorted(folder.glob(f"data/{split}-?????.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            yield row["sample_id"], pixels(row["image"]), pixels(row["label"])
+
+
+READERS = {"voc": read_voc, "coco": read_coco, "hf": read_hf, "webdataset": read_webdataset, "mmseg": read_mmseg,
+           "parquet": read_parquet}  # fmt: skip
+
+
+def compare(found: Read, truth: dict[str, Truth]) -> None:
+    seen = []
+    for name, image, label in found:
+        np.testing.assert_array_equal(image, truth[name].image)
+        np.testing.assert_array_equal(label, truth[name].label)
+        seen.append(name)
+    assert sorted(seen) == sorted(truth)

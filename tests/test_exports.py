@@ -8,7 +8,6 @@ import json
 import os
 import re
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,95 +21,15 @@ from syn4seg.exports.choosing import Choice
 from syn4seg.exports.lineage import OURS, licences, public
 from syn4seg.exports.sharded import shards
 from syn4seg.exports.writing import FORMATS, write
-from tests.shared_exports import FAULT, REJECTED, Truth, contents, made_run, noise, silent
+from tests.shared_exports import FAULT, READERS, REJECTED, Truth, compare, contents, made_run, noise, pixels, silent
 
 DOCS = Path(__file__).parent.parent / "docs" / "exports.md"
-Read = Iterator[tuple[str, np.ndarray, np.ndarray]]
 
 
 def export(run, config, to, format, **options) -> dict:
     said = {key: options.pop(key, silent) for key in ("note", "warn")}
     sizes = {key: options.pop(key) for key in ("shard_mb", "name") if key in options}
     return write(run, config, Choice(**options), str(to), format, progress=silent, **said, **sizes)
-
-
-# ------------------------------------------------------------------------------------- what others read
-def pixels(source) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
-
-
-def read_voc(folder: Path, split: str) -> Read:
-    for name in (folder / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().splitlines():
-        label = Image.open(folder / "SegmentationClass" / f"{name}.png")
-        assert label.mode == "P"
-        yield name, pixels(folder / "JPEGImages" / f"{name}.png"), np.array(label)
-
-
-def read_coco(folder: Path, split: str) -> Read:
-    """Panoptic: the label out of the PNG of segment ids and its JSON; 0 is COCO's VOID."""
-    from pycocotools.coco import COCO
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(folder / "annotations" / f"panoptic_{split}.json")
-    for entry in coco.dataset["annotations"]:
-        image = coco.imgs[entry["image_id"]]
-        red, green, blue = np.moveaxis(
-            pixels(folder / f"annotations/panoptic_{split}" / entry["file_name"]).astype(int), 2, 0
-        )
-        ids, label = red + 256 * green + 65536 * blue, np.full(red.shape, 255, np.uint8)
-        for segment in entry["segments_info"]:
-            assert (ids == segment["id"]).sum() == segment["area"]
-            label[ids == segment["id"]] = segment["category_id"]
-        assert set(np.unique(ids)) - {0} == {segment["id"] for segment in entry["segments_info"]}
-        assert label.shape == (image["height"], image["width"])
-        yield image["lineage"]["sample_id"], pixels(folder / "images" / image["file_name"]), label
-
-
-def read_hf(folder: Path, split: str) -> Read:
-    import datasets
-
-    for row in datasets.load_dataset(str(folder), split=split, cache_dir=str(folder.parent / "cache")):
-        yield row["sample_id"], np.array(row["image"]), np.array(row["label"])
-
-
-def read_webdataset(folder: Path, split: str) -> Read:
-    import webdataset as wds
-
-    tars = sorted(map(str, folder.glob(f"{split}-?????.tar")))
-    for sample in wds.WebDataset(tars, shardshuffle=False):
-        yield json.loads(sample["json"])["sample_id"], pixels(sample["image.png"]), pixels(sample["label.png"])
-
-
-def read_mmseg(folder: Path, split: str) -> Read:
-    """By the rules of mmseg 1.x's BaseSegDataset and LoadAnnotations (mmseg itself cannot be installed beside this project):
-    all files below img_path with img_suffix, sorted; the label is the same path with seg_map_suffix, decoded unchanged."""
-    about = runpy.run_path(str(folder / "dataset.py"))["DATASETS"][split]
-    assert (about["type"], about["ignore_index"], about["reduce_zero_label"]) == ("BaseSegDataset", 255, False)
-    images, labels = (folder / about["data_prefix"][key] for key in ("img_path", "seg_map_path"))
-    for path in sorted(p for p in images.rglob("*") if p.name.endswith(about["img_suffix"])):
-        name = str(path.relative_to(images))[: -len(about["img_suffix"])]
-        label = Image.open(labels / (name + about["seg_map_suffix"]))
-        assert label.mode == "L"
-        yield name, pixels(path), np.array(label).squeeze().astype(np.uint8)
-
-
-def read_parquet(folder: Path, split: str) -> Read:
-    for path in sorted(folder.glob(f"data/{split}-?????.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            yield row["sample_id"], pixels(row["image"]), pixels(row["label"])
-
-
-READERS = {"voc": read_voc, "coco": read_coco, "hf": read_hf, "webdataset": read_webdataset, "mmseg": read_mmseg,
-           "parquet": read_parquet}  # fmt: skip
-
-
-def compare(found: Read, truth: dict[str, Truth]) -> None:
-    seen = []
-    for name, image, label in found:
-        np.testing.assert_array_equal(image, truth[name].image)
-        np.testing.assert_array_equal(label, truth[name].label)
-        seen.append(name)
-    assert sorted(seen) == sorted(truth)
 
 
 @pytest.fixture(scope="module", params=["files", "sharded"])
@@ -265,7 +184,7 @@ def test_a_shard_never_mixes_splits_and_is_never_empty():
 def test_samples_come_in_the_order_of_the_plan_with_their_classes_mixed(made, tmp_path):
     run, config, _ = made
     export(run, config, tmp_path / "out", "voc")
-    found = [int(name[-5:]) for name, *_ in read_voc(tmp_path / "out", "train")]
+    found = [int(name[-5:]) for name, *_ in READERS["voc"](tmp_path / "out", "train")]
     assert [i // 4 for i in found] == sorted(i // 4 for i in found)
     assert found != sorted(found) and {i % 2 for i in found[:4]} == {
         0,
