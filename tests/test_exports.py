@@ -21,6 +21,7 @@ from syn4seg.exports.choosing import Choice
 from syn4seg.exports.lineage import OURS, licences, public
 from syn4seg.exports.sharded import shards
 from syn4seg.exports.writing import FORMATS, write
+from syn4seg.files import pixel_digest
 from tests.shared_exports import FAULT, READERS, REJECTED, Truth, compare, contents, made_run, noise, pixels, silent
 
 DOCS = Path(__file__).parent.parent / "docs" / "exports.md"
@@ -96,6 +97,8 @@ def test_every_sample_is_traced_to_prompt_seed_and_stages_whatever_its_prompt_ho
         assert (row["noise_seed"], row["draw"], row["batch"]) == (2**61 + i, 0, i // 4)
         assert all(row[f"{stage}_fingerprint"] == prints[stage] for stage in ("prompts", "images", "base", "labels"))
         assert (row["generator"], row["generator_revision"]) == ("renderer", "syn4seg-ray 0.1.0")
+        for key, array in (("image_digest", known.image), ("label_digest", known.label)):
+            assert row[key] == (None if array is None else pixel_digest(array))
         assert json.loads(row["audit"]) == {"lambda_keep": 0.5, "nothing": None}
         assert row["split"] == {"": "train", REJECTED: "rejected", FAULT: ""}[known.reason]
         assert row["label_stage"] == {"": "label", REJECTED: "relabeled", FAULT: ""}[known.reason]
