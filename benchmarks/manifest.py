@@ -31,12 +31,13 @@ from record import machine, write
 
 from actors.graph import todo
 from syn4seg.config import annotated, load
-from syn4seg.files import encode_image, pixel_digest, write_atomically, write_parquet
+from syn4seg.files import encode_image, pixel_digest, write_atomically
 from syn4seg.parts import Shards
 from syn4seg.rundir import RunDir
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.shards import IMAGES, LABELS
 from syn4seg.stages.results import verify, write_manifest
+from syn4seg.tables import write_parquet
 
 KINDS, SHARD_ROWS, GROUP_ROWS, BATCH = 64, 100_000, 5_000, 4
 AUDIT = json.dumps({"lambda_keep": 0.61, "regions": [{"area": 812, "class": 14, "similarity": 0.71234, "why": "kept"}],

@@ -6,8 +6,6 @@ append to. Folders are written to a `.partial` file, which is synced and renamed
 as nothing. Whether a rename itself survives a power cut is not relied on: every reader checks that what it needs is there.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 import contextlib
@@ -29,9 +27,6 @@ from urllib.request import url2pathname
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -43,9 +38,7 @@ MAX_PIXELS = 64_000_000
 MAX_FILE = 2**28
 """Bytes of the largest JSON or PNG file that is read from a run."""
 MAX_TABLE = 2**33
-"""Bytes, decoded, of the largest Parquet table that is read from a run."""
-MAX_ROWS = 50_000_000
-"""Rows of the largest Parquet table that is read from a run."""
+"""Bytes, decoded, of the largest table or file of tensors that is read from a run."""
 
 STORES = ("s3", "gs", "s3a", "gcs", "memory")
 """Kinds of URLs that a run may be kept in. What writes in place (sftp, hdfs, smb) may be used through a mount."""
@@ -114,11 +107,12 @@ def reach(root: AnyPath) -> None:
     except FileNotFoundError:
         raise ValueError(f"{root}: there is no bucket {bucket!r}; create it, or correct the name") from None
     except Exception as error:  # noqa: BLE001 - every client library has errors of its own
-        raise ValueError(f"{root}: cannot be reached ({_line(error)}); check the bucket, the credentials (AWS_ACCESS_KEY_ID and "
+        raise ValueError(f"{root}: cannot be reached ({one_line(error)}); check the bucket, the credentials (AWS_ACCESS_KEY_ID and "
                          "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or Google Cloud's) and AWS_ENDPOINT_URL") from None  # fmt: skip
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:300]
 
@@ -141,7 +135,7 @@ def stating(path: AnyPath, doing: str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno == errno.ESTALE and doing == "read":
             raise Stale(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
-        raise StoreError(f"{path}: cannot be {doing} ({_line(error)}{_free(path)}); make room there, or mend the rights or the "
+        raise StoreError(f"{path}: cannot be {doing} ({one_line(error)}{_free(path)}); make room there, or mend the rights or the "
                          "connection, and run the same command again, which goes on from here") from error  # fmt: skip
 
 
@@ -166,7 +160,7 @@ def steadily(path: AnyPath, read: Callable[[], Out]) -> Out:
     try:
         return read()
     except Stale as error:
-        raise StoreError(f"{path}: cannot be read ({_line(error)}); mend the connection, and run the same command again, which "
+        raise StoreError(f"{path}: cannot be read ({one_line(error)}); mend the connection, and run the same command again, which "
                          "goes on from here") from error  # fmt: skip
 
 
@@ -287,13 +281,6 @@ def plain(value: Any) -> Any:
     return bool(value) if isinstance(value, np.bool_) else value
 
 
-def write_parquet(path: AnyPath, table: pa.Table) -> None:
-    """Writes a table atomically."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
-
-
 # ------------------------------------------------------------------------------------------------- reading
 def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
     """The whole of a file.
@@ -328,112 +315,6 @@ def read_json(path: AnyPath) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: damaged; delete it and run the same command again to make it anew") from None
-
-
-class Columns:
-    """An open Parquet file that is read piece by piece. Texts and bytes are first read as dictionaries, so that a small file
-    cannot become a large table before its true size is known.
-
-    Attributes:
-        schema: pa.Schema of the whole file.
-        groups: metadata of every row group.
-    """
-
-    def __init__(self, path: AnyPath, source: Any):
-        plainly = pq.ParquetFile(source, page_checksum_verification=True)
-        facts = plainly.metadata
-        self.path, self.schema = path, plainly.schema_arrow
-        self.groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
-        if facts.num_rows > MAX_ROWS or any(pa.types.is_nested(field.type) for field in self.schema):
-            raise ValueError(f"{path}: has {facts.num_rows:,} rows, or lists in them; at most {MAX_ROWS:,} plain rows were "
-                             "expected; this program did not write it")  # fmt: skip
-        texts = [field.name for field in self.schema if field.type in _TEXTS]
-        self._file = pq.ParquetFile(source, metadata=facts, read_dictionary=texts, page_checksum_verification=True)
-
-    def read(self, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
-        """A table, of the whole file or of one row group.
-
-        Raises:
-            ValueError: it lacks a column, or is larger than `MAX_TABLE` once it is decoded.
-        """
-        names = self.schema.names if columns is None else columns
-        lacking = sorted(set(names) - set(self.schema.names))
-        if lacking:
-            raise ValueError(f"{self.path}: has no column {lacking[0]!r}; this program did not write it")
-        rows = sum(g.num_rows for g in self.groups) if group is None else self.groups[group].num_rows
-        encoded = sum(g.total_byte_size for g in (self.groups if group is None else [self.groups[group]]))
-        fixed = sum(self._width(name) for name in names) * rows
-        table = None
-        if max(encoded, fixed) <= MAX_TABLE:
-            table = self._file.read(columns) if group is None else self._file.read_row_group(group, columns)
-        size = max(encoded, fixed) if table is None else fixed + sum(_text_bytes(column) for column in table.columns)
-        if table is None or size > MAX_TABLE:
-            raise ValueError(
-                f"{self.path}: holds {size:,} bytes, at most {MAX_TABLE:,} were expected; this program did not write it"
-            )
-        fields = [self.schema.field(name) for name in table.column_names]
-        return table.cast(pa.schema(fields, metadata=self.schema.metadata))
-
-    def _width(self, name: str) -> int:
-        kind = self.schema.field(name).type
-        return 8 if kind in _TEXTS or pa.types.is_null(kind) else max(1, kind.bit_width // 8)
-
-
-_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-
-
-def _text_bytes(column: pa.ChunkedArray) -> int:
-    """Bytes that a column of dictionaries has once it is decoded; 0 for another one."""
-    total = 0
-    for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
-        sizes = pc.fill_null(pc.binary_length(chunk.dictionary), 0).cast(pa.int64())
-        if len(sizes):
-            total += pc.sum(sizes.take(chunk.indices)).as_py() or 0
-    return total
-
-
-@contextlib.contextmanager
-def parquet(path: AnyPath) -> Iterator[Columns]:
-    """An open Parquet file, read piece by piece.
-
-    Raises:
-        FileNotFoundError: it is not there, or no longer (`Stale`).
-        StoreError: it cannot be read.
-        ValueError: it is damaged, or too large.
-    """
-    with stating(path, "read"), contextlib.ExitStack() as stack:
-        try:
-            opened = stack.enter_context(path.open("rb") if isinstance(path, Path) else path.fs.open(path.path, "rb"))
-            yield Columns(path, opened)
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and (error.errno or (not isinstance(path, Path) and not _of_arrow(error))):
-                raise
-            raise ValueError(
-                f"{path}: damaged ({_line(error)[:120]}); delete it and run the same command again"
-            ) from None
-
-
-def _of_arrow(error: BaseException) -> bool:
-    """Whether it was Arrow that could make no sense of a file; what it says of the file system itself has a number."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and "pyarrow" in frame.tb_frame.f_code.co_filename
-
-
-def read_parquet(path: AnyPath, columns: list[str] | None = None) -> pa.Table:
-    """A table, or some of its columns.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is damaged, lacks a column, or is larger than `MAX_TABLE`.
-    """
-
-    def read() -> pa.Table:
-        with parquet(path) as file:
-            return file.read(columns)
-
-    return steadily(path, read)
 
 
 def listing(folder: AnyPath) -> dict[str, int]:

@@ -31,7 +31,6 @@ from syn4seg.files import (
     decode_image,
     each,
     listing,
-    parquet,
     pixel_digest,
     published,
     remove,
@@ -39,6 +38,7 @@ from syn4seg.files import (
 )
 from syn4seg.samples import check_names
 from syn4seg.schema import FAULT
+from syn4seg.tables import parquet
 
 if TYPE_CHECKING:
     from syn4seg.files import AnyPath

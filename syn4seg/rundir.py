@@ -40,7 +40,6 @@ from syn4seg.files import (
     reach,
     read_bytes,
     read_json,
-    read_parquet,
     stating,
 )
 from syn4seg.files import pixel_digest as pixel_digest  # the names that most of the code imports from here
@@ -51,6 +50,7 @@ from syn4seg.files import write_json as write_json
 from syn4seg.samples import FileSamples, Image, Sample, check_names
 from syn4seg.samples import checked_name as checked_name
 from syn4seg.shards import ShardSamples
+from syn4seg.tables import read_parquet
 
 if TYPE_CHECKING:
     from syn4seg.files import AnyPath

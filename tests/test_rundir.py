@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from syn4seg import files
+from syn4seg import files, tables
 from syn4seg.config import Config, load
 from syn4seg.files import StoreError, exists, remove
 from syn4seg.rundir import (
@@ -202,31 +202,31 @@ def test_a_file_that_went_stale_is_looked_up_again_and_in_the_end_said_to_be_so(
 
 def test_a_small_file_that_would_become_a_large_table_is_refused_before_it_is_one(tmp_path, monkeypatch):
     path, limit = tmp_path / "x.parquet", 2**22
-    monkeypatch.setattr(files, "MAX_TABLE", limit)
+    monkeypatch.setattr(tables, "MAX_TABLE", limit)
     table = pa.table({"a": pa.chunked_array([["x" * 10_000] * 1000] * 3), "n": range(3000)})
-    files.write_parquet(path, table)
+    tables.write_parquet(path, table)
     assert path.stat().st_size < 50_000
     before = pa.total_allocated_bytes()
     with pytest.raises(ValueError, match=r"x\.parquet: holds 30,0\S+ bytes, at most 4,194,304 were expected"):
-        files.read_parquet(path)
+        tables.read_parquet(path)
     assert pa.total_allocated_bytes() - before < limit
-    assert files.read_parquet(path, ["n"])["n"].to_pylist() == list(range(3000))
-    monkeypatch.setattr(files, "MAX_TABLE", 2**26)
-    assert files.read_parquet(path).equals(table, check_metadata=True)
-    monkeypatch.setattr(files, "MAX_ROWS", 2999)
+    assert tables.read_parquet(path, ["n"])["n"].to_pylist() == list(range(3000))
+    monkeypatch.setattr(tables, "MAX_TABLE", 2**26)
+    assert tables.read_parquet(path).equals(table, check_metadata=True)
+    monkeypatch.setattr(tables, "MAX_ROWS", 2999)
     with pytest.raises(ValueError, match="has 3,000 rows"):
-        files.read_parquet(path, ["n"])
+        tables.read_parquet(path, ["n"])
 
 
 def test_lists_in_a_table_are_refused(tmp_path):
-    files.write_parquet(tmp_path / "x.parquet", pa.table({"a": [[1] * 100_000] * 9}))
+    tables.write_parquet(tmp_path / "x.parquet", pa.table({"a": [[1] * 100_000] * 9}))
     with pytest.raises(ValueError, match="lists in them"):
-        files.read_parquet(tmp_path / "x.parquet")
+        tables.read_parquet(tmp_path / "x.parquet")
 
 
 def test_every_kind_of_column_comes_back_as_it_was_with_nulls(tmp_path):
     table = pa.table({"s": ["a", None, "b"], "b": pa.array([b"x", None, b""]), "i": pa.array([1, None, 2], pa.int32()),
                       "t": [True, None, False], "f": [1.5, None, 2.0], "e": pa.array([None] * 3, pa.string())})  # fmt: skip
     for part in (table, table.slice(0, 0)):
-        files.write_parquet(tmp_path / "x.parquet", part)
-        assert files.read_parquet(tmp_path / "x.parquet").equals(part)
+        tables.write_parquet(tmp_path / "x.parquet", part)
+        assert tables.read_parquet(tmp_path / "x.parquet").equals(part)

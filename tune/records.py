@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from syn4seg.files import read_json, write_atomically, write_json, write_parquet
+from syn4seg.files import read_json, write_atomically, write_json
 from syn4seg.stages.results import METRICS, spread
+from syn4seg.tables import write_parquet
 from tune.space import Study, distributions, plain
 
 if TYPE_CHECKING:

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.config import Config
-from syn4seg.files import MAX_TABLE, exists, read_bytes, read_json, read_parquet
+from syn4seg.files import MAX_TABLE, exists, read_bytes, read_json
 from syn4seg.report.reading import pages, records_of
 from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, LABEL_STAGES, UNLABELED
 from syn4seg.stages.plan import HDIG, planned
+from syn4seg.tables import read_parquet
 
 AUDITS = 100_000
 """Records whose audits are read; more would not change a figure that anybody can see."""

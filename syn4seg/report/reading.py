@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.config import Config
-from syn4seg.files import StoreError, exists, read_json, read_parquet
+from syn4seg.files import StoreError, exists, read_json
 from syn4seg.rundir import RunDir
 from syn4seg.schema import RECORD
+from syn4seg.tables import read_parquet
 
 PAGE = 64
 """Samples that are in memory at a time."""

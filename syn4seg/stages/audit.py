@@ -11,9 +11,10 @@ from typing import Literal
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.files import exists, pixel_digest, read_json, read_parquet
+from syn4seg.files import exists, pixel_digest, read_json
 from syn4seg.rundir import Draw, RunDir
 from syn4seg.stages.setup import draws_of
+from syn4seg.tables import read_parquet
 
 Verdict = Literal["ok", "stated", "unknown", "LEAK"]
 

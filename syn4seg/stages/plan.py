@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Fold
-from syn4seg.files import exists, write_parquet
+from syn4seg.files import exists
 from syn4seg.prompts.agents import GrammarAgent, PromptAgent, plain_prompt
 from syn4seg.prompts.bank import Bank, build_bank, diversity, unit_rows
 from syn4seg.prompts.proposals import Recorded
 from syn4seg.rundir import RunDir, noise_seed
 from syn4seg.stages.setup import EMBEDDED_MODELS, imported_files
+from syn4seg.tables import write_parquet
 
 if TYPE_CHECKING:
     from syn4seg.models.generators import TextEncoder

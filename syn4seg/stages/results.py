@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 
 from syn4seg.config import Config, config_digest
 from syn4seg.data.datasets import Fold
-from syn4seg.files import exists, read_parquet, stating, write_json, write_parquet
+from syn4seg.files import exists, stating, write_json
 from syn4seg.rundir import Draw, RunDir, table_digest
 from syn4seg.samples import check_names
 from syn4seg.schema import FAULT, LABEL_STAGES, RECORD
 from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.plan import planned
+from syn4seg.tables import read_parquet, write_parquet
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
 

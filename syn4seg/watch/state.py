@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 
-from syn4seg.files import exists, read_json, read_parquet, stating, steadily
+from syn4seg.files import exists, read_json, stating, steadily
 from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT
+from syn4seg.tables import read_parquet
 from syn4seg.watch.story import PHASES, Load, Story, Work, number
 
 if TYPE_CHECKING:
