@@ -8,6 +8,8 @@ spread is the standard deviation over draws of that fold mean, as the field repo
 `support_only`, and the quality of the labels after each stage against the exact masks, where the renderer made the images.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 import argparse

@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,8 @@ class Terminal:
             table.add_row(BASELINES[name] + star, *(percent(found["metrics"][c]) for c in columns.values()))
         if results["baselines"]:
             table.add_section()
-        for row, values in results["rows"].items():
+        for row in in_order(results["rows"]):
+            values = results["rows"][row]
             table.add_row(TITLES[row], *(percent(values[c]) for c in columns.values()))
         self.console.print(table)
         for line in about_results(results):
@@ -184,6 +185,12 @@ def about_results(results: dict[str, Any]) -> list[str]:
 def _rejected(reasons: Counter | None) -> str:
     count = sum(n for reason, n in (reasons or {}).items() if reason)
     return f"{count} rejected" if count else ""
+
+
+def in_order(rows: Iterable[str]) -> list[str]:
+    """Rows of the ablation from the plainest to the whole method; a file has them by name."""
+    known = list(TITLES)
+    return sorted(rows, key=lambda row: (known.index(row) if row in known else len(known), row))
 
 
 def percent(value: dict[str, Any]) -> str:

@@ -60,6 +60,23 @@ def finished(tmp_path_factory, small):
     return out, done.stdout
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, found on the machine (`SYN4SEG_CHROMIUM` may name it) or skipped with the reason."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e .[dev]")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    program = os.environ.get("SYN4SEG_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with playwright.sync_playwright() as driver:
+        try:
+            started = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        except playwright.Error as error:
+            pytest.skip(
+                f"no Chromium: apt-get install chromium, or playwright install chromium ({error.message.splitlines()[0]})"
+            )
+        yield started
+        started.close()
+
+
 @pytest.fixture
 def fresh(prepared, tmp_path):
     """A copy of the prepared run that a test may fill and damage."""

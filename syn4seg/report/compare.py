@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.config import load
-from syn4seg.files import AnyPath, at, write_atomically
+from syn4seg.files import at, write_atomically
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import BUDGET, SIDES, Gallery, item_of
 from syn4seg.report.page import chart, environment, section, style, table_of_funnel
@@ -20,7 +20,10 @@ from syn4seg.report.reading import Shown, class_names, pages, records_of
 from syn4seg.report.sheets import ROW, colors_of, label_url, photo_url, sheet, shrunk
 from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, UNLABELED
-from syn4seg.terminal import TITLES, percent, table_columns
+from syn4seg.terminal import TITLES, in_order, percent, table_columns
+
+if TYPE_CHECKING:
+    from syn4seg.files import AnyPath
 
 DIFFERS = "#d55e00"
 
@@ -112,7 +115,7 @@ def _table(
         return [], ["fewer than two of the runs have results; scores are not compared"]
     columns, rows = (
         table_columns(there[0]["protocol"]),
-        dict.fromkeys(row for result in there for row in result["rows"]),
+        in_order({row for result in there for row in result["rows"]}),
     )
     table, sentences = [], []
     for row in rows:
@@ -122,7 +125,7 @@ def _table(
             for spread in spreads[1:]:
                 values += [percent(spread) if spread else "-", _difference(spreads[0], spread)]
             table.append((TITLES.get(row, row), title, values))
-            if row == next(reversed(rows)) and metric == "novel":
+            if row == rows[-1] and metric == "novel":
                 told = [f"{label} {percent(s) if s else '-'}" for label, s in zip(labels, spreads, strict=True)]
                 sentences = [f"{TITLES.get(row, row)}, novel mIoU: {', '.join(told)}"]
     return table, sentences
@@ -139,12 +142,15 @@ def _charts(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> 
     for label, result in zip(labels[1:], results[1:], strict=True):
         if not first or not result:
             continue
-        before, after = (list(r["per_class"].values())[-1] for r in (first, result))
+        common = in_order(first["per_class"].keys() & result["per_class"].keys())
+        if not common:
+            continue
+        before, after = (r["per_class"][common[-1]] for r in (first, result))
         gains = {name: 100 * (after[name]["mean"] - before[name]["mean"]) for name in before
                  if before[name]["mean"] is not None and after.get(name, {}).get("mean") is not None}  # fmt: skip
         if gains:
             found.append(chart(f"IoU by class: {label} minus {labels[0]}", charts.deltas(gains, "difference in points"),
-                               "The last row of the ablation; blue is a gain over the first run."))  # fmt: skip
+                               f"{TITLES.get(common[-1], common[-1])}; blue is a gain over the first run."))  # fmt: skip
     return found
 
 
@@ -164,8 +170,9 @@ def _differing(runs: Sequence[RunDir], draw: int, records: Sequence[pa.Table], n
         for t, o in zip(whole, whole[::-1], strict=True)
     ]
     a, b = (table.sort_by("sample_id") for table in common)
-    other_image = pc.fill_null(pc.not_equal(a["image"], b["image"]), True)
-    other_label = pc.fill_null(pc.not_equal(a["label"], b["label"]), True)
+    other_image, other_label = (
+        pc.not_equal(pc.fill_null(a[key], ""), pc.fill_null(b[key], "")) for key in ("image", "label")
+    )
     turned = pc.not_equal(pc.equal(a["reason"], ""), pc.equal(b["reason"], ""))
     images, labels, verdicts = (pc.sum(column).as_py() or 0 for column in (other_image, other_label, turned))
     lines = [f"{len(a)} samples are in both; {images} have another image, {labels} another label, {verdicts} are accepted in "

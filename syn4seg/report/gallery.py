@@ -153,4 +153,5 @@ def files_beside(run: RunDir, draw: int) -> dict[str, str] | None:
         return None
     found = {"image": run.samples.image("{class}", "{id}")}
     found |= {stage: run.samples.label(draw, stage, "{class}", "{id}") for stage in LABEL_STAGES}
-    return {layer: path.relative_to(run.root).as_posix() for layer, path in found.items()}
+    skipped = len(run.root.parts)
+    return {layer: "/".join(path.parts[skipped:]) for layer, path in found.items()}

@@ -24,7 +24,7 @@ from syn4seg.report.reading import class_names, records_of
 from syn4seg.report.sheets import ROW, WHO_COLORS, colors_of
 from syn4seg.report.style import STYLE
 from syn4seg.rundir import RunDir
-from syn4seg.terminal import BASELINES, TITLES, about_results, percent, table_columns
+from syn4seg.terminal import BASELINES, TITLES, about_results, in_order, percent, table_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,7 +131,7 @@ def style() -> Markup:
 
 # ---------------------------------------------------------------------------------------------------- a run
 def write_report(
-    run: RunDir, draw: int, to: AnyPath | None, progress: Callable[[int, int], None]
+    run: RunDir, draw: int, to: str | None, progress: Callable[[int, int], None]
 ) -> tuple[AnyPath, list[str]]:
     """Writes the page of a run.
 
@@ -206,9 +206,9 @@ def _table(results: dict[str, Any] | None) -> dict[str, Any]:
         return {"table": [], "columns": [], "protocol": []}
     columns = table_columns(results["protocol"])
     groups = [
-        [(BASELINES.get(name, name) + (" *" if found["transductive"] else ""), found["metrics"])
+        [(f"{BASELINES.get(name, name)}{' *' if found['transductive'] else ''}", found["metrics"])
          for name, found in results["baselines"].items()],
-        [(TITLES.get(row, row), values) for row, values in results["rows"].items()],
+        [(TITLES.get(row, row), results["rows"][row]) for row in in_order(results["rows"])],
     ]  # fmt: skip
     table = [
         [(title, [percent(values[c]) for c in columns.values()]) for title, values in group]
@@ -264,7 +264,7 @@ def _number(value: float | None) -> str:
 
 
 def _result_charts(results: dict[str, Any] | None, names: Sequence[str]) -> list[Markup]:
-    rows = list(results["per_class"]) if results else []
+    rows = in_order(results["per_class"]) if results else []
     if not results or len(rows) < 2:
         return []
     titles = {row: TITLES.get(row, row) for row in (rows[0], rows[-1])}
