@@ -21,8 +21,8 @@ import numpy as np
 from actors import watch
 from actors.columns import FAULT, Batch, column, each_row, texts, told
 from syn4seg.data.folder import decode_image
-from syn4seg.files import StoreError
-from syn4seg.rundir import RunDir, pixel_digest
+from syn4seg.files import StoreError, pixel_digest
+from syn4seg.rundir import RunDir
 from syn4seg.samples import Image
 from syn4seg.schema import PLAN
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from actors import watch
 from actors.columns import FAULT, Batch, texts, told
-from syn4seg.rundir import RunDir, pixel_digest, write_json
+from syn4seg.files import pixel_digest, write_json
+from syn4seg.rundir import RunDir
 from syn4seg.samples import Sample
 from syn4seg.schema import LABEL_STAGES
 

@@ -25,7 +25,8 @@ from record import ROOT, machine, write
 from syn4seg.config import load
 from syn4seg.data.datasets import Fold, fold_of
 from syn4seg.data.folder import FolderDataset
-from syn4seg.rundir import RunDir, read_image
+from syn4seg.files import read_image
+from syn4seg.rundir import RunDir
 from syn4seg.schema import LABEL_STAGES, UNLABELED
 from syn4seg.segmenter.evaluation import class_iou, confusion
 from syn4seg.stages.results import spread

@@ -14,7 +14,8 @@ import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 
-from syn4seg.rundir import RunDir, read_image
+from syn4seg.files import read_image
+from syn4seg.rundir import RunDir
 from syn4seg.schema import LABEL_STAGES, UNLABELED
 
 matplotlib.use("Agg")

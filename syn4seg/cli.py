@@ -88,12 +88,13 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     from syn4seg import rundir
     from syn4seg.files import exists
     from syn4seg.loggers.following import check_loggers
+    from syn4seg.samples import checked_name
     from syn4seg.stages import setup
     from syn4seg.terminal import Terminal, versions
 
     check_out(out)
     display = Terminal()
-    run = rundir.RunDir(out or f"runs/{rundir.checked_name(config.name, 'name')}")
+    run = rundir.RunDir(out or f"runs/{checked_name(config.name, 'name')}")
     run.check(config)
     check_loggers(config)
     if not setup.is_prepared(config):

@@ -41,14 +41,10 @@ from syn4seg.files import (
     read_bytes,
     read_json,
     stating,
+    write_atomically,
+    write_json,
 )
-from syn4seg.files import pixel_digest as pixel_digest  # the names that most of the code imports from here
-from syn4seg.files import read_image as read_image
-from syn4seg.files import write_atomically as write_atomically
-from syn4seg.files import write_image as write_image
-from syn4seg.files import write_json as write_json
 from syn4seg.samples import FileSamples, Image, Sample, check_names
-from syn4seg.samples import checked_name as checked_name
 from syn4seg.shards import ShardSamples
 from syn4seg.tables import read_parquet
 

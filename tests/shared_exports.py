@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from PIL import Image as Picture
 
 from syn4seg.config import Config, load
-from syn4seg.files import write_atomically
-from syn4seg.rundir import RunDir, pixel_digest
+from syn4seg.files import pixel_digest, write_atomically
+from syn4seg.rundir import RunDir
 from syn4seg.samples import Image, Sample
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.results import write_manifest

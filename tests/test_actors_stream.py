@@ -16,8 +16,8 @@ from actors.columns import column, each_row
 from actors.graph import stages, stream, todo
 from actors.streaming import run_inline
 from syn4seg.config import load
+from syn4seg.files import read_image, write_image
 from syn4seg.models.generators import load_generator
-from syn4seg.rundir import read_image, write_image
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.results import verify, write_manifest
 

@@ -12,7 +12,7 @@ import torch
 from actors.columns import FAULT
 from actors.synthesizer import Importer, Synthesizer, out_of_memory, warnings_of
 from actors.writer import Noter, Writer
-from syn4seg.files import read_json
+from syn4seg.files import read_image, read_json, write_image
 from syn4seg.models.generators import (
     CarefulGenerator,
     Encoded,
@@ -21,7 +21,7 @@ from syn4seg.models.generators import (
     load_text_encoder,
     save_embeddings,
 )
-from syn4seg.rundir import RunDir, read_image, write_image
+from syn4seg.rundir import RunDir
 from syn4seg.samples import notes_path
 from syn4seg.schema import LABEL_STAGES
 

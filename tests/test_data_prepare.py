@@ -12,7 +12,7 @@ from PIL import Image
 from syn4seg.data.coco import CocoDataset
 from syn4seg.data.pascal import PascalDataset
 from syn4seg.data.prepare import prepare_coco, prepare_pascal
-from syn4seg.rundir import read_image
+from syn4seg.files import read_image
 from tests.official import TRUNCATED, truncate, write_coco, write_pascal
 
 

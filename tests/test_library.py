@@ -17,6 +17,7 @@ import torch
 import syn4seg
 from syn4seg.config import Config, load
 from syn4seg.data.embedded import seeded
+from syn4seg.files import read_image
 from syn4seg.labeling import filtering, refinement, relabeling
 from syn4seg.labeling.components import components
 from syn4seg.labeling.prototypes import normalised
@@ -24,7 +25,7 @@ from syn4seg.library.arrays import mask_stack
 from syn4seg.prompts.bank import NEAR, build_bank, unit_rows
 from syn4seg.report.picture import Picture
 from syn4seg.report.reading import Shown
-from syn4seg.rundir import RunDir, read_image
+from syn4seg.rundir import RunDir
 from syn4seg.segmenter.evaluation import confusion, metrics
 from syn4seg.stages.setup import load_dataset
 

@@ -12,19 +12,18 @@ import pytest
 
 from syn4seg import files, tables
 from syn4seg.config import Config, load
-from syn4seg.files import StoreError, exists, remove
-from syn4seg.rundir import (
-    RunDir,
-    checked_name,
-    noise_seed,
+from syn4seg.files import (
+    StoreError,
+    exists,
     pixel_digest,
     read_image,
-    reuse,
-    run_digest,
+    remove,
     write_atomically,
     write_image,
     write_json,
 )
+from syn4seg.rundir import RunDir, noise_seed, reuse, run_digest
+from syn4seg.samples import checked_name
 from syn4seg.stages.plan import make_plan
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from actors.graph import check_placement
 from syn4seg.config import load
-from syn4seg.rundir import RunDir, reuse, write_atomically, write_image, write_json
+from syn4seg.files import write_atomically, write_image, write_json
+from syn4seg.rundir import RunDir, reuse
 from syn4seg.samples import Sample as Record
 from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.novel import ROWS, NovelStage, rows_of

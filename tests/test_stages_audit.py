@@ -10,9 +10,10 @@ import pytest
 
 from syn4seg.config import load
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
-from syn4seg.rundir import RunDir, write_image, write_json
+from syn4seg.files import write_image, write_json
+from syn4seg.rundir import RunDir
 from syn4seg.stages.audit import audit
-from syn4seg.stages.plan import write_parquet
+from syn4seg.tables import write_parquet
 
 DATASET = EmbeddedDataset(40, 6)
 FOLD = fold_of(DATASET, 0)

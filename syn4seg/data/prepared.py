@@ -24,7 +24,7 @@ import numpy as np
 
 from syn4seg.data.folder import decode_mask, decode_photo
 from syn4seg.data.published import ids_digest
-from syn4seg.rundir import pixel_digest, write_atomically, write_json
+from syn4seg.files import pixel_digest, write_atomically, write_json
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 FORMAT = 1

@@ -15,7 +15,7 @@ from syn4seg.data import embedded
 from syn4seg.files import append_line, exists, read_bytes, write_atomically
 from syn4seg.prompts.agents import PromptAgent, World, spoken
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG
-from syn4seg.rundir import checked_name
+from syn4seg.samples import checked_name
 
 if TYPE_CHECKING:
     from syn4seg.files import AnyPath

@@ -16,8 +16,9 @@ import numpy as np
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.files import write_atomically
 from syn4seg.labeling.enhance import load_on_device
-from syn4seg.rundir import RunDir, write_atomically
+from syn4seg.rundir import RunDir
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.plan import CLASS_NAME, HDIG

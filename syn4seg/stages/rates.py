@@ -158,7 +158,7 @@ def stated_rates(gpu: str = "H100", utilisation: float = UTILISATION) -> Rates:
 
 def write_rates(path: Path, rates: Rates) -> None:
     """Writes measured rates, complete or not at all."""
-    from syn4seg.rundir import write_json
+    from syn4seg.files import write_json
 
     write_json(path, {
         "version": VERSION, "device": rates.device, "memory": rates.card.memory, "flops": rates.card.flops,

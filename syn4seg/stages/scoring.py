@@ -13,9 +13,10 @@ import numpy as np
 
 from syn4seg.config import Config
 from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.files import write_json
 from syn4seg.labeling.enhance import load_on_device
 from syn4seg.pulse import Pulse
-from syn4seg.rundir import RunDir, write_json
+from syn4seg.rundir import RunDir
 from syn4seg.stages.novel import BASELINE, base_classifier, load_classifier, rows_of
 from syn4seg.stages.setup import draws_of, queries_of, support_of
 from syn4seg.stages.support import Registration, features_of, support_samples

@@ -20,7 +20,8 @@ from syn4seg.data.support import (
     reserved,
     support_pools,
 )
-from syn4seg.rundir import RunDir, checked_name
+from syn4seg.rundir import RunDir
+from syn4seg.samples import checked_name
 
 if TYPE_CHECKING:
     from syn4seg.data.prepared import PreparedDataset
