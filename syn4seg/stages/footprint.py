@@ -34,7 +34,8 @@ FORMULAS = {
     "synthesis": "weights + the larger of 16 x images (2 with guidance) x tokens x width and, for the VAE, 8 x first channels x "
                  "pixels of the images decoded at once",
     "labeling": "weights + 3 x input of the bottleneck + 4 x logits on the canvas",
-    "refinement": "weights (1.5 on a GPU, for the bfloat16 copy) + 3 x heads x tokens^2 x images per pass",
+    "refinement": "weights + 3 x heads x tokens^2 x images per pass; on a GPU 1.5 x weights (the bfloat16 copy) + 2500 x heads x "
+    "tokens x images per pass (fused attention; measured with ViT-B and ViT-H)",
     "base": "weights x (weight, gradient, moments) + batch x (outputs of all trained layers + 4 x logits on the crop)",
     "features": "weights + 32 images x 3 x input of the bottleneck",
     "novel": "images of a step x (features + 6 x logits on the canvas); in main memory at most 4 GiB of features",
@@ -83,8 +84,10 @@ def _generator(config: Config) -> tuple[int, int]:
 
 def _sam(config: Config) -> tuple[int, int]:
     sam, on_gpu = sam_size(config.refinement.model), kind_of(config, config.placement.refinement) == "gpu"
-    attention = 3 * sam.heads * sam.tokens**2 * config.refinement.images_per_pass
-    return round(sam.part.bytes(4) * (1.5 if on_gpu else 1)), attention * (2 if on_gpu else 4)
+    rows = sam.heads * sam.tokens * config.refinement.images_per_pass
+    if on_gpu:
+        return round(1.5 * sam.part.bytes(4)), 2 * 2500 * rows
+    return sam.part.bytes(4), 4 * 3 * sam.tokens * rows
 
 
 def _training(config: Config, facts: Facts) -> tuple[int, int]:
