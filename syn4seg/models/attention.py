@@ -24,7 +24,12 @@ class FusedAttention(nn.Module):
 
     def __init__(self, original: Any, side: int):
         super().__init__()
-        self.qkv, self.proj, self.heads, self.scale = original.qkv, original.proj, original.num_heads, original.scale
+        self.heads, self.scale = original.num_heads, original.scale
+        self.qkv: nn.Module = original.qkv
+        self.proj: nn.Module = original.proj
+        self.rows: Tensor
+        self.columns: Tensor
+        self.place: Tensor
         rows, columns = (_by_offset(table, side) for table in (original.rel_pos_h, original.rel_pos_w))
         y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
         place = torch.cat([F.one_hot(y.flatten(), side), F.one_hot(x.flatten(), side)], 1)
