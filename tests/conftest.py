@@ -61,6 +61,35 @@ def finished(tmp_path_factory, small):
 
 
 @pytest.fixture(scope="session")
+def finish():
+    """A function (config, run, names) that streams what is left of draw 0, writes its manifest and returns the digest."""
+    from actors.graph import stream
+    from syn4seg.stages.results import verify, write_manifest
+
+    def to_the_end(config, run, names) -> str:
+        stream(config, run, names, 0, lambda *_: None)
+        write_manifest(run, 0)
+        digest, problems = verify(run)
+        assert problems == []
+        assert verify(run, quick=True) == (digest, [])
+        return digest
+
+    return to_the_end
+
+
+@pytest.fixture(scope="session")
+def reference(prepared, small, finish, tmp_path_factory):
+    """Digest and directory of an undisturbed run, in files."""
+    from syn4seg.config import load
+    from syn4seg.rundir import RunDir
+
+    run, names = prepared
+    root = tmp_path_factory.mktemp("reference") / "run"
+    shutil.copytree(run.root, root)
+    return finish(load(None, small), RunDir(root), names), root
+
+
+@pytest.fixture(scope="session")
 def chromium():
     """A headless Chromium, found on the machine (`SYN4SEG_CHROMIUM` may name it) or skipped with the reason."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e .[dev]")

@@ -83,19 +83,23 @@ def test_the_same_run_gives_the_same_page(run):
 
 def test_the_funnel_counts_what_the_records_say(run):
     rows = [json.loads(p.read_text()) for p in (run.root / "draws/0/records").rglob("*.json")]
-    regions = [r["why"] for row in rows for r in row["audit"]["regions"]]
     found = numbers.totals(records_of(run, 0))
-    assert found["kept"] == regions.count("") and sum(found["freed"].values()) == len(regions) - regions.count("")
-    assert found["sam"]["accepted"] == sum(row["audit"].get("sam", {}).get("accepted", 0) for row in rows)
-    assert found["shares"]["free"] == pytest.approx(np.mean([row["audit"]["pixels"]["free"] for row in rows]))
+    assert found.samples == len(rows)
+    assert found.regions == Counter(r["why"] for row in rows for r in row["audit"]["regions"])
+    for key in ("accepted", "refused"):
+        assert found.masks[key] == sum(row["audit"].get("sam", {}).get(key, 0) for row in rows)
+    for key in ("free", "relabeled", "unlabeled", "target"):
+        assert found.shares[key] == pytest.approx(np.mean([row["audit"]["pixels"][key] for row in rows]))
+    assert found.shares["moved"] == pytest.approx(
+        np.mean([row["audit"].get("sam", {}).get("changed", 0) for row in rows])
+    )
     steps = {name: (count, lost) for name, count, lost in numbers.funnel(run, records_of(run, 0))}
     reasons = Counter(row["reason"] for row in rows)
     assert steps["samples accepted"] == (reasons.pop(""), dict(reasons))
 
 
 def test_similarities_are_those_of_the_targets_regions(run):
-    found = numbers.similarities(records_of(run, 0))
-    for name, (values, kept, least) in found.items():
+    for name, (values, kept, least) in numbers.totals(records_of(run, 0)).similarity.items():
         slow = []
         for row in records_of(run, 0).to_pylist():
             audit = json.loads(row["audit"])
@@ -103,6 +107,51 @@ def test_similarities_are_those_of_the_targets_regions(run):
                 if row["class"] == name and r["class"] == row["class_id"] and r["similarity"] is not None:
                     slow.append((r["similarity"], r["why"] == "", audit["lambda_keep"]))
         assert [(v, k, least) for v, k in zip(values, kept, strict=True)] == slow
+
+
+def test_the_story_counts_all_regions_and_lists_a_few(run):
+    regions = [{"class": 3, "area": 100 - i, "similarity": None, "why": "other_novel"} for i in range(12)]
+    audit = {
+        "lambda_keep": 0.5,
+        "pixels": {"free": 0.4},
+        "regions": [*regions, {"class": 13, "area": 2, "similarity": 0.7, "why": ""}],
+    }
+    spoiled(run, audit=audit, class_id=13)
+    (item,) = [i for i in data_of(written(run))["items"] if i.get("judged") == 13]
+    assert item["own"] == 1 and item["freed"] == {"other_novel": 12} and item["s"] == 0.7
+    assert len(item["regions"]) == 6 and item["more"] == 7
+
+
+def test_a_run_whose_first_draw_is_another_is_reported_and_finished(run):
+    text = run.config.read_text()
+    run.config.write_text(
+        re.sub(r"(?m)^(\s*first_draw: ).*$", r"\g<1>3", re.sub(r"(?m)^(\s*draws: ).*$", r"\g<1>1", text))
+    )
+    (run.root / "draws/0").rename(run.root / "draws/3")
+    again = RunDir(run.root)
+    target, damage = write_report(again, None, None, lambda *_: None)
+    assert len(data_of(target.read_text())["items"]) == len(records_of(again, 3)) and not damage
+    assert "not finished" not in target.read_text()
+    with pytest.raises(ValueError, match="has draws 3 to 3"):
+        write_report(again, 0, None, lambda *_: None)
+
+
+def test_a_finished_run_with_a_sample_that_could_not_be_made_is_finished(run):
+    row = next(r for r in records_of(run, 0).to_pylist() if not r["reason"])
+    run.image(row["class"], row["sample_id"]).unlink()
+    note = run.quarantined(row["sample_id"])
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(json.dumps({"reason": "fault: <b>memory</b>"}))
+    for draw in (0, 1):
+        path = run.draw(draw).record(row["class"], row["sample_id"])
+        fault = {k: v for k, v in json.loads(path.read_text()).items() if k not in (*LABEL_STAGES, "image")}
+        path.write_text(json.dumps(fault | {"reason": "fault: memory", "audit": {}}))
+        run.draw(draw).manifest.unlink()
+    html = written(run)
+    assert "not finished" not in html and "&lt;b&gt;memory" in html
+    note.write_text("no note")
+    _, damage = write_report(run, 0, None, lambda *_: None)
+    assert [str(note) in line for line in damage] == [True]
 
 
 def test_label_quality_of_the_truth_itself_is_perfect_and_of_nothing_is_zero(run):
@@ -133,8 +182,12 @@ def test_curves_go_on_where_a_run_was_begun_again():
     steps, values = numbers.losses([*lines, {"kind": "load", "seconds": 1, "stages": {}}])["novel, draw 0"]
     assert steps.tolist() == [1, 10, 30] and values.tolist() == [3.0, 1.9, 1.0]
     stage = {"labeling": {"rows_per_second": 2.0, "busy_share": 0.5}}
-    found = numbers.loads([{"kind": "load", "seconds": s, "stages": stage} for s in (10, 20, 5, 15)])
-    assert found["labeling"]["seconds"].tolist() == [10, 20, 25, 35]
+    moments = ((0, 10), (0, 20), (0, 5), (0, 15), (1, 30))
+    found = numbers.loads(
+        [{"kind": "load", "draw": d, "seconds": s, "stages": stage} for d, s in moments] + [{"kind": "load"}]
+    )
+    assert found["labeling"]["seconds"].tolist() == [10, 20, 20, 25, 35, 35, 65]
+    assert np.isnan(found["labeling"]["busy_share"]).tolist() == [False, False, True, False, False, True, False]
 
 
 # ---------------------------------------------------------------------------------------------------- pictures
@@ -187,7 +240,7 @@ def test_classes_have_colours_of_their_own(count):
     assert len(set(colors_of(count))) == count
 
 
-def test_a_small_budget_shows_a_fair_beginning_and_says_so(run):
+def test_a_small_budget_shows_a_fair_beginning(run):
     records = records_of(run, 0)
     whole = gallery(run, 0, records, colors_of(17), lambda *_: None)
     assert len(whole.items) == whole.total == len(records)
@@ -199,9 +252,10 @@ def test_a_small_budget_shows_a_fair_beginning_and_says_so(run):
     assert sorted(in_turn(records)) == list(range(len(records)))
 
 
-def test_changed_share_counts_each_stage():
+def test_changed_share_is_a_share():
     assert changed_share({}) == 0
-    assert changed_share({"pixels": {"free": 0.25, "relabeled": 0.125}, "sam": {"changed": 0.5}}) == 0.875
+    assert changed_share({"pixels": {"free": 0.25, "relabeled": 0.2}, "sam": {"changed": 0.5}}) == 0.75
+    assert changed_share({"pixels": {"free": 0.75, "relabeled": 0.7}, "sam": {"changed": 0.5}}) == 1
 
 
 # --------------------------------------------------------------------------------------------------- bad input
@@ -224,14 +278,14 @@ def test_hostile_words_stay_words(run):
     found = Elements(html)
     assert found.events == [] and found.tags["img"] == 0
     assert found.tags["script"] == clean.tags["script"] and found.tags["b"] == clean.tags["b"]
-    assert not set(html) & {"\x00", "\x1b", "\u202e"} and "49" not in visible(HOSTILE)
+    assert not set(html) & {"\x00", "\x1b", "\u202e", "\u061c"} and "{{ 7*7 }}" in html
     item = next(i for i in data_of(html)["items"] if i["id"] == row["sample_id"])
     assert item["prompt"] == visible(HOSTILE) and "\\u202e" in item["prompt"]
 
 
 @given(st.text())
 def test_visible_words_have_no_control_characters(text):
-    assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", visible(text))
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]", visible(text))
     assert visible(visible(text)) == visible(text)
 
 
@@ -307,6 +361,7 @@ def test_what_cannot_be_written_or_read_is_one_message(run, tmp_path):
         ("report", run.root, "--to", tmp_path / "file" / "x.html"),
         ("report", run.root, "--draw", "9"),
         ("compare", run.root, "--to", tmp_path / "c.html"),
+        ("compare", run.root, run.root, "--draw", "9", "--to", tmp_path / "c.html"),
     ):
         done = command(*words)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr, words

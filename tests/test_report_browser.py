@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shutil
@@ -119,9 +120,9 @@ def test_the_keyboard_walks_opens_slides_and_closes(watched):
     assert page.text_content("#title") != title
     page.keyboard.press("ArrowLeft")
     assert page.text_content("#title") == title
-    before = page.evaluate("getComputedStyle(document.querySelector('#panes .mask')).opacity")
+    before = page.evaluate("getComputedStyle(document.querySelector('#panes .label')).opacity")
     page.keyboard.press("]")
-    assert float(page.evaluate("getComputedStyle(document.querySelector('#panes .mask')).opacity")) > float(before)
+    assert float(page.evaluate("getComputedStyle(document.querySelector('#panes .label')).opacity")) > float(before)
     page.keyboard.press("+")
     assert page.text_content("#zoom-value") == "2x"
     page.keyboard.press("p")
@@ -140,6 +141,72 @@ def test_an_opened_sample_tells_its_story(watched, run):
     page.locator("#cards .card").first.click()
     text = page.text_content("#story")
     assert f"Rejected: {row['reason']}" in text and "APF" in text and "APR" in text
+
+
+def test_a_click_on_the_map_opens_a_sample_and_leaves_the_gallery_as_it_was(watched, run):
+    page = watched.page
+    before = page.locator("#cards .card").all_text_contents()
+    point = page.locator("#map button").last
+    prompt = point.get_attribute("aria-label")
+    point.evaluate("node => node.click()")
+    assert page.text_content("#prompt") == prompt and page.is_disabled("#before") and page.is_disabled("#after")
+    page.keyboard.press("Escape")
+    assert page.locator("#cards .card").all_text_contents() == before
+    page.locator("#cards .card").first.click()
+    assert page.text_content("#title").split(": ")[0] in before[0]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A made-up run of 230 samples: four pages, three sheets, the last of them short."""
+    benchmark = importlib.util.spec_from_file_location(
+        "report", Path(__file__).parent.parent / "benchmarks" / "report.py"
+    )
+    module = importlib.util.module_from_spec(benchmark)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(benchmark.origin).parent))
+        benchmark.loader.exec_module(module)
+    run = module.make_run(tmp_path_factory.mktemp("many") / "run", 230, None)
+    write_report(RunDir(run.root), 0, None, lambda *_: None)
+    return RunDir(run.root)
+
+
+def test_pages_go_through_all_samples_once_and_every_thumbnail_is_its_own(chromium, many):
+    with Watched(chromium) as it:
+        it.page.goto((many.root / "report.html").as_uri())
+        it.page.select_option("#sort", "id")
+        prompts = []
+        while True:
+            prompts += it.page.locator("#cards .card .words span:first-of-type").all_text_contents()
+            if it.page.is_disabled("#next"):
+                break
+            it.page.keyboard.press("n")
+        assert len(prompts) == len(set(prompts)) == 230
+        for sample in (s for page in pages(many, 0, records_of(many, 0).take([0, 99, 100, 229])) for s in page):
+            it.page.fill("#search", sample.record["sample_id"])
+            it.page.locator("#cards .card").first.click()
+            seen = colours(it.page, "#panes .pane:first-child .view").mean((0, 1))
+            assert np.abs(seen - sample.image.mean((0, 1))).max() < 6
+            it.page.keyboard.press("Escape")
+        it.check()
+
+
+def test_closing_after_a_walk_over_the_end_of_a_page_shows_that_page(chromium, many):
+    with Watched(chromium) as it:
+        it.page.goto((many.root / "report.html").as_uri())
+        it.page.locator("#cards .card").nth(59).click()
+        it.page.keyboard.press("ArrowRight")
+        it.page.keyboard.press("Escape")
+        it.page.wait_for_selector("#count:has-text('page 2 of 4')", timeout=5000)
+        assert it.page.evaluate("document.activeElement.dataset.i") == "60"
+
+
+def test_a_stage_that_was_never_made_is_not_shown_as_background(watched, run):
+    row = next(r for r in records_of(run, 0).to_pylist() if r["reason"])
+    watched.page.fill("#search", row["sample_id"])
+    watched.page.locator("#cards .card").first.click()
+    assert watched.page.locator("#panes .pane:last-child .absent").text_content() == "not made"
+    assert watched.page.locator("#panes .absent").count() == 1
 
 
 def colours(page, selector):

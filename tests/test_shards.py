@@ -19,7 +19,7 @@ from syn4seg.rundir import RunDir, reuse
 from syn4seg.samples import FileSamples, Image, Sample, check_names
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.shards import IMAGES, ShardSamples
-from syn4seg.stages.results import verify, write_manifest
+from syn4seg.stages.results import verify
 
 BOTH = pytest.mark.parametrize("kind", [FileSamples, ShardSamples])
 
@@ -329,25 +329,7 @@ def sharded(run: RunDir, small, *keys):
     return config, RunDir(run.root)
 
 
-def finish(config, run, names) -> str:
-    stream(config, run, names, 0, quiet)
-    write_manifest(run, 0)
-    digest, problems = verify(run)
-    assert problems == []
-    assert verify(run, quick=True) == (digest, [])
-    return digest
-
-
-@pytest.fixture(scope="module")
-def reference(prepared, small, tmp_path_factory):
-    """Digest of an undisturbed run in files."""
-    run, names = prepared
-    root = tmp_path_factory.mktemp("reference") / "run"
-    shutil.copytree(run.root, root)
-    return finish(load(None, small), RunDir(root), names), root
-
-
-def test_a_run_has_the_same_digest_in_both_layouts_and_leaves_few_files(fresh, small, reference):
+def test_a_run_has_the_same_digest_in_both_layouts_and_leaves_few_files(finish, fresh, small, reference):
     run, names = fresh
     config, run = sharded(run, small)
     assert finish(config, run, names) == reference[0]
@@ -359,7 +341,7 @@ class Stop(Exception):
     """A person pressing Ctrl-C at a known moment."""
 
 
-def test_a_sharded_run_that_was_stopped_and_damaged_is_finished_by_the_same_command(fresh, small, reference):
+def test_a_sharded_run_that_was_stopped_and_damaged_is_finished_by_the_same_command(finish, fresh, small, reference):
     run, names = fresh
     config, run = sharded(run, small, "placement.synthesis.batch=5")
 
@@ -393,7 +375,7 @@ def test_another_layout_is_refused_but_its_images_can_be_taken_over(small, refer
     }
 
 
-def test_verify_sees_what_is_wrong_in_a_sharded_run(fresh, small, reference):
+def test_verify_sees_what_is_wrong_in_a_sharded_run(finish, fresh, small, reference):
     run, names = fresh
     config, run = sharded(run, small)
     finish(config, run, names)

@@ -273,13 +273,23 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return self.count
 
+    def pooled(self, indices: Sequence[int]) -> np.ndarray:
+        """Only the vectors float32 (P, E) of the prompts `indices` in that order; the tokens are not read."""
+        wanted = self._checked(indices)
+        place = {row: i for i, row in enumerate(wanted)}
+        return self.file.rows("pooled", wanted)[[place[row] for row in indices]]
+
     def rows(self, indices: Sequence[int]) -> Encoded:
         """The prompts `indices` in that order, with the empty prompt; repeats are allowed and read once."""
-        wanted = sorted(set(indices))
-        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.count:
-            raise ValueError(f"embeddings {self.path}: asked for rows {wanted[0]} to {wanted[-1]}, but they are 0 to "
-                             f"{self.count - 1}; the plan and this file are of different runs")  # fmt: skip
+        wanted = self._checked(indices)
         place = {row: i for i, row in enumerate(wanted)}
         parts = [self.file.rows(name, wanted) for name in ("pooled", "sequence")]
         empty = [self.file.rows(name, [0]) for name in ("empty_pooled", "empty_sequence")]
         return Encoded(*parts, *empty).rows([place[row] for row in indices])
+
+    def _checked(self, indices: Sequence[int]) -> list[int]:
+        wanted = sorted(set(indices))
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.count:
+            raise ValueError(f"embeddings {self.path}: asked for rows {wanted[0]} to {wanted[-1]}, but they are 0 to "
+                             f"{self.count - 1}; the plan and this file are of different runs")  # fmt: skip
+        return wanted

@@ -11,15 +11,16 @@ import typer
 def report(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run, finished or not.")],
     to: Annotated[str | None, typer.Option(help="File to write; default RUN/report.html.", show_default=False)] = None,
-    draw: Annotated[int, typer.Option(help="Draw whose samples are shown.")] = 0,
+    draw: Annotated[int | None, typer.Option(help="Draw to show; default the first.", show_default=False)] = None,
 ) -> None:
     """Write one HTML page about a run: results, funnel, prompts, every label with who decided each pixel."""
     from syn4seg.report.page import write_report
+    from syn4seg.rundir import opened
     from syn4seg.terminal import Terminal
 
     display = Terminal()
     with display.bar("samples") as progress:
-        target, damage = write_report(_run(run_dir), draw, to, progress)
+        target, damage = write_report(opened(run_dir), draw, to, progress)
     _warn(damage)
     display.note(f"report: {target}")
 
@@ -29,30 +30,20 @@ def compare(
         list[str], typer.Argument(metavar="RUN_A RUN_B ...", help="Two or more runs; the first is the yardstick.")
     ],
     to: Annotated[str, typer.Option(help="File to write.")] = "compare.html",
-    draw: Annotated[int, typer.Option(help="Draw whose samples are compared.")] = 0,
+    draw: Annotated[int | None, typer.Option(help="Draw to compare; default the first.", show_default=False)] = None,
 ) -> None:
     """Write one HTML page about what differs between runs: settings, scores, classes, funnel, labels."""
     from syn4seg.report.compare import write_comparison
+    from syn4seg.rundir import opened
     from syn4seg.terminal import Terminal
 
     display = Terminal()
     with display.bar("samples") as progress:
-        target, lines, damage = write_comparison([_run(place) for place in runs], draw, to, progress)
+        target, lines, damage = write_comparison([opened(place) for place in runs], draw, to, progress)
     for line in lines:
         display.note(line)
     _warn(damage)
     display.note(f"comparison: {target}")
-
-
-def _run(place: str):
-    from syn4seg.files import exists, reach
-    from syn4seg.rundir import RunDir
-
-    run = RunDir(place)
-    reach(run.root)
-    if not exists(run.config):
-        raise ValueError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
-    return run
 
 
 def _warn(damage: list[str]) -> None:

@@ -4,6 +4,7 @@
 # (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ import pyarrow.compute as pc
 from syn4seg.config import load
 from syn4seg.files import at, write_atomically
 from syn4seg.report import charts, numbers
-from syn4seg.report.gallery import BUDGET, SIDES, Gallery, item_of
-from syn4seg.report.page import chart, environment, section, style, table_of_funnel
+from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, in_turn, item_of, layer_url, sheets_of
+from syn4seg.report.page import chart, chosen_draw, environment, section, style, table_of_funnel
 from syn4seg.report.reading import Shown, class_names, pages, records_of
-from syn4seg.report.sheets import ROW, colors_of, label_url, photo_url, sheet, shrunk
+from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
 from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, UNLABELED
 from syn4seg.terminal import TITLES, in_order, percent, table_columns
@@ -26,16 +27,18 @@ if TYPE_CHECKING:
     from syn4seg.files import AnyPath
 
 DIFFERS = "#d55e00"
+MOST = 5000
+"""Samples of which a page looks for the labels."""
 
 
 def write_comparison(
-    runs: Sequence[RunDir], draw: int, to: str, progress: Callable[[int, int], None]
+    runs: Sequence[RunDir], draw: int | None, to: str, progress: Callable[[int, int], None]
 ) -> tuple[AnyPath, list[str], list[str]]:
     """Writes the page.
 
     Args:
         runs: two or more; the first is the yardstick, and samples are those of the first two.
-        draw: whose samples are compared.
+        draw: whose samples are compared; None: the first of the first run.
         to: file to write.
         progress: told (samples, of how many).
 
@@ -54,11 +57,14 @@ def write_comparison(
         if class_names(run, config) != names:
             raise ValueError(f"{run.root}: its classes are not those of {runs[0].root} (data.source or data.fold differs), so "
                              "neither scores nor labels can be compared; give runs of the same data set and fold")  # fmt: skip
+    draw = chosen_draw(configs[0], draw, runs[0])
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        chosen_draw(config, draw, run)
     results = [numbers.results_of(run) for run in runs]
     records = [records_of(run, draw) for run in runs]
     made, matched = _differing(runs[:2], draw, records[:2], names, progress)
-    panes = [{"title": labels[0], "photo": "image", "mask": "a", "who": "who"},
-             {"title": labels[1], "photo": "other", "mask": "b", "who": "who"}]  # fmt: skip
+    panes = [{"title": labels[0], "photo": "image", "label": "a", "who": "who"},
+             {"title": labels[1], "photo": "other", "label": "b", "who": "who"}]  # fmt: skip
     table, sentences = _table(results, labels)
     values = section(made, names, colors_of(len(names)), panes, [("the labels differ", DIFFERS)], "where they differ") | {
         "runs": [{"name": label, "unfinished": ", ".join(f"{what} {done} of {planned or '?'}" for what, done, planned
@@ -74,7 +80,7 @@ def write_comparison(
 
 def _labels(runs: Sequence[RunDir]) -> list[str]:
     """Names of the runs' folders; with their places where two are the same."""
-    names = [run.root.name for run in runs]
+    names = [run.root.absolute().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.root) for run in runs]
 
 
@@ -157,13 +163,13 @@ def _charts(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> 
 def _funnels(runs: Sequence[RunDir], records: Sequence[pa.Table]) -> list[tuple[str, list[Any]]]:
     columns = [table_of_funnel(run, table) for run, table in zip(runs, records, strict=True)]
     steps = dict.fromkeys(step for column in columns for step in column)
-    return [(step, [column.get(step, 0) for column in columns]) for step in steps]
+    return [(step, [column.get(step, "-") for column in columns]) for step in steps]
 
 
 # -------------------------------------------------------------------------------------------------------- samples
 def _differing(runs: Sequence[RunDir], draw: int, records: Sequence[pa.Table], names: Sequence[str],
                progress: Callable[[int, int], None]) -> tuple[Gallery, list[str]]:  # fmt: skip
-    """The samples that two runs both have and whose final labels differ, those first that differ in most pixels."""
+    """The samples that two runs both have and whose final labels or verdicts differ: classes in turn, at most `MOST`."""
     whole = [t.filter(pc.invert(pc.starts_with(t["reason"], FAULT))) for t in records]
     common = [
         t.filter(pc.is_in(t["sample_id"], o["sample_id"].combine_chunks()))
@@ -177,24 +183,28 @@ def _differing(runs: Sequence[RunDir], draw: int, records: Sequence[pa.Table], n
     images, labels, verdicts = (pc.sum(column).as_py() or 0 for column in (other_image, other_label, turned))
     lines = [f"{len(a)} samples are in both; {images} have another image, {labels} another label, {verdicts} are accepted in "
              "one of the two only."]  # fmt: skip
-    wanted = np.flatnonzero(pc.or_(other_label, turned).to_numpy(zero_copy_only=False))[:5000]
-    if not len(wanted):
-        return Gallery(48), lines
-    made = Gallery(next(side for most, side in SIDES if len(wanted) <= most), total=len(wanted))
-    pairs = zip(
-        pages(runs[0], draw, a.take(wanted), ROW * ROW), pages(runs[1], draw, b.take(wanted), ROW * ROW), strict=True
-    )
-    spent = 0
-    for ours, theirs in pairs:
-        urls = _urls(ours, theirs, made.side, colors_of(len(names)))
-        spent += sum(map(len, urls.values()))
+    differs = pc.or_(other_label, turned)
+    a, b = a.filter(differs), b.filter(differs)
+    order = in_turn(a)[:MOST]
+    made = Gallery(next(side for most, side in SIDES if len(order) <= most), total=len(a))
+    if not len(order):
+        return made, lines
+    colors, spent, which = colors_of(len(names)), 0, _labels(runs)
+    two = (pages(run, draw, table.take(order), AT_ONCE) for run, table in zip(runs, (a, b), strict=True))
+    both = (list(zip(x, y, strict=True)) for x, y in zip(*two, strict=True))
+    for thumbs, items in sheets_of(
+        both, lambda pair: _thumbs(*pair, made.side), lambda pair: _item(*pair, names, which)
+    ):
+        urls = {layer: layer_url(layer, thumbs, made.side, colors) for layer in ("image", "other", "a", "b")}
+        urls["who"] = label_url(sheet([one.get("who") for one in thumbs], made.side), ["#000000", DIFFERS])
+        spent += sum(map(len, urls.values())) + len(json.dumps(items))
         if spent > BUDGET:
             break
         for layer, url in urls.items():
             made.sheets.setdefault(layer, []).append(url)
-        made.items += [_item(x, y, names) for x, y in zip(ours, theirs, strict=True)]
-        made.damage += [shown.damage for shown in (*ours, *theirs) if shown.damage]
-        progress(len(made.items), len(wanted))
+        made.items += items
+        made.damage += [item["damage"] for item in items if "damage" in item]
+        progress(len(made.items), len(order))
     return made, lines
 
 
@@ -204,30 +214,34 @@ def _where(x: Shown, y: Shown) -> np.ndarray | None:
     return None if a is None or b is None or a.shape != b.shape else (a != b).astype(np.uint8)
 
 
-def _urls(ours: Sequence[Shown], theirs: Sequence[Shown], side: int, colors: Sequence[str]) -> dict[str, str]:
-    def photos(page: Sequence[Shown]) -> str:
-        pixels = sheet([None if s.image is None else shrunk(s.image, side) for s in page], side)
-        return photo_url(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
-
-    def masks(page: Sequence[Shown]) -> str:
-        return label_url(
-            sheet([shrunk(s.labels["label"], side) if "label" in s.labels else None for s in page], side), colors
-        )
-
-    where = [_where(x, y) for x, y in zip(ours, theirs, strict=True)]
-    who = sheet([None if w is None else shrunk(w, side) for w in where], side)
-    return {"image": photos(ours), "other": photos(theirs), "a": masks(ours), "b": masks(theirs),
-            "who": label_url(who, ["#000000", DIFFERS])}  # fmt: skip
+def _thumbs(x: Shown, y: Shown, side: int) -> dict[str, np.ndarray]:
+    found = {
+        "image": x.image,
+        "other": y.image,
+        "a": x.labels.get("label"),
+        "b": y.labels.get("label"),
+        "who": _where(x, y),
+    }
+    return {layer: shrunk(pixels, side) for layer, pixels in found.items() if pixels is not None}
 
 
-def _item(x: Shown, y: Shown, names: Sequence[str]) -> dict[str, Any]:
+def _item(x: Shown, y: Shown, names: Sequence[str], which: Sequence[str]) -> dict[str, Any]:
     """The first run's sample, with what the second one says about it as `lines`."""
     item, where = item_of(x), _where(x, y)
-    first, second = (s.record.get("reason", "") or "accepted" for s in (x, y))
-    item["changed"] = 1.0 if where is None else round(float(where.mean()), 4)
-    item["lines"] = [f"First run: {first}; second run: {second}.",
-                     f"{100 * item['changed']:.1f} % of the pixels have another label."]  # fmt: skip
-    if where is not None and where.any():
+    if damage := x.damage or y.damage:
+        item["damage"] = damage
+    item["stages"] = [layer for layer, shown in (("a", x), ("b", y)) if "label" in shown.labels]
+    verdicts = [f"{name}: {s.record.get('reason', '') or 'accepted'}" for name, s in zip(which, (x, y), strict=True)]
+    item["lines"], item["changed"] = (
+        ["; ".join(verdicts) + "."],
+        1.0 if where is None else round(float(where.mean()), 4),
+    )
+    if where is None:
+        lacks = [name for name, s in zip(which, (x, y), strict=True) if "label" not in s.labels]
+        why = f"{' and '.join(lacks)} has no final label" if lacks else "the images have other sizes"
+        item["lines"].append(f"The labels cannot be laid over each other: {why}.")
+    else:
+        item["lines"].append(f"{100 * item['changed']:.1f} % of the pixels have another label.")
         a, b = x.labels["label"], y.labels["label"]
         pairs, counts = np.unique(np.stack([a[where == 1], b[where == 1]]), axis=1, return_counts=True)
         best = np.argsort(-counts, kind="stable")[:4]

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,10 @@ from syn4seg.rundir import RunDir
 from syn4seg.samples import FileSamples
 from syn4seg.schema import FAULT, LABEL_STAGES
 
+LAYERS = ("image", *LABEL_STAGES, "who")
+PHOTOS = ("image", "other")
+AT_ONCE = 16
+"""Samples whose full pictures are in memory at a time."""
 BUDGET = 22 * 2**20
 """Bytes of thumbnails and facts in a page; what does not fit is not shown, and the page says so."""
 SIDES = ((400, 128), (2000, 80), (np.inf, 48))
@@ -49,15 +55,9 @@ class Gallery:
 
 
 def changed_share(audit: dict[str, Any]) -> float:
-    """Share of the pixels that APF freed, APR labelled or SABR moved; a pixel counts once for each."""
-    pixels = audit.get("pixels", {})
-    return round(
-        sum(
-            float(v)
-            for v in (pixels.get("free", 0), pixels.get("relabeled", 0), audit.get("sam", {}).get("changed", 0))
-        ),
-        4,
-    )
+    """Share of the pixels that a stage changed: those that APF freed (APR labels only such) and those that SABR moved."""
+    free, moved = audit.get("pixels", {}).get("free", 0), audit.get("sam", {}).get("changed", 0)
+    return round(min(1.0, float(free) + float(moved)), 4)
 
 
 def in_turn(records: pa.Table) -> np.ndarray:
@@ -87,52 +87,72 @@ def gallery(run: RunDir, draw: int, records: pa.Table, colors: Sequence[str], pr
     rows = records.filter(pc.invert(pc.starts_with(records["reason"], FAULT)))
     made = Gallery(next(side for most, side in SIDES if len(rows) <= most), total=len(rows))
     spent, ordered = 0, rows.take(in_turn(rows)) if len(rows) else rows
-    layers = ("image", *LABEL_STAGES, "who")
-    for page in pages(run, draw, ordered, ROW * ROW):
-        urls = _urls(page, made.side, colors)
-        items = [item_of(shown) for shown in page]
+    for thumbs, items in sheets_of(
+        pages(run, draw, ordered, AT_ONCE), lambda shown: thumbs_of(shown, made.side), item_of
+    ):
+        urls = dict(
+            zip(LAYERS, each(partial(layer_url, thumbs=thumbs, side=made.side, colors=colors), LAYERS), strict=True)
+        )
         spent += sum(map(len, urls.values())) + len(json.dumps(items))
         if spent > budget:
             break
-        for layer in layers:
+        for layer in LAYERS:
             made.sheets.setdefault(layer, []).append(urls[layer])
         made.items += items
-        made.damage += [shown.damage for shown in page if shown.damage]
+        made.damage += [item["damage"] for item in items if "damage" in item]
         progress(len(made.items), len(ordered))
     return made
 
 
-def _urls(page: Sequence[Shown], side: int, colors: Sequence[str]) -> dict[str, str]:
-    """A data URL per layer of a page of samples."""
-    thumbs: dict[str, list[np.ndarray | None]] = {
-        "image": [None if s.image is None else shrunk(s.image, side) for s in page],
-        **{
-            stage: [shrunk(s.labels[stage], side) if stage in s.labels else None for s in page]
-            for stage in LABEL_STAGES
-        },
-        "who": [shrunk(provenance(s.labels), side) if s.labels else None for s in page],
-    }
+Thumbs = list[dict[str, np.ndarray]]
+Items = list[dict[str, Any]]
 
-    def encode(layer: str) -> str:
-        pixels = sheet(thumbs[layer], side)
-        if layer == "image":
-            return photo_url(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
-        return label_url(pixels, WHO_COLORS if layer == "who" else colors)
 
-    return dict(zip(thumbs, each(encode, list(thumbs)), strict=True))
+def sheets_of(
+    page_by_page: Iterable[Sequence[Any]],
+    thumb: Callable[[Any], dict[str, np.ndarray]],
+    tell: Callable[[Any], dict[str, Any]],
+) -> Iterator[tuple[Thumbs, Items]]:
+    """Thumbnails by layer and facts of ROW x ROW samples at a time; of full pictures only a page is in memory."""
+    thumbs: Thumbs = []
+    items: Items = []
+    for page in page_by_page:
+        thumbs += [thumb(one) for one in page]
+        items += [tell(one) for one in page]
+        while len(items) >= ROW * ROW:
+            yield thumbs[: ROW * ROW], items[: ROW * ROW]
+            thumbs, items = thumbs[ROW * ROW :], items[ROW * ROW :]
+    if items:
+        yield thumbs, items
+
+
+def thumbs_of(shown: Shown, side: int) -> dict[str, np.ndarray]:
+    """The layers of a sample that there are, small."""
+    layers = {} if shown.image is None else {"image": shrunk(shown.image, side)}
+    layers |= {stage: shrunk(label, side) for stage, label in shown.labels.items()}
+    return layers | ({"who": shrunk(provenance(shown.labels), side)} if shown.labels else {})
+
+
+def layer_url(layer: str, thumbs: Sequence[dict[str, np.ndarray]], side: int, colors: Sequence[str]) -> str:
+    """The data URL of one layer's sheet; `image` and `other` are photos, `who` has colours of its own."""
+    pixels = sheet([one.get(layer) for one in thumbs], side)
+    if layer in PHOTOS:
+        return photo_url(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
+    return label_url(pixels, WHO_COLORS if layer == "who" else colors)
 
 
 def item_of(shown: Shown) -> dict[str, Any]:
     """What the page says about a sample; short keys, since there may be 10,000."""
     record, audit = shown.record, shown.record["audit"]
-    regions = sorted(audit.get("regions", ()), key=lambda r: -r["area"])
-    target = record["class_id"]
-    similar = [r["similarity"] for r in regions if r["class"] == target and r["similarity"] is not None]
+    regions, target = sorted(audit.get("regions", ()), key=lambda r: -r["area"]), record["class_id"]
+    own = [r for r in regions if r["class"] == target]
+    similar = [r["similarity"] for r in own if r["similarity"] is not None]
     item = {
         "id": record["sample_id"], "class": record["class"], "k": target, "reason": record.get("reason", ""),
         "prompt": record["prompt"], "seed": str(record["noise_seed"]), "changed": changed_share(audit),
         "s": max(similar, default=None), "lambda": audit.get("lambda_keep"), "pixels": audit.get("pixels", {}),
-        "best": audit.get("similarity_best"), "sam": audit.get("sam", {}), "damage": shown.damage,
+        "sam": audit.get("sam", {}), "damage": shown.damage, "own": len(own), "judged": len(regions),
+        "freed": dict(Counter(r["why"] for r in regions if r["why"])),
         "regions": [[r["class"], r["area"], r["similarity"], r["why"]] for r in regions[:REGIONS]],
         "more": max(0, len(regions) - REGIONS),
     }  # fmt: skip

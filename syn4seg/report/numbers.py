@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,17 @@ import pyarrow.compute as pc
 
 from syn4seg.config import Config
 from syn4seg.files import MAX_TABLE, exists, read_bytes, read_json
-from syn4seg.report.reading import pages, records_of
+from syn4seg.report.reading import pages
 from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, LABEL_STAGES, UNLABELED
 from syn4seg.stages.plan import HDIG, planned
+from syn4seg.stages.setup import draws_of
 from syn4seg.tables import read_parquet
 
-AUDITS = 100_000
-"""Records whose audits are read; more would not change a figure that anybody can see."""
+PROMPTS = 600
+"""Prompts on the map."""
+POINTS = 500
+"""Points of a curve over time."""
 MEASURED = 400
 """Accepted samples whose labels are compared with the exact masks."""
 
@@ -42,12 +46,17 @@ def log_lines(run: RunDir) -> list[dict[str, Any]]:
 
 
 def progress_of(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
-    """(what, done, planned) of everything that a run makes, in order; planned is 0 before there is a plan."""
+    """(what, done, planned) of everything that a run makes, in order; planned is 0 before there is a plan.
+
+    A sample that was quarantined counts as made: nothing more happens to it.
+    """
     plan = len(planned(run)) if exists(run.plan) else 0
-    images = len(run.samples.images())
-    found = [("images", images, plan)]
-    for number in range(config.data.draws):
-        found.append((f"labels of draw {number}", len(records_of(run, number)), plan))
+    ended = pa.chunked_array([*run.samples.images()["sample_id"].chunks, pa.array(run.noted(), pa.string())])
+    found = [("images", len(pc.unique(ended)), plan)]
+    for number in draws_of(config):
+        manifest = run.draw(number).manifest
+        done = read_parquet(manifest, ["sample_id"]).num_rows if exists(manifest) else len(run.draw(number).done())
+        found.append((f"labels of draw {number}", done, plan))
     found.append(("results", int(exists(run.results)), 1))
     return found
 
@@ -70,39 +79,51 @@ def funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[str, int
     return steps
 
 
-def accounts(records: pa.Table) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
-    """(class name, class index, reason, audit) of the first `AUDITS` records."""
-    columns = (records[name].slice(0, AUDITS).to_pylist() for name in ("class", "class_id", "reason", "audit"))
-    for name, index, reason, audit in zip(*columns, strict=True):
-        yield name, index, reason, json.loads(audit or "{}")
+def accounts(records: pa.Table) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(class name, class index, audit) of every record."""
+    for batch in records.select(["class", "class_id", "audit"]).to_batches(max_chunksize=4096):
+        for name, index, audit in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield name, index, json.loads(audit or "{}")
 
 
-def totals(records: pa.Table) -> dict[str, Any]:
-    """Regions of the target kept and freed by reason, mean shares of pixels, and SAM's masks, over all samples of a draw."""
-    regions, pixels, masks, samples = Counter(), Counter(), Counter(), 0
-    for _, _, _, audit in accounts(records):
+@dataclass(frozen=True)
+class Totals:
+    """What APF, APR and SABR did to all samples of a draw.
+
+    Attributes:
+        samples: that were labelled.
+        regions: of any class, by why APF freed them; "" for those that it kept.
+        shares: mean share of the pixels that are free, relabeled, unlabeled, of the target, and moved by SABR.
+        masks: how many of SAM's masks were accepted and refused.
+        similarity: by class: s(r) of the target's regions, whether each was kept, and lambda_keep.
+    """
+
+    samples: int
+    regions: Counter[str]
+    shares: dict[str, float]
+    masks: Counter[str]
+    similarity: dict[str, tuple[np.ndarray, np.ndarray, float]]
+
+
+def totals(records: pa.Table) -> Totals:
+    """`Totals` of the records of a draw, in one pass."""
+    regions, pixels, masks, samples = Counter[str](), Counter[str](), Counter[str](), 0
+    similar: dict[str, tuple[list[float], list[bool], float]] = {}
+    for name, index, audit in accounts(records):
         if "pixels" not in audit:
             continue
         samples += 1
-        regions.update(region["why"] for region in audit.get("regions", ()))
-        pixels.update(audit["pixels"])
-        masks.update({key: audit.get("sam", {}).get(key, 0) for key in ("accepted", "refused", "changed")})
-    shares = {key: value / samples for key, value in pixels.items()} if samples else {}
-    return {"samples": samples, "kept": regions.pop("", 0), "freed": dict(regions), "shares": shares,
-            "sam": {"accepted": masks["accepted"], "refused": masks["refused"],
-                    "changed": masks["changed"] / samples if samples else 0.0}}  # fmt: skip
-
-
-def similarities(records: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """By class: s(r) of the target's regions, whether each was kept, and lambda_keep."""
-    found: dict[str, tuple[list[float], list[bool], float]] = {}
-    for name, index, _, audit in accounts(records):
+        sam = audit.get("sam", {})
+        pixels.update(audit["pixels"] | {"moved": sam.get("changed", 0)})
+        masks.update({key: sam.get(key, 0) for key in ("accepted", "refused")})
         for region in audit.get("regions", ()):
+            regions[region["why"]] += 1
             if region["class"] == index and region["similarity"] is not None:
-                values, kept, _ = found.setdefault(name, ([], [], float(audit["lambda_keep"])))
+                values, kept, _ = similar.setdefault(name, ([], [], float(audit["lambda_keep"])))
                 values.append(region["similarity"])
                 kept.append(not region["why"])
-    return {name: (np.array(v), np.array(kept), least) for name, (v, kept, least) in sorted(found.items())}
+    arrays = {name: (np.array(v), np.array(kept), least) for name, (v, kept, least) in sorted(similar.items())}
+    return Totals(samples, regions, {key: value / samples for key, value in pixels.items()}, masks, arrays)
 
 
 # -------------------------------------------------------------------------------------------------------- prompts
@@ -124,25 +145,25 @@ def prompts_of(run: RunDir) -> list[dict[str, Any]]:
     return found
 
 
-def prompt_map(run: RunDir, most: int = 48) -> list[dict[str, Any]]:
+def prompt_map(run: RunDir) -> list[dict[str, Any]]:
     """Prompts on a plane: {"class", "prompt", "x", "y"}, the two directions of their embeddings that vary most, each in [0, 1].
 
-    Args:
-        most: prompts of a class.
+    At most `PROMPTS` in all, of every class as many.
     """
     from syn4seg.models.generators import EmbeddingStore
 
-    if not (exists(run.plan) and exists(run.embeddings)):
+    if not (exists(run.plan) and exists(run.embeddings) and exists(run.prompts)):
         return []
     plan, names = planned(run), {row["class_id"]: row["class"] for row in read_parquet(run.prompts).to_pylist()}
-    first: dict[tuple[str, int], str] = {}
+    most, taken = max(1, min(48, PROMPTS // max(1, len(names)))), Counter[int]()
+    first: dict[tuple[int, int], str] = {}
     for index, prompt, row in zip(*(plan[c].to_pylist() for c in ("class_id", "prompt", "prompt_row")), strict=True):
-        key = (names[index], row)
-        if key not in first and sum(k[0] == key[0] for k in first) < most:
-            first[key] = prompt
+        if taken[index] < most and (index, row) not in first:
+            first[index, row] = prompt
+            taken[index] += 1
     if len(first) < 2:
         return []
-    vectors = EmbeddingStore(run.embeddings).rows([row for _, row in first]).pooled.astype(np.float64)
+    vectors = EmbeddingStore(run.embeddings).pooled([row for _, row in first]).astype(np.float64)
     centred = vectors - vectors.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
     axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # else the signs are any
@@ -151,8 +172,8 @@ def prompt_map(run: RunDir, most: int = 48) -> list[dict[str, Any]]:
         places = np.pad(places, ((0, 0), (0, 1)))
     span = np.maximum(np.ptp(places, axis=0), 1e-9)
     places = (places - places.min(0)) / span
-    return [{"class": name, "prompt": prompt, "x": round(float(x), 4), "y": round(float(y), 4)}
-            for ((name, _), prompt), (x, y) in zip(first.items(), places, strict=True)]  # fmt: skip
+    return [{"class": names[index], "prompt": prompt, "x": round(float(x), 4), "y": round(float(y), 4)}
+            for ((index, _), prompt), (x, y) in zip(first.items(), places, strict=True)]  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- label quality
@@ -213,25 +234,26 @@ def quality_of(run: RunDir, config: Config, draw: int, records: pa.Table) -> dic
 
 # -------------------------------------------------------------------------------------------------- over time
 def loads(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
-    """By stage of the stream: arrays seconds, rows_per_second, busy_share, one after another where a stream was begun again."""
+    """By stage of the stream: arrays seconds, rows_per_second, busy_share; streams follow one another, with a gap (nan)."""
     found: dict[str, dict[str, list[float]]] = {}
-    offset, before = 0.0, 0.0
-    for line in lines:
-        if line.get("kind") != "load":
-            continue
-        if line["seconds"] < before:
-            offset += before
-        before = line["seconds"]
-        for name, values in line["stages"].items():
+    offset, before, draw = 0.0, 0.0, None
+    for line in (line for line in lines if line.get("kind") == "load"):
+        seconds, stages = line.get("seconds"), line.get("stages")
+        if not isinstance(seconds, int | float) or not isinstance(stages, dict):
+            continue  # not a line of this program
+        again = before > 0 and (seconds < before or line.get("draw") != draw)
+        offset, before, draw = offset + before * again, float(seconds), line.get("draw")
+        for name, values in stages.items():
             series = found.setdefault(name, {"seconds": [], "rows_per_second": [], "busy_share": []})
-            series["seconds"].append(offset + line["seconds"])
+            for moment in [offset, offset + seconds] if again else [offset + seconds]:
+                series["seconds"].append(moment)
             for key in ("rows_per_second", "busy_share"):
-                series[key].append(values[key])
+                series[key] += [float("nan")] * again + [float(values.get(key, "nan"))]
     return {name: {k: np.array(v, float) for k, v in series.items()} for name, series in found.items()}
 
 
 def losses(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By name of a curve: steps and losses, as far as the run wrote them down."""
+    """By name of a curve: steps and losses, as far as the run wrote them down, thinned to `POINTS`."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         loss, step = line.get("loss"), line.get("step", line.get("done", line.get("epoch")))
@@ -242,7 +264,9 @@ def losses(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.nd
             if curve and step <= curve[-1][0]:  # begun again
                 curve[:] = [point for point in curve if point[0] < step]
             curve.append((float(step), float(loss)))
-    return {name: (np.array([s for s, _ in curve]), np.array([v for _, v in curve])) for name, curve in found.items()}
+    thin = {name: [curve[i] for i in np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).round().astype(int)]
+            for name, curve in found.items()}  # fmt: skip
+    return {name: (np.array([s for s, _ in curve]), np.array([v for _, v in curve])) for name, curve in thin.items()}
 
 
 def results_of(run: RunDir) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ and marks that turn the direction of text are made visible first.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from syn4seg.config import load
-from syn4seg.files import at, write_atomically
+from syn4seg.config import Config, load
+from syn4seg.files import StoreError, at, read_json, write_atomically
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import Gallery, files_beside, gallery
-from syn4seg.report.reading import class_names, records_of
-from syn4seg.report.sheets import ROW, WHO_COLORS, colors_of
+from syn4seg.report.reading import STAGE_TITLES, class_names, records_of
+from syn4seg.report.sheets import ROW, WHO, WHO_COLORS, colors_of
 from syn4seg.report.style import STYLE
 from syn4seg.rundir import RunDir
+from syn4seg.stages.setup import draws_of
 from syn4seg.terminal import BASELINES, TITLES, about_results, in_order, percent, table_columns
 
 if TYPE_CHECKING:
@@ -32,17 +34,18 @@ if TYPE_CHECKING:
     from syn4seg.files import AnyPath
 
 PAGES = Path(__file__).with_name("page")
+NOTES = 50
+"""Quarantined samples that a page lists."""
 PROMPT_ROWS = 100
 """Prompts of a class, accepted and refused, that a page lists."""
-STAGE_TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled (APR)", "label": "label (SABR)"}
-WHO_TITLES = ("", "draft, unchanged", "freed by APF, unlabeled", "relabeled by APR", "moved by SABR")
 WORDS = {
     "area": "too small an area", "similarity": "too little similarity", "other_novel": "being another novel class",
     "confidence": "too little confidence", "no_evidence": "no region and no pixel is similar enough to the class's prototype",
     "target_too_small": "the class covers too small a share of the image", "target_too_large": "the class covers too large a share",
 }  # fmt: skip
 """Reasons as the records have them, in words."""
-_MARKS = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
+_MARKS = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff"
+                    "\U000e0000-\U000e007f]")  # fmt: skip
 
 
 def visible(text: str) -> str:
@@ -66,9 +69,8 @@ def as_json(value: Any) -> Markup:
 
 def environment() -> jinja2.Environment:
     """Templates of this package, escaping everything that is no `Markup`."""
-    found = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_all_visible_text,
+    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_all_visible_text,
                                loader=jinja2.FileSystemLoader(PAGES))  # fmt: skip
-    return found
 
 
 def _all_visible_text(value: Any) -> Any:
@@ -103,10 +105,10 @@ def filters(colors: Sequence[str]) -> Markup:
 
 def section(made: Gallery, names: Sequence[str], colors: Sequence[str], panes: Sequence[dict[str, str]],
             who: Sequence[tuple[str, str]], layer_title: str, **more: Any) -> dict[str, Any]:  # fmt: skip
-    """What a template needs of a gallery: `gallery` (HTML), `gallery_json`, `script`.
+    """What a template needs of a gallery: `gallery` (HTML), `gallery_json`, `script`, and how many are `shown` of the `total`.
 
     Args:
-        panes: one dict per picture of a sample: title, and the layers photo, mask and who (the latter two may be missing).
+        panes: one dict per picture of a sample: title, and the layers photo, label and who (the latter two may be missing).
         who: (title, colour) of the codes of the layer `who`.
         more: further values for the script: files, map.
     """
@@ -131,12 +133,12 @@ def style() -> Markup:
 
 # ---------------------------------------------------------------------------------------------------- a run
 def write_report(
-    run: RunDir, draw: int, to: str | None, progress: Callable[[int, int], None]
+    run: RunDir, draw: int | None, to: str | None, progress: Callable[[int, int], None]
 ) -> tuple[AnyPath, list[str]]:
     """Writes the page of a run.
 
     Args:
-        draw: whose samples are shown.
+        draw: whose samples are shown; None: the run's first.
         to: file to write; None: report.html in the run directory.
         progress: told (samples, of how many).
 
@@ -148,25 +150,54 @@ def write_report(
         OSError: the file cannot be written.
     """
     config = load(run.config)
-    if not 0 <= draw < config.data.draws:
-        raise ValueError(
-            f"--draw {draw}: the run has draws 0 to {config.data.draws - 1} (data.draws={config.data.draws})"
-        )
+    draw = chosen_draw(config, draw, run)
     records, names = records_of(run, draw), class_names(run, config)
     colors = colors_of(len(names))
     made = gallery(run, draw, records, colors, progress)
     target, plane = at(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
     panes = [{"title": "image", "photo": "image"}]
-    panes += [{"title": title, "photo": "image", "mask": stage} for stage, title in STAGE_TITLES.items()]
+    panes += [{"title": title, "photo": "image", "label": stage} for stage, title in STAGE_TITLES.items()]
     panes[-1]["who"] = "who"
     shown = section(
         made, names, colors, panes,
-        list(zip(WHO_TITLES, WHO_COLORS, strict=True))[1:], "who decided",
+        list(zip(WHO, WHO_COLORS, strict=True))[1:], "who decided",
         files=_seen_from(run, target, files_beside(run, draw)), map=plane,
     )  # fmt: skip
-    values = _values(run, config, draw, records, names) | shown | {"damage": made.damage, "map": plane}
+    quarantined, spoiled = _quarantined(run)
+    damage = made.damage + spoiled
+    values = (
+        _values(run, config, draw, records, names)
+        | shown
+        | {"damage": damage, "map": plane, "quarantined": quarantined}
+    )
     write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
-    return target, made.damage
+    return target, damage
+
+
+def chosen_draw(config: Config, draw: int | None, run: RunDir) -> int:
+    """The draw that `--draw` asks for, by default the first.
+
+    Raises:
+        ValueError: the run has no such draw.
+    """
+    draws = draws_of(config)
+    if draw is not None and draw not in draws:
+        raise ValueError(f"--draw {draw}: {run.root} has draws {draws[0]} to {draws[-1]} (data.first_draw, data.draws)")
+    return draws[0] if draw is None else draw
+
+
+def _quarantined(run: RunDir) -> tuple[list[str], list[str]]:
+    """A line for each of the first notes in quarantined/, and one for each of them that is damaged."""
+    told, damage = [], []
+    for name in run.noted()[:NOTES]:
+        try:
+            note = read_json(run.quarantined(name))
+            told.append(f"{name}: {note['reason'] if isinstance(note, dict) else note}")
+        except StoreError:
+            raise
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            damage.append(f"{run.quarantined(name)}: damaged ({error}); delete it, and the sample is made again")
+    return told, damage
 
 
 def _seen_from(run: RunDir, target: AnyPath, files: dict[str, str] | None) -> dict[str, str] | None:
@@ -180,13 +211,14 @@ def _seen_from(run: RunDir, target: AnyPath, files: dict[str, str] | None) -> di
     return {layer: Path(base, path).as_posix() for layer, path in files.items()}
 
 
-def _values(run: RunDir, config: Any, draw: int, records: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+def _values(run: RunDir, config: Config, draw: int, records: pa.Table, names: Sequence[str]) -> dict[str, Any]:
     """Everything on the page but the gallery."""
     lines, results = numbers.log_lines(run), numbers.results_of(run)
     progress = numbers.progress_of(run, config)
     prompts = [_bank(bank) for bank in numbers.prompts_of(run)]
     quality = numbers.quality_of(run, config, draw, records)
-    drawn = {"results": _result_charts(results, names), "labels": _label_charts(records), "time": _time_charts(lines)}
+    totals = numbers.totals(records)
+    drawn = {"results": _result_charts(results, names), "labels": _label_charts(totals), "time": _time_charts(lines)}
     sections = [("results", "results"), ("funnel", "funnel"), ("samples", "samples")]
     sections += [("prompts", "prompt bank")] if prompts else []
     sections += [("time", "over time")] if drawn["time"] else []
@@ -194,8 +226,9 @@ def _values(run: RunDir, config: Any, draw: int, records: pa.Table, names: Seque
     return {
         "name": config.name, "about": about, "style": style(), "sections": sections, "draw": draw, "draws": config.data.draws,
         "unfinished": [p for p in progress if p[1] < max(1, p[2])], "charts": drawn, "prompts": prompts, "words": WORDS,
-        "funnel": _funnel(run, records), "quarantined": [f"{k}: {v.get('reason', '')}" for k, v in run.quarantine().items()],
-        "quality": [(STAGE_TITLES[s], [f"{100 * v:.1f}" for v in q.values()]) for s, q in quality.items()],
+        "funnel": _funnel(run, records, totals),
+        "quality": [(STAGE_TITLES[stage], ["-" if math.isnan(v) else f"{100 * v:.1f}" for v in found.values()])
+                    for stage, found in quality.items()],
         "footer": f"Written by syn4seg report from {len(records)} records of draw {draw}; `--draw K` shows another draw.",
         **_table(results),
     }  # fmt: skip
@@ -218,17 +251,16 @@ def _table(results: dict[str, Any] | None) -> dict[str, Any]:
     return {"table": table, "columns": list(columns), "protocol": about_results(results)}
 
 
-def _funnel(run: RunDir, records: pa.Table) -> list[tuple[str, Any, dict[str, Any]]]:
+def _funnel(run: RunDir, records: pa.Table, found: numbers.Totals) -> list[tuple[str, Any, dict[str, Any]]]:
     steps: list[tuple[str, Any, dict[str, Any]]] = [*numbers.funnel(run, records)]
-    found = numbers.totals(records)
-    if found["samples"]:
-        shares, sam = found["shares"], found["sam"]
+    if found.samples:
+        shares, masks = found.shares, found.masks
+        freed = {f"freed, {WORDS.get(why, why)}": n for why, n in sorted(found.regions.items()) if why}
         steps += [
-            ("regions kept by APF", found["kept"], {f"freed, {WORDS.get(w, w)}": n for w, n in sorted(found["freed"].items())}),
-            ("pixels freed by APF", _share(shares.get("free")), {}),
+            ("regions kept by APF", found.regions[""], freed), ("pixels freed by APF", _share(shares.get("free")), {}),
             ("pixels relabeled by APR", _share(shares.get("relabeled")), {"stay unlabeled": _share(shares.get("unlabeled"))}),
-            ("SAM masks accepted", sam["accepted"], {"refused (too little agreement)": sam["refused"]}),
-            ("pixels moved by SABR", _share(sam["changed"]), {}),
+            ("SAM masks accepted", masks["accepted"], {"refused (too little agreement)": masks["refused"]}),
+            ("pixels moved by SABR", _share(shares.get("moved")), {}),
         ]  # fmt: skip
     if noted := len(run.noted()):
         steps.append(("quarantined", noted, {}))
@@ -238,7 +270,7 @@ def _funnel(run: RunDir, records: pa.Table) -> list[tuple[str, Any, dict[str, An
 def table_of_funnel(run: RunDir, records: pa.Table) -> dict[str, Any]:
     """The steps of the funnel and what was lost at them, flat, for tables with a column per run."""
     found: dict[str, Any] = {}
-    for step, count, lost in _funnel(run, records):
+    for step, count, lost in _funnel(run, records, numbers.totals(records)):
         found[step] = count
         found |= {f"{step}; not: {WORDS.get(why, why)}": n for why, n in lost.items()}
     return found
@@ -256,7 +288,8 @@ def _bank(bank: dict[str, Any]) -> dict[str, Any]:
         | {"similarity": "-" if row["similarity"] is None else f"{row['similarity']:.3f}"} for row in rows[:PROMPT_ROWS]
     ]  # fmt: skip
     return bank | {"rows": listed, "left_out": max(0, len(rows) - PROMPT_ROWS), "cosine": _number(told.get("mean_cosine")),
-                   "vendi": _number(told.get("vendi")), "plain_vendi": _number(plain.get("vendi"))}  # fmt: skip
+                   "vendi": _number(told.get("vendi")), "plain_cosine": _number(plain.get("mean_cosine")),
+                   "plain_vendi": _number(plain.get("vendi"))}  # fmt: skip
 
 
 def _number(value: float | None) -> str:
@@ -272,11 +305,11 @@ def _result_charts(results: dict[str, Any] | None, names: Sequence[str]) -> list
                   "Bars are means over draws, whiskers standard deviations.")]  # fmt: skip
 
 
-def _label_charts(records: pa.Table) -> list[Markup]:
-    found = numbers.similarities(records)
-    return [chart("Similarity of the target's regions", charts.similarity(found),
-                  "Regions left of the dashed line (lambda_keep) are freed; right of it, those that are too small or unsure.")
-            ] if found else []  # fmt: skip
+def _label_charts(found: numbers.Totals) -> list[Markup]:
+    if not found.similarity:
+        return []
+    text = "Regions left of the dashed line (lambda_keep) are freed; right of it, those that are too small or unsure."
+    return [chart("Similarity of the target's regions", charts.similarity(found.similarity), text)]
 
 
 def _time_charts(lines: Sequence[dict[str, Any]]) -> list[Markup]:

@@ -18,9 +18,8 @@ from syn4seg.schema import BACKGROUND, LABEL_STAGES, UNLABELED
 ROW = 10
 """Cells in a row of a sheet, and rows."""
 
-WHO = ("nobody", "draft", "freed", "relabeled", "boundary")
-"""Who decided a pixel, as codes 0 to 4: background of the draft that nobody touched; a class of the draft that stayed; APF, which
-freed it, and it is unlabeled in the end; APR; SABR."""
+WHO = ("", "draft, unchanged", "freed by APF, unlabeled", "relabeled by APR", "moved by SABR")
+"""Who decided a pixel, by code: 0 is background of the draft that nobody touched."""
 
 WHO_COLORS = ("#000000", "#56b4e9", "#ffffff", "#e69f00", "#cc79a7")
 
@@ -44,7 +43,7 @@ def _hex(hue: float, saturation: float, value: float) -> str:
 def provenance(labels: dict[str, np.ndarray]) -> np.ndarray:
     """Which stage decided each pixel: codes uint8 (H, W) into `WHO`, from the labels uint8 (H, W) of all stages.
 
-    The last stage that changed a pixel decided it; one that APF freed and nobody labelled again is `freed`. A sample that was
+    The last stage that changed a pixel decided it; code 2 is one that APF freed and nobody labelled again. A sample that was
     rejected before SABR has no `label`.
     """
     draft, kept, relabeled = (labels[stage] for stage in LABEL_STAGES[:3])

@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("gallery-data").textContent);
   const $ = (id) => document.getElementById(id);
   const PAGE = 60, CELLS = data.row * data.row;
-  const state = { shown: [], page: 0, open: -1, zoom: 1 };
+  const state = { shown: [], walk: [], page: 0, open: -1, zoom: 1 };
 
   const make = (tag, attributes = {}, ...children) => {
     const node = document.createElement(tag);
@@ -51,7 +51,11 @@
                                style: { aspectRatio: `${w} / ${h}`, ...(width ? { width: width + "px" } : {}) } });
     if (item.damage) return make("div", { class: "bad" }, "damaged");
     node.append(sprite(item, pane.photo, "photo"));
-    if (pane.mask) node.append(sprite(item, pane.mask, "mask"));
+    if (pane.label && !(item.stages || []).includes(pane.label)) {
+      node.append(make("span", { class: "absent" }, "not made"));
+      return node;
+    }
+    if (pane.label) node.append(sprite(item, pane.label, "label"));
     if (pane.who) node.append(sprite(item, pane.who, "who"));
     return node;
   };
@@ -59,7 +63,7 @@
   // Full pictures. Pixels of a file beside the page cannot be read by a script, so labels are coloured by a filter, and what a
   // stage changed is the difference of two labels, laid over each other.
   const place = (item, layer) => data.files[layer].split("/").map((part) =>
-    encodeURIComponent(part.replace("{class}", item.class).replace("{id}", item.id)).replaceAll("%2E", ".")).join("/");
+    encodeURIComponent(part.replace("{class}", item.class).replace("{id}", item.id))).join("/");
   const picture = (item, layer, name, done) => {
     const node = make("img", { class: name, alt: "" });
     node.addEventListener("load", () => done && done(node));
@@ -70,9 +74,10 @@
     if (!data.files || item.damage) return;
     picture(item, pane.photo, "photo", (img) => node.querySelector(".photo").replaceWith(img));
     const stages = item.stages || [];
-    if (pane.mask && stages.includes(pane.mask)) picture(item, pane.mask, "mask", (img) => {
+    if (pane.label && !stages.includes(pane.label)) return;
+    if (pane.label) picture(item, pane.label, "label", (img) => {
       img.style.filter = "url(#palette)";
-      node.querySelector(".mask").replaceWith(img);
+      node.querySelector(".label").replaceWith(img);
     });
     if (pane.who && stages.length) {
       const layers = [["#draft", "draft"], ["#freed", "draft", "kept"], ["#relabeled", "kept", "relabeled"], ["#boundary", "relabeled", "label"]]
@@ -94,15 +99,13 @@
     return make("span", { class: "words" }, ...words);
   };
   const story = (item) => {
-    const lines = [], pixels = item.pixels || {}, own = (item.regions || []).filter(([k]) => k === item.k);
-    const freed = (item.regions || []).filter((r) => r[3]), why = {};
-    freed.forEach((r) => { why[r[3]] = (why[r[3]] || 0) + 1; });
+    const lines = [], pixels = item.pixels || {}, own = item.own || 0, freed = Object.entries(item.freed || {});
     if (item.damage) lines.push(item.damage);
-    if (item.regions || item.pixels) {
-      lines.push(own.length ? `Draft: the segmenter saw ${own.length} region(s) of ${item.class}; the most similar has s(r) = ${number(item.s)}.`
-                            : `Draft: the segmenter saw no ${item.class} at all.`);
+    if (item.pixels) {
+      lines.push(own ? `Draft: the segmenter saw ${own} region(s) of ${item.class} among ${item.judged}; the most similar has s(r) = ${number(item.s)}.`
+                     : `Draft: the segmenter saw no ${item.class} at all, but ${item.judged || 0} other region(s).`);
       lines.push(`APF (keeps a region of ${item.class} if s(r) is at least lambda = ${number(item.lambda)}): ` + (freed.length
-        ? `freed ${freed.length} region(s): ` + Object.entries(why).map(([w, n]) => `${n} because of ${data.words[w] || w}`).join(", ") + `; ${percent(pixels.free)} of the pixels are free.`
+        ? "freed " + freed.map(([why, n]) => `${n} region(s) because of ${data.words[why] || why}`).join(", ") + `; ${percent(pixels.free)} of the pixels are free.`
         : `freed nothing but unsure pixels: ${percent(pixels.free)} are free.`));
       lines.push(`APR: relabeled ${percent(pixels.relabeled)} of the pixels by their nearest prototype; ${percent(pixels.target)} are ${item.class} now, ${percent(pixels.unlabeled)} stay unlabeled.`);
     }
@@ -148,15 +151,17 @@
   };
 
   // --------------------------------------------------------------------------------------------- one sample
-  const open = (i) => {
-    state.open = i;
-    const item = state.shown[i];
+  const open = (i, walk = state.shown) => {  // `walk`: the samples that back and next go through
+    Object.assign(state, { open: i, walk });
+    const item = walk[i];
+    $("before").disabled = i === 0;
+    $("after").disabled = i + 1 >= walk.length;
     $("title").textContent = `${item.class}: ${item.id}`;
     $("prompt").textContent = item.prompt || "";
     const views = data.panes.map((pane) => {
       const node = view(item, pane);
       full(item, pane, node);
-      return make("div", { class: "pane" }, pane.title, make("div", { class: "frame", tabindex: 0 }, node));
+      return make("div", { class: "pane" }, pane.title, make("div", { class: "frame", tabindex: 0, role: "region", "aria-label": pane.title }, node));
     });
     $("panes").replaceChildren(...views);
     $("story").replaceChildren(...story(item).map((line) => make("li", {}, line)));
@@ -170,13 +175,19 @@
     if (!$("detail").open) $("detail").showModal();
     zoom(1);
   };
-  const step = (by) => { const i = state.open + by; if (i >= 0 && i < state.shown.length) open(i); };
+  const step = (by) => { const i = state.open + by; if (i >= 0 && i < state.walk.length) open(i, state.walk); };
   const zoom = (factor) => {
     state.zoom = Math.min(8, Math.max(1, factor));
     $("detail").style.setProperty("--zoom", state.zoom);
     $("zoom-value").textContent = state.zoom + "x";
   };
-  const turn = (by) => { const button = by < 0 ? $("previous") : $("next"); if (!button.disabled) { state.page += by; draw(); $("gallery").scrollIntoView(); } };
+  const turn = (by) => {
+    if ((by < 0 ? $("previous") : $("next")).disabled) return;
+    state.page += by;
+    draw();
+    $("gallery").scrollIntoView();
+    $("cards").querySelector(".card")?.focus();
+  };
   const opacity = (value) => {
     const now = Math.min(100, Math.max(0, value));
     for (const id of ["opacity", "opacity-too"]) $(id).value = now;
@@ -205,16 +216,20 @@
   $("after").addEventListener("click", () => step(1));
   $("closer").addEventListener("click", () => zoom(state.zoom * 2));
   $("farther").addEventListener("click", () => zoom(state.zoom / 2));
-  $("detail").addEventListener("close", () => { const card = $("cards").querySelector(`[data-i="${state.open}"]`); if (card) card.focus(); });
+  $("detail").addEventListener("close", () => {
+    if (state.walk !== state.shown) return;
+    const page = Math.floor(state.open / PAGE);
+    if (page !== state.page) { state.page = page; draw(); }
+    $("cards").querySelector(`[data-i="${state.open}"]`)?.focus();
+  });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.matches("input[type=search], select");
-    if (typing && event.key !== "Escape") return;
+    if (event.target.matches("input[type=search], select")) return;
     const cards = [...document.querySelectorAll("#cards .card")], at = cards.indexOf(document.activeElement), shown = $("detail").open;
-    const slider = event.target.matches("input[type=range]");
+    const own = event.target.matches("input[type=range]") || (state.zoom > 1 && event.target.closest(".frame"));  // arrows of their own
+    const walk = (by) => own || (shown ? step(by) : at >= 0 && cards[at + by]?.focus());
     const keys = {
-      ArrowRight: () => slider || (shown ? step(1) : cards[Math.min(cards.length - 1, at + 1)]?.focus()),
-      ArrowLeft: () => slider || (shown ? step(-1) : cards[Math.max(0, at - 1)]?.focus()),
+      ArrowRight: () => walk(1), ArrowLeft: () => walk(-1),
       n: () => shown ? step(1) : turn(1), b: () => shown ? step(-1) : turn(-1),
       p: () => layer(!document.body.classList.contains("by-who")), "[": () => opacity(+$("opacity").value - 10),
       "]": () => opacity(+$("opacity").value + 10), "+": () => shown && zoom(state.zoom * 2), "-": () => shown && zoom(state.zoom / 2),
@@ -222,14 +237,18 @@
     };
     if (keys[event.key]) keys[event.key]();
   });
-  const map = $("map");
+  const map = $("map"), firsts = new Map();
+  for (const item of data.items) {
+    const key = item.class + "\n" + item.prompt;
+    if (!item.damage && !firsts.has(key)) firsts.set(key, item);
+  }
   if (map) for (const point of data.map) {
-    const item = data.items.find((one) => one.class === point.class && one.prompt === point.prompt && !one.damage);
+    const item = firsts.get(point.class + "\n" + point.prompt);
     if (!item) continue;
     const k = data.names.indexOf(point.class), button = make("button", { title: `${point.class}: ${point.prompt}`, "aria-label": point.prompt,
       style: { left: `${4 + 92 * point.x}%`, top: `${96 - 92 * point.y}%`, borderColor: data.colors[k] || "#999" } },
       view(item, { title: "image", photo: "image" }, 34));
-    button.addEventListener("click", () => { state.shown = [item]; open(0); });
+    button.addEventListener("click", () => open(0, [item]));
     map.append(button);
   }
   opacity(60);
