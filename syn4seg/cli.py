@@ -71,15 +71,6 @@ def _run(place: str) -> RunDir:
     return run
 
 
-def _existing(place: str) -> RunDir:
-    from syn4seg.files import exists
-
-    run = _run(place)
-    if not exists(run.config):
-        raise ValueError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
-    return run
-
-
 def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pipeline:
     """Checks everything that can be checked, then opens the run directory; nothing is written before that."""
     config = _config(settings, out)
@@ -254,9 +245,10 @@ def verify(
 ) -> None:
     """Recompute every image's and label's digest; fail on any mismatch with the manifest."""
     from syn4seg.files import leftovers
+    from syn4seg.rundir import opened
     from syn4seg.stages.results import verify as recompute
 
-    run = _existing(run_dir)
+    run = opened(run_dir)
     digest, problems = recompute(run, quick)
     for line in problems:
         print(line, file=sys.stderr)
@@ -332,11 +324,12 @@ def plan(
 def audit(run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")]) -> None:
     """Prove from the run's records that no test image, support image or novel mask leaked; exit 1 on a leak."""
     from syn4seg.config import load
+    from syn4seg.rundir import opened
     from syn4seg.stages.audit import audit as examine
     from syn4seg.stages.setup import load_dataset
     from syn4seg.terminal import Terminal
 
-    run = _existing(run_dir)
+    run = opened(run_dir)
     settings = load(run.config)
     dataset, fold = load_dataset(settings)
     findings = examine(settings, run, dataset, fold)

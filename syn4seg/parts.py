@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,42 +149,50 @@ class Shards:
             at: where each lay when the pass began, or ""; what has moved since is looked up.
         """
         found: dict[str, dict[str, Any]] = {}
+        places, damaged = dict(zip(ids, at, strict=True)), set[str]()
         for wait in (*WAITS[:2], 0):
-            places = self._where(ids, at, found)
-            for sample, place in places:
-                row = self._row(place)
+            anew = not any(places.values())
+            places |= self._where([sample for sample, place in places.items() if not place])
+            for sample, place in sorted(places.items(), key=itemgetter(1)):
+                row = self._row(place, damaged) if place else None
                 if row is not None and row["sample_id"] == sample:
                     found[sample] = row
-            if len(found) == len(set(ids)):
+            places = {sample: place for sample, place in places.items() if sample not in found}
+            if not places or (anew and all(_group_of(place) in damaged for place in places.values())):
                 break
-            if any(sample not in found for sample, _ in places if at == [""] * len(ids)):  # what was listed has gone
-                time.sleep(wait)
-            at = [""] * len(ids)
+            if anew and any(place and _group_of(place) not in damaged for place in places.values()):
+                time.sleep(wait)  # what was listed has gone
+            places = dict.fromkeys(places, "")
         return [found.get(sample) for sample in ids]
 
-    def _where(self, ids: Sequence[str], at: Sequence[str], found: dict[str, Any]) -> list[tuple[str, str]]:
-        given = {sample: place for sample, place in zip(ids, at, strict=True) if sample not in found}
-        lost = [sample for sample, place in given.items() if not place]
-        if lost:
-            known = self.places()
-            index = pc.index_in(pa.array(lost, pa.string()), value_set=known["sample_id"])
-            looked_up = known["at"].take(index).to_pylist()
-            given |= {sample: place for sample, place in zip(lost, looked_up, strict=True)}
-        return sorted(((sample, place) for sample, place in given.items() if place), key=lambda item: item[1])
+    def _where(self, ids: Sequence[str]) -> dict[str, str]:
+        """The place of each of a few samples as `places` has it, without a row for all others; "" if there is none."""
+        wanted = pa.array(ids, pa.string())
+        sound, faults = {}, {}
+        for name, known in self.look().items() if ids else ():
+            for at in np.flatnonzero(pc.is_in(known.ids, value_set=wanted).to_numpy(zero_copy_only=False)).tolist():
+                group = int(np.searchsorted(known.starts, at, side="right")) - 1
+                kind = faults if known.faults[at].as_py() else sound
+                kind.setdefault(known.ids[at].as_py(), f"{name}:{group}:{at - known.starts[group]}")
+        return {sample: sound.get(sample) or faults.get(sample, "") for sample in ids}
 
-    def _row(self, place: str) -> dict[str, Any] | None:
+    def _row(self, place: str, damaged: set[str]) -> dict[str, Any] | None:
+        """A row, or None if it has gone or its row group is damaged; such groups are added to `damaged`, and not read again."""
         name, group, row = place.split(":")
-        if not _FILE.fullmatch(name):
+        if not _FILE.fullmatch(name) or _group_of(place) in damaged:
             return None
         key, part = self._group
-        if key != f"{name}:{group}":
+        if key != _group_of(place):
             try:
                 part = self.group(name, int(group))
             except StoreError:
                 raise
-            except (FileNotFoundError, ValueError, IndexError):  # merged meanwhile, or damaged
+            except (FileNotFoundError, IndexError):  # merged meanwhile
                 return None
-            self._group = f"{name}:{group}", part
+            except ValueError:
+                damaged.add(_group_of(place))
+                return None
+            self._group = _group_of(place), part
         return part.slice(int(row), 1).to_pylist()[0] if int(row) < len(part) else None
 
     def group(self, name: str, number: int, columns: list[str] | None = None) -> pa.Table:
@@ -321,6 +330,11 @@ class _Damaged(ValueError):
 
 def _part_name(name: Iterable[str]) -> str:
     return f"part-{hashlib.blake2b(chr(0x1F).join(name).encode(), digest_size=16).hexdigest()}.parquet"
+
+
+def _group_of(place: str) -> str:
+    """FILE:GROUP of FILE:GROUP:ROW."""
+    return place.rpartition(":")[0]
 
 
 def _line(error: BaseException) -> str:

@@ -44,7 +44,7 @@ from syn4seg.files import (
     write_atomically,
     write_json,
 )
-from syn4seg.samples import FileSamples, Image, Sample, check_names
+from syn4seg.samples import FileSamples, Image, Pair, Sample, check_names
 from syn4seg.shards import ShardSamples
 from syn4seg.tables import read_parquet
 
@@ -88,9 +88,13 @@ class Draw:
         """Keeps samples, so that they are finished; see `FileSamples.write`."""
         self.run.samples.write(self.number, samples)
 
-    def read(self, rows: list[dict[str, Any]]) -> list[tuple[Sample, np.ndarray | None]]:
+    def read(self, rows: list[dict[str, Any]]) -> list[Pair]:
         """Finished samples with their labels and images; see `FileSamples.read`."""
         return self.run.samples.read(self.number, rows)
+
+    def read_each(self, rows: list[dict[str, Any]]) -> list[Pair | ValueError]:
+        """As `read`, with what is wrong in place of a damaged sample; see `FileSamples.read_each`."""
+        return self.run.samples.read_each(self.number, rows)
 
     def table(self) -> pa.Table:
         """Every record, once each, sorted by sample id: columns `schema.RECORD`."""
@@ -278,6 +282,19 @@ class RunDir:
             versions = read_json(self.provenance)["versions"]
         stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
         write_json(self.provenance, {"versions": versions, "fingerprints": stages})
+
+
+def opened(place: str) -> RunDir:
+    """The run that is at a path or URL.
+
+    Raises:
+        ValueError: there is none, or it cannot be reached.
+    """
+    run = RunDir(place)
+    reach(run.root)
+    if not exists(run.config):
+        raise ValueError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    return run
 
 
 def _anything(root: AnyPath) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.files import (
+    In,
+    Out,
     StoreError,
     each,
     listing,
@@ -83,6 +85,32 @@ class Sample:
 
     record: dict[str, Any]
     labels: dict[str, np.ndarray]
+
+
+Pair = tuple[Sample, np.ndarray | None]
+"""A finished sample and its image uint8 (H, W, 3), which a fault does not have."""
+
+
+def or_error(read: Callable[[In], Out]) -> Callable[[In], Out | ValueError]:
+    """`read`, but what is wrong with a file is returned; a `StoreError` is still raised."""
+
+    def one(item: In) -> Out | ValueError:
+        try:
+            return read(item)
+        except StoreError:
+            raise
+        except ValueError as error:
+            return error
+
+    return one
+
+
+def all_sound(found: list[Pair | ValueError]) -> list[Pair]:
+    """What was found, if nothing of it is an error; else raises the first one."""
+    for one in found:
+        if isinstance(one, ValueError):
+            raise one
+    return [one for one in found if not isinstance(one, ValueError)]
 
 
 def notes_path(image: AnyPath) -> AnyPath:
@@ -260,7 +288,7 @@ class FileSamples:
                 known[sample] = row["reason"].startswith(FAULT)
         return {sample for sample in ids if sample in known and (not known[sample] or sample in notes)}
 
-    def read(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[tuple[Sample, np.ndarray | None]]:
+    def read(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair]:
         """What a draw knows of finished samples, and their images (None for a fault, which has none).
 
         Args:
@@ -269,8 +297,13 @@ class FileSamples:
         Raises:
             ValueError: a record, label or image is missing or damaged.
         """
+        return all_sound(self.read_each(draw, rows))
 
-        def one(row: dict[str, Any]) -> tuple[Sample, np.ndarray | None]:
+    def read_each(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | ValueError]:
+        """As `read`; in place of a sample of which something is missing or damaged, what `read` would raise."""
+
+        @or_error
+        def one(row: dict[str, Any]) -> Pair:
             name, sample = row["class"], row["sample_id"]
             record = self._record(draw, name, sample)
             if record is None:

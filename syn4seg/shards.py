@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from syn4seg.files import decode_image, each, encode_image, pixel_digest, plain
 from syn4seg.parts import Shards
-from syn4seg.samples import Image, Sample, check_there, not_waiting, record_table
+from syn4seg.samples import Image, Pair, Sample, all_sound, check_there, not_waiting, or_error, record_table
 from syn4seg.schema import LABEL_STAGES, RECORD
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class ShardSamples:
                 known[sample] = known.get(sample, True) and fault
         return {sample for sample in ids if sample in known and (not known[sample] or sample in notes)}
 
-    def read(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[tuple[Sample, np.ndarray | None]]:
+    def read(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair]:
         """What a draw knows of finished samples, and their images (None for a fault, which has none).
 
         Args:
@@ -131,32 +131,33 @@ class ShardSamples:
         Raises:
             ValueError: a record, label or image is missing or damaged.
         """
+        return all_sound(self.read_each(draw, rows))
+
+    def read_each(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | ValueError]:
+        """As `read`; in place of a sample of which something is missing or damaged, what `read` would raise."""
         ids = [row["sample_id"] for row in rows]
         found = self._labels(draw).rows(ids, [row.get("label_at") or "" for row in rows])
-        lost = [sample for sample, row in zip(ids, found, strict=True) if row is None]
-        if lost:
-            raise ValueError(
-                f"{self._labels(draw).folder}: {lost[0]} is missing or damaged; `syn4seg verify` names the file"
-            )
-        kept: list[dict[str, Any]] = [row for row in found if row is not None]
         wanted = [Image(row["sample_id"], row["class"], 0, np.zeros(0), {}, row.get("image_at") or "")
-                  for row, record in zip(rows, kept, strict=True) if record["image"]]  # fmt: skip
+                  for row, record in zip(rows, found, strict=True) if record and record["image"]]  # fmt: skip
         images = {image.sample_id: made for image, made in zip(wanted, self.read_images(wanted), strict=True)}
 
-        def one(row: dict[str, Any]) -> tuple[Sample, np.ndarray | None]:
-            what = f"{self._labels(draw).folder}: {row['sample_id']}"
+        @or_error
+        def one(pair: tuple[str, dict[str, Any] | None]) -> Pair:
+            sample, row = pair
+            what, image = f"{self._labels(draw).folder}: {sample}", images.get(sample)
+            if row is None:
+                raise ValueError(f"{what} is missing or damaged; `syn4seg verify` names the file")
             labels = {s: decode_image(row[f"{s}_png"], what) for s in LABEL_STAGES if row[f"{s}_png"]}
-            image = images.get(row["sample_id"])
             if row["image"] and image is None:
                 raise ValueError(
-                    f"{self._images.folder}: {row['sample_id']} is missing or damaged; `syn4seg verify` names the file"
+                    f"{self._images.folder}: {sample} is missing or damaged; `syn4seg verify` names the file"
                 )
             record = {key: row[key] for key in RECORD.names if row[key] is not None} | {
                 "audit": json.loads(row["audit"])
             }
             return Sample(record, labels), None if image is None else image.pixels
 
-        return each(one, kept)
+        return each(one, list(zip(ids, found, strict=True)))
 
     def places(self, draw: int) -> pa.Table:
         """`sample_id` and `label_at` of finished samples."""

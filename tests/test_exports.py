@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -193,6 +194,18 @@ def test_samples_come_in_the_order_of_the_plan_with_their_classes_mixed(made, tm
         0,
         1,
     }  # inside a batch by id, which names the class
+
+
+def test_a_run_is_listed_once_however_many_splits_there_are(made, tmp_path, monkeypatch):
+    run, config, truth = made
+    listed, images = [], type(run.samples).images
+    monkeypatch.setattr(type(run.samples), "images", lambda self: listed.append(1) or images(self))
+    export(run, config, tmp_path / "out", "voc", only="all", by_class=True)
+    assert len(listed) == 1
+    splits = {p.stem: p.read_text().split() for p in (tmp_path / "out/ImageSets/Segmentation").glob("*.txt")}
+    assert len(splits) > 2 and sorted(itertools.chain(*splits.values())) == sorted(
+        s for s, t in truth.items() if t.reason != FAULT
+    )
 
 
 def test_the_palette_is_the_one_of_pascal_voc(made, tmp_path):

@@ -6,14 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from syn4seg.exports.choosing import Choice
 from syn4seg.exports.target import Target
-from syn4seg.exports.writing import FORMATS, opened, write
+from syn4seg.exports.writing import FORMATS, write
 from syn4seg.files import StoreError
+from syn4seg.rundir import opened
 from tests.shared_exports import REJECTED, contents, made_run, silent
 
 
@@ -116,9 +119,9 @@ def test_files_of_others_are_never_touched(made, tmp_path):
 
 # ----------------------------------------------------------------------------------- damaged and unfinished runs
 def test_damaged_samples_are_named_left_out_and_end_in_exit_code_1(made, tmp_path):
-    original, _, truth = made
+    original, config, truth = made
     shutil.copytree(original.root, tmp_path / "run")
-    run, _ = opened(str(tmp_path / "run"))
+    run = opened(str(tmp_path / "run"))
     cut, swapped, lost = "hdig-bird.x-00000", "hdig-toy_car-00001", "hdig-bird.x-00002"
     path = run.image("bird.x", cut)
     path.write_bytes(path.read_bytes()[:200])
@@ -129,7 +132,7 @@ def test_damaged_samples_are_named_left_out_and_end_in_exit_code_1(made, tmp_pat
     for format in FORMATS:
         done = syn4seg(run.root, "--format", format, "--to", tmp_path / format) if format == "voc" else None
         if done is None:
-            assert export(*opened(str(run.root)), tmp_path / format, format) == {"accepted": 9, "damaged": 3}
+            assert export(opened(str(run.root)), config, tmp_path / format, format) == {"accepted": 9, "damaged": 3}
         else:
             assert done.returncode == 1 and "Traceback" not in done.stderr
             assert all(sample in done.stderr for sample in (cut, swapped, lost)) and "3 damaged samples" in done.stderr
@@ -142,11 +145,11 @@ def test_damaged_samples_are_named_left_out_and_end_in_exit_code_1(made, tmp_pat
 
 
 def test_a_damaged_part_of_a_sharded_run_costs_its_samples_and_is_counted(tmp_path):
-    run, _, _ = made_run(tmp_path, "sharded")
+    run, config, _ = made_run(tmp_path, "sharded")
     part = next((run.root / "draws/0/labels").glob("part-*.parquet"))
     part.write_bytes(part.read_bytes()[:-100])
     lines = []
-    assert export(*opened(str(run.root)), tmp_path / "out", "parquet", warn=lines.append) == {"damaged": 12}
+    assert export(opened(str(run.root)), config, tmp_path / "out", "parquet", warn=lines.append) == {"damaged": 12}
     assert len(lines) == 12
 
 
@@ -186,7 +189,27 @@ def test_no_run_is_one_message_and_exit_code_2(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "not a run" in done.stderr
 
 
+def test_names_of_classes_are_never_made_up(tmp_path):
+    run, config, _ = made_run(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(ValueError, match="data"):
+        export(run, config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run.results.write_text(json.dumps({"classes": ["background", "cat", "dog", "toy car", "bird.x"]}))
+    assert export(run, config, tmp_path / "out") == {"accepted": 12}
+
+
 # ---------------------------------------------------------------------------------------------- other disks
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_a_full_disk_of_temporary_files_is_told_from_that_of_the_export(made, tmp_path, monkeypatch):
+    run, config, _ = made
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", Path("/dev/full").open)
+    with pytest.raises(StoreError) as caught:
+        export(run, config, tmp_path / "out", "coco")
+    assert str(caught.value).startswith(f"{tmp_path / 'a temporary file'}") and "No space left" in str(caught.value)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_object_store_gets_the_same_bytes_as_a_folder(made, tmp_path, format):
     import fsspec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from syn4seg.files import (
     write_image,
     write_json,
 )
-from syn4seg.rundir import RunDir, noise_seed, reuse, run_digest
+from syn4seg.rundir import RunDir, noise_seed, opened, reuse, run_digest
 from syn4seg.samples import checked_name
 from syn4seg.stages.plan import make_plan
 
@@ -33,6 +34,16 @@ def test_images_and_labels_come_back_pixel_for_pixel(tmp_path):
         pixels = rng.integers(0, 256, shape).astype(np.uint8)
         write_image(tmp_path / "a" / "x.png", pixels)
         assert np.array_equal(read_image(tmp_path / "a" / "x.png"), pixels)
+
+
+def test_a_place_without_config_is_no_run(tmp_path):
+    RunDir(tmp_path / "run").open(load(None))
+    assert opened(str(tmp_path / "run")).root == tmp_path / "run"
+    for place in (str(tmp_path), str(tmp_path / "none"), "memory://nowhere/run"):
+        with pytest.raises(
+            ValueError, match=r"^" + re.escape(place) + r": not a run \(no config.yaml\); give the directory"
+        ):
+            opened(place)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from syn4seg.config import Config
 from syn4seg.exports.lineage import row_of, shared, verdict
 from syn4seg.files import pixel_digest
-from syn4seg.report.reading import Shown, class_names, pages, records_of
+from syn4seg.report.reading import Shown, exact_names, pages, records_of
 from syn4seg.rundir import table_digest
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.plan import planned
@@ -93,7 +94,7 @@ class Chosen:
         if choice.only not in ONLY:
             raise ValueError(f"--only {choice.only}: expected {' or '.join(ONLY)}")
         self.run, self.choice = run, choice
-        self.names, self.common = class_names(run, config), shared(run, config)
+        self.names, self.common = exact_names(run, config), shared(run, config)
         records, plan = _of_draw(run, choice.draw), planned(run)
         self._check_names(records)
         if choice.classes:
@@ -124,14 +125,11 @@ class Chosen:
         Raises:
             StoreError: the file system of the run fails.
         """
-        splits = self.records["split"]
-        bounds = [0]
-        for _, same in itertools.groupby(splits.to_pylist()):
-            bounds.append(bounds[-1] + sum(1 for _ in same))
-        for start, end in itertools.pairwise(bounds):
-            records = self.records.slice(start, end - start).drop_columns(["split"])
-            for page in pages(self.run, self.choice.draw, records, PART):
-                yield self._part(splits[start].as_py(), page)
+        splits = iter(self.records["split"].to_pylist())
+        for page in pages(self.run, self.choice.draw, self.records.drop_columns(["split"]), PART):
+            pairs = [(next(splits), shown) for shown in page]
+            for split, some in itertools.groupby(pairs, key=itemgetter(0)):
+                yield self._part(split, [shown for _, shown in some])
 
     def _part(self, split: str, page: list[Shown]) -> Part:
         rows, items, lines = [], [], []

@@ -14,12 +14,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from operator import itemgetter
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from syn4seg.exports.about import About, Parts, palette
-from syn4seg.files import each, encode_image
+from syn4seg.files import each, encode_image, stating
 from syn4seg.labeling.components import Components, components
 from syn4seg.schema import BACKGROUND, UNLABELED
 
@@ -138,15 +139,21 @@ class _Lists:
 
 @contextlib.contextmanager
 def _lists(target: Target, name: str, head: dict[str, Any]) -> Iterator[_Lists]:
-    """A COCO file that grows entry by entry, never as a whole in memory."""
-    with contextlib.ExitStack() as stack:
+    """A COCO file that grows entry by entry, never as a whole in memory.
+
+    Raises:
+        StoreError: it or its temporary files, which have no name, cannot be written.
+    """
+    temporary = Path(tempfile.gettempdir(), "a temporary file of the export")
+    with stating(temporary, "written"), contextlib.ExitStack() as stack:
         lists = _Lists({key: stack.enter_context(tempfile.TemporaryFile("w+")) for key in ("images", "annotations")})
         yield lists
+        for file in lists.files.values():
+            file.seek(0)  # writes what is still in memory, before the other file is begun
         out = stack.enter_context(stack.enter_context(target.published(name)).open("w", newline="\n"))
         out.write("{" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()))
         for key, file in lists.files.items():
             out.write(f',\n"{key}": [')
-            file.seek(0)
             shutil.copyfileobj(file, out)
             out.write("\n]")
         out.write("}\n")

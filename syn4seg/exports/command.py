@@ -21,15 +21,16 @@ def export(
     name: Annotated[str | None, typer.Option(help="Name of the data set; default the run's.", show_default=False)] = None,
 ) -> None:  # fmt: skip
     """Write the samples of a run as another tool's data set, with the lineage of every image."""
+    from syn4seg.config import load
     from syn4seg.exports.choosing import Choice
-    from syn4seg.exports.writing import opened, write
+    from syn4seg.exports.writing import write
+    from syn4seg.rundir import opened
     from syn4seg.terminal import Terminal
 
-    display = Terminal()
-    run, config = opened(run_dir)
+    display, run = Terminal(), opened(run_dir)
     wanted = tuple(dict.fromkeys(word.strip() for word in (classes or "").split(",") if word.strip()))
     with display.bar(f"exporting {format}") as progress:
-        counts = write(run, config, Choice(draw, only, wanted, by_class), to, format, shard_mb=shard_mb, name=name,
+        counts = write(run, load(run.config), Choice(draw, only, wanted, by_class), to, format, shard_mb=shard_mb, name=name,
                        note=display.note, warn=lambda line: print(line, file=sys.stderr), progress=progress)  # fmt: skip
     display.note(f"{to}: {', '.join(f'{n} {verdict}' for verdict, n in sorted(counts.items()))}")
     if counts["damaged"]:

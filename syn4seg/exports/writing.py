@@ -20,7 +20,7 @@ from syn4seg.exports.folders import mmseg, voc
 from syn4seg.exports.lineage import LINEAGE, licences
 from syn4seg.exports.sharded import huggingface, parquet, webdataset
 from syn4seg.exports.target import Target
-from syn4seg.files import exists, reach, read_json
+from syn4seg.files import exists, read_json
 from syn4seg.rundir import RunDir
 from syn4seg.samples import checked_name
 from syn4seg.schema import UNLABELED
@@ -32,20 +32,6 @@ SHARDED = ("hf", "webdataset", "parquet")
 SHARD_MB = 256
 ROWS = 4096
 """Rows of the lineage that are in memory at a time."""
-
-
-def opened(place: str) -> tuple[RunDir, Config]:
-    """A run to export, and its configuration.
-
-    Raises:
-        ValueError: there is none.
-    """
-    run = RunDir(place)
-    reach(run.root)
-    config = run.stored()
-    if config is None:
-        raise ValueError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
-    return run, config
 
 
 def write(run: RunDir, config: Config, choice: Choice, to: str, format: str, *, shard_mb: int | None = None,

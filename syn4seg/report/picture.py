@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from syn4seg.config import load
 from syn4seg.files import encode_image, write_atomically
-from syn4seg.report.reading import Shown, class_names, pages, records_of
-from syn4seg.report.style import COLORS
-from syn4seg.rundir import RunDir
+from syn4seg.report.reading import STAGE_TITLES, Shown, class_names, pages, records_of
+from syn4seg.report.sheets import colors_of
+from syn4seg.rundir import RunDir, opened
 from syn4seg.schema import BACKGROUND, LABEL_STAGES, UNLABELED
 
 if TYPE_CHECKING:
     from syn4seg.files import AnyPath
 
-TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled (APR)", "label": "label (SABR)"}
 SPECIAL = {BACKGROUND: ("background", (24, 24, 24)), UNLABELED: ("unlabeled", (255, 255, 255))}
 """Names and RGB colours of the two label values that mean no class."""
 CELL = 2.2
@@ -46,10 +46,7 @@ def show(sample: Shown | RunDir | AnyPath | str, sample_id: str | None = None, d
     """
     if isinstance(sample, Shown):
         return Picture(sample, tuple(names))
-    run = sample if isinstance(sample, RunDir) else RunDir(sample)
-    config = run.stored()
-    if config is None:
-        raise ValueError(f"{run.root}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    run = sample if isinstance(sample, RunDir) else opened(str(sample))
     draws = [known.number for known in run.draws()]
     if draw not in draws:
         raise ValueError(
@@ -63,7 +60,7 @@ def show(sample: Shown | RunDir | AnyPath | str, sample_id: str | None = None, d
             f"sample_id is {sample_id!r}; expected one of the {len(ids)} samples of draw {draw}, e.g. {', '.join(near)}"
         )
     (shown,) = next(pages(run, draw, records.slice(ids.index(sample_id), 1)))
-    return Picture(shown, tuple(names) or class_names(run, config))
+    return Picture(shown, tuple(names) or class_names(run, load(run.config)))
 
 
 class Picture:
@@ -90,18 +87,24 @@ class Picture:
     def panels(self) -> dict[str, np.ndarray]:
         """Title -> RGB uint8 (H, W, 3), in the order in which they are shown; a fault has none."""
         made = {} if self.sample.image is None else {"image": self.sample.image}
-        table = np.array([_color(k) for k in range(256)], np.uint8)
-        return made | {TITLES[s]: table[self.sample.labels[s]] for s in LABEL_STAGES if s in self.sample.labels}
+        table = np.zeros((256, 3), np.uint8)
+        for value, (_, color) in self._values.items():
+            table[value] = color
+        return made | {STAGE_TITLES[s]: table[self.sample.labels[s]] for s in LABEL_STAGES if s in self.sample.labels}
 
     @property
     def legend(self) -> dict[str, tuple[int, int, int]]:
         """Name -> RGB of every label value that occurs, background first."""
-        values = sorted({int(k) for label in self.sample.labels.values() for k in np.unique(label)})
-        return {self._name(k): _color(k) for k in values}
+        return dict(self._values.values())
+
+    @property
+    def _values(self) -> dict[int, tuple[str, tuple[int, int, int]]]:
+        """Name and RGB of every label value that occurs, sorted; of a class the colour that it has in the report."""
+        occur = sorted({int(k) for label in self.sample.labels.values() for k in np.unique(label)})
+        codes = colors_of(max([len(self.names), *(k + 1 for k in occur if k not in SPECIAL)]))
+        return {k: SPECIAL[k] if k in SPECIAL else (self._name(k), _rgb(codes[k])) for k in occur}
 
     def _name(self, index: int) -> str:
-        if index in SPECIAL:
-            return SPECIAL[index][0]
         return self.names[index] if index < len(self.names) else f"class {index}"
 
     def save(self, path: str | Path) -> None:
@@ -153,12 +156,7 @@ class Picture:
         return data.getvalue()
 
 
-def _color(index: int) -> tuple[int, int, int]:
-    """RGB of a label value: the same for a class in every picture."""
-    if index in SPECIAL:
-        return SPECIAL[index][1]
-    turn, color = divmod(index - 1, len(COLORS))
-    code = COLORS[color]
-    fade = 0.6**turn  # later classes are darker tones of the same palette
-    red, green, blue = (round(fade * int(code[i : i + 2], 16)) for i in (1, 3, 5))
+def _rgb(code: str) -> tuple[int, int, int]:
+    """The three bytes of `#rrggbb`."""
+    red, green, blue = bytes.fromhex(code.removeprefix("#"))
     return red, green, blue

@@ -4,6 +4,7 @@
 # (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.config import Config
-from syn4seg.files import StoreError, exists, read_json
+from syn4seg.files import exists, read_json
 from syn4seg.rundir import RunDir
-from syn4seg.schema import RECORD
+from syn4seg.schema import BACKGROUND, RECORD, UNLABELED
 from syn4seg.tables import read_parquet
 
+STAGE_TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled (APR)", "label": "label (SABR)"}
+"""What the label stages are called above a picture."""
 PAGE = 64
 """Samples that are in memory at a time."""
 
@@ -40,6 +43,22 @@ class Shown:
 
 
 def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
+    """Name of every class index of a run's labels, background first, for people to look at: `exact_names`, or, of a run without
+    results whose data set is not there, those of its prompts, which name the novel classes; each other one is "class K"."""
+    try:
+        return exact_names(run, config)
+    except ValueError:
+        if not exists(run.prompts):
+            return ("background",)
+    novel = read_parquet(run.prompts, ["class_id", "class"])
+    novel = novel.filter(pc.and_(pc.greater(novel["class_id"], BACKGROUND), pc.less(novel["class_id"], UNLABELED)))
+    known = dict(zip(novel["class_id"].to_pylist(), novel["class"].to_pylist(), strict=True)) | {
+        BACKGROUND: "background"
+    }
+    return tuple(known.get(index, f"class {index}") for index in range(max(known) + 1))
+
+
+def exact_names(run: RunDir, config: Config) -> tuple[str, ...]:
     """Name of every class index of a run's labels, background first: as results.json has them, else as the data set has.
 
     Raises:
@@ -85,13 +104,14 @@ def pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> Iterat
 
 
 def _page(run: RunDir, draw: int, rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[Shown]:
+    return [_damaged(record, found) if isinstance(found, ValueError) else Shown(found[0].record, found[1], found[0].labels)
+            for record, found in zip(records, run.draw(draw).read_each(rows), strict=True)]  # fmt: skip
+
+
+def _damaged(record: dict[str, Any], error: ValueError) -> Shown:
+    known = {key: value for key, value in record.items() if value is not None}
     try:
-        found = run.draw(draw).read(rows)
-        return [Shown(sample.record, image, sample.labels) for sample, image in found]
-    except StoreError:
-        raise
-    except ValueError as error:
-        if len(rows) == 1:
-            record = {k: v for k, v in records[0].items() if v is not None}
-            return [Shown(record | {"audit": {}}, None, {}, str(error))]
-        return [_page(run, draw, [row], [record])[0] for row, record in zip(rows, records, strict=True)]
+        audit = json.loads(known.get("audit", "{}"))
+    except ValueError:
+        audit = {}
+    return Shown(known | {"audit": audit}, None, {}, str(error))
