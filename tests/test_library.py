@@ -25,6 +25,7 @@ from syn4seg.library.arrays import mask_stack
 from syn4seg.prompts.bank import NEAR, build_bank, unit_rows
 from syn4seg.report.picture import Picture
 from syn4seg.report.reading import Shown
+from syn4seg.report.sheets import colors_of
 from syn4seg.rundir import RunDir
 from syn4seg.segmenter.evaluation import confusion, metrics
 from syn4seg.stages.setup import load_dataset
@@ -281,6 +282,17 @@ def test_a_bank_whose_encoder_failed_is_as_it_was():
     assert [c.why for c in bank.offer(["a dog", "a cat"])] == ["", ""]
 
 
+@pytest.mark.parametrize("how", ["given", "encoded"])
+def test_a_bank_keeps_nothing_of_the_callers_embeddings_but_their_kind(how):
+    for given in (np.eye(3), torch.eye(3)):
+        bank = syn4seg.PromptBank(encoder=lambda _, given=given: given)
+        bank.offer(["a", "b", "c"], given if how == "given" else None)
+        kept = bank._kind
+        held = kept.untyped_storage().nbytes() if isinstance(kept, torch.Tensor) else kept.nbytes
+        assert held == 0 and getattr(kept, "base", None) is None
+        assert type(bank.embeddings) is type(given) and bank.embeddings.shape == (3, 3)
+
+
 # --------------------------------------------------------------------------------------------------- scoring
 def test_scores_are_those_of_one_confusion_matrix_whatever_the_numbers_of_the_classes_and_however_the_images_come():
     rng = seeded("library", "scores")
@@ -345,8 +357,23 @@ def test_a_sample_of_a_run_is_shown_with_every_label_its_classes_prompt_and_reas
     assert (tmp_path / "x.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and page in (tmp_path / "x.html").read_text()
     with pytest.raises(ValueError, match=r"sample_id is 'hdig'; expected one of the 24 samples of draw 1, e.g. hdig-"):
         syn4seg.show(finished[0], "hdig", draw=1)
+    with pytest.raises(ValueError, match=r"not a run \(no config.yaml\)"):
+        syn4seg.show(tmp_path, record["sample_id"])
     with pytest.raises(ValueError, match=r"draw is 7; expected one of \[0, 1\]"):
         syn4seg.show(finished[0], record["sample_id"], draw=7)
+
+
+def test_every_class_of_a_picture_has_the_colour_of_the_report_and_none_looks_like_the_background():
+    label = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    names = ["background", *(f"name {k}" for k in range(1, 255))]
+    for given in ((), names):
+        picture = syn4seg.show(Shown({}, None, {"label": label}), names=given)
+        pixels = picture.panels["label (SABR)"].reshape(256, 3)
+        for value, code in enumerate(colors_of(255)[1:], 1):
+            assert bytes(pixels[value]).hex() == code[1:]
+            assert np.abs(pixels[value].astype(int) - pixels[0]).max() > 100
+        np.testing.assert_array_equal(pixels[[0, 255]], [picture.legend["background"], picture.legend["unlabeled"]])
+    assert syn4seg.show(Shown({}, None, {"label": label[:1, :4]}), names=names).legend["name 3"] == tuple(pixels[3])
 
 
 def test_a_picture_escapes_what_it_shows_and_needs_neither_image_nor_display():

@@ -98,6 +98,15 @@ def test_a_line_without_numbers_is_no_point(text):
     assert point(text, 0) is None
 
 
+@pytest.mark.parametrize("odd", ["NaN", "Infinity", "-Infinity", "1" + "0" * 400])
+def test_a_number_that_is_none_ends_no_logger(odd):
+    found = point(f'{{"stage": "base", "epoch": {odd}, "done": 4, "time": {odd}, "loss": 0.5, "lr": {odd}}}', 7)
+    assert found is not None and (found.step, found.values) == (4, {"base/loss": 0.5})
+    assert 0 < found.time < 1e12
+    found = point(f'{{"stage": "base", "epoch": {odd}, "loss": 0.5}}', 7)
+    assert found is not None and found.step == 7
+
+
 def test_parameters_are_the_science_alone_and_name_no_place_on_the_machine(tmp_path):
     weights = tmp_path / "weights.pth"
     weights.touch()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.library.arrays import alike, number, real
+from syn4seg.library.arrays import alike, is_tensor, number, real
 from syn4seg.library.progress import Progress, reporting
 from syn4seg.prompts.bank import Candidate, judge, unit_rows, why_unread
 
@@ -75,7 +75,7 @@ class PromptBank:
             for start in range(0, len(texts), batch):
                 part = slice(start, start + batch)
                 found += self._decide(texts[part], None if rows is None else rows[part])
-                self._kind = embeddings if self._kind is None else self._kind
+                self._kind = _kind(embeddings) if self._kind is None else self._kind
                 report(len(found), len(texts))
         return found
 
@@ -88,7 +88,7 @@ class PromptBank:
                 return rows[[not why for why in unread]]
             assert self.encoder is not None
             made = self.encoder(fresh)
-            self._kind = made if self._kind is None else self._kind
+            self._kind = _kind(made) if self._kind is None else self._kind
             return _rows(made, fresh, self._vectors)
 
         verdicts = judge(texts, unread, encode, self._vectors, self.lambda_prompt, len(texts))
@@ -100,6 +100,13 @@ class PromptBank:
             (self.refused if why else self.accepted).append(found[-1])
             self._vectors += [] if why else [vector]
         return found
+
+
+def _kind(embeddings: Any) -> Any:
+    """An empty array or tensor like these, on their device; a slice of them would keep all of the caller's memory."""
+    if embeddings is None:
+        return None
+    return embeddings.new_empty(0) if is_tensor(embeddings) else np.empty(0)
 
 
 def _rows(embeddings: Array, texts: Sequence[str], known: Sequence[np.ndarray]) -> np.ndarray:

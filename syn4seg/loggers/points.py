@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from syn4seg.config import Config
 
@@ -43,9 +43,14 @@ def point(text: str | bytes, line: int) -> Point | None:
         f"draw{found[key]}" if key == "draw" else str(found[key]) for key in NAMED_BY if found.get(key) is not None
     ]
     values = dict(_numbers({k: v for k, v in found.items() if k not in NO_CURVE}, prefix))
-    step = next((int(found[key]) for key in STEPS if isinstance(found.get(key), int | float)), line)
+    step = next((int(found[key]) for key in STEPS if _finite(found.get(key))), line)
     told = found.get("time")
-    return Point(step, told if isinstance(told, int | float) else time.time(), line, values) if values else None
+    return Point(step, told if _finite(told) else time.time(), line, values) if values else None
+
+
+def _finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _numbers(tree: dict[str, Any], prefix: list[str]) -> Iterator[tuple[str, float]]:
@@ -53,7 +58,7 @@ def _numbers(tree: dict[str, Any], prefix: list[str]) -> Iterator[tuple[str, flo
         path = [*prefix, key or "none"]
         if isinstance(value, dict):
             yield from _numbers(value, path)
-        elif isinstance(value, int | float) and math.isfinite(value):
+        elif _finite(value):
             yield re.sub(r"[^A-Za-z0-9_./ -]", "_", "/".join(path)), float(value)
 
 
