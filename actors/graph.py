@@ -159,22 +159,22 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         ValueError: the placement does not fit, or more than `placement.max_quarantined` of the finished samples are faults.
     """
     run.samples.compact(draw)
-    plan, images, earlier = run.read_plan(), run.samples.images(), Counter()
+    plan, images, ended = run.read_plan(), run.samples.images(), Counter()
     planned = pc.sum(pc.invert(plan["padding"])).as_py()
     if draw is None:
         finished = [*images["sample_id"].to_pylist(), *run.noted()]
     else:
         complete = run.draw(draw).complete()
-        finished, earlier = complete["sample_id"], counted(complete["reason"])
+        finished, ended = complete["sample_id"], counted(complete["reason"])
     rows, steps = todo(plan, finished, images), stages(config, run, names, draw)
-    reasons: Counter = Counter()
+    reasons, kinds = Counter(), _kinds(ended)
     done = planned - (pc.sum(rows["todo"]).as_py() or 0)
     pulse = Pulse(run.log, stage="stream", draw=draw)
 
     def tell() -> None:
-        progress(done, planned, earlier + reasons)
-        pulse(done, planned, reasons=_kinds(earlier + reasons))
-        _stop_if_failing(config, earlier + reasons, planned)
+        progress(done, planned, ended)
+        pulse(done, planned, reasons=kinds)
+        _stop_if_failing(config, ended, kinds, planned)
 
     tell()
     if rows.num_rows == 0:
@@ -182,8 +182,11 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     started, first, audits = time.time(), done, []
     merged = started
     for batch in _run(config, run, rows, steps, draw, note, beside):
-        reasons.update(str(r) for r in batch["reason"])
-        done += len(batch["reason"])
+        new = Counter(str(r) for r in batch["reason"])
+        reasons.update(new)
+        ended.update(new)
+        kinds.update(_kinds(new))
+        done += new.total()
         tell()
         audits += [json.loads(text) for text in batch["synthesis_audit"] if text != "{}"]
         if time.time() - merged > COMPACT_SECONDS:
@@ -251,14 +254,14 @@ def _resized(
     return [replace(step, pool=found[step.name]) for step in steps], line
 
 
-def _stop_if_failing(config: Config, reasons: Counter, planned: int) -> None:
+def _stop_if_failing(config: Config, reasons: Counter, kinds: Counter, planned: int) -> None:
     """Refuses to go on if too many of the samples that have ended so far are faults; the first `FEW` are too few to tell."""
-    kinds = Counter({kind: count for kind, count in _kinds(reasons).items() if kind.startswith(FAULT)})
-    limit, ended = config.placement.max_quarantined, sum(reasons.values())
-    if kinds.total() > limit * max(ended, min(planned, FEW)):
-        worst = kinds.most_common(1)[0][0]
+    faults = Counter({kind: count for kind, count in kinds.items() if kind.startswith(FAULT)})
+    limit, ended = config.placement.max_quarantined, kinds.total()
+    if faults.total() > limit * max(ended, min(planned, FEW)):
+        worst = faults.most_common(1)[0][0]
         said = next(reason for reason in reasons if reason.startswith(FAULT) and _kind(reason) == worst)
-        raise ValueError(f"{kinds.total()} of {planned} samples are quarantined ({ended} have ended so far), more than "
+        raise ValueError(f"{faults.total()} of {planned} samples are quarantined ({ended} have ended so far), more than "
                          f"placement.max_quarantined={limit:g}; most frequent: {said}. Mend the cause, delete "
                          "quarantined/, and run the same command again, which makes these samples anew")  # fmt: skip
 

@@ -22,14 +22,18 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from actors import graph
+from syn4seg.config import load
 from syn4seg.files import StoreError, at
 from syn4seg.pulse import Pulse
 from syn4seg.rundir import RunDir
+from syn4seg.samples import Sample
 from syn4seg.stages.novel import rows_of
+from syn4seg.stages.plan import planned
 from syn4seg.watch import state as states
 from syn4seg.watch.screen import follow, headline, line, picture
 from syn4seg.watch.state import STALE_SECONDS, Watcher, snapshot
-from syn4seg.watch.story import Load, Story, Work, pace
+from syn4seg.watch.story import Load, Story, Work, another_stream, pace, tells_load
 
 
 def command(*words) -> list[str]:
@@ -388,6 +392,15 @@ def test_stages_are_in_the_order_of_the_stream_with_what_is_left_of_them():
     story.tell([load_line(6, None, synthesis=8), load_line(7, 0)])  # images alone, which have no draw
 
 
+def test_a_line_is_of_another_stream_if_its_draw_is_another_or_it_counts_anew():
+    assert not another_stream(load_line(10, 0), load_line(10, 0))
+    assert another_stream(load_line(10, 0), load_line(20, 1)) and another_stream(load_line(10, 0), load_line(20, None))
+    assert another_stream(load_line(10, 0), load_line(9, 0)) and another_stream(
+        load_line(10, 0), {"draw": 0, "seconds": "x"}
+    )
+    assert tells_load(load_line(1, 0)) and not any(map(tells_load, ({}, {"stages": 3}, {"stages": {"labeling": None}})))
+
+
 # --------------------------------------------------------------------------------------------------------- the screen
 EVIL = "[bold red]x[/] \x1b[31m\r\n[link=file:///etc]y" + "ü字" * 40
 
@@ -451,6 +464,28 @@ def test_a_pulse_that_cannot_be_written_ends_nothing():
         raise StoreError("no room")
 
     Pulse(full)(1, 1)
+
+
+def test_a_stream_counts_each_sample_that_ended_once_and_says_all_that_have(fresh, small, monkeypatch):
+    run, names = fresh
+    ids = planned(run)["sample_id"].to_pylist()
+    run.draw(0).write([Sample({"sample_id": s, "class": "ball", "class_id": 9, "reason": f"no {s}", "prompt": "", "noise_seed": 1,
+                               "batch": 0}, {}) for s in ids[:8]])  # fmt: skip
+    ended = [["", "small"], ["fault: labeling: Bad: row 3"], *[["small", ""]] * 6]
+    batches = [{"reason": reasons, "synthesis_audit": ["{}"] * len(reasons)} for reasons in ended]
+    monkeypatch.setattr(graph, "_run", lambda *_: iter(batches))
+    kind, asked, told = graph._kind, [], []
+    monkeypatch.setattr(graph, "_kind", lambda reason: asked.append(reason) or kind(reason))
+    config = load(None, [*small, "placement.max_quarantined=0.9"])
+    found = graph.stream(config, run, names, 0, lambda done, _, reasons: told.append((done, Counter(reasons))))
+    mine = Counter(reason for reasons in ended for reason in reasons)
+    assert found == mine and len(asked) == 8 + mine.total()
+    before = Counter(f"no {s}" for s in ids[:8])
+    for batch, (done, reasons) in enumerate(told):
+        so_far = before + Counter(reason for reasons in ended[:batch] for reason in reasons)
+        assert (done, reasons) == (so_far.total(), so_far)
+    pulses = [line for line in map(json.loads, run.metrics.read_text().splitlines()) if line.get("kind") == "pulse"]
+    assert pulses[0]["reasons"] == before
 
 
 def test_every_line_has_its_time(tmp_path):

@@ -147,13 +147,10 @@ class Story:
             work.note = f"draw {line.get('draw')}, {_loss(line)}"
 
     def _load(self, line: dict[str, Any]) -> None:
-        if not isinstance(line.get("stages"), dict) or not all(isinstance(v, dict) for v in line["stages"].values()):
-            return
-        if self.loads:  # another stream counts from zero
-            before = self.loads[-1]
-            if line.get("draw") != before.get("draw") or _seconds(line) < _seconds(before):
+        if tells_load(line):
+            if self.loads and another_stream(self.loads[-1], line):
                 self.loads.clear()
-        self.loads.append(line)
+            self.loads.append(line)
 
     # ------------------------------------------------------------------------------------------------- in words
     def said(self) -> str:
@@ -184,6 +181,16 @@ class Story:
     def funnel(self) -> dict[int | None, dict[str, int]]:
         """Reasons by draw."""
         return {draw: work.reasons for (name, draw), work in self.works.items() if name == "stream" and work.reasons}
+
+
+def tells_load(line: dict[str, Any]) -> bool:
+    """Whether a line of kind `load` has values by stage, as all that are sound do."""
+    return isinstance(line.get("stages"), dict) and all(isinstance(v, dict) for v in line["stages"].values())
+
+
+def another_stream(before: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Whether a line of kind `load` is of another stream than the one before it: each draw, and each start, counts from zero."""
+    return line.get("draw") != before.get("draw") or _seconds(line) < _seconds(before)
 
 
 def number(value: Any, otherwise: float | None = None) -> float | None:
