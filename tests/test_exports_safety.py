@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -191,6 +192,8 @@ def test_no_run_is_one_message_and_exit_code_2(tmp_path):
 
 def test_names_of_classes_are_never_made_up(tmp_path):
     run, config, _ = made_run(tmp_path)
+    novel = pa.table({"class_id": pa.array([3, 4], pa.int32()), "class": ["toy car", "bird.x"]})
+    pq.write_table(novel, run.prompts)
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(ValueError, match="data"):
         export(run, config, tmp_path / "out")
