@@ -63,7 +63,9 @@ def source(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
             return tasks
 
     blocks = max(1, math.ceil(rows.num_rows / rows_per_block))
-    return ray.data.read_datasource(Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READERS, override_num_blocks=blocks)
+    return ray.data.read_datasource(
+        Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READERS, override_num_blocks=blocks
+    )
 
 
 def through(stream: ray.data.Dataset, stage: Stage, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:

@@ -513,7 +513,9 @@ def sam_at(bench: Bench, net: Any, name: str, count: int) -> dict[str, Any]:
         started = time.perf_counter()
         expected = predictor_loop(net, images, hints)
         plain = time.perf_counter() - started
-    ours = SamRefiner(copy.deepcopy(net.cpu()), DEVICE, scale.images_per_pass)  # which changes the network that it is given
+    ours = SamRefiner(
+        copy.deepcopy(net.cpu()), DEVICE, scale.images_per_pass
+    )  # which changes the network that it is given
     clear()
     with peak() as memory:
         seconds = seconds_of(lambda: ours.masks(images, hints))

@@ -1,6 +1,6 @@
 """Writes docs/report.png: one sample in the report of a finished run, as Chromium shows it.
 
-    python docs/make_screenshot.py RUN [SAMPLE_ID]
+python docs/make_screenshot.py RUN [SAMPLE_ID]
 """
 
 from __future__ import annotations
