@@ -17,7 +17,7 @@ from syn4seg.files import at, write_atomically
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, in_turn, item_of, layer_url, sheets_of
 from syn4seg.report.page import chart, chosen_draw, environment, section, style, table_of_funnel
-from syn4seg.report.reading import Shown, class_names, pages, records_of
+from syn4seg.report.reading import Shown, exact_names, pages, records_of
 from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
 from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, UNLABELED
@@ -46,15 +46,15 @@ def write_comparison(
         The file, sentences for the terminal, and one line for each file that is damaged or missing.
 
     Raises:
-        ValueError: there are fewer than two runs, or their labels mean different classes.
+        ValueError: there are fewer than two runs, their classes differ, or an unfinished run's data set is not there.
         OSError: the file cannot be written.
     """
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run given: expected two or more, RUN_A RUN_B ...")
     configs, labels = [load(run.config) for run in runs], _labels(runs)
-    names = class_names(runs[0], configs[0])
+    names = exact_names(runs[0], configs[0])
     for run, config in zip(runs[1:], configs[1:], strict=True):
-        if class_names(run, config) != names:
+        if exact_names(run, config) != names:
             raise ValueError(f"{run.root}: its classes are not those of {runs[0].root} (data.source or data.fold differs), so "
                              "neither scores nor labels can be compared; give runs of the same data set and fold")  # fmt: skip
     draw = chosen_draw(configs[0], draw, runs[0])
@@ -193,7 +193,7 @@ def _differing(runs: Sequence[RunDir], draw: int, records: Sequence[pa.Table], n
     two = (pages(run, draw, table.take(order), AT_ONCE) for run, table in zip(runs, (a, b), strict=True))
     both = (list(zip(x, y, strict=True)) for x, y in zip(*two, strict=True))
     for thumbs, items in sheets_of(
-        both, lambda pair: _thumbs(*pair, made.side), lambda pair: _item(*pair, names, which)
+        both, lambda pair: _thumbs(pair[0], pair[1], made.side), lambda pair: _item(pair[0], pair[1], names, which)
     ):
         urls = {layer: layer_url(layer, thumbs, made.side, colors) for layer in ("image", "other", "a", "b")}
         urls["who"] = label_url(sheet([one.get("who") for one in thumbs], made.side), ["#000000", DIFFERS])

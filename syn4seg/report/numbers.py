@@ -22,6 +22,7 @@ from syn4seg.schema import FAULT, LABEL_STAGES, UNLABELED
 from syn4seg.stages.plan import HDIG, planned
 from syn4seg.stages.setup import draws_of
 from syn4seg.tables import read_parquet
+from syn4seg.watch import story
 
 PROMPTS = 600
 """Prompts on the map."""
@@ -236,20 +237,23 @@ def quality_of(run: RunDir, config: Config, draw: int, records: pa.Table) -> dic
 def loads(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """By stage of the stream: arrays seconds, rows_per_second, busy_share; streams follow one another, with a gap (nan)."""
     found: dict[str, dict[str, list[float]]] = {}
-    offset, before, draw = 0.0, 0.0, None
-    for line in (line for line in lines if line.get("kind") == "load"):
-        seconds, stages = line.get("seconds"), line.get("stages")
-        if not isinstance(seconds, int | float) or not isinstance(stages, dict):
-            continue  # not a line of this program
-        again = before > 0 and (seconds < before or line.get("draw") != draw)
-        offset, before, draw = offset + before * again, float(seconds), line.get("draw")
-        for name, values in stages.items():
+    offset, before = 0.0, None
+    for line in (line for line in lines if line.get("kind") == "load" and story.tells_load(line)):
+        again = before is not None and story.another_stream(before, line)
+        if before is not None and again:
+            offset += _number(before, "seconds", 0.0)
+        before, moment = line, offset + _number(line, "seconds", 0.0)
+        for name, values in line["stages"].items():
             series = found.setdefault(name, {"seconds": [], "rows_per_second": [], "busy_share": []})
-            for moment in [offset, offset + seconds] if again else [offset + seconds]:
-                series["seconds"].append(moment)
+            series["seconds"] += [offset, moment] if again else [moment]
             for key in ("rows_per_second", "busy_share"):
-                series[key] += [float("nan")] * again + [float(values.get(key, "nan"))]
+                series[key] += [float("nan")] * again + [_number(values, key, float("nan"))]
     return {name: {k: np.array(v, float) for k, v in series.items()} for name, series in found.items()}
+
+
+def _number(values: dict[str, Any], key: str, otherwise: float) -> float:
+    found = story.number(values.get(key))
+    return otherwise if found is None else float(found)
 
 
 def losses(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
