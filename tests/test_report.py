@@ -27,7 +27,8 @@ from syn4seg.config import load
 from syn4seg.report import charts, numbers
 from syn4seg.report.compare import write_comparison
 from syn4seg.report.gallery import changed_share, gallery, in_turn
-from syn4seg.report.page import visible, write_report
+from syn4seg.report.html import visible
+from syn4seg.report.page import write_report
 from syn4seg.report.reading import records_of
 from syn4seg.report.sheets import ROW, colors_of, label_url, provenance, sheet, shrunk
 from syn4seg.rundir import RunDir

@@ -16,7 +16,8 @@ from syn4seg.config import load
 from syn4seg.files import at, write_atomically
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, in_turn, item_of, layer_url, sheets_of
-from syn4seg.report.page import chart, chosen_draw, environment, section, style, table_of_funnel
+from syn4seg.report.html import chart, environment, section, style
+from syn4seg.report.page import chosen_draw, table_of_funnel
 from syn4seg.report.reading import Shown, exact_names, pages, records_of
 from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
 from syn4seg.rundir import RunDir
