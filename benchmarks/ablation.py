@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from record import machine, write
 
 from syn4seg.config import load
-from syn4seg.report.numbers import label_quality
+from syn4seg.report.numbers import label_quality, truth_of
 from syn4seg.report.reading import records_of
 from syn4seg.rundir import RunDir
 from syn4seg.segmenter.evaluation import metrics
@@ -70,8 +70,8 @@ def main() -> None:
                     per_draw.setdefault((RESULT_NAMES.get(row, row), metric), np.zeros((4, args.draws)))[
                         fold_number, draw
                     ] = found[metric]
-            if config.synthesis.model == "renderer":
-                for stage, values in label_quality(run, draw, accepted(run, draw), fold.to_index).items():
+            if (truth := truth_of(config)) is not None:
+                for stage, values in label_quality(run, draw, accepted(run, draw), truth).items():
                     for key, value in values.items():
                         quality.setdefault(stage, {}).setdefault(key, []).append(value)
     result = about | summary(per_draw, args.draws) | {

@@ -166,14 +166,17 @@ def test_label_quality_of_the_truth_itself_is_perfect_and_of_nothing_is_zero(run
         Image.fromarray(truth).save(run.draw(0).label("label", r["class"], r["sample_id"]))
         Image.fromarray(np.zeros_like(truth)).save(run.draw(0).label("draft", r["class"], r["sample_id"]))
     chosen = [r["sample_id"] for r in rows]
-    records = records_of(run, 0)
-    quality = numbers.label_quality(run, 0, records.filter(pc.is_in(records["sample_id"], pa.array(chosen))), table)
+    records, truth = records_of(run, 0), numbers.truth_of(load(run.config))
+    quality = numbers.label_quality(run, 0, records.filter(pc.is_in(records["sample_id"], pa.array(chosen))), truth)
     assert (
         quality["label"]["target_iou"]
         == quality["label"]["boundary_iou_2px"]
         == quality["label"]["labelled_share"]
         == 1
     )
+    run.draw(0).manifest.unlink()
+    items = {item["id"]: item for item in data_of(written(run))["items"]}
+    assert all(items[sample]["iou"] == 1 for sample in chosen)
     assert quality["draft"]["target_iou"] == quality["draft"]["target_recall"] == 0
 
 

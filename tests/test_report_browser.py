@@ -94,10 +94,10 @@ def test_filters_show_what_fits_them_and_nothing_else(watched, run):
     page.fill("#search", "")
     similar = {row["sample_id"]: [r["similarity"] for r in json.loads(row["audit"]).get("regions", ())
                                   if r["class"] == row["class_id"] and r["similarity"] is not None] for row in rows}  # fmt: skip
-    least = sorted(max(values) for values in similar.values() if values)[1]
-    page.evaluate(f"const s = document.getElementById('score'); s.value = {least}; s.dispatchEvent(new Event('input'))")
+    most = sorted(max(values) for values in similar.values() if values)[1]
+    page.evaluate(f"const s = document.getElementById('score'); s.value = {most}; s.dispatchEvent(new Event('input'))")
     at = float(page.input_value("#score"))
-    assert shown(page) == sum(max(values, default=-2) >= at for values in similar.values()) > 0
+    assert 0 < shown(page) == sum(max(values, default=-2) <= at for values in similar.values()) < len(similar)
 
 
 def test_sorting_by_change_puts_the_most_changed_first(watched):
@@ -110,7 +110,8 @@ def test_sorting_by_change_puts_the_most_changed_first(watched):
 
 def test_the_keyboard_walks_opens_slides_and_closes(watched):
     page = watched.page
-    page.locator("#cards .card").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.i") == "0"
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.i") == "1"
     page.keyboard.press("Enter")
@@ -133,6 +134,9 @@ def test_the_keyboard_walks_opens_slides_and_closes(watched):
     assert page.evaluate("document.activeElement.dataset.i") == "1"
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
+    page.keyboard.type("a")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.dataset.i") == "0" and page.input_value("#search") == "a"
 
 
 def test_an_opened_sample_tells_its_story(watched, run):
@@ -205,8 +209,24 @@ def test_a_stage_that_was_never_made_is_not_shown_as_background(watched, run):
     row = next(r for r in records_of(run, 0).to_pylist() if r["reason"])
     watched.page.fill("#search", row["sample_id"])
     watched.page.locator("#cards .card").first.click()
-    assert watched.page.locator("#panes .pane:last-child .absent").text_content() == "not made"
+    assert watched.page.locator("#panes .pane:nth-child(5) .absent").text_content() == "not made"
     assert watched.page.locator("#panes .absent").count() == 1
+    watched.page.keyboard.press("p")
+    assert watched.page.is_visible("#panes .pane:nth-child(4) .who")
+
+
+def test_what_needs_attention_comes_first(watched, run):
+    page = watched.page
+    shares = {
+        i["id"]: dict(i["shares"]).get(i["k"], 0) for i in json.loads(page.text_content("#gallery-data"))["items"]
+    }
+    page.select_option("#sort", "target")
+    page.locator("#cards .card").first.click()
+    assert shares[page.text_content("#title").split(": ")[1]] == min(shares.values())
+    page.keyboard.press("Escape")
+    page.select_option("#sort", "truth")
+    found = [float(text.split("IoU ")[1][:4]) for text in page.locator(".card .words").all_text_contents()]
+    assert found == sorted(found)
 
 
 def colours(page, selector):
@@ -237,7 +257,7 @@ def test_who_decided_a_pixel_is_painted_as_the_labels_say(chromium, run, tmp_pat
         it.page.evaluate("document.documentElement.style.setProperty('--opacity', 1)")
         it.page.wait_for_timeout(500)
         assert it.page.locator("#panes .who .stack").count() == (4 if beside else 0)
-        seen = colours(it.page, "#panes .pane:last-child .view")
+        seen = colours(it.page, "#panes .pane:nth-child(5) .view")
         for code in range(1, len(WHO_COLORS)):
             assert abs(near(seen, WHO_COLORS[code]) - (codes == code).mean()) < 0.03, code
         assert len(np.unique(codes)) >= 3

@@ -71,7 +71,8 @@ def write_comparison(
         "runs": [{"name": label, "unfinished": ", ".join(f"{what} {done} of {planned or '?'}" for what, done, planned
                                                           in numbers.progress_of(run, config) if done < max(1, planned))}
                  for label, run, config in zip(labels, runs, configs, strict=True)],
-        "settings": _settings(configs), "table": table, "charts": _charts(results, labels), "draw": draw, "style": style(),
+        "settings": _settings(configs), "table": table, "sentences": sentences,
+        "charts": _charts(results, labels), "draw": draw, "style": style(),
         "funnel": _funnels(runs, records), "matched": matched, "damage": made.damage, "warnings": _warnings(results, labels),
     }  # fmt: skip
     target = at(to)
@@ -135,6 +136,9 @@ def _table(
             if row == rows[-1] and metric == "novel":
                 told = [f"{label} {percent(s) if s else '-'}" for label, s in zip(labels, spreads, strict=True)]
                 sentences = [f"{TITLES.get(row, row)}, novel mIoU: {', '.join(told)}"]
+    shown = [values for _, _, values in table]
+    if shown and all(value in ("+0.0", values[0]) for values in shown for value in values[1:]):
+        sentences.append("every score is the same")
     return table, sentences
 
 
@@ -155,7 +159,7 @@ def _charts(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> 
         before, after = (r["per_class"][common[-1]] for r in (first, result))
         gains = {name: 100 * (after[name]["mean"] - before[name]["mean"]) for name in before
                  if before[name]["mean"] is not None and after.get(name, {}).get("mean") is not None}  # fmt: skip
-        if gains:
+        if any(gains.values()):
             found.append(chart(f"IoU by class: {label} minus {labels[0]}", charts.deltas(gains, "difference in points"),
                                f"{TITLES.get(common[-1], common[-1])}; blue is a gain over the first run."))  # fmt: skip
     return found

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.files import each
-from syn4seg.report.reading import Shown, pages
+from syn4seg.report.reading import Shown, Truth, pages
 from syn4seg.report.sheets import ROW, WHO_COLORS, label_url, photo_url, provenance, sheet, shrunk
 from syn4seg.rundir import RunDir
 from syn4seg.samples import FileSamples
@@ -75,33 +75,39 @@ def in_turn(records: pa.Table) -> np.ndarray:
 
 
 def gallery(run: RunDir, draw: int, records: pa.Table, colors: Sequence[str], progress: Callable[[int, int], None],
-            budget: int = BUDGET) -> Gallery:  # fmt: skip
+            truth: Truth | None = None, budget: int = BUDGET) -> Gallery:  # fmt: skip
     """The gallery of one draw.
 
     Args:
         records: as `records_of`.
         colors: of the class indices.
         progress: told (done, total).
+        truth: as `numbers.truth_of`; then every sample also shows its exact label, and its IoU with it.
         budget: bytes that it may take.
     """
     rows = records.filter(pc.invert(pc.starts_with(records["reason"], FAULT)))
     made = Gallery(next(side for most, side in SIDES if len(rows) <= most), total=len(rows))
+    layers = LAYERS if truth is None else (*LAYERS, "truth")
     spent, ordered = 0, rows.take(in_turn(rows)) if len(rows) else rows
-    for thumbs, items in sheets_of(
-        pages(run, draw, ordered, AT_ONCE), lambda shown: thumbs_of(shown, made.side), item_of
-    ):
-        urls = dict(
-            zip(LAYERS, each(partial(layer_url, thumbs=thumbs, side=made.side, colors=colors), LAYERS), strict=True)
-        )
+    seen = (_with_truth(page, truth) for page in pages(run, draw, ordered, AT_ONCE))
+    for thumbs, items in sheets_of(seen, lambda one: thumbs_of(one, made.side), item_of):
+        paint = partial(layer_url, thumbs=thumbs, side=made.side, colors=colors)
+        urls = dict(zip(layers, each(paint, layers), strict=True))
         spent += sum(map(len, urls.values())) + len(json.dumps(items))
         if spent > budget:
             break
-        for layer in LAYERS:
+        for layer in layers:
             made.sheets.setdefault(layer, []).append(urls[layer])
         made.items += items
         made.damage += [item["damage"] for item in items if "damage" in item]
         progress(len(made.items), len(ordered))
     return made
+
+
+def _with_truth(page: Sequence[Shown], truth: Truth | None) -> list[Shown]:
+    if truth is None:
+        return list(page)
+    return [s if s.image is None else replace(s, truth=truth(s.record, s.image.shape[0])) for s in page]
 
 
 Thumbs = list[dict[str, np.ndarray]]
@@ -130,6 +136,7 @@ def thumbs_of(shown: Shown, side: int) -> dict[str, np.ndarray]:
     """The layers of a sample that there are, small."""
     layers = {} if shown.image is None else {"image": shrunk(shown.image, side)}
     layers |= {stage: shrunk(label, side) for stage, label in shown.labels.items()}
+    layers |= {} if shown.truth is None else {"truth": shrunk(shown.truth, side)}
     return layers | ({"who": shrunk(provenance(shown.labels), side)} if shown.labels else {})
 
 
@@ -162,6 +169,9 @@ def item_of(shown: Shown) -> dict[str, Any]:
     item["stages"] = list(shown.labels)
     if shown.labels:
         last = shown.labels[item["stages"][-1]]
+        if shown.truth is not None:
+            both, either = (f(last == target, shown.truth == target) for f in (np.logical_and, np.logical_or))
+            item["iou"] = round(float(both.sum() / max(1, either.sum())), 4)
         item["shares"] = [[int(k), round(float(n) / last.size, 4)]
                           for k, n in zip(*np.unique(last, return_counts=True), strict=True)]  # fmt: skip
     return {key: value for key, value in item.items() if value not in ("", None, {}, [])}

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from syn4seg.config import Config
 from syn4seg.files import MAX_TABLE, exists, read_bytes, read_json
-from syn4seg.report.reading import pages
+from syn4seg.report.reading import Truth, pages
 from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, LABEL_STAGES, UNLABELED
 from syn4seg.stages.plan import HDIG, planned
@@ -178,25 +178,27 @@ def prompt_map(run: RunDir) -> list[dict[str, Any]]:
 
 
 # -------------------------------------------------------------------------------------------------- label quality
-def label_quality(run: RunDir, draw: int, records: pa.Table, table: np.ndarray) -> dict[str, dict[str, float]]:
+def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth
+                  ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Quality of each stage's labels of samples that the renderer made, against its exact masks.
 
     Args:
         records: of the samples to compare.
-        table: class number of the embedded world -> class index, as `Fold.to_index`.
+        truth_of_one: as `truth_of` gives it.
 
     Returns:
         By stage, each in [0, 1]: target_iou, target_precision, target_recall, boundary_iou_2px, labelled_share.
     """
-    from syn4seg.models.renderer import Renderer
     from syn4seg.segmenter.evaluation import boundary_iou, confusion
 
     found: dict[str, tuple[list, list, list]] = {stage: ([], [], []) for stage in LABEL_STAGES}
     for page in pages(run, draw, records):
         for shown in (s for s in page if s.labels):
             record = shown.record
-            renderer = Renderer(shown.labels["label"].shape[0])
-            truth = table[renderer.truth(record["prompt"], record["noise_seed"])] == record["class_id"]
+            exact = truth_of_one(record, shown.labels["label"].shape[0])
+            if exact is None:
+                continue
+            truth = exact == record["class_id"]
             for stage, (labels, truths, known) in found.items():
                 label = shown.labels[stage]
                 labels.append(np.where(label == UNLABELED, UNLABELED, label == record["class_id"]).astype(np.uint8))
@@ -216,21 +218,36 @@ def label_quality(run: RunDir, draw: int, records: pa.Table, table: np.ndarray) 
     return quality
 
 
-def quality_of(run: RunDir, config: Config, draw: int, records: pa.Table) -> dict[str, dict[str, float]]:
-    """`label_quality` of accepted samples of the diverse bank, at most `MEASURED`; empty where the truth is not known."""
+def truth_of(config: Config) -> Truth | None:
+    """What tells the exact label of an image, or None where nothing does: the renderer can draw an image once more."""
     if (
         config.synthesis.source != "generate"
         or config.synthesis.model != "renderer"
         or config.data.source != "embedded"
     ):
-        return {}
+        return None
+    from syn4seg.models.renderer import Renderer
     from syn4seg.stages.setup import load_dataset
 
+    table = load_dataset(config)[1].to_index
+
+    def drawn_again(record: dict[str, Any], side: int) -> np.ndarray | None:
+        try:
+            return table[Renderer(side).truth(record["prompt"], record["noise_seed"])].astype(np.uint8)
+        except ValueError:  # no prompt of the embedded world: somebody changed the record
+            return None
+
+    return drawn_again
+
+
+def quality_of(run: RunDir, config: Config, draw: int, records: pa.Table) -> dict[str, dict[str, float]]:
+    """`label_quality` of accepted samples of the diverse bank, at most `MEASURED`; empty where the truth is not known."""
+    truth = truth_of(config)
     wanted = records.filter(pc.and_(pc.equal(records["reason"], ""), pc.starts_with(records["sample_id"], HDIG)))
-    if not len(wanted):
+    if truth is None or not len(wanted):
         return {}
     step = -(-len(wanted) // MEASURED)
-    return label_quality(run, draw, wanted.take(np.arange(0, len(wanted), step)), load_dataset(config)[1].to_index)
+    return label_quality(run, draw, wanted.take(np.arange(0, len(wanted), step)), truth)
 
 
 # -------------------------------------------------------------------------------------------------- over time

@@ -53,15 +53,17 @@ def write_report(
     draw = chosen_draw(config, draw, run)
     records, names = records_of(run, draw), class_names(run, config)
     colors = colors_of(len(names))
-    made = gallery(run, draw, records, colors, progress)
+    truth = numbers.truth_of(config)
+    made = gallery(run, draw, records, colors, progress, truth)
     target, plane = at(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
     panes = [{"title": "image", "photo": "image"}]
-    panes += [{"title": title, "photo": "image", "label": stage} for stage, title in STAGE_TITLES.items()]
-    panes[-1]["who"] = "who"
+    panes += [{"title": title, "photo": "image", "label": stage, "who": "who"} for stage, title in STAGE_TITLES.items()]
+    panes += [] if truth is None else [{"title": "truth", "photo": "image", "label": "truth"}]
     shown = section(
         made, names, colors, panes,
         list(zip(WHO, WHO_COLORS, strict=True))[1:], "who decided",
-        files=_seen_from(run, target, files_beside(run, draw)), map=plane,
+        files=_seen_from(run, target, files_beside(run, draw)), map=plane, words=_words(config),
+        settings={"min_agreement": config.refinement.min_agreement},
     )  # fmt: skip
     quarantined, spoiled = _quarantined(run)
     damage = made.damage + spoiled
@@ -72,6 +74,18 @@ def write_report(
     )
     write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
     return target, damage
+
+
+def _words(config: Config) -> dict[str, str]:
+    """`WORDS` with the keys and values that decided."""
+    labeling = config.labeling
+    return WORDS | {
+        "area": f"too small an area (labeling.min_region={labeling.min_region})",
+        "confidence": f"too little confidence (labeling.tau_base={labeling.tau_base:g}, "
+        f"tau_background={labeling.tau_background:g})",
+        "target_too_small": f"{WORDS['target_too_small']} (labeling.min_target={labeling.min_target:g})",
+        "target_too_large": f"{WORDS['target_too_large']} (labeling.max_target={labeling.max_target:g})",
+    }  # fmt: skip
 
 
 def chosen_draw(config: Config, draw: int | None, run: RunDir) -> int:
@@ -122,9 +136,10 @@ def _values(run: RunDir, config: Config, draw: int, records: pa.Table, names: Se
     sections = [("results", "results"), ("funnel", "funnel"), ("samples", "samples")]
     sections += [("prompts", "prompt bank")] if prompts else []
     sections += [("time", "over time")] if drawn["time"] else []
-    about = f"{config.data.source}, fold {config.data.fold}, {config.data.shots}-shot, {config.data.draws} draw(s)"
+    about = f"{config.name}: {config.data.source}, fold {config.data.fold}, {config.data.shots}-shot, {config.data.draws} draw(s)"
     return {
-        "name": config.name, "about": about, "style": style(), "sections": sections, "draw": draw, "draws": config.data.draws,
+        "name": run.root.absolute().name, "about": about, "style": style(), "sections": sections, "draw": draw,
+        "draws": config.data.draws,
         "unfinished": [p for p in progress if p[1] < max(1, p[2])], "charts": drawn, "prompts": prompts, "words": WORDS,
         "funnel": _funnel(run, records, totals),
         "quality": [(STAGE_TITLES[stage], ["-" if math.isnan(v) else f"{100 * v:.1f}" for v in found.values()])

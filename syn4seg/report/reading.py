@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ PAGE = 64
 """Samples that are in memory at a time."""
 
 
+Truth = Callable[[dict[str, Any], int], np.ndarray | None]
+"""From a record and the side of its image to the exact label uint8 (side, side), or None where it is not known."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """One sample of a draw as it is on the disk.
@@ -34,12 +38,14 @@ class Shown:
         image: uint8 (H, W, 3) RGB, or None: a fault has none.
         labels: by stage (`schema.LABEL_STAGES`), uint8 (H, W); empty for a fault.
         damage: what is wrong with its files, or empty; then image and labels are missing.
+        truth: the exact label uint8 (H, W), where somebody knows it and was asked.
     """
 
     record: dict[str, Any]
     image: np.ndarray | None
     labels: dict[str, np.ndarray]
     damage: str = ""
+    truth: np.ndarray | None = None
 
 
 def class_names(run: RunDir, config: Config) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align
 th:first-child, .left { text-align: left; white-space: normal; }
 figure { margin: 1.5rem 0; } figcaption { font-weight: 600; }
 .chart { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; overflow-x: auto; max-width: 46rem; }
+@media (prefers-color-scheme: dark) { .chart { filter: invert(.9) hue-rotate(180deg); } }
 .chart svg { max-width: 100%; height: auto; display: block; }
 figure p { margin: .3rem 0; font-size: .9rem; max-width: 46rem; }
 """

@@ -37,12 +37,16 @@ def follow(run: RunDir, interval: float | None = None, once: bool = False, conso
         once: show it as it is now, and return.
 
     Raises:
+        ValueError: no run has begun there, and `once`.
         StoreError: it cannot be read, and `once`; otherwise that is shown, and tried again.
     """
     console = console or Console(highlight=False)
     watcher, wait = Watcher(run), interval or (INTERVAL if console.is_terminal else OFF_TERMINAL)
     if once:
-        console.print(picture(watcher.look()))
+        state = watcher.look()
+        if state.kind == "waiting":
+            raise ValueError(f"{run.root}: no run has begun there (no config.yaml); without --once this waits for it")
+        console.print(picture(state))
         return
     last = _followed(watcher, wait, console, sleep)
     console.print(picture(last))

@@ -51,14 +51,17 @@
                                style: { aspectRatio: `${w} / ${h}`, ...(width ? { width: width + "px" } : {}) } });
     if (item.damage) return make("div", { class: "bad" }, "damaged");
     node.append(sprite(item, pane.photo, "photo"));
-    if (pane.label && !(item.stages || []).includes(pane.label)) {
+    if (pane.label && !made(item, pane)) {
       node.append(make("span", { class: "absent" }, "not made"));
       return node;
     }
     if (pane.label) node.append(sprite(item, pane.label, "label"));
-    if (pane.who) node.append(sprite(item, pane.who, "who"));
+    if (decides(item, pane)) node.append(sprite(item, pane.who, "who"));
     return node;
   };
+  const made = (item, pane) => (item.stages || []).includes(pane.label) || (pane.label === "truth" && item.iou !== undefined);
+  // Who decided is shown over the last label that a sample has; a comparison shows its difference over both.
+  const decides = (item, pane) => pane.who && (pane.photo === "other" || pane.label === "a" || pane.label === (item.stages || []).at(-1));
 
   // Full pictures. Pixels of a file beside the page cannot be read by a script, so labels are coloured by a filter, and what a
   // stage changed is the difference of two labels, laid over each other.
@@ -74,12 +77,12 @@
     if (!data.files || item.damage) return;
     picture(item, pane.photo, "photo", (img) => node.querySelector(".photo").replaceWith(img));
     const stages = item.stages || [];
-    if (pane.label && !stages.includes(pane.label)) return;
-    if (pane.label) picture(item, pane.label, "label", (img) => {
+    if (!stages.includes(pane.label)) return;
+    picture(item, pane.label, "label", (img) => {
       img.style.filter = "url(#palette)";
       node.querySelector(".label").replaceWith(img);
     });
-    if (pane.who && stages.length) {
+    if (decides(item, pane)) {
       const layers = [["#draft", "draft"], ["#freed", "draft", "kept"], ["#relabeled", "kept", "relabeled"], ["#boundary", "relabeled", "label"]]
         .filter(([, ...two]) => two.every((one) => stages.includes(one)));
       const all = make("div", { class: "who" });
@@ -92,9 +95,12 @@
 
   // ---------------------------------------------------------------------------------------------------- words
   const nameOf = (k) => k === 255 ? "unlabeled" : data.names[k] ?? "class " + k;
+  const targetOf = (item) => (item.shares || []).find(([k]) => k === item.k)?.[1] ?? 0;  // share of the last label
   const headline = (item) => {
     const words = [make("strong", {}, item.class), make("span", {}, item.prompt || ""),
                    make("span", { class: "dim" }, `s(r) ${number(item.s)}`), make("span", { class: "dim" }, `changed ${percent(item.changed)}`)];
+    if (item.iou !== undefined) words.push(make("span", { class: "dim" }, `IoU ${number(item.iou, 2)}`));
+    if (!item.reason && item.shares && !targetOf(item)) words.push(make("span", { class: "bad" }, `no ${item.class} in the label`));
     if (item.reason) words.push(make("span", { class: "bad" }, item.reason));
     return make("span", { class: "words" }, ...words);
   };
@@ -110,31 +116,39 @@
       lines.push(`APR: relabeled ${percent(pixels.relabeled)} of the pixels by their nearest prototype; ${percent(pixels.target)} are ${item.class} now, ${percent(pixels.unlabeled)} stay unlabeled.`);
     }
     if (item.sam && item.sam.accepted !== undefined)
-      lines.push(`SABR: SAM's mask was accepted for ${item.sam.accepted} and refused for ${item.sam.refused} component(s) (agreement ${(item.sam.agreement || []).map((a) => number(a, 2)).join(", ") || "-"}); ${percent(item.sam.changed)} of the pixels moved.`);
-    lines.push(item.reason ? `Rejected: ${item.reason}. ${data.words[item.reason] || ""}` : "Accepted: it trains the novel stage.");
+      lines.push(`SABR: SAM's mask was accepted for ${item.sam.accepted} and refused for ${item.sam.refused} component(s) (agreement `
+        + `${(item.sam.agreement || []).map((a) => number(a, 2)).join(", ") || "-"}; accepted from refinement.min_agreement=${data.settings.min_agreement}); `
+        + `${percent(item.sam.changed)} of the pixels moved, ${item.class} went from ${percent(pixels.target)} to ${percent(targetOf(item))}.`);
+    if (item.iou !== undefined) lines.push(`Truth: the last label's ${item.class} has an IoU of ${number(item.iou, 2)} with the exact one.`);
+    lines.push(item.reason ? `Rejected: ${item.reason}: ${data.words[item.reason] || "see the record"}.` : "Accepted: it trains the novel stage"
+      + (targetOf(item) || !item.shares ? "." : `, although no pixel of its label is ${item.class}.`));
     return lines.concat(item.lines || []);
   };
   const legend = () => {
-    const who = document.body.classList.contains("by-who");
-    const entries = who ? data.who : data.names.map((name, k) => [name, data.colors[k]]).slice(1).concat([["unlabeled", "#ffffff"]]);
-    for (const id of ["legend", "legend-too"]) $(id).replaceChildren(...entries.map(([name, color]) =>
+    const who = document.body.classList.contains("by-who") ? data.who.map(([name, color]) => [`who decided: ${name}`, color]) : [];
+    const open = $("detail").open && state.walk[state.open];
+    const there = new Set(open ? [open.k, ...(open.shares || []).map(([k]) => k), ...(open.regions || []).map(([k]) => k)] : []);
+    const all = data.names.map((name, k) => [name, data.colors[k], k]).slice(1).concat([["unlabeled", "#ffffff", 255]]);
+    const entriesOf = { legend: who.concat(all), "legend-too": who.concat(all.filter(([, , k]) => there.has(k))) };
+    for (const [id, entries] of Object.entries(entriesOf)) $(id).replaceChildren(...entries.map(([name, color]) =>
       make("span", {}, make("span", { class: "swatch", style: { background: color } }), name)));
   };
 
   // ------------------------------------------------------------------------------------------- filter and sort
   const sorts = {
-    changed: (a, b) => b.changed - a.changed, low: (a, b) => (a.s ?? 2) - (b.s ?? 2), high: (a, b) => (b.s ?? -2) - (a.s ?? -2),
-    id: (a, b) => a.id < b.id ? -1 : 1,
+    changed: (a, b) => b.changed - a.changed, low: (a, b) => (a.s ?? -2) - (b.s ?? -2), high: (a, b) => (b.s ?? -2) - (a.s ?? -2),
+    target: (a, b) => targetOf(a) - targetOf(b), moved: (a, b) => (b.sam?.changed ?? 0) - (a.sam?.changed ?? 0),
+    truth: (a, b) => (a.iou ?? 2) - (b.iou ?? 2), id: (a, b) => a.id < b.id ? -1 : 1,
   };
   const select = () => {
     const name = $("class").value, reason = $("reason").value, text = $("search").value.trim().toLowerCase();
-    const least = +$("score").value;
+    const most = +$("score").value;
     state.shown = data.items.filter((item) => (!name || item.class === name)
       && (reason === "" || (reason === "accepted" ? !item.reason : reason === "rejected" ? item.reason : item.reason === reason))
-      && (least <= -1 || (item.s ?? -2) >= least)
+      && (most >= 1 || (item.s ?? -2) <= most)
       && (!text || item.id.toLowerCase().includes(text) || (item.prompt || "").toLowerCase().includes(text)));
     state.shown.sort((a, b) => sorts[$("sort").value](a, b) || (a.id < b.id ? -1 : 1));
-    $("score-value").textContent = least <= -1 ? "any" : least.toFixed(2);
+    $("score-value").textContent = most >= 1 ? "any" : most.toFixed(2);
     state.page = 0;
     draw();
   };
@@ -161,7 +175,8 @@
     const views = data.panes.map((pane) => {
       const node = view(item, pane);
       full(item, pane, node);
-      return make("div", { class: "pane" }, pane.title, make("div", { class: "frame", tabindex: 0, role: "region", "aria-label": pane.title }, node));
+      const frame = { class: "frame", tabindex: 0, role: "region", "aria-label": pane.title, style: { aspectRatio: node.style.aspectRatio } };
+      return make("div", { class: "pane" }, pane.title, make("div", frame, node));
     });
     $("panes").replaceChildren(...views);
     $("story").replaceChildren(...story(item).map((line) => make("li", {}, line)));
@@ -174,12 +189,15 @@
       (item.shares || []).map(([k, share]) => `${nameOf(k)} ${percent(share)}`).join(", ")].filter(Boolean).join("; ");
     if (!$("detail").open) $("detail").showModal();
     zoom(1);
+    legend();
   };
   const step = (by) => { const i = state.open + by; if (i >= 0 && i < state.walk.length) open(i, state.walk); };
   const zoom = (factor) => {
     state.zoom = Math.min(8, Math.max(1, factor));
     $("detail").style.setProperty("--zoom", state.zoom);
     $("zoom-value").textContent = state.zoom + "x";
+    for (const frame of document.querySelectorAll("#panes .frame"))
+      frame.scrollTo((frame.scrollWidth - frame.clientWidth) / 2, (frame.scrollHeight - frame.clientHeight) / 2);
   };
   const turn = (by) => {
     if ((by < 0 ? $("previous") : $("next")).disabled) return;
@@ -205,6 +223,7 @@
   const counted = (values) => { const found = new Map(); values.forEach((v) => found.set(v, (found.get(v) || 0) + 1)); return [...found].sort(); };
   $("class").append(...counted(data.items.map((item) => item.class)).map(([name, n]) => option(name, `${name} (${n})`)));
   $("reason").append(...counted(data.items.filter((item) => item.reason).map((item) => item.reason)).map(([why, n]) => option(why, `${why} (${n})`)));
+  if (!data.items.some((item) => item.iou !== undefined)) $("sort").querySelector("[value=truth]").remove();
   for (const id of ["class", "reason", "sort"]) $(id).addEventListener("change", select);
   for (const id of ["search", "score"]) $(id).addEventListener("input", select);
   for (const id of ["opacity", "opacity-too"]) $(id).addEventListener("input", (event) => opacity(+event.target.value));
@@ -224,10 +243,15 @@
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.matches("input[type=search], select")) return;
+    if (event.target.matches("input[type=search]")) {
+      if (event.key === "Enter") $("cards").querySelector(".card")?.focus();
+      if (event.key === "Escape") { event.preventDefault(); event.target.blur(); }
+      return;
+    }
+    if (event.target.matches("select")) return;
     const cards = [...document.querySelectorAll("#cards .card")], at = cards.indexOf(document.activeElement), shown = $("detail").open;
     const own = event.target.matches("input[type=range]") || (state.zoom > 1 && event.target.closest(".frame"));  // arrows of their own
-    const walk = (by) => own || (shown ? step(by) : at >= 0 && cards[at + by]?.focus());
+    const walk = (by) => own || (shown ? step(by) : at >= 0 ? cards[at + by]?.focus() : event.target === document.body && cards[0]?.focus());
     const keys = {
       ArrowRight: () => walk(1), ArrowLeft: () => walk(-1),
       n: () => shown ? step(1) : turn(1), b: () => shown ? step(-1) : turn(-1),
