@@ -96,7 +96,7 @@ class Quiet:
 def pipeline(run: RunDir, chosen: Config) -> Pipeline:
     made = Pipeline.__new__(Pipeline)
     made.config, made.run, made.display = chosen, run, Quiet()  # type: ignore[assignment]
-    made.fold = None  # type: ignore[assignment]
+    made.fold, made.started = None, 0.0  # type: ignore[assignment]
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -79,8 +80,6 @@ def test_the_whole_job_prints_the_ablation_and_writes_results(finished):
 
 
 def test_verify_prints_the_digest_and_fails_on_damage(finished, tmp_path):
-    import shutil
-
     out, _ = finished
     done = syn4seg("verify", out)
     assert done.returncode == 0
@@ -93,8 +92,9 @@ def test_verify_prints_the_digest_and_fails_on_damage(finished, tmp_path):
     assert syn4seg("verify", tmp_path).returncode == 2
 
 
-def test_the_same_command_again_changes_nothing(finished, small):
-    out, _ = finished
+def test_the_same_command_again_changes_nothing(finished, small, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} | {
         p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")
     }

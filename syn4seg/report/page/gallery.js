@@ -244,7 +244,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("input[type=search]")) {
-      if (event.key === "Enter") $("cards").querySelector(".card")?.focus();
+      if (event.key === "Enter") { event.preventDefault(); $("cards").querySelector(".card")?.focus(); }
       if (event.key === "Escape") { event.preventDefault(); event.target.blur(); }
       return;
     }
