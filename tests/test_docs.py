@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
@@ -193,25 +192,15 @@ def test_ray_knows_every_option_that_the_guide_gives_it():
 
 # -------------------------------------------------------------------------------------------------------- really run
 @pytest.fixture
-def syn4seg(capsys, monkeypatch, tmp_path):
-    """The command line in this process: exit code and what it printed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def syn4seg(syn4seg, monkeypatch, tmp_path):
+    """The command line in an empty folder: exit code and all that it said."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["syn4seg", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        code, said, complaint = syn4seg(*words)
+        return code, said + complaint
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 def test_the_first_two_commands_run_on_a_machine_with_make(small, tmp_path):

@@ -44,18 +44,6 @@ def bucket():
         server.stop()
 
 
-def syn4seg(*words, capsys) -> tuple[int, str, str]:
-    """The command line in this process: exit code, what it printed, what it complained of."""
-    sys.argv = ["syn4seg", *map(str, words)]
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, small):
     """An undisturbed run in a folder: its directory and the digest of its samples."""
@@ -70,19 +58,19 @@ def reference(tmp_path_factory, small):
 
 
 @pytest.mark.parametrize("layout", ["files", "sharded"])
-def test_a_run_in_a_bucket_equals_one_in_a_folder(bucket, small, reference, layout, capsys):
+def test_a_run_in_a_bucket_equals_one_in_a_folder(bucket, small, reference, layout, syn4seg):
     root, digest = reference
     out = f"{bucket}/{layout}"
-    code, _, complaint = syn4seg("run", *small, f"layout={layout}", "--out", out, capsys=capsys)
+    code, _, complaint = syn4seg("run", *small, f"layout={layout}", "--out", out)
     assert code == 0, complaint
     for words in (["verify", out], ["verify", out, "--quick"]):
-        code, said, complaint = syn4seg(*words, capsys=capsys)
+        code, said, complaint = syn4seg(*words)
         assert (code, said) == (0, f"digest: {digest}\n"), complaint
-    assert syn4seg("audit", out, capsys=capsys)[0] == 0
+    assert syn4seg("audit", out)[0] == 0
     results = read_json(RunDir(out).results)
     assert results["rows"] == json.loads((root / "results.json").read_text())["rows"]
     before = listing(at(out))
-    assert syn4seg("run", *small, f"layout={layout}", "--out", out, capsys=capsys)[0] == 0
+    assert syn4seg("run", *small, f"layout={layout}", "--out", out)[0] == 0
     after = listing(at(out))
     assert {k: v for k, v in after.items() if k != "metrics.jsonl"} == {
         k: v for k, v in before.items() if k != "metrics.jsonl"
@@ -92,7 +80,7 @@ def test_a_run_in_a_bucket_equals_one_in_a_folder(bucket, small, reference, layo
 
 @pytest.mark.parametrize("layout", ["files", "sharded"])
 def test_a_run_in_a_bucket_that_is_stopped_goes_on_and_is_taken_over(
-    bucket, small, reference, layout, capsys, monkeypatch
+    bucket, small, reference, layout, syn4seg, monkeypatch
 ):
     from actors.writer import Writer
 
@@ -106,15 +94,13 @@ def test_a_run_in_a_bucket_that_is_stopped_goes_on_and_is_taken_over(
 
     keys = [*small, f"layout={layout}", "placement.synthesis.batch=5"]
     monkeypatch.setattr(Writer, "__call__", stops_at_the_third)
-    assert syn4seg("run", *keys, "--out", out, capsys=capsys)[0] == 130
+    assert syn4seg("run", *keys, "--out", out)[0] == 130
     assert sum(calls[:2]) == len(RunDir(out).draw(0).done()) < 24
     assert sum(calls) == len(RunDir(out).samples.images()), "images are kept before labels are made"
-    assert syn4seg("run", *keys, "--out", out, capsys=capsys)[0] == 0
+    assert syn4seg("run", *keys, "--out", out)[0] == 0
     assert sum(calls) == 24 + calls[2]
-    assert syn4seg("verify", out, capsys=capsys)[1] == f"digest: {reference[1]}\n"
-    code, _, complaint = syn4seg(
-        "synthesize", *small, "refinement.band_width=1", "--out", f"{out}-new", "--reuse", out, capsys=capsys
-    )
+    assert syn4seg("verify", out)[1] == f"digest: {reference[1]}\n"
+    code, _, complaint = syn4seg("synthesize", *small, "refinement.band_width=1", "--out", f"{out}-new", "--reuse", out)
     assert code == 0, complaint
     assert sorted(RunDir(f"{out}-new").samples.image_digests()) == sorted(RunDir(reference[0]).samples.image_digests())
 
@@ -130,7 +116,7 @@ def test_a_run_in_a_bucket_that_is_stopped_goes_on_and_is_taken_over(
     ],
 )  # fmt: skip
 def test_a_store_that_cannot_be_used_is_one_line_with_the_remedy(
-    bucket, small, capsys, monkeypatch, place, environment, said
+    bucket, small, syn4seg, monkeypatch, place, environment, said
 ):
     for key, value in environment.items():
         monkeypatch.delenv(key, raising=False)
@@ -140,7 +126,7 @@ def test_a_store_that_cannot_be_used_is_one_line_with_the_remedy(
 
     S3FileSystem.clear_instance_cache()
     for words in (["run", *small, "--out", place], ["verify", place]):
-        code, _, complaint = syn4seg(*words, capsys=capsys)
+        code, _, complaint = syn4seg(*words)
         assert code == 2
         assert said in complaint
         assert complaint.count("\n") == 1 and "Traceback" not in complaint
