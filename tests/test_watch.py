@@ -421,6 +421,27 @@ def test_no_line_is_wider_than_80_columns_and_nothing_that_is_shown_is_markup(fi
         assert "[bold red]x[/]" in line(wide).plain and "\x1b" not in line(wide).plain
 
 
+def test_a_million_samples_are_shown_whole_in_80_columns(finished):
+    """Rich cuts what is too wide, so that a line is never too long; here nothing may be cut."""
+    load = Load("refinement", 1e6, 1e6, 123.4567, 1.0, 1e6, 1e5, 1e4, 3, 512, 360000.0)
+    works = (Work("labels of draw 4", 999_999, 1e6), Work("training", 30_000, 30_000, note="draw 4, loss 0.1234"))
+    wide = replace(snapshot(RunDir(finished[0])), kind="running", planned=10**6, works=works, loads=(load,) * 4)
+    text = shown(picture(wide))
+    assert "\u2026" not in text
+    for cell in (
+        "refinement",
+        "1000000/1000000",
+        "123.5",
+        "100%",
+        "512",
+        "labels of draw 4",
+        "999999/1000000",
+        "loss 0.1234",
+    ):
+        assert cell in text, cell
+    assert "\u2026" in shown(picture(wide), 50)
+
+
 def test_the_quarantined_are_counted_by_kind_and_a_few_are_named(copied):
     run, _ = copied
     (run.root / "quarantined").mkdir()
