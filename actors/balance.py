@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from actors.packing import Node, alone, ask, fits
 from actors.placement import IO_CPUS
-from syn4seg.sections import Pool, Training
+from syn4seg.config.sections import Pool, Training
 
 SAMPLE_CALLS = 3
 """Calls of every stage that are measured before the pools are sized."""
@@ -31,8 +31,9 @@ class Split:
         return f"{sizes}: {self.rate:.3g} rows/s expected, {self.bottleneck} {verb} the bottleneck, busy {shares} %"
 
 
-def split(seconds: Mapping[str, float], pools: Mapping[str, Pool], nodes: Sequence[Node],
-          training: Training | None = None) -> Split:  # fmt: skip
+def split(
+    seconds: Mapping[str, float], pools: Mapping[str, Pool], nodes: Sequence[Node], training: Training | None = None
+) -> Split:
     """The smallest pools that reach the highest rate min_k(size_k / seconds_k) of all that fit on the nodes.
 
     A rate decides the sizes, ceil(rate x seconds); a higher rate never needs fewer actors. So the best rate is found by bisection
@@ -76,8 +77,13 @@ def _steps(most: int) -> range:
     return range(1, min(max(1, most), 1000) + 1)
 
 
-def rebalance(measured: Mapping[str, tuple[int, float]], pools: Mapping[str, Pool], nodes: Sequence[Node],
-              growth: Sequence[Node] = (), training: Training | None = None) -> tuple[dict[str, Pool], str]:  # fmt: skip
+def rebalance(
+    measured: Mapping[str, tuple[int, float]],
+    pools: Mapping[str, Pool],
+    nodes: Sequence[Node],
+    growth: Sequence[Node] = (),
+    training: Training | None = None,
+) -> tuple[dict[str, Pool], str]:
     """Pools for the rest of the rows, and one line for the person, from what a sample of the rows took.
 
     Args:

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from syn4seg.sections import Placement
+from syn4seg.config.sections import Placement
+from syn4seg.errors import UserError
 
 UNLIMITED = 64
 """Nodes of a type that an autoscaler may start without any limit are counted up to this many."""
@@ -82,7 +83,7 @@ def connect(placement: Placement) -> None:
     """Joins the cluster of `placement.address`, or starts one on this machine that listens on loopback only.
 
     Raises:
-        ValueError: nothing answers at the address, it is none, the cluster refuses us, or Ray's folder here is not ours alone.
+        UserError: nothing answers at the address, it is none, the cluster refuses us, or Ray's folder here is not ours alone.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -101,8 +102,10 @@ def _address(placement: Placement) -> str:
 
 def _start(placement: Placement) -> None:
     if inside_job():
-        raise ValueError("placement.address=local: this is a Ray job, which has a cluster already; leave the key out, or set "
-                         "placement.runner=inline to use none")  # fmt: skip
+        raise UserError(
+            "placement.address=local: this is a Ray job, which has a cluster already; leave the key out, or set "
+            "placement.runner=inline to use none"
+        )
     if "ray" not in sys.modules:  # Ray reads its security settings when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -116,23 +119,32 @@ def _start(placement: Placement) -> None:
     # With this switch (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, read at import) Ray knows no other address than loopback.
     ray_constants.ENABLE_RAY_CLUSTER = False
     cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-             object_store_memory=store_bytes_for(placement), _node_ip_address="127.0.0.1",
-             _temp_dir=os.environ.get("RAY_TMPDIR") or str(_private_folder() / "ray"))  # fmt: skip
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=store_bytes_for(placement),
+        _node_ip_address="127.0.0.1",
+        _temp_dir=os.environ.get("RAY_TMPDIR") or str(_private_folder() / "ray"),
+    )
 
 
 def _private_folder() -> Path:
     """A folder that only this user can enter: Ray lets everybody write into its own, where its sockets and logs are.
 
     Raises:
-        ValueError: somebody else has made it, or has opened it.
+        UserError: somebody else has made it, or has opened it.
     """
     folder = Path(f"/tmp/syn4seg-{os.getuid()}")  # short: the path of a socket has at most 107 bytes
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ValueError(f"{folder}: not a folder of this user alone, so others could meddle with Ray's sockets there; remove it, "
-                         "or set the environment variable RAY_TMPDIR to a short path of a private folder")  # fmt: skip
+        raise UserError(
+            f"{folder}: not a folder of this user alone, so others could meddle with Ray's sockets there; remove it, "
+            "or set the environment variable RAY_TMPDIR to a short path of a private folder"
+        )
     return folder
 
 
@@ -144,8 +156,10 @@ def _join(address: str) -> None:
         return
     shown = f"placement.address={address}"
     if "://" in address:
-        raise ValueError(f"{shown}: expected HOST:PORT of the cluster's head, as `ray start --head` prints it (6379), or auto; "
-                         "from another machine use `ray job submit`")  # fmt: skip
+        raise UserError(
+            f"{shown}: expected HOST:PORT of the cluster's head, as `ray start --head` prints it (6379), or auto; "
+            "from another machine use `ray job submit`"
+        )
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
@@ -153,14 +167,17 @@ def _join(address: str) -> None:
         host, _, port = found.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()  # Ray itself would try for minutes
     except (OSError, ValueError) as error:
-        raise ValueError(f"{shown}: nothing answers there ({error}); start the cluster (`ray start --head`), "
-                         "or use `local`") from None  # fmt: skip
+        raise UserError(
+            f"{shown}: nothing answers there ({error}); start the cluster (`ray start --head`), or use `local`"
+        ) from None
     try:
         ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, RayError) as error:
         said = " ".join(str(error).split())[:300]
-        raise ValueError(f"{shown}: the cluster does not let us in ({said}); use its version of Ray and Python, and its token "
-                         "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or ~/.ray/auth_token)") from None  # fmt: skip
+        raise UserError(
+            f"{shown}: the cluster does not let us in ({said}); use its version of Ray and Python, and its token "
+            "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or ~/.ray/auth_token)"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------- what every node must see
@@ -176,13 +193,15 @@ def check_out(out: str | None) -> None:
         out: `--out` as it was given.
 
     Raises:
-        ValueError: it is missing or relative.
+        UserError: it is missing or relative.
     """
     if not inside_job() or (out and (is_url(out) or Path(out.removeprefix("file://")).is_absolute())):
         return
     given = f"--out {out}: relative to" if out else "--out is not given; the default, runs/NAME, is in"
-    raise ValueError(f"{given} the job's temporary working directory, which is deleted with the job; give an absolute path that "
-                     "every node sees (--out /mnt/shared/runs/NAME), or an object store (--out s3://BUCKET/runs/NAME)")  # fmt: skip
+    raise UserError(
+        f"{given} the job's temporary working directory, which is deleted with the job; give an absolute path that "
+        "every node sees (--out /mnt/shared/runs/NAME), or an object store (--out s3://BUCKET/runs/NAME)"
+    )
 
 
 def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
@@ -197,7 +216,7 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
         inputs: each further file or folder that must be there, by the key that names it; what is no file here is a name.
 
     Raises:
-        ValueError: naming the nodes, what they do not see, and the remedy.
+        UserError: naming the nodes, what they do not see, and the remedy.
     """
     import ray
 
@@ -207,8 +226,10 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
     relative = [key for key, path in inputs.items() if key not in wanted and os.path.exists(path)]
     if relative and len(node_resources()) > 1:
         key = relative[0]
-        raise ValueError(f"{key}={inputs[key]}: relative to this process's directory, which other nodes do not have; give an "
-                         "absolute path in a directory that every node mounts")  # fmt: skip
+        raise UserError(
+            f"{key}={inputs[key]}: relative to this process's directory, which other nodes do not have; give an "
+            "absolute path in a directory that every node mounts"
+        )
     if len(nodes) == 1:
         return
     token = None
@@ -225,8 +246,10 @@ def check_shared(root: str, inputs: Mapping[str, str] | None = None) -> None:
     if complaints:
         said = "; ".join(f"node {nodes[node]}: {what}" for node, what in sorted(complaints.items())[:8])
         more = f" (and {len(complaints) - 8} more nodes)" if len(complaints) > 8 else ""
-        raise ValueError(f"the nodes do not see the same files: {said}{more}. Use directories that every node mounts (NFS, EFS, "
-                         "Lustre); a run may also be in an object store: --out s3://BUCKET/runs/NAME")  # fmt: skip
+        raise UserError(
+            f"the nodes do not see the same files: {said}{more}. Use directories that every node mounts (NFS, EFS, "
+            "Lustre); a run may also be in an object store: --out s3://BUCKET/runs/NAME"
+        )
 
 
 def _ask(nodes: Mapping[str, str], place: str, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -244,8 +267,10 @@ def _ask(nodes: Mapping[str, str], place: str, wanted: Mapping[str, str]) -> dic
         try:
             lacks = ray.get(ref)
         except RayTaskError as error:
-            raise ValueError(f"node {nodes[asked[ref]]} cannot run this project ({error.cause}); install the same version of it on "
-                             "every node, or submit a job with --working-dir .") from None  # fmt: skip
+            raise UserError(
+                f"node {nodes[asked[ref]]} cannot run this project ({error.cause}); install the same version of it on "
+                "every node, or submit a job with --working-dir ."
+            ) from None
         except RayError:  # the node is going away; its work would go to another one
             continue
         if lacks:
@@ -258,7 +283,7 @@ def _lacks(place: str, wanted: Mapping[str, str]) -> list[str]:
     lacks = [f"{key}={path} is not there" for key, path in wanted.items() if not os.path.exists(path)]
     try:
         if is_url(place):
-            from syn4seg.files import at, reach
+            from syn4seg.store.files import at, reach
 
             reach(at(place))
             return lacks
@@ -269,6 +294,6 @@ def _lacks(place: str, wanted: Mapping[str, str]) -> list[str]:
         own.unlink()
     except OSError as error:
         lacks.append(f"--out: {error.strerror} in {Path(place).parent}")
-    except ValueError as error:
+    except UserError as error:
         lacks.append(f"--out: {error}")
     return lacks

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors import watch
-from syn4seg.files import StoreError
+from syn4seg.errors import StoreError
 from syn4seg.schema import FAULT as FAULT
 
 Batch = dict[str, np.ndarray]

@@ -14,9 +14,13 @@ from typing import Any
 from actors.cluster import connect, node_resources
 from actors.graph import device_of
 from actors.placement import Stage, preflight
-from syn4seg.config import Config
-from syn4seg.models.generators import Encoded, TextEncoder, load_text_encoder
-from syn4seg.prompts.agents import PromptAgent, load_agent
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
+from syn4seg.models.embeddings import Encoded
+from syn4seg.models.generators import load_text_encoder
+from syn4seg.models.protocols import TextEncoder
+from syn4seg.prompts.agents import load_agent
+from syn4seg.prompts.protocol import PromptAgent
 from syn4seg.stages.setup import EMBEDDED_MODELS
 
 
@@ -34,7 +38,7 @@ class TextModels:
         """Loads what the config names.
 
         Raises:
-            ValueError: a model is not there or cannot be read.
+            UserError: a model is not there or cannot be read.
         """
         self.encoder = load_text_encoder(self.config.synthesis.model, device=self.device)
         if self.config.prompts.agent == "transformers":
@@ -51,9 +55,7 @@ class TextModels:
         """As `TextEncoder.encode`."""
         return self.encoder.encode(prompts)
 
-    def propose(
-        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
-    ) -> list[str]:
+    def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """As `PromptAgent.propose`, by the local language model."""
         return self.agent.propose(class_name, round_index, accepted, refused)
 
@@ -68,9 +70,7 @@ class RemoteTextModels:
         """As `TextEncoder.encode`."""
         return _result(self.actor.encode.remote(prompts))
 
-    def propose(
-        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
-    ) -> list[str]:
+    def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """As `PromptAgent.propose`, by the local language model."""
         return _result(self.actor.propose.remote(class_name, round_index, accepted, refused))
 
@@ -84,12 +84,14 @@ def _result(reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         cause: BaseException = error.cause
         said = str(cause)
-        if not isinstance(cause, ValueError):
+        if not isinstance(cause, UserError):
             said = f"the text encoders failed: {type(cause).__name__}: {said}; mend the cause and run the same command again"
-        raise ValueError(" ".join(said.split())) from None
+        raise UserError(" ".join(said.split())) from None
     except ray.exceptions.RayActorError:
-        raise ValueError("the actor of the text encoders died, most likely for want of memory; give it a larger node or a GPU "
-                         "(placement.encoding.cpus, .gpus) and run the same command again") from None  # fmt: skip
+        raise UserError(
+            "the actor of the text encoders died, most likely for want of memory; give it a larger node or a GPU "
+            "(placement.encoding.cpus, .gpus) and run the same command again"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
     inline it lives here and is freed. The renderer's bag of words has no weights and needs no actor.
 
     Raises:
-        ValueError: it does not fit on the cluster, or cannot be loaded.
+        UserError: it does not fit on the cluster, or cannot be loaded.
     """
     tree = config.model_dump(mode="json")
     light = config.synthesis.model == "renderer" and config.prompts.agent != "transformers"
@@ -118,8 +120,9 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
     connect(config.placement)
     preflight([Stage(TextModels, {}, pool, "encoding")], node_resources())
     remote: Any = ray.remote(TextModels)
-    actor = remote.options(num_cpus=pool.cpus, num_gpus=pool.gpus, resources=pool.resources,
-                           accelerator_type=pool.accelerator).remote(tree)  # fmt: skip
+    actor = remote.options(
+        num_cpus=pool.cpus, num_gpus=pool.gpus, resources=pool.resources, accelerator_type=pool.accelerator
+    ).remote(tree)
     try:
         _result(actor.load.remote())
         yield RemoteTextModels(actor)
@@ -138,7 +141,14 @@ def prompt_agent(config: Config, encoder: TextEncoder) -> PromptAgent:
 def _agent(config: Config, device: str) -> PromptAgent:
     ask = config.prompts
     return load_agent(
-        ask.agent, world="embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural", seed=config.seed,
-        llm=ask.llm, base_url=ask.base_url, key_variable=ask.key_variable, per_round=ask.per_round,
-        temperature=ask.temperature, timeout=ask.timeout, device=device,
-    )  # fmt: skip
+        ask.agent,
+        world="embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural",
+        seed=config.seed,
+        llm=ask.llm,
+        base_url=ask.base_url,
+        key_variable=ask.key_variable,
+        per_round=ask.per_round,
+        temperature=ask.temperature,
+        timeout=ask.timeout,
+        device=device,
+    )

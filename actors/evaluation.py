@@ -10,11 +10,12 @@ import numpy as np
 from actors.cluster import node_resources
 from actors.placement import preflight
 from actors.training import on_workers, share_of
-from syn4seg.config import Config
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.rundir import RunDir
+from syn4seg.errors import UserError
 from syn4seg.stages.scoring import Matrices, Scorer, evaluate_run, here
 from syn4seg.stages.setup import load_dataset
+from syn4seg.store.rundir import RunDir
 
 
 class ScoringWorker:
@@ -33,8 +34,9 @@ class ScoringWorker:
         return self.scorer(ids)
 
 
-def evaluate(config: Config, run: RunDir, dataset: Dataset, fold: Fold,
-             done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:  # fmt: skip
+def evaluate(
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, done: Callable[[int, int], None]
+) -> dict[int, dict[str, np.ndarray]]:
     """Confusion matrices by draw and row, by workers or in this process, as `placement` has it.
 
     Args:
@@ -46,15 +48,16 @@ def evaluate(config: Config, run: RunDir, dataset: Dataset, fold: Fold,
     return evaluate_run(config, run, dataset, fold, here(scorer), done)
 
 
-def evaluate_on_workers(config: Config, run: RunDir, dataset: Dataset, fold: Fold,
-                        done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:  # fmt: skip
+def evaluate_on_workers(
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, done: Callable[[int, int], None]
+) -> dict[int, dict[str, np.ndarray]]:
     """As `evaluate_run`, by `placement.training.workers` actors; equal to one process, exactly.
 
     A lost actor's chunk goes to the others. When none is left all are started again, at most
     `placement.training.max_failures` times.
 
     Raises:
-        ValueError: the workers do not fit on the cluster, were lost too often, or what one of them said.
+        UserError: the workers do not fit on the cluster, were lost too often, or what one of them said.
     """
     return evaluate_run(config, run, dataset, fold, lambda chunks: _scored(config, run, chunks), done)
 
@@ -71,8 +74,10 @@ def _scored(config: Config, run: RunDir, chunks: list[list[str]]) -> Iterator[tu
         while waiting or busy:
             if not idle and not busy:
                 if not restarts:
-                    raise ValueError("all evaluation workers were lost (killed, out of memory, node gone) more often than "
-                                     "placement.training.max_failures; run the same command again, or give them room")  # fmt: skip
+                    raise UserError(
+                        "all evaluation workers were lost (killed, out of memory, node gone) more often than "
+                        "placement.training.max_failures; run the same command again, or give them room"
+                    )
                 restarts -= 1
                 idle = _workers(config, run)
                 everybody += idle
@@ -87,8 +92,11 @@ def _scored(config: Config, run: RunDir, chunks: list[list[str]]) -> Iterator[tu
             except ray.exceptions.RayTaskError as error:
                 cause: BaseException = error.cause
                 said = " ".join(str(cause).split())
-                raise ValueError(said if isinstance(cause, ValueError) else f"evaluation failed: {type(cause).__name__}: {said}; "
-                                 "mend the cause and run the same command again") from error  # fmt: skip
+                raise UserError(
+                    said
+                    if isinstance(cause, UserError)
+                    else f"evaluation failed: {type(cause).__name__}: {said}; mend the cause and run the same command again"
+                ) from error
             except ray.exceptions.RayError:  # the worker is gone
                 waiting.append(chunk)
     finally:

@@ -26,13 +26,14 @@ from actors.refiner import Refiner
 from actors.streaming import run_inline, run_stream
 from actors.synthesizer import Importer, Synthesizer, warnings_of
 from actors.writer import Noter, Writer
-from syn4seg.config import Config
+from syn4seg.config.sections import Pool, Training
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
-from syn4seg.pulse import Pulse
-from syn4seg.rundir import RunDir
-from syn4seg.sections import Pool, Training
 from syn4seg.stages.results import counted
 from syn4seg.stages.setup import speed_of
+from syn4seg.store.pulse import Pulse
+from syn4seg.store.rundir import RunDir
 
 STORE_SHARE = 0.5
 """Share of `store_bytes_for(placement)` that Ray Data may plan with: it overruns its limit by what is in flight."""
@@ -49,8 +50,12 @@ def pools(config: Config) -> dict[str, Pool]:
     place, planned = config.placement, config.synthesis.batch
     whole = math.ceil(place.synthesis.batch / planned) * planned
     writing = Pool(batch=place.refinement.batch, cpus=min(0.25, place.refinement.cpus))
-    found = {"synthesis": place.synthesis.model_copy(update={"batch": whole}), "labeling": place.labeling,
-             "refinement": place.refinement, "writing": writing}  # fmt: skip
+    found = {
+        "synthesis": place.synthesis.model_copy(update={"batch": whole}),
+        "labeling": place.labeling,
+        "refinement": place.refinement,
+        "writing": writing,
+    }
     if place.sizes == "auto":
         return {name: pool.model_copy(update={"size": 1}) for name, pool in found.items()}
     return found
@@ -60,7 +65,7 @@ def check_placement(config: Config) -> None:
     """Joins Ray and refuses a placement that does not fit, before any model loads.
 
     Raises:
-        ValueError: pools that do not fit on the cluster, or a GPU that is not there.
+        UserError: pools that do not fit on the cluster, or a GPU that is not there.
     """
     place = config.placement
     used = {"encoding": place.encoding, **pools(config)}
@@ -70,16 +75,20 @@ def check_placement(config: Config) -> None:
         preflight([Stage(Labeler, {}, pool, name) for name, pool in pools(config).items()], node_resources())
         without = [name for name, pool in used.items() if name != "writing" and not pool.gpus]
         if place.device == "cuda" and without:
-            raise ValueError(f"placement.device=cuda: an actor sees a GPU only if its pool has a share of one; set "
-                             f"placement.{without[0]}.gpus above 0, or placement.device=auto")  # fmt: skip
+            raise UserError(
+                f"placement.device=cuda: an actor sees a GPU only if its pool has a share of one; set "
+                f"placement.{without[0]}.gpus above 0, or placement.device=auto"
+            )
         return
     wanted = [name for name, pool in used.items() if name != "writing" and device_of(config, pool) == "cuda"]
     if wanted:
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError(f"placement.{wanted[0]}.gpus={used[wanted[0]].gpus:g}, placement.device={place.device}: this machine "
-                             "has no usable GPU; set the gpus of every pool to 0, or placement.device=cpu")  # fmt: skip
+            raise UserError(
+                f"placement.{wanted[0]}.gpus={used[wanted[0]].gpus:g}, placement.device={place.device}: this machine "
+                "has no usable GPU; set the gpus of every pool to 0, or placement.device=cpu"
+            )
 
 
 def device_of(config: Config, pool: Pool) -> str:
@@ -91,19 +100,21 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     """The stages of one pass: images only (`draw` None), or images and every label of one support draw."""
     pool, root = pools(config), run.address
     if config.synthesis.source == "folder":
-        make = Stage(
-            Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis"
-        )
+        make = Stage(Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis")
     else:
         synthesis = config.synthesis
         speed = speed_of(config)
-        load = functools.partial(load_generator, synthesis.model, steps=synthesis.steps, guidance=synthesis.guidance,
-                                 size=synthesis.size, device=device_of(config, pool["synthesis"]), speed=speed)  # fmt: skip
+        load = functools.partial(
+            load_generator,
+            synthesis.model,
+            steps=synthesis.steps,
+            guidance=synthesis.guidance,
+            size=synthesis.size,
+            device=device_of(config, pool["synthesis"]),
+            speed=speed,
+        )
         make = Stage(
-            Synthesizer,
-            {"run": root, "names": names, "load": load, "planned": synthesis.batch},
-            pool["synthesis"],
-            "synthesis",
+            Synthesizer, {"run": root, "names": names, "load": load, "planned": synthesis.batch}, pool["synthesis"], "synthesis"
         )
     if draw is None:
         return [make, Stage(Noter, {"run": root, "names": names}, pool["writing"], "writing")]
@@ -116,9 +127,7 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
             pool["labeling"],
             "labeling",
         ),
-        Stage(
-            Refiner, {"config": tree, "device": device_of(config, pool["refinement"])}, pool["refinement"], "refinement"
-        ),
+        Stage(Refiner, {"config": tree, "device": device_of(config, pool["refinement"])}, pool["refinement"], "refinement"),
         Stage(Writer, {"run": root, "draw": draw, "names": names}, pool["writing"], "writing"),
     ]
 
@@ -142,8 +151,15 @@ def todo(plan: pa.Table, finished: Iterable[str] | pa.ChunkedArray, images: pa.T
     return table.append_column("image_at", at).append_column("reason", empty).append_column("traceback", empty)
 
 
-def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None, progress: Progress,
-           note: Callable[[str], None] = lambda line: None, beside: Training | None = None) -> Counter:  # fmt: skip
+def stream(
+    config: Config,
+    run: RunDir,
+    names: tuple[str, ...],
+    draw: int | None,
+    progress: Progress,
+    note: Callable[[str], None] = lambda line: None,
+    beside: Training | None = None,
+) -> Counter:
     """Makes everything that the plan still lacks; safe to stop at any moment and to call again.
 
     Args:
@@ -156,7 +172,7 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         How many samples of this pass ended with which reason ("" is accepted).
 
     Raises:
-        ValueError: the placement does not fit, or more than `placement.max_quarantined` of the finished samples are faults.
+        UserError: the placement does not fit, or more than `placement.max_quarantined` of the finished samples are faults.
     """
     run.samples.compact(draw)
     plan, images, ended = run.read_plan(), run.samples.images(), Counter()
@@ -200,8 +216,15 @@ def stream(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
     return reasons
 
 
-def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: int | None,
-         note: Callable[[str], None], beside: Training | None) -> Iterator[dict[str, Any]]:  # fmt: skip
+def _run(
+    config: Config,
+    run: RunDir,
+    rows: pa.Table,
+    steps: list[Stage],
+    draw: int | None,
+    note: Callable[[str], None],
+    beside: Training | None,
+) -> Iterator[dict[str, Any]]:
     """The rows through the stages; with `placement.sizes=auto` some of them first, to see what each stage takes."""
     place = config.placement
     if place.runner == "inline":
@@ -217,8 +240,15 @@ def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: 
             meter(totals)
             seen.update(totals)
 
-        return run_stream(part, steps, steps[0].pool.batch, run=config.name, deadline=place.row_deadline,
-                          store_bytes=STORE_SHARE * store_bytes_for(place), report=report)  # fmt: skip
+        return run_stream(
+            part,
+            steps,
+            steps[0].pool.batch,
+            run=config.name,
+            deadline=place.row_deadline,
+            store_bytes=STORE_SHARE * store_bytes_for(place),
+            report=report,
+        )
 
     seen: dict[str, Mapping[str, float]] = {}
     few = sample({step.name: step.pool for step in steps})
@@ -232,9 +262,7 @@ def _run(config: Config, run: RunDir, rows: pa.Table, steps: list[Stage], draw: 
     yield from streamed(rows, steps)
 
 
-def _resized(
-    steps: list[Stage], seen: Mapping[str, Mapping[str, float]], training: Training | None
-) -> tuple[list[Stage], str]:
+def _resized(steps: list[Stage], seen: Mapping[str, Mapping[str, float]], training: Training | None) -> tuple[list[Stage], str]:
     """The stages with the pools that the connected cluster's nodes allow, from what a sample took (see `Ledger.totals`).
 
     Args:
@@ -248,9 +276,7 @@ def _resized(
         warm = "warm_" if total.get("warm_rows") else ""
         measured[step.name] = (int(total.get(f"{warm}rows", 0)), total.get(f"{warm}seconds", 0.0))
     nodes, living = node_resources(), sum(node["Alive"] for node in ray.nodes())
-    found, line = rebalance(
-        measured, {step.name: step.pool for step in steps}, nodes[:living], nodes[living:], training
-    )
+    found, line = rebalance(measured, {step.name: step.pool for step in steps}, nodes[:living], nodes[living:], training)
     return [replace(step, pool=found[step.name]) for step in steps], line
 
 
@@ -261,9 +287,11 @@ def _stop_if_failing(config: Config, reasons: Counter, kinds: Counter, planned: 
     if faults.total() > limit * max(ended, min(planned, FEW)):
         worst = faults.most_common(1)[0][0]
         said = next(reason for reason in reasons if reason.startswith(FAULT) and _kind(reason) == worst)
-        raise ValueError(f"{faults.total()} of {planned} samples are quarantined ({ended} have ended so far), more than "
-                         f"placement.max_quarantined={limit:g}; most frequent: {said}. Mend the cause, delete "
-                         "quarantined/, and run the same command again, which makes these samples anew")  # fmt: skip
+        raise UserError(
+            f"{faults.total()} of {planned} samples are quarantined ({ended} have ended so far), more than "
+            f"placement.max_quarantined={limit:g}; most frequent: {said}. Mend the cause, delete "
+            "quarantined/, and run the same command again, which makes these samples anew"
+        )
 
 
 def _kinds(reasons: Counter) -> Counter:

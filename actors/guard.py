@@ -56,8 +56,14 @@ class Guard:
             whole = len(deaths) < self.whole_attempts
             out = self._watched(rows, notes) if whole else _joined([self._alone(row) for row in _each(rows)])
             rejected, faults = (now - before for now, before in zip(_reasons(out), had, strict=True))
-            counts |= {"rows": len(out["sample_id"]), "seconds": time.monotonic() - started, "rejected": rejected,
-                       "quarantined": faults, "deaths": len(deaths), "gpu_bytes": _gpu_bytes()}  # fmt: skip
+            counts |= {
+                "rows": len(out["sample_id"]),
+                "seconds": time.monotonic() - started,
+                "rejected": rejected,
+                "quarantined": faults,
+                "deaths": len(deaths),
+                "gpu_bytes": _gpu_bytes(),
+            }
         return out
 
     def _alone(self, row: Batch) -> Batch:
@@ -65,8 +71,10 @@ class Guard:
         with self._attempt(str(row["sample_id"][0])) as (deaths, notes, _):
             if len(deaths) >= ALONE and not row["reason"][0]:
                 trace = next((text for text in map(_left_in, reversed(deaths)) if text), "")
-                said = (f"killed its process {len(deaths)} times when sent alone (a crash, want of memory, or more than "
-                        f"placement.row_deadline={self.deadline:g} s)")  # fmt: skip
+                said = (
+                    f"killed its process {len(deaths)} times when sent alone (a crash, want of memory, or more than "
+                    f"placement.row_deadline={self.deadline:g} s)"
+                )
                 row = row | {"reason": texts([f"{FAULT}{self.name}: {said}"]), "traceback": texts([trace])}
             return self._watched(row, notes)
 
@@ -148,9 +156,7 @@ def _meters(run: str, stage: str) -> dict[str, Callable[[float], None]]:
     tags, found = {"run": run, "stage": stage}, {}
     rows = Counter("syn4seg_rows", "Rows that a stage has finished.", tag_keys=("run", "stage"))
     busy = Counter("syn4seg_busy_seconds", "Seconds inside a stage's calls.", tag_keys=("run", "stage"))
-    reject = Counter(
-        "syn4seg_rejected_rows", "Rows that a stage has rejected or quarantined.", tag_keys=("run", "stage", "kind")
-    )
+    reject = Counter("syn4seg_rejected_rows", "Rows that a stage has rejected or quarantined.", tag_keys=("run", "stage", "kind"))
     found["rows"] = lambda n: rows.inc(n, tags)
     found["seconds"] = lambda n: busy.inc(n, tags)
     for kind in ("rejected", "quarantined"):

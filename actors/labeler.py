@@ -16,7 +16,7 @@ class Labeler:
     adds = ("draft", "kept", "relabeled", "labeling_audit")
 
     def __init__(self, run: str, draw: int, config: dict, device: str):
-        from syn4seg.labeling.enhance import Enhancer
+        from syn4seg.stages.labels import Enhancer
 
         self.enhancer = Enhancer.from_run(run, draw, config, device)
 
@@ -30,5 +30,11 @@ class Labeler:
             return empty, empty, empty, "{}"
 
         draft, kept, relabeled, audit, reason, trace = each_row(rows, "labeling", work, blank)
-        return rows | {"draft": column(draft), "kept": column(kept), "relabeled": column(relabeled),
-                       "labeling_audit": texts(audit), "reason": texts(reason), "traceback": texts(trace)}  # fmt: skip
+        return rows | {
+            "draft": column(draft),
+            "kept": column(kept),
+            "relabeled": column(relabeled),
+            "labeling_audit": texts(audit),
+            "reason": texts(reason),
+            "traceback": texts(trace),
+        }

@@ -10,9 +10,7 @@ Totals = Mapping[str, Mapping[str, float]]
 """By stage, what `Ledger.totals` counts since the stream began."""
 
 
-def loads(
-    stages: Sequence[str], entered: int, now: Totals, before: Totals, seconds: float
-) -> dict[str, dict[str, float]]:
+def loads(stages: Sequence[str], entered: int, now: Totals, before: Totals, seconds: float) -> dict[str, dict[str, float]]:
     """How busy each stage was between two looks at the ledger.
 
     Args:
@@ -32,11 +30,13 @@ def loads(
         rows, actors = after.get("rows", 0), after.get("actors", 0)
         busy = after.get("seconds", 0) - earlier.get("seconds", 0)
         found[name] = {
-            "rows": rows, "rows_per_second": round((rows - earlier.get("rows", 0)) / max(seconds, 1e-9), 4),
-            "busy_share": round(min(1.0, busy / max(actors * seconds, 1e-9)), 4), "queued": max(0, ahead - rows),
+            "rows": rows,
+            "rows_per_second": round((rows - earlier.get("rows", 0)) / max(seconds, 1e-9), 4),
+            "busy_share": round(min(1.0, busy / max(actors * seconds, 1e-9)), 4),
+            "queued": max(0, ahead - rows),
             **{key: after.get(key, 0) for key in ("rejected", "quarantined", "deaths", "actors")},
             "gpu_gib": round(after.get("gpu_bytes", 0) / 2**30, 3),
-        }  # fmt: skip
+        }
         ahead = rows
     return found
 
@@ -60,15 +60,22 @@ class Meter:
         self.begun = self.looked = time.monotonic()
         self.gauges = {
             key: Gauge(f"syn4seg_{name}", text, tag_keys=("run", "stage"))
-            for key, name, text in (("queued", "queued_rows", "Rows that wait before a stage or are in it."),
-                                    ("actors", "actors", "Actors of a stage."))
-        }  # fmt: skip
+            for key, name, text in (
+                ("queued", "queued_rows", "Rows that wait before a stage or are in it."),
+                ("actors", "actors", "Actors of a stage."),
+            )
+        }
 
     def __call__(self, totals: Totals) -> None:
         now = time.monotonic()
         found = loads(self.stages, self.entered, totals, self.before, now - self.looked)
-        self.log(kind="load", seconds=round(now - self.begun, 2), object_store_gib=round(store_bytes() / 2**30, 4), stages=found,
-                 **self.facts)  # fmt: skip
+        self.log(
+            kind="load",
+            seconds=round(now - self.begun, 2),
+            object_store_gib=round(store_bytes() / 2**30, 4),
+            stages=found,
+            **self.facts,
+        )
         for name, values in found.items():
             for key, gauge in self.gauges.items():
                 gauge.set(values[key], {"run": self.run, "stage": name})

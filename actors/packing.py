@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from syn4seg.sections import Pool, Training
+from syn4seg.config.sections import Pool, Training
 
 Node = Mapping[str, float]
 """Resources of one node as Ray names them: `{"CPU": 8, "GPU": 2, "accelerator_type:A100": 1, "synth": 1}`."""
@@ -43,8 +43,11 @@ class _Room:
         """How many more actors fit here, at most `limit`."""
         for key, amount in needs.items():
             if key == "GPU":
-                share = sum(free // amount for free in self.gpus) if amount < UNIT else (
-                    sum(free == UNIT for free in self.gpus) * UNIT // amount)  # fmt: skip
+                share = (
+                    sum(free // amount for free in self.gpus)
+                    if amount < UNIT
+                    else (sum(free == UNIT for free in self.gpus) * UNIT // amount)
+                )
                 limit = min(limit, share)
             else:
                 limit = min(limit, self.rest.get(key, 0) // amount)
@@ -73,8 +76,11 @@ class _Room:
         share = needs.get("GPU", 0)
         if not 0 < share < UNIT:
             return [_Room(self.gpus[: len(self.gpus) - share // UNIT] + [0] * (share // UNIT), rest)]
-        return [_Room([*self.gpus[:i], free - share, *self.gpus[i + 1 :]], rest)
-                for i, free in enumerate(self.gpus) if free >= share and free not in self.gpus[:i]]  # fmt: skip
+        return [
+            _Room([*self.gpus[:i], free - share, *self.gpus[i + 1 :]], rest)
+            for i, free in enumerate(self.gpus)
+            if free >= share and free not in self.gpus[:i]
+        ]
 
     def state(self) -> tuple:
         return tuple(self.gpus), tuple(sorted(self.rest.items()))
@@ -146,9 +152,7 @@ def _search(asks: list[Ask], rooms: list[_Room], work: int = 300_000) -> bool:
             return False
         seen.add(state)
         budget -= 1
-        if any(
-            sum(room.holds(one.needs, count) for room in rooms) < count for one, count in zip(asks, left, strict=True)
-        ):
+        if any(sum(room.holds(one.needs, count) for room in rooms) < count for one, count in zip(asks, left, strict=True)):
             return False
         tried = set()
         left[at] -= 1

@@ -20,14 +20,18 @@ from actors.evaluation import evaluate
 from actors.graph import check_placement, stream
 from actors.trainer import Asked, Labelled, Labelling, all_labelled, notice_board, room_for_both, train_and_evaluate
 from actors.training import check_workers, on_workers, train_base_on_workers
-from syn4seg.config import Config
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.rundir import RunDir
+from syn4seg.errors import UserError
+from syn4seg.models.device import free_gpu
 from syn4seg.stages.base import make_base
-from syn4seg.stages.novel import NovelStage, free_gpu, load_classifier, rows_of
+from syn4seg.stages.classifiers import load_classifier
+from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import make_plan, planned
 from syn4seg.stages.results import write_manifest, write_results
+from syn4seg.stages.rows import rows_of
 from syn4seg.stages.setup import draws_of
+from syn4seg.store.rundir import RunDir
 
 Matrices = dict[int, dict[str, np.ndarray]]
 """Confusion matrices by draw and row."""
@@ -59,8 +63,13 @@ class Display(Protocol):
 
 def read_on_nodes(config: Config) -> dict[str, str]:
     """What processes on other nodes load, by key: paths, or names of what is packaged or fetched."""
-    named = {"synthesis.model": config.synthesis.model, "synthesis.root": config.synthesis.root, "prompts.llm": config.prompts.llm,
-             "segmenter.backbone": config.segmenter.backbone, "refinement.model": config.refinement.model}  # fmt: skip
+    named = {
+        "synthesis.model": config.synthesis.model,
+        "synthesis.root": config.synthesis.root,
+        "prompts.llm": config.prompts.llm,
+        "segmenter.backbone": config.segmenter.backbone,
+        "refinement.model": config.refinement.model,
+    }
     if on_workers(config):
         named |= {"data.root": config.data.root, "segmenter.weights": config.segmenter.weights}
     return {key: str(value) for key, value in named.items() if value}
@@ -164,15 +173,17 @@ class Pipeline:
         """The novel stage of every row and draw on finished labels, and (by default) the evaluation; returns results.json.
 
         Raises:
-            ValueError: some labels are not there.
+            UserError: some labels are not there.
         """
         wanted = planned(self.run)["sample_id"]
         for draw in draws_of(self.config):
             done = self.run.draw(draw).complete()["sample_id"]
             missing = len(wanted) - pc.sum(pc.is_in(wanted, done.combine_chunks())).as_py()
             if missing:
-                raise ValueError(f"{self.run.root}: {missing} of {len(wanted)} samples of draw {draw} have no label yet; run "
-                                 "`syn4seg refine` (or `syn4seg run`) with the same configuration first")  # fmt: skip
+                raise UserError(
+                    f"{self.run.root}: {missing} of {len(wanted)} samples of draw {draw} have no label yet; run "
+                    "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
+                )
         with self._timed("novel"), self.display.bars("novel stage", "queries") as bars:
             matrices = self._trained(bars, evaluate, all_labelled)
         return self._scored(matrices) if evaluate else None
@@ -189,7 +200,7 @@ class Pipeline:
         """Scores the classifiers that are there.
 
         Raises:
-            ValueError: one has not been trained yet.
+            UserError: one has not been trained yet.
         """
         for draw in draws_of(self.config):
             for row in rows_of(self.config):

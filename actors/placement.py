@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.packing import ACCELERATOR, UNIT, Ask, Node, alone, ask, fits
-from syn4seg.sections import Pool, Training
+from syn4seg.config.sections import Pool, Training
+from syn4seg.errors import UserError
 
 IO_CPUS = 1.0
 """Logical CPUs left for Ray's own read tasks; without a whole one the stream would wait forever."""
@@ -31,18 +32,16 @@ def check_columns(columns: Iterable[str], stages: list[Stage]) -> None:
     What a stage `drops` is there no more for those behind it.
 
     Raises:
-        ValueError: naming the stage and the column.
+        UserError: naming the stage and the column.
     """
     have = set(columns)
     for stage in stages:
         lacking = sorted(set(stage.actor.reads) - have)
         if lacking:
-            raise ValueError(f"stage {stage.name}: reads {', '.join(lacking)}, which no stage before it adds")
+            raise UserError(f"stage {stage.name}: reads {', '.join(lacking)}, which no stage before it adds")
         again = sorted(set(stage.actor.adds) & have)
         if again:
-            raise ValueError(
-                f"stage {stage.name}: adds {', '.join(again)}, which is there already; columns are append-only"
-            )
+            raise UserError(f"stage {stage.name}: adds {', '.join(again)}, which is there already; columns are append-only")
         have = (have | set(stage.actor.adds)) - set(getattr(stage.actor, "drops", ()))
 
 
@@ -76,7 +75,7 @@ def preflight(stages: list[Stage], nodes: Sequence[Node], training: Training | N
         training: training workers that run beside the stream.
 
     Raises:
-        ValueError: what does not fit, how much there is, and how many actors would fit.
+        UserError: what does not fit, how much there is, and how many actors would fit.
     """
     found = _wants(stages, training)
     for want in found:
@@ -89,51 +88,61 @@ def preflight(stages: list[Stage], nodes: Sequence[Node], training: Training | N
         have = sum(n.get(resource, 0.0) for n in nodes)
         need = sum(want.ask.count * _each(want, resource) for want in found) + spare
         if need > have + 1e-9:
-            parts = ", ".join(
-                f"{w.ask.name} {w.ask.count} x {_each(w, resource):g}" for w in found if _each(w, resource)
-            )
+            parts = ", ".join(f"{w.ask.name} {w.ask.count} x {_each(w, resource):g}" for w in found if _each(w, resource))
             reserve = f" + {spare:g} for reading" if spare else ""
-            raise ValueError(f"placement needs {need:g} {_plural(resource)} ({parts}{reserve}), the cluster has {have:g}; "
-                             + _remedy(found, nodes, resource))  # fmt: skip
+            raise UserError(
+                f"placement needs {need:g} {_plural(resource)} ({parts}{reserve}), the cluster has {have:g}; "
+                + _remedy(found, nodes, resource)
+            )
     for want in found:
         number = alone(want.ask, nodes)
         if number < want.ask.count:
-            raise ValueError(f"{want.key}.{want.count}={want.ask.count}: only {number} actors of {_binding(want, nodes)} fit on "
-                             f"the nodes; lower {want.count}, or what one actor needs")  # fmt: skip
+            raise UserError(
+                f"{want.key}.{want.count}={want.ask.count}: only {number} actors of {_binding(want, nodes)} fit on "
+                f"the nodes; lower {want.count}, or what one actor needs"
+            )
     parts = ", ".join(f"{want.ask.name} {want.ask.count} x ({_needs(want.ask.needs)})" for want in found)
-    raise ValueError(f"placement: the pools do not fit on the nodes together ({parts}; nodes: {_kinds(nodes)}), although their "
-                     "sums do: an actor lies on one node, a fraction of a GPU on one; " + _remedy(found, nodes, "GPU"))  # fmt: skip
+    raise UserError(
+        f"placement: the pools do not fit on the nodes together ({parts}; nodes: {_kinds(nodes)}), although their "
+        "sums do: an actor lies on one node, a fraction of a GPU on one; " + _remedy(found, nodes, "GPU")
+    )
 
 
 def _check_one(want: _Want, nodes: Sequence[Node]) -> None:
     """Whether a single actor of this pool has a node that it can live on."""
     pool = want.pool
     if pool.gpus > 1 and pool.gpus % 1:
-        raise ValueError(f"{want.key}.gpus={pool.gpus:g}: expected whole GPUs or a fraction below 1")
+        raise UserError(f"{want.key}.gpus={pool.gpus:g}: expected whole GPUs or a fraction below 1")
     if isinstance(pool, Training) and pool.workers > 1 and pool.gpus % 1:
-        raise ValueError(f"{want.key}.gpus={pool.gpus:g}: expected 0 or whole GPUs with {want.key}.workers={pool.workers}, because "
-                         "workers that train together cannot share one; set it to 1, or use one worker")  # fmt: skip
+        raise UserError(
+            f"{want.key}.gpus={pool.gpus:g}: expected 0 or whole GPUs with {want.key}.workers={pool.workers}, because "
+            "workers that train together cannot share one; set it to 1, or use one worker"
+        )
     if pool.accelerator and not any(ACCELERATOR + pool.accelerator in n for n in nodes):
         there = Counter(k.removeprefix(ACCELERATOR) for n in nodes for k in n if k.startswith(ACCELERATOR))
-        raise ValueError(f"{want.key}.accelerator={pool.accelerator}: no node has one; the nodes have {_list(there)}; name one of "
-                         "these, leave it empty, or add such a node")  # fmt: skip
+        raise UserError(
+            f"{want.key}.accelerator={pool.accelerator}: no node has one; the nodes have {_list(there)}; name one of "
+            "these, leave it empty, or add such a node"
+        )
     for name in pool.resources:
         if not any(n.get(name) for n in nodes):
             there = Counter(k for n in nodes for k in n if _declared(k))
-            raise ValueError(f"{want.key}.resources: no node declares `{name}`; custom resources of the nodes: {_list(there)}; "
-                             f"start a node with --resources='{{\"{name}\": 1}}', or mend the name")  # fmt: skip
-    for resource, field in (
-        ("CPU", "cpus"),
-        ("GPU", "gpus"),
-        *((name, f"resources.{name}") for name in pool.resources),
-    ):
+            raise UserError(
+                f"{want.key}.resources: no node declares `{name}`; custom resources of the nodes: {_list(there)}; "
+                f"start a node with --resources='{{\"{name}\": 1}}', or mend the name"
+            )
+    for resource, field in (("CPU", "cpus"), ("GPU", "gpus"), *((name, f"resources.{name}") for name in pool.resources)):
         largest = max((n.get(resource, 0.0) for n in nodes), default=0.0)
         if _each(want, resource) > largest:
-            raise ValueError(f"{want.key}.{field}={_each(want, resource):g}: one actor needs more {_plural(resource)} than the "
-                             f"largest node has ({largest:g}); lower it or add a larger node")  # fmt: skip
+            raise UserError(
+                f"{want.key}.{field}={_each(want, resource):g}: one actor needs more {_plural(resource)} than the "
+                f"largest node has ({largest:g}); lower it or add a larger node"
+            )
     if want.ask.count and not alone(want.ask, nodes):
-        raise ValueError(f"{want.key}: one actor needs {_needs(want.ask.needs)} of one node, and no node has all of it "
-                         f"(nodes: {_kinds(nodes)}); lower what one actor needs, or add such a node")  # fmt: skip
+        raise UserError(
+            f"{want.key}: one actor needs {_needs(want.ask.needs)} of one node, and no node has all of it "
+            f"(nodes: {_kinds(nodes)}); lower what one actor needs, or add such a node"
+        )
 
 
 def _each(want: _Want, resource: str) -> float:
@@ -145,9 +154,7 @@ def _remedy(found: list[_Want], nodes: Sequence[Node], resource: str) -> str:
     for want in sorted(found, key=lambda w: -w.ask.count * _each(w, resource)):
         others = [w.ask for w in found if w is not want]
         number = bisect_left(
-            range(1, want.ask.count),
-            True,
-            key=lambda n: not fits([*others, replace(want.ask, count=n)], nodes, IO_CPUS),
+            range(1, want.ask.count), True, key=lambda n: not fits([*others, replace(want.ask, count=n)], nodes, IO_CPUS)
         )
         if number:
             lower = {"CPU": "cpus", "GPU": "gpus"}.get(resource, f"resources.{resource}")
@@ -169,14 +176,25 @@ def _plural(resource: str) -> str:
 
 
 def _needs(needs: Mapping[str, int]) -> str:
-    return " + ".join(key.removeprefix(ACCELERATOR) if key.startswith(ACCELERATOR) else f"{amount / UNIT:g} {key}"
-                      for key, amount in needs.items()) or "nothing"  # fmt: skip
+    return (
+        " + ".join(
+            key.removeprefix(ACCELERATOR) if key.startswith(ACCELERATOR) else f"{amount / UNIT:g} {key}"
+            for key, amount in needs.items()
+        )
+        or "nothing"
+    )
 
 
 def _kinds(nodes: Sequence[Node]) -> str:
     """The nodes by kind: `2 x (8 CPU + 1 GPU + A100)`."""
-    shown = [{k: round(v * UNIT) for k, v in sorted(n.items()) if v and (k in ("CPU", "GPU") or k.startswith(ACCELERATOR)
-                                                                       or _declared(k))} for n in nodes]  # fmt: skip
+    shown = [
+        {
+            k: round(v * UNIT)
+            for k, v in sorted(n.items())
+            if v and (k in ("CPU", "GPU") or k.startswith(ACCELERATOR) or _declared(k))
+        }
+        for n in nodes
+    ]
     return ", ".join(f"{count} x ({kind})" for kind, count in Counter(_needs(one) for one in shown).items()) or "none"
 
 
@@ -186,6 +204,4 @@ def _declared(key: str) -> bool:
 
 
 def _list(there: Counter) -> str:
-    return (
-        ", ".join(f"{name} ({count} nodes)" if count > 1 else name for name, count in sorted(there.items())) or "none"
-    )
+    return ", ".join(f"{name} ({count} nodes)" if count > 1 else name for name, count in sorted(there.items())) or "none"

@@ -24,7 +24,7 @@ class Refiner:
     drops = ("image",)
 
     def __init__(self, config: dict, device: str):
-        from syn4seg.labeling.enhance import BoundaryRefiner
+        from syn4seg.stages.labels import BoundaryRefiner
 
         self.refine = BoundaryRefiner.from_config(config, device)
 
@@ -41,8 +41,7 @@ class Refiner:
 
         label, audit, reason, trace = each_row(rows, "refinement", work, blank)
         rows = {name: values for name, values in rows.items() if name != "image"}
-        return rows | {"label": column(label), "refinement_audit": texts(audit), "reason": texts(reason),
-                       "traceback": texts(trace)}  # fmt: skip
+        return rows | {"label": column(label), "refinement_audit": texts(audit), "reason": texts(reason), "traceback": texts(trace)}
 
     def _in_passes(
         self, images: list[np.ndarray], labels: list[np.ndarray], reasons: np.ndarray

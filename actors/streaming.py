@@ -18,7 +18,7 @@ from actors.guard import Guard
 from actors.ledger import Ledger
 from actors.metrics import Totals
 from actors.placement import Stage, check_columns, preflight
-from syn4seg.files import StoreError
+from syn4seg.errors import StoreError, UserError
 
 if TYPE_CHECKING:
     import ray.data
@@ -63,9 +63,7 @@ def source(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
             return tasks
 
     blocks = max(1, math.ceil(rows.num_rows / rows_per_block))
-    return ray.data.read_datasource(
-        Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READERS, override_num_blocks=blocks
-    )
+    return ray.data.read_datasource(Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READERS, override_num_blocks=blocks)
 
 
 def through(stream: ray.data.Dataset, stage: Stage, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:
@@ -74,21 +72,41 @@ def through(stream: ray.data.Dataset, stage: Stage, run: str, deadline: float, l
 
     pool = stage.pool
     guarded = type(stage.name.capitalize(), (Guard,), {})  # the name that Ray's own tools show
-    arguments = {"stage": stage.actor, "kwargs": stage.kwargs, "name": stage.name, "run": run, "deadline": deadline,
-                 "ledger": ledger}  # fmt: skip
+    arguments = {
+        "stage": stage.actor,
+        "kwargs": stage.kwargs,
+        "name": stage.name,
+        "run": run,
+        "deadline": deadline,
+        "ledger": ledger,
+    }
     if pool.max_size is None:
         compute = ActorPoolStrategy(size=pool.size)
     else:
         compute = ActorPoolStrategy(min_size=pool.size, max_size=pool.max_size, initial_size=pool.size)
     return stream.map_batches(
-        guarded, fn_constructor_kwargs=arguments, batch_size=pool.batch, batch_format="numpy", compute=compute,
-        num_cpus=pool.cpus, num_gpus=pool.gpus or None, accelerator_type=pool.accelerator, resources=pool.resources or None,
-    )  # fmt: skip
+        guarded,
+        fn_constructor_kwargs=arguments,
+        batch_size=pool.batch,
+        batch_format="numpy",
+        compute=compute,
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+        accelerator_type=pool.accelerator,
+        resources=pool.resources or None,
+    )
 
 
-def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int, *, run: str = "", deadline: float = 300.0,
-               store_bytes: float | None = None, report: Callable[[Totals], None] | None = None,
-               ) -> Iterator[dict[str, Any]]:  # fmt: skip
+def run_stream(
+    rows: pa.Table,
+    stages: list[Stage],
+    rows_per_block: int,
+    *,
+    run: str = "",
+    deadline: float = 300.0,
+    store_bytes: float | None = None,
+    report: Callable[[Totals], None] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Streams the rows through every stage under Ray; yields the last stage's batches as they finish.
 
     Args:
@@ -100,7 +118,7 @@ def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int, *, run:
         report: called every `REPORT_SECONDS`, and at the end, with the ledger's totals, see `Ledger.totals`.
 
     Raises:
-        ValueError: the stages do not fit together or not on the cluster, or an actor fails otherwise than by a row.
+        UserError: the stages do not fit together or not on the cluster, or an actor fails otherwise than by a row.
     """
     import ray.data
     import ray.exceptions
@@ -117,7 +135,7 @@ def run_stream(rows: pa.Table, stages: list[Stage], rows_per_block: int, *, run:
             for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
                 yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except ray.exceptions.RayError as error:
-        raise ValueError(_cause(error)) from error
+        raise UserError(_cause(error)) from error
     finally:
         ray.kill(ledger)
 
@@ -148,9 +166,7 @@ def _reporting(ledger: Any, report: Callable[[Totals], None] | None) -> Iterator
     over = threading.Event()
 
     def tell() -> None:
-        with contextlib.suppress(
-            ray.exceptions.RayError, StoreError
-        ):  # a full disk ends the stream where rows are written
+        with contextlib.suppress(ray.exceptions.RayError, StoreError):  # a full disk ends the stream where rows are written
             report(ray.get(ledger.totals.remote(), timeout=REPORT_SECONDS))
 
     def watch() -> None:

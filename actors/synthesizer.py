@@ -21,13 +21,14 @@ import numpy as np
 from actors import watch
 from actors.columns import FAULT, Batch, column, each_row, texts, told
 from syn4seg.data.folder import decode_image
-from syn4seg.files import StoreError, pixel_digest
-from syn4seg.rundir import RunDir
-from syn4seg.samples import Image
+from syn4seg.errors import StoreError
 from syn4seg.schema import PLAN
+from syn4seg.store.files import pixel_digest
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import Image
 
 if TYPE_CHECKING:
-    from syn4seg.models.generators import ImageGenerator, Made
+    from syn4seg.models.protocols import ImageGenerator, Made
 
 BLANK = np.zeros((1, 1, 3), np.uint8)
 START_SECONDS = 1800.0
@@ -43,12 +44,12 @@ def warnings_of(audits: Iterable[dict[str, Any]]) -> list[str]:
             sizes[audit["made_in_batch"], audit["planned_batch"]] += 1
         if "precision" in audit:
             retried[audit["precision"]] += 1
-    lines = [f"{count} images were made in batches of {made} instead of {planned}, for want of memory or beside a row that "
-             f"failed; another batch may change rounding; synthesis.batch={made} plans it so"
-             for (made, planned), count in sorted(sizes.items())]  # fmt: skip
-    return lines + [
-        f"{count} images came out faulty and were made again ({name})" for name, count in sorted(retried.items())
+    lines = [
+        f"{count} images were made in batches of {made} instead of {planned}, for want of memory or beside a row that "
+        f"failed; another batch may change rounding; synthesis.batch={made} plans it so"
+        for (made, planned), count in sorted(sizes.items())
     ]
+    return lines + [f"{count} images came out faulty and were made again ({name})" for name, count in sorted(retried.items())]
 
 
 class Synthesizer:
@@ -66,7 +67,7 @@ class Synthesizer:
     adds = ("image", "image_digest", "synthesis_audit")
 
     def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator], planned: int):
-        from syn4seg.models.generators import EmbeddingStore
+        from syn4seg.models.embeddings import EmbeddingStore
 
         self.run, self.names, self.planned = RunDir(run), names, planned
         self.load, self.generator, self.warm = load, None, False
@@ -92,13 +93,11 @@ class Synthesizer:
                     images[i], fault, traces[i], audits[i] = made[k]
                     reasons[i] = FAULT + f"synthesis: {fault}" if fault else ""
                 _keep(self.run, self.names, rows, [i for i in missing if not reasons[i]], images, audits)
-        return _with(
-            rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.flatnonzero(rows["todo"]), images, audits
-        )
+        return _with(rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.flatnonzero(rows["todo"]), images, audits)
 
     def _generate(self, rows: Batch, at: np.ndarray) -> list[tuple[np.ndarray, str, str, dict[str, Any]]]:
         """(image, fault, traceback, audit) of each row of one planned batch, made in as few parts as fit into memory."""
-        from syn4seg.models.generators import CarefulGenerator
+        from syn4seg.models.protocols import CarefulGenerator
 
         if self.generator is None:
             watch.tick(extra=START_SECONDS)
@@ -115,9 +114,7 @@ class Synthesizer:
             self.warm, extra = True, 0.0
             if made is not None:
                 short = {"made_in_batch": len(part), "planned_batch": self.planned} if len(part) < self.planned else {}
-                done += zip(
-                    made.images, made.faults, [""] * len(part), [audit | short for audit in made.audit], strict=True
-                )
+                done += zip(made.images, made.faults, [""] * len(part), [audit | short for audit in made.audit], strict=True)
             elif len(part) == 1:
                 done.append((BLANK, error, trace, {}))
             elif out_of_memory(error):
@@ -133,11 +130,14 @@ class Synthesizer:
 
     def _attempt(self, rows: Batch, at: np.ndarray) -> tuple[Made | None, str, str]:
         """These rows as one batch, or what went wrong; the error itself is let go, since it holds on to memory."""
-        from syn4seg.models.generators import CarefulGenerator, Made
+        from syn4seg.models.protocols import CarefulGenerator, Made
 
         assert self.generator is not None
-        given: Any = ([str(p) for p in rows["prompt"][at]], self.store.rows(rows["prompt_row"][at].tolist()),
-                      rows["noise_seed"][at].tolist())  # fmt: skip
+        given: Any = (
+            [str(p) for p in rows["prompt"][at]],
+            self.store.rows(rows["prompt_row"][at].tolist()),
+            rows["noise_seed"][at].tolist(),
+        )
         try:
             if isinstance(self.generator, CarefulGenerator):
                 made = self.generator.make(*given)
@@ -162,12 +162,14 @@ def _there(run: RunDir, names: tuple[str, ...], rows: Batch) -> tuple[list[np.nd
 
 
 def _image(names: tuple[str, ...], rows: Batch, i: int, pixels: np.ndarray, audit: dict[str, Any]) -> Image:
-    return Image(str(rows["sample_id"][i]), names[rows["class_id"][i]], int(rows["batch"][i]), pixels, audit,
-                 str(rows["image_at"][i]))  # fmt: skip
+    return Image(
+        str(rows["sample_id"][i]), names[rows["class_id"][i]], int(rows["batch"][i]), pixels, audit, str(rows["image_at"][i])
+    )
 
 
-def _keep(run: RunDir, names: tuple[str, ...], rows: Batch, new: list[int], images: list[np.ndarray],
-          audits: list[dict[str, Any]]) -> None:  # fmt: skip
+def _keep(
+    run: RunDir, names: tuple[str, ...], rows: Batch, new: list[int], images: list[np.ndarray], audits: list[dict[str, Any]]
+) -> None:
     """Keeps the images of the rows `new` in the run directory."""
     watch.pause()
     run.samples.write_images([_image(names, rows, i, images[i], audits[i]) for i in new])
@@ -177,8 +179,11 @@ def _with(rows: Batch, keep: np.ndarray, images: list[np.ndarray], audits: list[
     """The rows `keep` with the columns that a stage of images adds."""
     out = {name: values[keep] for name, values in rows.items()}
     digests = ["" if rows["reason"][i] else pixel_digest(np.asarray(images[i])) for i in keep]
-    return out | {"image": column([images[i] for i in keep]), "image_digest": texts(digests),
-                  "synthesis_audit": texts([json.dumps(audits[i]) for i in keep])}  # fmt: skip
+    return out | {
+        "image": column([images[i] for i in keep]),
+        "image_digest": texts(digests),
+        "synthesis_audit": texts([json.dumps(audits[i]) for i in keep]),
+    }
 
 
 def out_of_memory(error: str) -> bool:
@@ -214,8 +219,7 @@ class Importer:
                 return (decode_image(self.root / rows["prompt"][i]) if there[i] is BLANK else there[i]), ""
 
         images, reasons, traces = each_row(rows, "import", work, lambda _: (BLANK,))
-        _keep(self.run, self.names, rows, [i for i, reason in enumerate(reasons) if not reason and there[i] is BLANK], images,
-              audits)  # fmt: skip
-        return _with(
-            rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.arange(len(keep)), images, audits
+        _keep(
+            self.run, self.names, rows, [i for i, reason in enumerate(reasons) if not reason and there[i] is BLANK], images, audits
         )
+        return _with(rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.arange(len(keep)), images, audits)

@@ -18,12 +18,14 @@ from actors.evaluation import evaluate_on_workers
 from actors.graph import pools
 from actors.placement import Stage, preflight
 from actors.training import Group, fit, on_workers
-from syn4seg.config import Config
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.pulse import Pulse
-from syn4seg.rundir import RunDir
+from syn4seg.errors import UserError
+from syn4seg.stages.draw_training import train_draw
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.setup import draws_of, load_dataset
+from syn4seg.store.pulse import Pulse
+from syn4seg.store.rundir import RunDir
 
 ASK_SECONDS = 0.5
 """How often a trainer in another process asks after labelling."""
@@ -49,7 +51,7 @@ def room_for_both(config: Config) -> bool:
     stream = [Stage(Notice, {}, pool, name) for name, pool in pools(config).items()]
     try:
         preflight(stream, node_resources(), config.placement.training)
-    except ValueError:
+    except UserError:
         return False
     return True
 
@@ -98,7 +100,7 @@ class Asked:
         if draw not in self.done and time.monotonic() >= self.next_time:
             self.done, failure = ray.get(self.notice.state.remote())
             if failure:
-                raise ValueError(failure)
+                raise UserError(failure)
             self.next_time = time.monotonic() + ASK_SECONDS
         return draw in self.done
 
@@ -165,8 +167,9 @@ class Labelling:
                 raise failed_first from None
 
 
-def train_and_evaluate(config: Config, run: RunDir, dataset: Dataset, fold: Fold, bars: Sequence[Progress], *, evaluate: bool,
-                       labelled: Labelled) -> dict[int, dict[str, np.ndarray]]:  # fmt: skip
+def train_and_evaluate(
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, bars: Sequence[Progress], *, evaluate: bool, labelled: Labelled
+) -> dict[int, dict[str, np.ndarray]]:
     """Trains every row of every draw on labels that are there or still coming, and scores them on the queries.
 
     Args:
@@ -215,4 +218,4 @@ def _train(stage: NovelStage, labelled: Labelled, tell: Callable[[dict[str, Any]
         def stepped(done: int, total: int, before: int = number, draw: int = draw) -> None:
             tell({"done": before * total + done, "total": len(draws) * total, "draw": draw, "loss": stage.loss})
 
-        stage.train(draw, stepped, labelled)
+        train_draw(stage, draw, stepped, labelled)

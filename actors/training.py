@@ -20,11 +20,12 @@ from typing import Any
 
 from actors.cluster import node_resources, start_seconds
 from actors.placement import preflight
-from syn4seg.config import Config
-from syn4seg.rundir import RunDir
-from syn4seg.sections import Training
+from syn4seg.config.sections import Training
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
 from syn4seg.stages.base import train_base_stage
 from syn4seg.stages.setup import load_dataset
+from syn4seg.store.rundir import RunDir
 
 POLL_SECONDS = 0.5
 
@@ -50,13 +51,20 @@ Loop = Callable[[dict[str, Any], Group], Any]
 """What every process runs: (config, its place) -> a value, of which rank 0's is returned."""
 
 
-def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, device: str = "cpu",
-        progress: Callable[[dict[str, Any]], None] = lambda facts: None) -> Any:  # fmt: skip
+def fit(
+    loop: Loop,
+    config: dict[str, Any],
+    workers: Training,
+    *,
+    name: str,
+    device: str = "cpu",
+    progress: Callable[[dict[str, Any]], None] = lambda facts: None,
+) -> Any:
     """Runs a loop in `workers.workers` processes of Ray Train, or with 0 in this one; returns what rank 0 returns.
 
     When a process dies (kill -9, a lost node) or raises, all are started again, at most `workers.max_failures` times, and call
     the loop anew: it is the loop that writes a checkpoint (rank 0 alone, atomically, in the run directory, which every node
-    must see) and goes on from it. A ValueError is a user's mistake: the loop is not run again, and the message stays.
+    must see) and goes on from it. A UserError is a user's mistake: the loop is not run again, and the message stays.
 
     Args:
         loop: importable on the workers, or picklable; it must not assume a working directory.
@@ -67,7 +75,7 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, dev
         progress: called in this process, in a thread of its own, with what the loop tells.
 
     Raises:
-        ValueError: the workers do not fit on the cluster; the loop's own; or why the training failed, in one sentence.
+        UserError: the workers do not fit on the cluster; the loop's own; or why the training failed, in one sentence.
     """
     if not workers.workers:
         return loop(config, Group(0, 1, device, progress))
@@ -79,32 +87,33 @@ def fit(loop: Loop, config: dict[str, Any], workers: Training, *, name: str, dev
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_seconds()))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    scratch = tempfile.mkdtemp(
-        prefix="syn4seg-train-"
-    )  # on this node, where Train's controller is; no checkpoint goes there
+    scratch = tempfile.mkdtemp(prefix="syn4seg-train-")  # on this node, where Train's controller is; no checkpoint goes there
     here = ray.get_runtime_context().get_node_id()
     board: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Board).remote()
     trainer = TorchTrainer(
         lambda: _work(loop, config, board, "cuda" if workers.gpus else "cpu"),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.workers, use_gpu=workers.gpus > 0, resources_per_worker=share_of(workers),
+            num_workers=workers.workers,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=share_of(workers),
             accelerator_type=workers.accelerator,
         ),
         run_config=ray.train.RunConfig(
-            name=name, storage_path=scratch,
+            name=name,
+            storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
         ),
-    )  # fmt: skip
+    )
     try:
         with _own_interrupts(), _listening(board, progress):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise ValueError(ray.get(board.failed.remote()) or _cause(error)) from error
+        raise UserError(ray.get(board.failed.remote()) or _cause(error)) from error
     else:
         mistake = ray.get(board.failed.remote())
         if mistake:
-            raise ValueError(mistake)
+            raise UserError(mistake)
         return result.return_value
     finally:
         ray.kill(board)
@@ -152,7 +161,7 @@ def _work(loop: Loop, config: dict[str, Any], board: Any, device: str) -> Any:
     group = Group(context.get_world_rank(), context.get_world_size(), device, board.tell.remote)
     try:
         return loop(config, group)
-    except ValueError as error:
+    except UserError as error:
         ray.get(board.give_up.remote(" ".join(str(error).split())))
         raise
 
@@ -219,7 +228,7 @@ def train_base_on_workers(config: Config, run: RunDir, report: Callable[[dict[st
     over a batch are added in another order (and a worker may have another number of threads than this process).
 
     Raises:
-        ValueError: a batch that cannot be shared; see `fit` and `syn4seg.segmenter.base.train_base`.
+        UserError: a batch that cannot be shared; see `fit` and `syn4seg.segmenter.base.train_base`.
     """
     parts = {"config": config.model_dump(mode="json"), "run": run.address}
     fit(_base_loop, parts, config.placement.training, name="base", progress=report)
@@ -240,7 +249,7 @@ def check_workers(config: Config) -> None:
     """Refuses training workers that do not fit on the cluster or cannot share a batch, before anything is made.
 
     Raises:
-        ValueError: see `preflight` and `check_shares`.
+        UserError: see `preflight` and `check_shares`.
     """
     workers = config.placement.training
     if not on_workers(config):

@@ -9,17 +9,30 @@ import numpy as np
 
 from actors import watch
 from actors.columns import FAULT, Batch, texts, told
-from syn4seg.files import pixel_digest, write_json
-from syn4seg.rundir import RunDir
-from syn4seg.samples import Sample
+from syn4seg.errors import UserError
 from syn4seg.schema import LABEL_STAGES
+from syn4seg.store.files import pixel_digest, write_json
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import Sample
 
 
 class Writer:
     """Idempotent: writing the same row twice leaves the same. Passes on only ids, reasons and how images were made."""
 
-    reads = ("sample_id", "class_id", "prompt", "noise_seed", "batch", "image_digest", *LABEL_STAGES,
-             "synthesis_audit", "labeling_audit", "refinement_audit", "reason", "traceback")  # fmt: skip
+    reads = (
+        "sample_id",
+        "class_id",
+        "prompt",
+        "noise_seed",
+        "batch",
+        "image_digest",
+        *LABEL_STAGES,
+        "synthesis_audit",
+        "labeling_audit",
+        "refinement_audit",
+        "reason",
+        "traceback",
+    )
     adds = ()
 
     def __init__(self, run: str, draw: int, names: tuple[str, ...]):
@@ -37,9 +50,7 @@ class Writer:
                 line, trace = told(error)
                 row |= {"reason": f"{FAULT}writing: {line}", "traceback": trace}
                 sample = self._sample(row)
-            if sample.record["reason"].startswith(
-                FAULT
-            ):  # the note first: without it the record would count for nothing
+            if sample.record["reason"].startswith(FAULT):  # the note first: without it the record would count for nothing
                 _note(self.run, sample.record, row)
             samples.append(sample)
         watch.pause()
@@ -49,9 +60,14 @@ class Writer:
     def _sample(self, row: dict[str, Any]) -> Sample:
         reason, labels = str(row["reason"]), {}
         record: dict[str, Any] = {
-            "sample_id": str(row["sample_id"]), "class": self.names[row["class_id"]], "class_id": int(row["class_id"]),
-            "prompt": str(row["prompt"]), "noise_seed": int(row["noise_seed"]), "batch": int(row["batch"]), "reason": reason,
-        }  # fmt: skip
+            "sample_id": str(row["sample_id"]),
+            "class": self.names[row["class_id"]],
+            "class_id": int(row["class_id"]),
+            "prompt": str(row["prompt"]),
+            "noise_seed": int(row["noise_seed"]),
+            "batch": int(row["batch"]),
+            "reason": reason,
+        }
         made = json.loads(row["synthesis_audit"])
         if reason.startswith(FAULT):
             return Sample(record | ({"audit": made} if made else {}), {})
@@ -59,7 +75,7 @@ class Writer:
         for stage in LABEL_STAGES if not reason else LABEL_STAGES[:-1]:
             labels[stage] = np.asarray(row[stage])
             if labels[stage].dtype != np.uint8 or labels[stage].ndim != 2:
-                raise ValueError(f"{stage} is {labels[stage].dtype} {labels[stage].shape}; expected uint8 (H, W)")
+                raise UserError(f"{stage} is {labels[stage].dtype} {labels[stage].shape}; expected uint8 (H, W)")
             record[stage] = pixel_digest(labels[stage])
         record["audit"] = made | json.loads(row["labeling_audit"]) | json.loads(row["refinement_audit"])
         return Sample(record, labels)
@@ -78,11 +94,7 @@ class Noter:
         for i, reason in enumerate(rows["reason"]):
             if reason:
                 made = json.loads(rows["synthesis_audit"][i])
-                note = {
-                    "sample_id": str(rows["sample_id"][i]),
-                    "class": self.names[rows["class_id"][i]],
-                    "reason": str(reason),
-                }
+                note = {"sample_id": str(rows["sample_id"][i]), "class": self.names[rows["class_id"][i]], "reason": str(reason)}
                 _note(self.run, note | ({"audit": made} if made else {}), {"traceback": rows["traceback"][i]})
         return _passed(rows)
 
@@ -93,5 +105,8 @@ def _note(run: RunDir, note: dict[str, Any], row: dict[str, Any]) -> None:
 
 
 def _passed(rows: Batch) -> Batch:
-    return {"sample_id": rows["sample_id"], "reason": texts([str(r) for r in rows["reason"]]),
-            "synthesis_audit": rows["synthesis_audit"]}  # fmt: skip
+    return {
+        "sample_id": rows["sample_id"],
+        "reason": texts([str(r) for r in rows["reason"]]),
+        "synthesis_audit": rows["synthesis_audit"],
+    }

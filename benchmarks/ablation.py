@@ -25,14 +25,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from record import machine, write
 
-from syn4seg.config import load
+from syn4seg.config.loading import load
 from syn4seg.report.numbers import label_quality, truth_of
 from syn4seg.report.reading import records_of
-from syn4seg.rundir import RunDir
 from syn4seg.segmenter.evaluation import metrics
-from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.results import METRICS, spread
+from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.setup import load_dataset
+from syn4seg.store.rundir import RunDir
 
 
 def accepted(run: RunDir, draw: int) -> pa.Table:
@@ -67,20 +67,26 @@ def main() -> None:
             for row in (*rows_of(config), *(BASELINE + name for name in config.evaluation.baselines)):
                 found = metrics(np.array(matrices[row]), len(fold.base), len(fold.novel))
                 for metric in METRICS:
-                    per_draw.setdefault((RESULT_NAMES.get(row, row), metric), np.zeros((4, args.draws)))[
-                        fold_number, draw
-                    ] = found[metric]
+                    per_draw.setdefault((RESULT_NAMES.get(row, row), metric), np.zeros((4, args.draws)))[fold_number, draw] = found[
+                        metric
+                    ]
             if (truth := truth_of(config)) is not None:
                 for stage, values in label_quality(run, draw, accepted(run, draw), truth).items():
                     for key, value in values.items():
                         quality.setdefault(stage, {}).setdefault(key, []).append(value)
-    result = about | summary(per_draw, args.draws) | {
-        "protocol": folds[0]["protocol"] | {"fold": "0..3", "spread": "standard deviation over draws of the mean over folds"},
-        "config_digest": {str(f): r["config_digest"] for f, r in folds.items()}, "overrides": args.overrides,
-        "per_fold": {str(f): r["rows"] for f, r in folds.items()}, "seconds": seconds,
-        "funnel": {str(f): r["funnel"] for f, r in folds.items()},
-        "label_quality": {stage: {k: spread(v) for k, v in values.items()} for stage, values in quality.items()},
-    }  # fmt: skip
+    result = (
+        about
+        | summary(per_draw, args.draws)
+        | {
+            "protocol": folds[0]["protocol"] | {"fold": "0..3", "spread": "standard deviation over draws of the mean over folds"},
+            "config_digest": {str(f): r["config_digest"] for f, r in folds.items()},
+            "overrides": args.overrides,
+            "per_fold": {str(f): r["rows"] for f, r in folds.items()},
+            "seconds": seconds,
+            "funnel": {str(f): r["funnel"] for f, r in folds.items()},
+            "label_quality": {stage: {k: spread(v) for k, v in values.items()} for stage, values in quality.items()},
+        }
+    )
     show(result)
     write(args.name, result)
 
@@ -93,10 +99,7 @@ def summary(per_draw: dict[tuple[str, str], np.ndarray], draws: int) -> dict[str
         assert values.shape == (4, draws)
         rows.setdefault(row, {})[metric] = spread(values.mean(0))
         gain = values - per_draw["support_only", metric]
-        gains.setdefault(row, {})[metric] = spread(gain.mean(0)) | {
-            "folds_x_draws_won": int((gain > 0).sum()),
-            "of": gain.size,
-        }
+        gains.setdefault(row, {})[metric] = spread(gain.mean(0)) | {"folds_x_draws_won": int((gain > 0).sum()), "of": gain.size}
     return {"rows": rows, "gain_over_support_only": gains}
 
 
@@ -104,10 +107,7 @@ def show(result: dict[str, Any]) -> None:
     """The table in Markdown, in percent."""
     print("| row | base | novel | mean | harmonic |\n| --- | --- | --- | --- | --- |")
     for row, values in result["rows"].items():
-        cells = (
-            f"{100 * values[m]['mean']:.1f} ± {100 * values[m]['std']:.1f}"
-            for m in ("base", "novel", "mean", "harmonic")
-        )
+        cells = (f"{100 * values[m]['mean']:.1f} ± {100 * values[m]['std']:.1f}" for m in ("base", "novel", "mean", "harmonic"))
         print(f"| {row} | {' | '.join(cells)} |")
     for stage, values in result["label_quality"].items():
         print(stage, ", ".join(f"{key} {100 * value['mean']:.1f}" for key, value in values.items()))

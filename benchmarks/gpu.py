@@ -35,19 +35,31 @@ import numpy as np
 import torch
 from record import ROOT, machine
 
-from syn4seg.config import Config, load
-from syn4seg.models import sizes
-from syn4seg.models.generators import Encoded, Speed, load_generator
-from syn4seg.models.sizes_vision import sam_size, segmenter_size
-from syn4seg.stages.footprint import memory_of
-from syn4seg.stages.rates import GPUS, Card, Rate, Rates, write_rates
-from syn4seg.stages.workload import COMPONENTS, Facts, work
+from syn4seg.config.loading import load
+from syn4seg.config.tree import Config
+from syn4seg.models.embeddings import Encoded
+from syn4seg.models.generators import load_generator
+from syn4seg.models.protocols import Speed
+from syn4seg.planning import sizes
+from syn4seg.planning.footprint import memory_of
+from syn4seg.planning.rates import GPUS, Card, Rate, Rates, write_rates
+from syn4seg.planning.sizes_vision import sam_size, segmenter_size
+from syn4seg.planning.workload import COMPONENTS, Facts, work
+from syn4seg.stages.setup import canvas_of
 
 TARGETS = {"generation": 1.5, "sam": 5.0, "busy": 0.95}
 FACTS = Facts(novel=5, base=15, train_images=5953, queries=1449)
 GUIDANCE, STEPS = 4.5, 8
-PROMPTS = ["a photo of a dog on grass", "two cats on a sofa", "a red bus in a street", "a horse beside a fence",
-           "a boat on a lake", "a bird on a branch", "a bottle on a table", "a train in snow"]  # fmt: skip
+PROMPTS = [
+    "a photo of a dog on grass",
+    "two cats on a sofa",
+    "a red bus in a street",
+    "a horse beside a fence",
+    "a boat on a lake",
+    "a bird on a branch",
+    "a bottle on a table",
+    "a train in snow",
+]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -79,27 +91,53 @@ class Scale:
 
 
 TRUE = Scale(
-    {name: sizes.TRANSFORMERS[name] for name in (f"{sizes.STABILITY}large", f"{sizes.STABILITY}medium")}, sizes.SD3_VAE,
-    (sizes.CLIP_L, sizes.CLIP_G), sizes.T5_XXL, {512: 8, 1024: 4}, ("vit-b", "vit-h"),
+    {name: sizes.TRANSFORMERS[name] for name in (f"{sizes.STABILITY}large", f"{sizes.STABILITY}medium")},
+    sizes.SD3_VAE,
+    (sizes.CLIP_L, sizes.CLIP_G),
+    sizes.T5_XXL,
+    {512: 8, 1024: 4},
+    ("vit-b", "vit-h"),
     (("resnet50", 417, 512), ("resnet101", 473, 512)),
-)  # fmt: skip
-_SMALL_CLIP = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "projection_dim": 32,
-}
+)
+_SMALL_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
 TINY = Scale(
-    {"tiny": sizes.SD35_LARGE | {"sample_size": 16, "in_channels": 4, "out_channels": 4, "num_layers": 2,
-                                 "attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": 64,
-                                 "caption_projection_dim": 64, "pooled_projection_dim": 64, "pos_embed_max_size": 16}},
-    sizes.SD3_VAE | {"latent_channels": 4, "block_out_channels": (16, 32, 32), "norm_num_groups": 8, "layers_per_block": 1,
-                     "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3},
-    (_SMALL_CLIP, _SMALL_CLIP), {"vocab_size": 256, "d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
-    {32: 2, 64: 2}, ("embedded-sam",), (("embedded", 64, 32),),
-    image=64, sam_images=2, boxes=(2,), images_per_pass=2, train_batch=2, stream_batches=2, matmul=128,
-)  # fmt: skip
+    {
+        "tiny": sizes.SD35_LARGE
+        | {
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 64,
+            "caption_projection_dim": 64,
+            "pooled_projection_dim": 64,
+            "pos_embed_max_size": 16,
+        }
+    },
+    sizes.SD3_VAE
+    | {
+        "latent_channels": 4,
+        "block_out_channels": (16, 32, 32),
+        "norm_num_groups": 8,
+        "layers_per_block": 1,
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    },
+    (_SMALL_CLIP, _SMALL_CLIP),
+    {"vocab_size": 256, "d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+    {32: 2, 64: 2},
+    ("embedded-sam",),
+    (("embedded", 64, 32),),
+    image=64,
+    sam_images=2,
+    boxes=(2,),
+    images_per_pass=2,
+    train_batch=2,
+    stream_batches=2,
+    matmul=128,
+)
 
 
 @dataclass
@@ -124,10 +162,7 @@ class Bench:
 
     def config(self, *overrides: str) -> Config:
         """A configuration placed on the device of this run."""
-        return load(
-            None,
-            [f"placement.device={DEVICE.type}", f"placement.synthesis.gpus={int(DEVICE.type == 'cuda')}", *overrides],
-        )
+        return load(None, [f"placement.device={DEVICE.type}", f"placement.synthesis.gpus={int(DEVICE.type == 'cuda')}", *overrides])
 
     def rate(self, stage: str, config: Config, seconds: float, memory: int = 0) -> None:
         """Keeps the seconds of one unit of a stage of the plan."""
@@ -141,8 +176,9 @@ class Bench:
         path.write_text(json.dumps(self.result, indent=1) + "\n")
         flops = self.result.get("matmul", {}).get("flops_per_second") or GPUS["H100"].flops
         memory = torch.cuda.get_device_properties(0).total_memory if DEVICE.type == "cuda" else 0
-        rates = Rates(self.result["device"], Card(flops, memory), tuple(self.rates), date=self.result["date"],
-                      about=self.result["weights"])  # fmt: skip
+        rates = Rates(
+            self.result["device"], Card(flops, memory), tuple(self.rates), date=self.result["date"], about=self.result["weights"]
+        )
         write_rates(self.out / f"{self.result['date']}-gpu-rates.json", rates)
 
 
@@ -206,11 +242,7 @@ def matmul(bench: Bench) -> dict[str, Any]:
     for dtype in (torch.bfloat16, torch.float32) if DEVICE.type == "cuda" else (torch.float32,):
         a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
         found[str(dtype).removeprefix("torch.")] = 2 * n**3 / seconds_of(lambda a=a, b=b: a @ b, repeats=20, warm=3)
-    return {
-        "n": n,
-        "flops_per_second": next(iter(found.values())),
-        "tflops": {k: round(v / 1e12, 3) for k, v in found.items()},
-    }
+    return {"n": n, "flops_per_second": next(iter(found.values())), "tflops": {k: round(v / 1e12, 3) for k, v in found.items()}}
 
 
 # -------------------------------------------------------------------------------------------------------- generation
@@ -225,15 +257,14 @@ def model_that_fits(bench: Bench) -> str:
     need = 0
     for name, config in bench.scale.models.items():
         with torch.device("meta"):
-            parts = [
-                sizes.part_of("x", sizes.build_transformer(config)),
-                sizes.part_of("y", sizes.build_vae(bench.scale.vae)),
-            ]
+            parts = [sizes.part_of("x", sizes.build_transformer(config)), sizes.part_of("y", sizes.build_vae(bench.scale.vae))]
         need = sum(part.bytes(2) for part in parts)
         if 1.6 * need + 2**30 <= free and 1.1 * need <= disk:
             return name
-    raise RuntimeError(f"no model fits: {free / 2**30:.1f} GiB free on the device, {disk / 2**30:.1f} GiB in {bench.work}; the "
-                       f"smallest needs {1.6 * need / 2**30:.1f} and {1.1 * need / 2**30:.1f}")  # fmt: skip
+    raise RuntimeError(
+        f"no model fits: {free / 2**30:.1f} GiB free on the device, {disk / 2**30:.1f} GiB in {bench.work}; the "
+        f"smallest needs {1.6 * need / 2**30:.1f} and {1.1 * need / 2**30:.1f}"
+    )
 
 
 def saved_model(bench: Bench, name: str) -> str:
@@ -244,14 +275,13 @@ def saved_model(bench: Bench, name: str) -> str:
     logging.set_verbosity_error()
     dtype, folder = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32, bench.work / name.replace("/", "-")
     if not (folder / "model_index.json").is_file():
-        empty: Any = dict.fromkeys(
-            f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")
-        )
+        empty: Any = dict.fromkeys(f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
         pipeline = StableDiffusion3Pipeline(
             transformer=random_network(lambda: sizes.build_transformer(bench.scale.models[name]), dtype),
             vae=random_network(lambda: sizes.build_vae(bench.scale.vae), dtype),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **empty,
-        )  # fmt: skip
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            **empty,
+        )
         pipeline.save_pretrained(folder)
     return str(folder)
 
@@ -260,7 +290,7 @@ def text_parts(bench: Bench) -> dict[str, Any]:
     """Random text encoders with word-list tokenizers; T5 is left out where memory is short."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
-    from syn4seg.models.build.generator import clip_tokenizer
+    from tools.generator import clip_tokenizer
 
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     words = sorted({word for prompt in PROMPTS for word in prompt.split()})
@@ -277,13 +307,7 @@ def text_parts(bench: Bench) -> dict[str, Any]:
         config = T5Config(**bench.scale.t5)
         parts["text_encoder_3"] = random_network(lambda: T5EncoderModel(config), dtype)
         letters = [(c, -6.0) for c in "abcdefghijklmnopqrstuvwxyz"]
-        vocabulary = [
-            ("<pad>", 0.0),
-            ("</s>", 0.0),
-            ("<unk>", 0.0),
-            ("\u2581", -4.0),
-            *(("\u2581" + w, -1.0) for w in words),
-        ]
+        vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0), *(("\u2581" + w, -1.0) for w in words)]
         parts["tokenizer_3"] = T5Tokenizer(vocab=[*vocabulary, *letters], extra_ids=0)
     return parts
 
@@ -302,9 +326,7 @@ class Generation:
         self.ours: Any = load_generator(folder, steps=STEPS, guidance=GUIDANCE, size=side, device=DEVICE.type)
         self.loaded = time.time() - started
         inner, text = self.ours.pipeline, text_parts(bench)
-        self.plain: Any = StableDiffusion3Pipeline(
-            transformer=inner.transformer, vae=inner.vae, scheduler=inner.scheduler, **text
-        )
+        self.plain: Any = StableDiffusion3Pipeline(transformer=inner.transformer, vae=inner.vae, scheduler=inner.scheduler, **text)
         self.plain.set_progress_bar_config(disable=True)
         self.t5 = text["text_encoder_3"] is not None
         self.folder = folder
@@ -313,16 +335,28 @@ class Generation:
         """As a user calls it; texts are encoded in the call unless embeddings are given."""
         text = {} if embedded else {"prompt": prompts, "negative_prompt": [""] * len(prompts)}
         images = self.plain(
-            **text, **embedded, num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=size, width=size, output_type="np",
+            **text,
+            **embedded,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            height=size,
+            width=size,
+            output_type="np",
             generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
-        ).images  # fmt: skip
+        ).images
         return np.rint(images * 255).astype(np.uint8)
 
     @torch.no_grad()
     def embeddings(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """What the plain pipeline makes of the prompts, under the names of its arguments."""
-        made = self.plain.encode_prompt(prompt=prompts, prompt_2=None, prompt_3=None, negative_prompt=[""] * len(prompts),
-                                        do_classifier_free_guidance=True, device=DEVICE)  # fmt: skip
+        made = self.plain.encode_prompt(
+            prompt=prompts,
+            prompt_2=None,
+            prompt_3=None,
+            negative_prompt=[""] * len(prompts),
+            do_classifier_free_guidance=True,
+            device=DEVICE,
+        )
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return dict(zip(names, made, strict=True))
 
@@ -338,8 +372,12 @@ class Generation:
 def stored(made: dict[str, torch.Tensor]) -> Encoded:
     """Embeddings as the run directory keeps them."""
     values = {name: tensor.float().cpu().numpy() for name, tensor in made.items()}
-    return Encoded(values["pooled_prompt_embeds"], values["prompt_embeds"], values["negative_pooled_prompt_embeds"][:1],
-                   values["negative_prompt_embeds"][:1])  # fmt: skip
+    return Encoded(
+        values["pooled_prompt_embeds"],
+        values["prompt_embeds"],
+        values["negative_pooled_prompt_embeds"][:1],
+        values["negative_prompt_embeds"][:1],
+    )
 
 
 def generation(bench: Bench) -> dict[str, Any]:
@@ -347,10 +385,15 @@ def generation(bench: Bench) -> dict[str, Any]:
     name = model_that_fits(bench)
     both = Generation(bench, name)
     found: dict[str, Any] = {
-        "model": name, "steps": STEPS, "guidance": GUIDANCE, "t5": "in the plain pipeline" if both.t5 else "left out: memory",
-        "seconds_to_write": round(both.written, 1), "seconds_to_load": round(both.loaded, 1), "target": TARGETS["generation"],
+        "model": name,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "t5": "in the plain pipeline" if both.t5 else "left out: memory",
+        "seconds_to_write": round(both.written, 1),
+        "seconds_to_load": round(both.loaded, 1),
+        "target": TARGETS["generation"],
         "sizes": {},
-    }  # fmt: skip
+    }
     bench.result["generation"] = found
     made = both.embeddings(PROMPTS)
     each = seconds_of(lambda: both.embeddings(PROMPTS)) / 2 / len(PROMPTS)  # prompts and as many empty ones
@@ -369,18 +412,13 @@ def generation(bench: Bench) -> dict[str, Any]:
 
 def summed_up(bench: Bench, model: str, size: int, at: dict[str, Any]) -> None:
     """Ratios of our best at one size to the plain pipeline; its rate; its memory beside what the plan says."""
-    best = max((way for way in ("ours", "ours_compiled") if "images_per_second" in at.get(way, {})),
-               key=lambda way: at[way]["images_per_second"])  # fmt: skip
+    best = max(
+        (way for way in ("ours", "ours_compiled") if "images_per_second" in at.get(way, {})),
+        key=lambda way: at[way]["images_per_second"],
+    )
     fast = at[best]["images_per_second"]
     at["ratio"] = {way: round(fast / at[way]["images_per_second"], 3) for way in ("plain", "plain_batched")}
-    keys = {
-        "model": model,
-        "size": size,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-        "batch": at["batch"],
-        "compile": best != "ours",
-    }
+    keys = {"model": model, "size": size, "steps": STEPS, "guidance": GUIDANCE, "batch": at["batch"], "compile": best != "ours"}
     config = bench.config(*(f"synthesis.{key}={value}" for key, value in keys.items()))
     at["planned_gib"] = round(sum(memory_of(config, FACTS)["synthesis"]) / 2**30, 2)
     bench.rate("synthesis", config, 1 / fast, round(at[best]["peak_gib"] * 2**30))
@@ -388,15 +426,9 @@ def summed_up(bench: Bench, model: str, size: int, at: dict[str, Any]) -> None:
 
 def _speed(bench: Bench, size: int, images: int, seconds: float, memory: dict[str, float]) -> dict[str, Any]:
     config = bench.scale.models[bench.result["generation"]["model"]]
-    network = sizes.GeneratorSize(
-        (), (), config, bench.scale.vae, (sizes.CLIP_TOKENS, sizes.CLIP_TOKENS, sizes.T5_TOKENS)
-    )
+    network = sizes.GeneratorSize((), (), config, bench.scale.vae, (sizes.CLIP_TOKENS, sizes.CLIP_TOKENS, sizes.T5_TOKENS))
     flops = network.image_flops(size, STEPS, GUIDANCE) * images
-    return {
-        "images_per_second": images / seconds,
-        "share_of_limit": bench.limit(flops, seconds),
-        "peak_gib": memory["gib"],
-    }
+    return {"images_per_second": images / seconds, "share_of_limit": bench.limit(flops, seconds), "peak_gib": memory["gib"]}
 
 
 def one_size(bench: Bench, both: Generation, made: dict[str, torch.Tensor], size: int, batch: int) -> dict[str, Any]:
@@ -421,8 +453,10 @@ def one_size(bench: Bench, both: Generation, made: dict[str, torch.Tensor], size
         both.call_plain(prompts[:1], size, **{k: v[:1] for k, v in some.items()}),
     )
     ours = both.call_ours(prompts, encoded, size)
-    found["pixels"] = {"differ_from_the_plain_batch": int((same != ours).sum()),
-                       "largest_difference_from_batch_of_1": int(np.abs(alone[0].astype(int) - ours[0]).max())}  # fmt: skip
+    found["pixels"] = {
+        "differ_from_the_plain_batch": int((same != ours).sum()),
+        "largest_difference_from_batch_of_1": int(np.abs(alone[0].astype(int) - ours[0]).max()),
+    }
     return found
 
 
@@ -430,8 +464,10 @@ def compiled(bench: Bench, both: Generation, made: dict[str, torch.Tensor], foun
     """Ours with compiled blocks; the plain pipeline is not called again."""
     from syn4seg.models import speed
 
-    before = {size: both.call_ours(PROMPTS[:b], stored({k: v[:b] for k, v in made.items()}), size)
-              for size, b in bench.scale.batches.items()}  # fmt: skip
+    before = {
+        size: both.call_ours(PROMPTS[:b], stored({k: v[:b] for k, v in made.items()}), size)
+        for size, b in bench.scale.batches.items()
+    }
     speed.apply(Speed(compile=True), both.ours.pipeline.transformer, DEVICE, torch.bfloat16)
     both.plain = None
     clear()
@@ -444,9 +480,7 @@ def compiled(bench: Bench, both: Generation, made: dict[str, torch.Tensor], foun
         images = both.call_ours(PROMPTS[:batch], encoded, size)
         waited = time.time() - started
         with peak() as memory:
-            seconds = seconds_of(
-                lambda e=encoded, b=batch, s=size: both.call_ours(PROMPTS[:b], e, s), repeats=3, warm=2
-            )
+            seconds = seconds_of(lambda e=encoded, b=batch, s=size: both.call_ours(PROMPTS[:b], e, s), repeats=3, warm=2)
         found["sizes"][str(size)]["ours_compiled"] = _speed(bench, size, batch, seconds, memory) | {
             "first_call_seconds": round(waited, 1),
             "mean_difference_from_uncompiled": float(np.abs(images.astype(int) - before[size]).mean()),
@@ -513,24 +547,29 @@ def sam_at(bench: Bench, net: Any, name: str, count: int) -> dict[str, Any]:
         started = time.perf_counter()
         expected = predictor_loop(net, images, hints)
         plain = time.perf_counter() - started
-    ours = SamRefiner(
-        copy.deepcopy(net.cpu()), DEVICE, scale.images_per_pass
-    )  # which changes the network that it is given
+    ours = SamRefiner(copy.deepcopy(net.cpu()), DEVICE, scale.images_per_pass)  # which changes the network that it is given
     clear()
     with peak() as memory:
         seconds = seconds_of(lambda: ours.masks(images, hints))
     differ = [np.mean(a != b[0]) for a, b in zip(expected, ours.masks(images, hints), strict=True)]
     if count == scale.boxes[0]:
-        config = bench.config(f"refinement.model={name}", f"refinement.images_per_pass={scale.images_per_pass}",
-                              f"synthesis.size={scale.image}")  # fmt: skip
+        config = bench.config(
+            f"refinement.model={name}", f"refinement.images_per_pass={scale.images_per_pass}", f"synthesis.size={scale.image}"
+        )
         bench.rate("refinement", config, seconds / len(images), round(memory["gib"] * 2**30))
     masks, flops = len(images) * count, len(images) * (size.encode_flops + count * size.box_flops)
     return {
-        "images": len(images), "images_per_pass": scale.images_per_pass, "masks_per_second_plain_float32": masks / plain,
-        "masks_per_second_ours": masks / seconds, "ratio": round(plain / seconds, 3), "target": TARGETS["sam"],
-        "share_of_limit": bench.limit(flops, seconds), "peak_gib_plain": plain_memory["gib"],
-        "peak_gib_ours": memory["gib"], "share_of_pixels_that_differ": round(float(np.mean(differ)), 6),
-    }  # fmt: skip
+        "images": len(images),
+        "images_per_pass": scale.images_per_pass,
+        "masks_per_second_plain_float32": masks / plain,
+        "masks_per_second_ours": masks / seconds,
+        "ratio": round(plain / seconds, 3),
+        "target": TARGETS["sam"],
+        "share_of_limit": bench.limit(flops, seconds),
+        "peak_gib_plain": plain_memory["gib"],
+        "peak_gib_ours": memory["gib"],
+        "share_of_pixels_that_differ": round(float(np.mean(differ)), 6),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- segmenter
@@ -567,15 +606,25 @@ def segmenter_at(bench: Bench, backbone: str, side: int, channels: int) -> dict[
     for name, (some, each, call) in calls.items():
         with peak() as memory:
             seconds = seconds_of(call, repeats=5, warm=2)
-        at[name] = {"images_per_second": some / seconds, "share_of_limit": bench.limit(each * some, seconds),
-                    "peak_gib": memory["gib"]}  # fmt: skip
-    config = bench.config(f"segmenter.backbone={backbone}", f"segmenter.size={side}", f"segmenter.channels={channels}",
-                          "base.checkpoint=train", f"base.batch={batch}")  # fmt: skip
+        at[name] = {
+            "images_per_second": some / seconds,
+            "share_of_limit": bench.limit(each * some, seconds),
+            "peak_gib": memory["gib"],
+        }
+    config = bench.config(
+        f"segmenter.backbone={backbone}",
+        f"segmenter.size={side}",
+        f"segmenter.channels={channels}",
+        "base.checkpoint=train",
+        f"base.batch={batch}",
+    )
     fast = {name: at[name]["images_per_second"] for name in calls}
     bench.rate("base", config, 1 / fast["training_float32"], round(at["training_float32"]["peak_gib"] * 2**30))
     bench.rate("features", config, 1 / fast["inference_one_by_one"])
-    at["ratio"] = {"training_bfloat16": round(fast["training_bfloat16"] / fast["training_float32"], 3),
-                   "inference_in_batches": round(fast["inference_in_batches"] / fast["inference_one_by_one"], 3)}  # fmt: skip
+    at["ratio"] = {
+        "training_bfloat16": round(fast["training_bfloat16"] / fast["training_float32"], 3),
+        "inference_in_batches": round(fast["inference_in_batches"] / fast["inference_one_by_one"], 3),
+    }
     return at
 
 
@@ -609,25 +658,19 @@ class Consumer(threading.Thread):
 
     def __init__(self, bench: Bench, batch: int):
         super().__init__(daemon=True)
-        from syn4seg.labeling.enhance import BoundaryRefiner, Enhancer
         from syn4seg.models.sam import SamRefiner
+        from syn4seg.stages.labels import BoundaryRefiner, Enhancer
 
         scale, (backbone, side, channels) = bench.scale, bench.scale.segmenters[0]
         net, rng = network(backbone, channels).eval(), np.random.default_rng(0)
         classes = 1 + FACTS.base + FACTS.novel
-        self.config = bench.config(
-            f"segmenter.backbone={backbone}", f"segmenter.size={side}", f"segmenter.channels={channels}"
-        )
+        self.config = bench.config(f"segmenter.backbone={backbone}", f"segmenter.size={side}", f"segmenter.channels={channels}")
         rows = rng.standard_normal((classes, channels)).astype(np.float32)
         prototypes = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         classifier = net.classifier.replaced(torch.from_numpy(rows).to(DEVICE), torch.zeros(classes, device=DEVICE))
         thresholds = dict.fromkeys(range(1 + FACTS.base, classes), 0.5)
-        self.enhance = Enhancer(
-            net, classifier, prototypes, thresholds, self.config.labeling, self.config.segmenter.on_canvas()
-        )
-        self.refine = BoundaryRefiner(
-            SamRefiner(random_sam(scale.sams[-1]), DEVICE, scale.images_per_pass), self.config.refinement
-        )
+        self.enhance = Enhancer(net, classifier, prototypes, thresholds, self.config.labeling, canvas_of(self.config))
+        self.refine = BoundaryRefiner(SamRefiner(random_sam(scale.sams[-1]), DEVICE, scale.images_per_pass), self.config.refinement)
         self.label, self.waiting = blobs(scale.image), queue.Queue(maxsize=2 * batch)
         self.done, self.seconds, self.error = 0, {"labeling": 0.0, "refinement": 0.0}, ""
 
@@ -687,8 +730,14 @@ def stream(bench: Bench) -> dict[str, Any]:
     """Generator, labels and refinement at once; busy share = time inside generate() over first call to last return."""
     name, size = model_that_fits(bench), bench.scale.image
     batch = bench.scale.batches.get(size, 2)
-    generator = load_generator(saved_model(bench, name), steps=STEPS, guidance=GUIDANCE, size=size, device=DEVICE.type,
-                               speed=Speed(compile=DEVICE.type == "cuda"))  # fmt: skip
+    generator = load_generator(
+        saved_model(bench, name),
+        steps=STEPS,
+        guidance=GUIDANCE,
+        size=size,
+        device=DEVICE.type,
+        speed=Speed(compile=DEVICE.type == "cuda"),
+    )
     call = (PROMPTS * batch)[:batch], random_embeddings(bench.scale.models[name], batch)
     alone = seconds_of(lambda: generator.generate(*call, list(range(batch))))
     consumer, calls = Consumer(bench, batch), []
@@ -710,17 +759,27 @@ def stream(bench: Bench) -> dict[str, Any]:
     each = {stage: seconds / consumer.done for stage, seconds in consumer.seconds.items()}
     bench.rate("labeling", consumer.config, each["labeling"])  # refinement has its own section
     return {
-        "model": name, "size": size, "images": batch * len(calls), "labelled": consumer.done,
-        "generator_busy_share": round(inside / wall, 4), "target": TARGETS["busy"],
+        "model": name,
+        "size": size,
+        "images": batch * len(calls),
+        "labelled": consumer.done,
+        "generator_busy_share": round(inside / wall, 4),
+        "target": TARGETS["busy"],
         "generator_speed_beside_alone": round(alone * len(calls) / inside, 4),
         "gpu_utilisation_percent": round(float(np.mean(utilisation)), 1) if utilisation else "not measured: no nvidia-smi",
-        "seconds_per_image": each, "peak_gib": memory["gib"], "how": "threads of one process; in a run the actors are processes",
-    }  # fmt: skip
+        "seconds_per_image": each,
+        "peak_gib": memory["gib"],
+        "how": "threads of one process; in a run the actors are processes",
+    }
 
 
 SECTIONS: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
-    "matmul": (matmul, 5), "sam": (sam, 45), "segmenter": (segmenter, 40), "generation": (generation, 150), "stream": (stream, 90),
-}  # fmt: skip
+    "matmul": (matmul, 5),
+    "sam": (sam, 45),
+    "segmenter": (segmenter, 40),
+    "generation": (generation, 150),
+    "stream": (stream, 90),
+}
 """Name -> (section, seconds that must be left to begin it)."""
 
 
@@ -736,9 +795,7 @@ def run(bench: Bench, names: list[str], tiny: bool) -> None:
             try:
                 bench.result[name] = section(bench)
             except torch.OutOfMemoryError as error:
-                bench.result[name] = bench.result.get(name, {}) | {
-                    "stopped": f"out of memory: {str(error).splitlines()[0]}"
-                }
+                bench.result[name] = bench.result.get(name, {}) | {"stopped": f"out of memory: {str(error).splitlines()[0]}"}
             except (RuntimeError, ValueError, OSError, ImportError) as error:
                 bench.result[name] = bench.result.get(name, {}) | {"stopped": f"{type(error).__name__}: {error}"}
         bench.result[name]["seconds"] = round(time.time() - started, 1)
@@ -761,21 +818,19 @@ def main() -> None:
         DEVICE = torch.device("cpu")
         torch.set_num_threads(1)
     elif DEVICE.type != "cuda":
-        print(
-            "error: no usable GPU here (torch.cuda.is_available() is false); --tiny tests this file on the CPU",
-            file=sys.stderr,
-        )
+        print("error: no usable GPU here (torch.cuda.is_available() is false); --tiny tests this file on the CPU", file=sys.stderr)
         sys.exit(2)
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    about = "tiny networks on a CPU: these figures are a test of the benchmark and mean nothing" if args.tiny else (
-        "random weights at the true sizes; speed does not depend on their values")  # fmt: skip
+    about = (
+        "tiny networks on a CPU: these figures are a test of the benchmark and mean nothing"
+        if args.tiny
+        else ("random weights at the true sizes; speed does not depend on their values")
+    )
     result = machine() | {"device": device, "torch": torch.__version__, "tiny": args.tiny, "weights": about}
     if args.work:
         args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="syn4seg-gpu-") as folder:
-        bench = Bench(
-            TINY if args.tiny else TRUE, time.time() + 60 * args.minutes, args.out, args.work or Path(folder), result
-        )
+        bench = Bench(TINY if args.tiny else TRUE, time.time() + 60 * args.minutes, args.out, args.work or Path(folder), result)
         run(bench, args.only, args.tiny)
     print(f"wrote {args.out}/{result['date']}-gpu.json and its rates")
 

@@ -33,9 +33,7 @@ from syn4seg.labeling.relabeling import Relabeled, relabel
 SIZES, REPEATS, LOOP_REPEATS = (512, 1024), 60, 3
 CHANNELS, STRIDE = 512, 8
 BASE, NOVEL, TARGET = (1, 2, 3), (4, 5, 6), 5
-FILTER: dict[str, Any] = dict(
-    target=TARGET, novel=NOVEL, lambda_keep=0.75, min_region=40, tau_base=0.3, tau_background=0.12
-)
+FILTER: dict[str, Any] = dict(target=TARGET, novel=NOVEL, lambda_keep=0.75, min_region=40, tau_base=0.3, tau_background=0.12)
 RELABEL: dict[str, Any] = dict(target=TARGET, beta=0.5, tau=0.1, theta=0.45, lambda_keep=0.75)
 REFINE: dict[str, Any] = dict(band_width=5, min_agreement=0.5)
 
@@ -194,8 +192,7 @@ def measure(size: int) -> dict[str, Any]:
     refined: Refined
     fast, slow = {}, {}
     fast["APF"], filtered = milliseconds(
-        lambda: filter_regions(scene.draft, scene.features, scene.prototypes, confidence=scene.confidence, **FILTER),
-        REPEATS,
+        lambda: filter_regions(scene.draft, scene.features, scene.prototypes, confidence=scene.confidence, **FILTER), REPEATS
     )
     fast["APR"], relabeled = milliseconds(
         lambda: relabel(filtered.kept, scene.features, prototypes=scene.prototypes, **RELABEL), REPEATS
@@ -215,13 +212,20 @@ def measure(size: int) -> dict[str, Any]:
     assert not (differs & (slack > 1e-5)).any(), "APR differs from the loop beyond rounding"
     assert (redrawn == refined.label).all(), "SABR differs from the loop"
     return {
-        "size": size, "regions": len(filtered.regions), "components": len(masks),
-        "free_share": round(float((filtered.kept == 255).mean()), 3), "relabeled": relabeled.changed,
-        "refined": refined.changed, "masks_ignored": int((~refined.accepted).sum()),
-        "ms": total(fast, 0), "best_ms": total(fast, 1), "loop_ms": total(slow, 0), "loop_best_ms": total(slow, 1),
+        "size": size,
+        "regions": len(filtered.regions),
+        "components": len(masks),
+        "free_share": round(float((filtered.kept == 255).mean()), 3),
+        "relabeled": relabeled.changed,
+        "refined": refined.changed,
+        "masks_ignored": int((~refined.accepted).sum()),
+        "ms": total(fast, 0),
+        "best_ms": total(fast, 1),
+        "loop_ms": total(slow, 0),
+        "loop_best_ms": total(slow, 1),
         "ratio": {k: round(v / total(fast, 0)[k], 1) for k, v in total(slow, 0).items()},
         "pixels_that_differ": int(differs.sum()),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -231,9 +235,13 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | one)
     cv2.setNumThreads(1)
     result = machine() | {
-        "threads": 1, "numpy": np.__version__, "opencv": cv2.__version__, "channels": CHANNELS, "stride": STRIDE,
+        "threads": 1,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "channels": CHANNELS,
+        "stride": STRIDE,
         "images": [measure(size) for size in SIZES],
-    }  # fmt: skip
+    }
     print(f"{'size':>5} {'step':>5} {'ms':>8} {'best':>8} {'loop ms':>10} {'ratio':>7}")
     for image in result["images"]:
         for step, median in image["ms"].items():

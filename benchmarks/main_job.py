@@ -33,16 +33,7 @@ def main() -> None:
     """Runs `syn4seg run` in a fresh directory and writes what it cost."""
     about = machine()
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "syn4seg.cli",
-            "run",
-            "embedded",
-            *sys.argv[1:],
-            "--out",
-            str(Path(folder) / "run"),
-        ]
+        command = [sys.executable, "-m", "syn4seg.cli", "run", "embedded", *sys.argv[1:], "--out", str(Path(folder) / "run")]
         started, cpu = time.time(), psutil.cpu_times()
         job = subprocess.Popen(command)
         peak, processes = 0.0, 0
@@ -57,9 +48,14 @@ def main() -> None:
         if job.returncode:
             sys.exit(f"the main job failed with exit code {job.returncode}")
         size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()) / 2**20
-    result = about | {"command": "syn4seg run embedded " + " ".join(sys.argv[1:]), "seconds": round(seconds, 1),
-                      "machine_cpu_seconds": round(busy, 1), "peak_gib": round(peak, 2), "processes": processes,
-                      "run_directory_mib": round(size, 1)}  # fmt: skip
+    result = about | {
+        "command": "syn4seg run embedded " + " ".join(sys.argv[1:]),
+        "seconds": round(seconds, 1),
+        "machine_cpu_seconds": round(busy, 1),
+        "peak_gib": round(peak, 2),
+        "processes": processes,
+        "run_directory_mib": round(size, 1),
+    }
     print(result)
     write("main-job", result)
 

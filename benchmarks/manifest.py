@@ -30,19 +30,26 @@ import pyarrow.parquet as pq
 from record import machine, write
 
 from actors.graph import todo
-from syn4seg.config import annotated, load
-from syn4seg.files import encode_image, pixel_digest, write_atomically
-from syn4seg.parts import Shards
-from syn4seg.rundir import RunDir
+from syn4seg.config.loading import load
+from syn4seg.config.tree import annotated
 from syn4seg.schema import LABEL_STAGES
-from syn4seg.shards import IMAGES, LABELS
 from syn4seg.stages.results import verify, write_manifest
-from syn4seg.tables import write_parquet
+from syn4seg.store.files import encode_image, pixel_digest, write_atomically
+from syn4seg.store.layout_sharded import IMAGES, LABELS
+from syn4seg.store.parquet_parts import Shards
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.tables import write_parquet
 
 KINDS, SHARD_ROWS, GROUP_ROWS, BATCH = 64, 100_000, 5_000, 4
-AUDIT = json.dumps({"lambda_keep": 0.61, "regions": [{"area": 812, "class": 14, "similarity": 0.71234, "why": "kept"}],
-                    "pixels": {"free": 0.1, "relabeled": 0.05, "target": 0.3, "unlabeled": 0.02}, "similarity_best": 0.71234,
-                    "sam": {"accepted": 1, "agreement": [0.9123], "changed": 0.01, "refused": 0}})  # fmt: skip
+AUDIT = json.dumps(
+    {
+        "lambda_keep": 0.61,
+        "regions": [{"area": 812, "class": 14, "similarity": 0.71234, "why": "kept"}],
+        "pixels": {"free": 0.1, "relabeled": 0.05, "target": 0.3, "unlabeled": 0.02},
+        "similarity_best": 0.71234,
+        "sam": {"accepted": 1, "agreement": [0.9123], "changed": 0.01, "refused": 0},
+    }
+)
 
 
 def make(root: Path, rows: int) -> None:
@@ -62,12 +69,18 @@ def make(root: Path, rows: int) -> None:
 def _plan(rows: int) -> pa.Table:
     number = np.arange(rows)
     ids = [f"hdig-dining_table-{i:07d}" for i in range(rows)]
-    return pa.table({
-        "sample_id": ids, "class_id": pa.array(np.full(rows, 16), pa.int32()), "bank": pa.array(["hdig"] * rows),
-        "prompt": pa.array([f"a photo of a dining table number {i % 5000} in a room with large windows" for i in range(rows)]),
-        "prompt_row": pa.array(number % 5000, pa.int32()), "noise_seed": pa.array(number, pa.int64()),
-        "batch": pa.array(number // BATCH, pa.int32()), "padding": pa.array(np.zeros(rows, bool)),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "sample_id": ids,
+            "class_id": pa.array(np.full(rows, 16), pa.int32()),
+            "bank": pa.array(["hdig"] * rows),
+            "prompt": pa.array([f"a photo of a dining table number {i % 5000} in a room with large windows" for i in range(rows)]),
+            "prompt_row": pa.array(number % 5000, pa.int32()),
+            "noise_seed": pa.array(number, pa.int64()),
+            "batch": pa.array(number // BATCH, pa.int32()),
+            "padding": pa.array(np.zeros(rows, bool)),
+        }
+    )
 
 
 def _shards(folder: Path, schema: pa.Schema, plan: pa.Table, rows: int) -> None:
@@ -78,9 +91,16 @@ def _shards(folder: Path, schema: pa.Schema, plan: pa.Table, rows: int) -> None:
     for number, start in enumerate(range(0, rows, SHARD_ROWS)):
         part = plan.slice(start, min(SHARD_ROWS, rows - start))
         kind = pa.array(np.arange(start, start + len(part)) % KINDS)
-        columns = {"sample_id": part["sample_id"], "batch": part["batch"], "class_id": part["class_id"], "prompt": part["prompt"],
-                   "noise_seed": part["noise_seed"], "class": pa.array(["dining table"] * len(part)),
-                   "audit": pa.array([AUDIT] * len(part)), "reason": pa.array([""] * len(part))}  # fmt: skip
+        columns = {
+            "sample_id": part["sample_id"],
+            "batch": part["batch"],
+            "class_id": part["class_id"],
+            "prompt": part["prompt"],
+            "noise_seed": part["noise_seed"],
+            "class": pa.array(["dining table"] * len(part)),
+            "audit": pa.array([AUDIT] * len(part)),
+            "reason": pa.array([""] * len(part)),
+        }
         for key, made in kinds.items():
             columns[key] = pa.array([pixel_digest(pixels) for pixels in made]).take(kind)
             columns[f"{key}_png"] = pa.array([encode_image(pixels) for pixels in made], pa.binary()).take(kind)
@@ -127,11 +147,7 @@ def measure(step: str, root: Path) -> None:
         assert said[1] == [], said[1][:3]
         said = said[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        json.dumps(
-            {"seconds": round(seconds, 2), "cpu_seconds": round(used, 2), "peak_gib": round(peak, 3), "answer": said}
-        )
-    )
+    print(json.dumps({"seconds": round(seconds, 2), "cpu_seconds": round(used, 2), "peak_gib": round(peak, 3), "answer": said}))
 
 
 def main() -> None:
@@ -149,11 +165,15 @@ def main() -> None:
         started = time.perf_counter()
         make(Path(folder), given.rows)
         files = [p for p in Path(folder, "whole").rglob("*") if p.is_file()]
-        result["made"] = {"seconds": round(time.perf_counter() - started, 1), "files": len(files),
-                          "gib": round(sum(p.stat().st_size for p in files) / 2**30, 3)}  # fmt: skip
+        result["made"] = {
+            "seconds": round(time.perf_counter() - started, 1),
+            "files": len(files),
+            "gib": round(sum(p.stat().st_size for p in files) / 2**30, 3),
+        }
         for step in STEPS:
-            done = subprocess.run([sys.executable, __file__, "--step", step, "--root", folder], capture_output=True, text=True,
-                                  check=False)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, __file__, "--step", step, "--root", folder], capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 raise SystemExit(f"{step}: {done.stderr}")
             result[step] = json.loads(done.stdout.splitlines()[-1]) | {"load": round(os.getloadavg()[0], 1)}

@@ -76,16 +76,27 @@ def main() -> None:
     peak, quantiles = peak_mib(), np.quantile(decisions.similarity[1:], (0.05, 0.5, 0.95)).round(3).tolist()
     result = about | {
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "numpy": np.__version__, "candidates": CANDIDATES, "width": WIDTH, "lambda_prompt": LAMBDA,
-        "examined": len(decisions.similarity), "accepted": len(decisions.accepted),
-        "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2),
-        "peak_mib": round(peak), "candidates_mib": round(data_mib),
-        "loop": {"candidates": LOOP_CANDIDATES, "accepted": len(one_by_one), "loop_cpu_seconds": round(loop_cpu, 2),
-                 "blocked_cpu_seconds": round(blocked_cpu, 2), "ratio": round(loop_cpu / blocked_cpu, 1),
-                 "same decisions": True},
+        "numpy": np.__version__,
+        "candidates": CANDIDATES,
+        "width": WIDTH,
+        "lambda_prompt": LAMBDA,
+        "examined": len(decisions.similarity),
+        "accepted": len(decisions.accepted),
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "peak_mib": round(peak),
+        "candidates_mib": round(data_mib),
+        "loop": {
+            "candidates": LOOP_CANDIDATES,
+            "accepted": len(one_by_one),
+            "loop_cpu_seconds": round(loop_cpu, 2),
+            "blocked_cpu_seconds": round(blocked_cpu, 2),
+            "ratio": round(loop_cpu / blocked_cpu, 1),
+            "same decisions": True,
+        },
         "similarity_quantiles": dict(zip(("5 %", "50 %", "95 %"), quantiles, strict=True)),
         "diversity_of_the_bank": {k: round(v, 3) for k, v in diversity(rows[decisions.accepted]).items()},
-    }  # fmt: skip
+    }
     print(json.dumps(result, indent=1))
     write("prompt-bank", result)
 

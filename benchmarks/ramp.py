@@ -18,19 +18,20 @@ from typing import Any
 import numpy as np
 from record import machine, write
 
-from syn4seg.config import load
-from syn4seg.rundir import RunDir
+from syn4seg.config.loading import load
 from syn4seg.segmenter.evaluation import metrics
-from syn4seg.stages.novel import NovelStage, rows_of
+from syn4seg.stages.checks import check
+from syn4seg.stages.draw_training import train_draw
+from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.results import spread
-from syn4seg.stages.setup import check, draws_of
+from syn4seg.stages.rows import rows_of
+from syn4seg.stages.setup import draws_of
+from syn4seg.store.rundir import RunDir
 
 SHOWN = ("base", "novel", "harmonic")
 
 
-def scores(
-    run: RunDir, overrides: list[str], stage: NovelStage | None
-) -> tuple[NovelStage, dict[str, dict[str, list[float]]]]:
+def scores(run: RunDir, overrides: list[str], stage: NovelStage | None) -> tuple[NovelStage, dict[str, dict[str, list[float]]]]:
     """Trains every row of every draw anew; row -> metric -> value of each draw."""
     config = load(None, overrides)
     if stage is None:
@@ -39,7 +40,7 @@ def scores(
     for draw in draws_of(config):
         for row in rows_of(config):
             run.draw(draw).checkpoint(row).unlink(missing_ok=True)
-        stage.train(draw, lambda *_: None)
+        train_draw(stage, draw, lambda *_: None)
     found: dict[str, dict[str, list[float]]] = {}
     for matrices in stage.evaluate(lambda *_: None).values():
         for row, matrix in matrices.items():
@@ -58,12 +59,7 @@ def main() -> None:
     parser.add_argument("--ramps", type=float, nargs="*", default=[0.0, 0.5, 0.9])
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    result: dict[str, Any] = machine() | {
-        "folds": args.folds,
-        "draws": args.draws,
-        "overrides": args.overrides,
-        "ramps": {},
-    }
+    result: dict[str, Any] = machine() | {"folds": args.folds, "draws": args.draws, "overrides": args.overrides, "ramps": {}}
     values: dict[float, dict[str, dict[str, list[float]]]] = {}
     for fold in args.folds:
         run, stage = RunDir(args.work / f"fold{fold}"), None
@@ -83,12 +79,9 @@ def main() -> None:
         result["ramps"][str(ramp)] = {
             row: {m: spread(np.array(v)) | {"minus_first": spread(np.array(v) - np.array(first[row][m]))} for m, v in of.items()}
             for row, of in rows.items()
-        }  # fmt: skip
+        }
         for row, of in rows.items():
-            print(
-                f"ramp {ramp:<4} {row:15}",
-                *(f"{m} {100 * np.mean(v):.1f} ± {100 * np.std(v):.1f}" for m, v in of.items()),
-            )
+            print(f"ramp {ramp:<4} {row:15}", *(f"{m} {100 * np.mean(v):.1f} ± {100 * np.std(v):.1f}" for m, v in of.items()))
     write("ramp", result)
 
 

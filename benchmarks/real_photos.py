@@ -22,14 +22,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from record import ROOT, machine, write
 
-from syn4seg.config import load
+from syn4seg.config.loading import load
 from syn4seg.data.datasets import Fold, fold_of
 from syn4seg.data.folder import FolderDataset
-from syn4seg.files import read_image
-from syn4seg.rundir import RunDir
 from syn4seg.schema import LABEL_STAGES, UNLABELED
 from syn4seg.segmenter.evaluation import class_iou, confusion
 from syn4seg.stages.results import spread
+from syn4seg.store.files import read_image
+from syn4seg.store.rundir import RunDir
 
 TRAINED = 400  # photos for base training and support; the other 300 of the train list are imported
 
@@ -61,9 +61,13 @@ def label_quality(run: RunDir, draw: int, dataset: FolderDataset, fold: Fold) ->
     quality = {}
     for stage, (hits, predicted, true) in target.items():
         counts = matrices[stage]
-        quality[stage] = {"target_iou": hits / max(1, predicted + true - hits), "target_precision": hits / max(1, predicted),
-                          "target_recall": hits / max(1, true), "accuracy_of_labelled": np.trace(counts) / max(1, counts.sum()),
-                          "mean_iou": float(np.nanmean(class_iou(counts)[: 1 + len(fold.names)]))}  # fmt: skip
+        quality[stage] = {
+            "target_iou": hits / max(1, predicted + true - hits),
+            "target_precision": hits / max(1, predicted),
+            "target_recall": hits / max(1, true),
+            "accuracy_of_labelled": np.trace(counts) / max(1, counts.sum()),
+            "mean_iou": float(np.nanmean(class_iou(counts)[: 1 + len(fold.names)])),
+        }
     return quality
 
 
@@ -88,17 +92,17 @@ def main() -> None:
         fold = fold_of(dataset, number)
         imported, out = args.work / f"import{number}", args.work / f"fold{number}"
         import_folder(dataset, fold, imported, args.per_class)
-        overrides = [f"data.root={photos}", f"data.fold={number}", f"data.draws={args.draws}", f"synthesis.root={imported}",
-                     f"synthesis.images_per_class={args.per_class}", f"segmenter.weights={weights}", *args.overrides]  # fmt: skip
+        overrides = [
+            f"data.root={photos}",
+            f"data.fold={number}",
+            f"data.draws={args.draws}",
+            f"synthesis.root={imported}",
+            f"synthesis.images_per_class={args.per_class}",
+            f"segmenter.weights={weights}",
+            *args.overrides,
+        ]
         if not (out / "results.json").is_file():
-            command = [
-                sys.executable,
-                "-m",
-                "syn4seg.cli",
-                "run",
-                str(ROOT / "examples" / "real_photos.yaml"),
-                *overrides,
-            ]
+            command = [sys.executable, "-m", "syn4seg.cli", "run", str(ROOT / "examples" / "real_photos.yaml"), *overrides]
             subprocess.run([*command, "--out", str(out)], check=True, cwd=ROOT)
         load(ROOT / "examples" / "real_photos.yaml", overrides)
         run = RunDir(out)
@@ -114,12 +118,16 @@ def main() -> None:
     result = about | {
         "data": "Clothing Co-Parsing, 24 classes, 4 folds of 6 novel; ImageNet MobileNetV2, frozen",
         "shots": found["protocol"]["shots"],
-        "folds": args.folds, "draws": args.draws, "imported_per_class": args.per_class, "overrides": args.overrides,
+        "folds": args.folds,
+        "draws": args.draws,
+        "imported_per_class": args.per_class,
+        "overrides": args.overrides,
         "rows": {row: {m: spread(v) for m, v in values.items()} for row, values in rows.items()},
-        "rows_spread": "standard deviation over folds of the mean over draws", "per_fold": per_fold,
+        "rows_spread": "standard deviation over folds of the mean over draws",
+        "per_fold": per_fold,
         "label_quality": {stage: {k: spread(v) for k, v in values.items()} for stage, values in quality.items()},
         "label_quality_spread": "standard deviation over folds and draws",
-    }  # fmt: skip
+    }
     for row, values in result["rows"].items():
         print(row, ", ".join(f"{m} {100 * values[m]['mean']:.1f}" for m in ("base", "novel", "mean", "harmonic")))
     for stage, values in result["label_quality"].items():

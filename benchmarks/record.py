@@ -18,13 +18,14 @@ def machine() -> dict[str, Any]:
     """What figures depend on besides the code."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
-        "date": datetime.date.today().isoformat(), "commit": done.stdout.strip() or "none", "cpu": cpu,
-        "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
+        "date": datetime.date.today().isoformat(),
+        "commit": done.stdout.strip() or "none",
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

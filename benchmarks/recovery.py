@@ -24,7 +24,7 @@ from typing import Any
 from record import machine, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from syn4seg.rundir import RunDir
+from syn4seg.store.rundir import RunDir
 from tests import chaos
 
 BEFORE, AFTER = 12, 9
@@ -69,9 +69,13 @@ def measure(root: Path, site: chaos.Site, kind: str, keys: list[str], seconds: f
     after = [t for t, _ in made if t >= at]
     back = next((t for t, later in zip(after, after[AFTER:], strict=False) if AFTER / (later - t) >= 0.8 * rate), None)
     again = len(made) - RunDir(run.out).read_plan().num_rows  # the padding of the last batch is made too
-    return {"images_per_second_before": round(rate, 2), "seconds_to_the_next_image": round(after[0] - at, 1),
-            "seconds_to_full_rate": None if back is None else round(back - at, 1), "images_made_again": again,
-            "images": len({seed for _, seed in made})}  # fmt: skip
+    return {
+        "images_per_second_before": round(rate, 2),
+        "seconds_to_the_next_image": round(after[0] - at, 1),
+        "seconds_to_full_rate": None if back is None else round(back - at, 1),
+        "images_made_again": again,
+        "images": len({seed for _, seed in made}),
+    }
 
 
 def main() -> None:
@@ -81,12 +85,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.4)
     parser.add_argument("--repeat", type=int, default=2)
     args = parser.parse_args()
-    result: dict[str, Any] = machine() | {
-        "seconds_per_image": args.seconds,
-        "generator_actors": 2,
-        "batch": 3,
-        "kills": {},
-    }
+    result: dict[str, Any] = machine() | {"seconds_per_image": args.seconds, "generator_actors": 2, "batch": 3, "kills": {}}
     keys = [*chaos.KEYS, f"synthesis.images_per_class={args.images}"]
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in chaos.KINDS}
     with tempfile.TemporaryDirectory() as folder:
@@ -94,16 +93,17 @@ def main() -> None:
         try:
             for number in range(args.repeat):
                 for kind in chaos.KINDS:
-                    found[kind].append(
-                        measure(Path(folder) / f"{kind}{number}", site, kind, keys, args.seconds, args.images)
-                    )
+                    found[kind].append(measure(Path(folder) / f"{kind}{number}", site, kind, keys, args.seconds, args.images))
                     print(kind, found[kind][-1], flush=True)
         finally:
             site.kill_all()
     for kind, runs in found.items():
         back = [r["seconds_to_full_rate"] for r in runs if r["seconds_to_full_rate"] is not None]
-        result["kills"][kind] = {"runs": runs, "median_seconds_to_full_rate": statistics.median(back) if back else None,
-                                 "images_made_again": sum(r["images_made_again"] for r in runs)}  # fmt: skip
+        result["kills"][kind] = {
+            "runs": runs,
+            "median_seconds_to_full_rate": statistics.median(back) if back else None,
+            "images_made_again": sum(r["images_made_again"] for r in runs),
+        }
     print(Counter({kind: len(runs) for kind, runs in found.items()}))
     write("recovery", result)
 

@@ -24,14 +24,14 @@ import pyarrow as pa
 from PIL import Image as Picture
 from record import machine, write
 
-from syn4seg.config import load
-from syn4seg.files import pixel_digest
+from syn4seg.config.loading import load
 from syn4seg.report.page import write_report
-from syn4seg.rundir import RunDir
-from syn4seg.samples import Image, Sample
 from syn4seg.schema import LABEL_STAGES, UNLABELED
 from syn4seg.stages.setup import load_dataset
-from syn4seg.tables import write_parquet
+from syn4seg.store.files import pixel_digest
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import Image, Sample
+from syn4seg.store.tables import write_parquet
 
 SIDE, PART = 128, 500
 
@@ -62,9 +62,7 @@ def labels_of(target: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     draft = np.where(radius + wobble < 1, np.where(x < middle[1], target, 3), 0).astype(np.uint8)
     kept = np.where(draft == 3, UNLABELED, draft).astype(np.uint8)
     relabeled = np.where((kept == UNLABELED) & (y > middle[0] - 9), target, kept).astype(np.uint8)
-    label = np.where((radius < 1) & (relabeled != UNLABELED), target, np.where(radius > 1.15, 0, relabeled)).astype(
-        np.uint8
-    )
+    label = np.where((radius < 1) & (relabeled != UNLABELED), target, np.where(radius > 1.15, 0, relabeled)).astype(np.uint8)
     return dict(zip(LABEL_STAGES, (draft, kept, relabeled, label), strict=True))
 
 
@@ -76,21 +74,47 @@ def make_run(root: Path, count: int, folder: Path | None) -> RunDir:
     draw_one, ids = crops(folder, rng), [f"hdig-made-{i:05d}" for i in range(count)]
     targets = [fold.novel_indices[i % len(fold.novel_indices)] for i in range(count)]
     zeros = pa.array(np.zeros(count, np.int32))
-    write_parquet(run.plan, pa.table({"sample_id": ids, "class_id": pa.array(targets, pa.int32()), "bank": ["hdig"] * count,
-                                      "prompt": [""] * count, "prompt_row": zeros, "noise_seed": pa.array(range(count), pa.int64()),
-                                      "batch": zeros, "padding": [False] * count}))  # fmt: skip
+    write_parquet(
+        run.plan,
+        pa.table(
+            {
+                "sample_id": ids,
+                "class_id": pa.array(targets, pa.int32()),
+                "bank": ["hdig"] * count,
+                "prompt": [""] * count,
+                "prompt_row": zeros,
+                "noise_seed": pa.array(range(count), pa.int64()),
+                "batch": zeros,
+                "padding": [False] * count,
+            }
+        ),
+    )
     for start in range(0, count, PART):
         images, samples = [], []
         for i in range(start, min(count, start + PART)):
             name, pixels, labels = fold.index_names[targets[i]], draw_one(i), labels_of(targets[i], rng)
-            audit = {"lambda_keep": 0.5, "similarity_best": 0.8,
-                     "sam": {"agreement": [0.8], "changed": 0.03, "accepted": 1, "refused": 0},
-                     "pixels": {"free": 0.1, "relabeled": round(float(rng.random()), 4), "unlabeled": 0.02, "target": 0.2},
-                     "regions": [{"class": targets[i], "area": 900, "similarity": round(float(rng.uniform(0.3, 1)), 5), "why": ""},
-                                 {"class": 3, "area": 700, "similarity": None, "why": "other_novel"}]}  # fmt: skip
-            record = {"sample_id": ids[i], "class": name, "class_id": targets[i], "noise_seed": i, "batch": 0, "reason": "",
-                      "audit": audit, "prompt": f"a photo of a {name} number {i} in front of a wall that was painted long ago",
-                      "image": pixel_digest(pixels), **{stage: pixel_digest(label) for stage, label in labels.items()}}  # fmt: skip
+            audit = {
+                "lambda_keep": 0.5,
+                "similarity_best": 0.8,
+                "sam": {"agreement": [0.8], "changed": 0.03, "accepted": 1, "refused": 0},
+                "pixels": {"free": 0.1, "relabeled": round(float(rng.random()), 4), "unlabeled": 0.02, "target": 0.2},
+                "regions": [
+                    {"class": targets[i], "area": 900, "similarity": round(float(rng.uniform(0.3, 1)), 5), "why": ""},
+                    {"class": 3, "area": 700, "similarity": None, "why": "other_novel"},
+                ],
+            }
+            record = {
+                "sample_id": ids[i],
+                "class": name,
+                "class_id": targets[i],
+                "noise_seed": i,
+                "batch": 0,
+                "reason": "",
+                "audit": audit,
+                "prompt": f"a photo of a {name} number {i} in front of a wall that was painted long ago",
+                "image": pixel_digest(pixels),
+                **{stage: pixel_digest(label) for stage, label in labels.items()},
+            }
             images.append(Image(ids[i], name, 0, pixels, {}))
             samples.append(Sample(record, labels))
         run.samples.write_images(images)
@@ -136,11 +160,15 @@ def main() -> None:
         html = Path(str(target)).read_text()
         shown = len(json.loads(html.split('id="gallery-data">')[1].split("</script>")[0])["items"])
         result = about | {
-            "images": args.images, "of": "photos" if args.photos else "drawn", "shown": shown,
+            "images": args.images,
+            "of": "photos" if args.photos else "drawn",
+            "shown": shown,
             "page_mib": round(len(html) / 2**20, 2),
-            "seconds": round(seconds, 1), "cpu_seconds": round(after.ru_utime - before.ru_utime, 1),
-            "peak_gib": round(after.ru_maxrss / 2**20, 2), "chromium": in_browser(Path(str(target)), shown),
-        }  # fmt: skip
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(after.ru_utime - before.ru_utime, 1),
+            "peak_gib": round(after.ru_maxrss / 2**20, 2),
+            "chromium": in_browser(Path(str(target)), shown),
+        }
     print(json.dumps(result, indent=1), file=sys.stderr)
     write("report", result)
 

@@ -59,18 +59,28 @@ def stages(pools: dict, size: int, faster: float) -> list:
     """The four stages of the real stream; the last hands on ids only, as `Writer` does."""
     from actors.placement import Stage
 
-    columns = {"synthesis": {"image": (size, size, 3)}, "refinement": {"label": (size, size)},
-               "labeling": {name: (size, size) for name in ("draft", "kept", "relabeled")}, "writing": {}}  # fmt: skip
+    columns = {
+        "synthesis": {"image": (size, size, 3)},
+        "refinement": {"label": (size, size)},
+        "labeling": {name: (size, size) for name in ("draft", "kept", "relabeled")},
+        "writing": {},
+    }
     kept = {"writing": ("sample_id", "reason", "traceback")}
-    return [Stage(type(name.capitalize(), (Sleeping,), {"adds": tuple(columns[name])}),
-                  {"seconds": SECONDS[name] / faster, "columns": columns[name], "keep": kept.get(name, ())}, pool, name)
-            for name, pool in pools.items()]  # fmt: skip
+    return [
+        Stage(
+            type(name.capitalize(), (Sleeping,), {"adds": tuple(columns[name])}),
+            {"seconds": SECONDS[name] / faster, "columns": columns[name], "keep": kept.get(name, ())},
+            pool,
+            name,
+        )
+        for name, pool in pools.items()
+    ]
 
 
 def sized(nodes: list[dict[str, float]], batch: int, faster: float) -> tuple[dict, float]:
     """Pools as `split` chooses them, and the rate in rows/s that they allow."""
     from actors.balance import split
-    from syn4seg.sections import Pool
+    from syn4seg.config.sections import Pool
 
     pools = {name: Pool(batch=batch, cpus=0.25, gpus=share) for name, share in SHARES.items()}
     found = split({name: each / faster for name, each in SECONDS.items()}, pools, nodes)
@@ -104,9 +114,7 @@ def grown(before: dict[int, float], after: dict[int, float]) -> float:
     return sum(after[pid] - before[pid] for pid in before.keys() & after.keys())
 
 
-def one(
-    gpus: int, size: int, batch: int, faster: float, waves: int, in_flight: int | None, grow: bool
-) -> dict[str, Any]:
+def one(gpus: int, size: int, batch: int, faster: float, waves: int, in_flight: int | None, grow: bool) -> dict[str, Any]:
     """One configuration in this process; starts and stops its own cluster."""
     import pyarrow as pa
     import ray
@@ -121,14 +129,19 @@ def one(
         pools = {name: pool.model_copy(update={"size": 1, "max_size": pool.size}) for name, pool in pools.items()}
     cluster = Cluster()
     for node in nodes:
-        cluster.add_node(num_cpus=int(node["CPU"]), num_gpus=int(node["GPU"]), include_dashboard=False,
-                         object_store_memory=max(200, 1500 // len(nodes)) * 2**20)  # fmt: skip
+        cluster.add_node(
+            num_cpus=int(node["CPU"]),
+            num_gpus=int(node["GPU"]),
+            include_dashboard=False,
+            object_store_memory=max(200, 1500 // len(nodes)) * 2**20,
+        )
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     if in_flight:
         ray.data.DataContext.get_current().max_tasks_in_flight_per_actor = in_flight  # type: ignore[attr-defined]
     up, blocks = time.time(), waves * gpus
-    rows = pa.table({"sample_id": [f"s{i}" for i in range(blocks * batch)], "reason": [""] * blocks * batch,
-                     "traceback": [""] * blocks * batch})  # fmt: skip
+    rows = pa.table(
+        {"sample_id": [f"s{i}" for i in range(blocks * batch)], "reason": [""] * blocks * batch, "traceback": [""] * blocks * batch}
+    )
     totals: dict[str, Any] = {}
     arrivals, looks, me = [], [], psutil.Process()
     for done in run_stream(rows, stages(pools, size, faster), batch, report=totals.update):
@@ -145,11 +158,21 @@ def one(
     rate = steady_blocks * batch / seconds
     driver, others = (grown(looks[0][i], looks[1][i]) for i in (0, 1))
     return {
-        "gpus": gpus, "pixels": size, "rows_per_block": batch, "faster": faster, "in_flight": in_flight, "grow": grow,
-        "actors": {name: pool.size for name, pool in pools.items()}, "images": blocks * batch,
-        "cluster_up_s": round(up - began, 1), "first_block_s": round(arrivals[0] - up, 1),
-        "first_wave_s": round(arrivals[gpus - 1] - up, 1), "steady_s": round(seconds, 1),
-        "optimum_rows_per_s": round(optimum, 3), "steady_rows_per_s": round(rate, 3), "efficiency": round(rate / optimum, 4),
+        "gpus": gpus,
+        "pixels": size,
+        "rows_per_block": batch,
+        "faster": faster,
+        "in_flight": in_flight,
+        "grow": grow,
+        "actors": {name: pool.size for name, pool in pools.items()},
+        "images": blocks * batch,
+        "cluster_up_s": round(up - began, 1),
+        "first_block_s": round(arrivals[0] - up, 1),
+        "first_wave_s": round(arrivals[gpus - 1] - up, 1),
+        "steady_s": round(seconds, 1),
+        "optimum_rows_per_s": round(optimum, 3),
+        "steady_rows_per_s": round(rate, 3),
+        "efficiency": round(rate / optimum, 4),
         "whole_run_rows_per_s": round(blocks * batch / (arrivals[-1] - up), 3),
         "blocks_per_s": round(steady_blocks / seconds, 3),
         "driver_cpu_ms_per_block": round(1000 * driver / steady_blocks, 1),
@@ -157,8 +180,9 @@ def one(
         "cores_busy_with_it": round((driver + others) / seconds, 2),
         "same_blocks_per_s_on_real_gpus": round(steady_blocks / seconds * batch * SECONDS["synthesis"], 1),
         "synthesis_overhead": round(totals["synthesis"]["seconds"] / (blocks * batch * SECONDS["synthesis"] / faster) - 1, 4),
-        "pss_gib": round(memory, 2), "load": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
+        "pss_gib": round(memory, 2),
+        "load": round(os.getloadavg()[0], 2),
+    }
 
 
 def apart(settings: dict[str, Any], patience: float = 60.0) -> dict[str, Any]:
@@ -167,10 +191,13 @@ def apart(settings: dict[str, Any], patience: float = 60.0) -> dict[str, Any]:
     while os.getloadavg()[0] > 2 and time.time() < until:
         time.sleep(5)
     environment = os.environ | {
-        "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1",
-        "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0",  # else one Python per logical CPU
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_enable_worker_prestart": "0",  # else one Python per logical CPU
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
+    }
     command = [sys.executable, __file__, "--one", json.dumps(settings)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1200)
@@ -200,8 +227,12 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--faster", type=float, default=4.0, help="time scale: real seconds are divided by this")
-    parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "scale-runs.jsonl",
-                        help="runs are appended here; medians are over all of it")  # fmt: skip
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "scale-runs.jsonl",
+        help="runs are appended here; medians are over all of it",
+    )
     parser.add_argument("--tuning", action="store_true", help="also other blocks, tasks in flight, and growing pools")
     args = parser.parse_args()
     if args.one:
@@ -211,8 +242,10 @@ def main() -> None:
     usual = {"size": 64, "batch": 8, "faster": args.faster, "waves": 10, "in_flight": None, "grow": False}
     asked = [usual | {"gpus": gpus} for gpus in args.gpus] + [usual | {"gpus": 16, "size": 512}]
     if args.tuning:
-        asked += [usual | {"gpus": 16, "faster": 4 * args.faster} | other for other in
-                  ({}, {"batch": 4}, {"batch": 16}, {"in_flight": 1}, {"in_flight": 8}, {"grow": True})]  # fmt: skip
+        asked += [
+            usual | {"gpus": 16, "faster": 4 * args.faster} | other
+            for other in ({}, {"batch": 4}, {"batch": 16}, {"in_flight": 1}, {"in_flight": 8}, {"grow": True})
+        ]
     for turn in range(args.repeat):
         for settings in asked:
             if settings["gpus"] < 64 or turn == 0:
@@ -235,8 +268,12 @@ def limit_of(points: list[dict[str, Any]]) -> dict[str, float]:
     rates = np.array([p["blocks_per_s"] for p in usable])
     each, idle = np.polyfit(rates, [p["driver_cpu_ms_per_block"] / 1000 * p["blocks_per_s"] for p in usable], 1)
     most = (1 - idle) / each
-    return {"idle_cores": round(idle, 3), "cpu_ms_per_block": round(1000 * each, 1), "blocks_per_s_at_one_core": round(most, 1),
-            "real_gpus_at_that_rate": round(most * 8 * SECONDS["synthesis"])}  # fmt: skip
+    return {
+        "idle_cores": round(idle, 3),
+        "cpu_ms_per_block": round(1000 * each, 1),
+        "blocks_per_s_at_one_core": round(most, 1),
+        "real_gpus_at_that_rate": round(most * 8 * SECONDS["synthesis"]),
+    }
 
 
 if __name__ == "__main__":

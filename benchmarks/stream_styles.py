@@ -97,13 +97,7 @@ class Sink:
         pixels = zip(rows["image"], rows["draft"], rows["kept"], rows["label"], strict=True)
         marks = np.array([digest(*each) for each in pixels], dtype=object)
         empty = np.array([""] * len(marks), dtype=object)
-        return {
-            "sample_id": rows["sample_id"],
-            "digest": marks,
-            "begun": rows["begun"],
-            "reason": empty,
-            "traceback": empty,
-        }
+        return {"sample_id": rows["sample_id"], "digest": marks, "begun": rows["begun"], "reason": empty, "traceback": empty}
 
 
 STAGES = (Make, Label, Refine, Sink)
@@ -165,7 +159,7 @@ def ours(images: int) -> Iterator[Rows]:
 
     from actors.placement import Stage
     from actors.streaming import run_stream
-    from syn4seg.sections import Pool
+    from syn4seg.config.sections import Pool
 
     stages = [Stage(stage, {}, Pool(batch=BATCH), stage.__name__.lower()) for stage in STAGES]
     yield from run_stream(pa.table(table(images)), stages, BATCH)
@@ -179,12 +173,16 @@ def objects(images: int) -> Iterator[Rows]:
     DataContext.get_current().enable_fallback_to_arrow_object_ext_type = True
     stream = ray.data.from_items([Task(f"s{i}", i) for i in range(images)], override_num_blocks=images)
     for work in (make, label, refine, sink):
-        stream = stream.map_batches(OfTasks, fn_constructor_kwargs={"work": work}, batch_size=BATCH, num_cpus=0.25,
-                                    compute=ActorPoolStrategy(size=1))  # fmt: skip
+        stream = stream.map_batches(
+            OfTasks, fn_constructor_kwargs={"work": work}, batch_size=BATCH, num_cpus=0.25, compute=ActorPoolStrategy(size=1)
+        )
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         items = batch["item"]  # type: ignore[index]
-        yield {"sample_id": np.array([t.sample_id for t in items]), "digest": np.array([t.data["digest"] for t in items]),
-               "begun": np.array([t.data["begun"] for t in items])}  # fmt: skip
+        yield {
+            "sample_id": np.array([t.sample_id for t in items]),
+            "digest": np.array([t.data["digest"] for t in items]),
+            "begun": np.array([t.data["begun"] for t in items]),
+        }
 
 
 def items(images: int) -> Iterator[Rows]:
@@ -192,9 +190,7 @@ def items(images: int) -> Iterator[Rows]:
     import ray.data
 
     rows = table(images)
-    yield from as_it_comes(
-        ray.data.from_items([{name: values[i] for name, values in rows.items()} for i in range(images)])
-    )
+    yield from as_it_comes(ray.data.from_items([{name: values[i] for name, values in rows.items()} for i in range(images)]))
 
 
 def parquet(images: int) -> Iterator[Rows]:
@@ -267,8 +263,13 @@ def measured(style: Callable[[int], Iterator[Rows]], images: int) -> tuple[dict[
     meter.thread.join()
     assert len(found) == images
     first = min(begun)
-    return {"start_up_s": first - began, "seconds": end - first, "images_per_s": images / (end - first),
-            "cpu_ms_per_image": 1000 * meter.between(first, end) / images, "blocks": blocks}, found  # fmt: skip
+    return {
+        "start_up_s": first - began,
+        "seconds": end - first,
+        "images_per_s": images / (end - first),
+        "cpu_ms_per_image": 1000 * meter.between(first, end) / images,
+        "blocks": blocks,
+    }, found
 
 
 def main() -> None:
@@ -282,18 +283,17 @@ def main() -> None:
 
     about = machine()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": path,
-    }
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-             object_store_memory=2**30)  # fmt: skip
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.data.DataContext.get_current().wait_for_min_actors_s = (
-        600  # actors are up before the first call, in every style
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=2**30,
     )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 600  # actors are up before the first call, in every style
     measured(ours, BATCH)  # the first stream on a new cluster pays for Ray's own services
     runs: dict[str, list[dict[str, float]]] = {}
     answers: dict[str, str] = {}
@@ -302,19 +302,24 @@ def main() -> None:
             figures, found = measured(style, args.images)
             assert found == (answers := answers or found), f"{style.__name__} made other pixels"
             runs.setdefault(style.__name__, []).append(figures | {"load": os.getloadavg()[0]})
-            print(
-                style.__name__, {name: round(value, 2) for name, value in runs[style.__name__][-1].items()}, flush=True
-            )
+            print(style.__name__, {name: round(value, 2) for name, value in runs[style.__name__][-1].items()}, flush=True)
     ray.shutdown()
-    styles = {
-        name: {key: round(statistics.median(run[key] for run in each), 2) for key in each[0]}
-        for name, each in runs.items()
-    }
-    write("stream-styles", about | {"images": args.images, "pixels": SIZE, "rows_per_call": BATCH, "repetitions": args.repeat,
-                                    "styles": styles,
-                                    "ours_against": {name: {key: round(styles["ours"][key] / styles[name][key], 2)
-                                                            for key in ("images_per_s", "cpu_ms_per_image")}
-                                                     for name in ("objects", "items", "parquet", "loop")}})  # fmt: skip
+    styles = {name: {key: round(statistics.median(run[key] for run in each), 2) for key in each[0]} for name, each in runs.items()}
+    write(
+        "stream-styles",
+        about
+        | {
+            "images": args.images,
+            "pixels": SIZE,
+            "rows_per_call": BATCH,
+            "repetitions": args.repeat,
+            "styles": styles,
+            "ours_against": {
+                name: {key: round(styles["ours"][key] / styles[name][key], 2) for key in ("images_per_s", "cpu_ms_per_image")}
+                for name in ("objects", "items", "parquet", "loop")
+            },
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -31,14 +31,16 @@ from actors.cluster import connect
 from actors.encoder import prompt_agent, text_encoder
 from actors.graph import stages, todo
 from actors.streaming import run_inline, run_stream
-from syn4seg.config import Config, load
-from syn4seg.models.generators import Encoded, load_generator
-from syn4seg.rundir import RunDir
+from syn4seg.config.loading import load
+from syn4seg.config.tree import Config
+from syn4seg.models.embeddings import Encoded
+from syn4seg.models.generators import load_generator
 from syn4seg.stages.base import make_base
+from syn4seg.stages.checks import check
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import make_plan
 from syn4seg.stages.results import verify, write_manifest
-from syn4seg.stages.setup import check
+from syn4seg.store.rundir import RunDir
 
 
 class Sleeping:
@@ -95,8 +97,10 @@ def measure(config: Config, run: RunDir, steps: list) -> dict[str, Any]:
 def steady(few: dict[str, Any], all_: dict[str, Any]) -> dict[str, float]:
     """Images per second and CPU milliseconds per image of the images that only the larger run made."""
     more = all_["images"] - few["images"]
-    return {"images_per_second": round(more / (all_["seconds"] - few["seconds"]), 2),
-            "cpu_ms_per_image": round(1000 * (all_["cpu_seconds"] - few["cpu_seconds"]) / more, 2)}  # fmt: skip
+    return {
+        "images_per_second": round(more / (all_["seconds"] - few["seconds"]), 2),
+        "cpu_ms_per_image": round(1000 * (all_["cpu_seconds"] - few["cpu_seconds"]) / more, 2),
+    }
 
 
 def main() -> None:
@@ -113,8 +117,15 @@ def main() -> None:
             runs = []
             for images in (args.images // 4, args.images):
                 count = images // 8
-                config = load(None, [f"synthesis.images_per_class={count}", f"prompts.bank_size={count}", "data.train_images=500",
-                                     f"placement.runner={runner}"])  # fmt: skip
+                config = load(
+                    None,
+                    [
+                        f"synthesis.images_per_class={count}",
+                        f"prompts.bank_size={count}",
+                        "data.train_images=500",
+                        f"placement.runner={runner}",
+                    ],
+                )
                 run, names = prepared(config, root / f"{runner}{images}")
                 runs.append(measure(config, run, stages(config, run, names, 0)))
                 if runner == "ray":
@@ -130,17 +141,13 @@ def main() -> None:
         measure(few, slow, steps)
         calls = np.array([[float(x) for x in line.split()] for line in notes.read_text().splitlines()])
         busy = (calls[:, 1] - calls[:, 0]).sum() / (calls[:, 1].max() - calls[:, 0].min())
-        result["simulated_gpu"] = {
-            "sleep_per_image": args.sleep,
-            "calls": len(calls),
-            "busy_share": round(float(busy), 4),
-        }
+        result["simulated_gpu"] = {"sleep_per_image": args.sleep, "calls": len(calls), "busy_share": round(float(busy), 4)}
     a, b = result["inline"], result["ray"]
     result["ratio"] = {
         "images_per_second_start_up_included": round(a["all"]["seconds"] / b["all"]["seconds"], 3),
         "images_per_second_steady": round(b["steady"]["images_per_second"] / a["steady"]["images_per_second"], 3),
         "cpu_per_image_steady": round(b["steady"]["cpu_ms_per_image"] / a["steady"]["cpu_ms_per_image"], 3),
-    }  # fmt: skip
+    }
     print(result)
     write("streaming", result)
 

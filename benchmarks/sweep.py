@@ -34,9 +34,9 @@ def timed(*words: str) -> float:
 
 def without_cache(run: Path, sweep: Path, count: int) -> list[float]:
     """Seconds of some of the sweep's trials when each has to make everything, prompts and images included."""
-    from syn4seg.cache import StageCache
-    from syn4seg.rundir import RunDir
-    from syn4seg.stages.trial import Trials
+    from syn4seg.store.rundir import RunDir
+    from syn4seg.trials.cache import StageCache
+    from syn4seg.trials.trial import Trials
     from tune.objective import make_run
     from tune.records import SweepDir
     from tune.space import Study, applied
@@ -48,8 +48,9 @@ def without_cache(run: Path, sweep: Path, count: int) -> list[float]:
     images, nothing, seconds = validation_images(study, config), RunDir(sweep / "nothing"), []
     for _, record in sorted(SweepDir(sweep).records().items())[: count + 1]:
         with tempfile.TemporaryDirectory() as folder:
-            trials = Trials(StageCache(folder, memory=0), nothing, images,
-                            lambda made, path: make_run(made, path, nothing, "cpu"), "cpu")  # fmt: skip
+            trials = Trials(
+                StageCache(folder, memory=0), nothing, images, lambda made, path: make_run(made, path, nothing, "cpu"), "cpu"
+            )
             started = time.time()
             list(trials.scores(applied(config, record["overrides"]), study.reports))
             seconds.append(time.time() - started)
@@ -70,9 +71,7 @@ def main() -> None:
         run, sweep, cache = (Path(folder) / name for name in ("run", "sweep", "cache"))
         cold = timed("run", "embedded", *keys, "--out", str(run))
         count = args.trials + 1  # the first has the configuration's own values
-        whole = timed(
-            "sweep", str(run), "--study", "labels", "--trials", str(count), "--out", str(sweep), "--cache", str(cache)
-        )
+        whole = timed("sweep", str(run), "--study", "labels", "--trials", str(count), "--out", str(sweep), "--cache", str(cache))
         from tune.records import SweepDir
 
         records = SweepDir(sweep).records()
@@ -83,21 +82,27 @@ def main() -> None:
         empty = without_cache(run, sweep, args.without)
         size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())
         result |= {
-            "command": " ".join(["syn4seg sweep RUN --study labels", *keys]), "trials": len(records),
+            "command": " ".join(["syn4seg sweep RUN --study labels", *keys]),
+            "trials": len(records),
             "pruning": json.loads(SweepDir(sweep).study.read_text())["pruning"],
             "pruned": sum(r["state"] == "pruned" for r in records.values()),
-            "complete_trial_seconds": round(float(np.mean([r["seconds"] for n, r in records.items()
-                                                           if n >= warm and r["state"] == "complete"])), 3),
+            "complete_trial_seconds": round(
+                float(np.mean([r["seconds"] for n, r in records.items() if n >= warm and r["state"] == "complete"])), 3
+            ),
             "failed": sum(r["state"] == "failed" for r in records.values()),
-            "cold_seconds": round(cold, 1), "sweep_seconds": round(whole, 1), 
+            "cold_seconds": round(cold, 1),
+            "sweep_seconds": round(whole, 1),
             "start_up_seconds": round(written[0] - written[-1] + whole, 1),
-            "marginal_seconds": round(marginal, 3), "marginal_over_cold": round(marginal / cold, 4),
+            "marginal_seconds": round(marginal, 3),
+            "marginal_over_cold": round(marginal / cold, 4),
             "whole_sweep_over_cold": round(whole / cold, 2),
-            "trial_seconds_inside": round(inside, 3), "at_a_time": 2, "tune_overhead_seconds": round(2 * marginal - inside, 3),
+            "trial_seconds_inside": round(inside, 3),
+            "at_a_time": 2,
+            "tune_overhead_seconds": round(2 * marginal - inside, 3),
             "without_cache_seconds": [round(s, 1) for s in empty],
             "without_cache_over_marginal": round(float(np.mean(empty)) / inside, 1) if empty else None,
             "cache_mib": round(size / 2**20, 1),
-        }  # fmt: skip
+        }
         if args.keep:
             shutil.copytree(sweep, args.keep)
     print(json.dumps(result, indent=1))

@@ -26,11 +26,11 @@ from streaming import Sleeping, prepared
 from actors import graph
 from actors.cluster import connect
 from actors.trainer import Labelling, all_labelled, train_and_evaluate
-from syn4seg.config import load
-from syn4seg.rundir import RunDir
-from syn4seg.stages.novel import rows_of
+from syn4seg.config.loading import load
+from syn4seg.stages.checks import check
 from syn4seg.stages.results import write_manifest
-from syn4seg.stages.setup import check
+from syn4seg.stages.rows import rows_of
+from syn4seg.store.rundir import RunDir
 
 
 class Clock:
@@ -59,9 +59,20 @@ def main() -> None:
     parser.add_argument("--ramp", type=float, default=0.9)
     args = parser.parse_args()
     count = args.images // 8
-    config = load(None, [f"synthesis.images_per_class={count}", f"prompts.bank_size={count}", "synthesis.batch=4",
-                         "placement.synthesis.batch=4", "placement.labeling.batch=4", "placement.refinement.batch=4",
-                         "data.train_images=500", f"novel.steps={args.steps}", f"novel.ramp={args.ramp}"])  # fmt: skip
+    config = load(
+        None,
+        [
+            f"synthesis.images_per_class={count}",
+            f"prompts.bank_size={count}",
+            "synthesis.batch=4",
+            "placement.synthesis.batch=4",
+            "placement.labeling.batch=4",
+            "placement.refinement.batch=4",
+            "data.train_images=500",
+            f"novel.steps={args.steps}",
+            f"novel.ramp={args.ramp}",
+        ],
+    )
     result: dict[str, Any] = machine() | vars(args)
     dataset, fold = check(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,13 +110,19 @@ def main() -> None:
             assert a == b, row
         ray.shutdown()
     result |= {
-        "synthesis_seconds": round(synthesis, 1), "training_seconds": round(training, 1), "together_seconds": round(both, 1),
+        "synthesis_seconds": round(synthesis, 1),
+        "training_seconds": round(training, 1),
+        "together_seconds": round(both, 1),
         "time_to_model_over_max": round(both / max(synthesis, training), 3),
         "time_to_model_over_sum": round(both / (synthesis + training), 3),
-        "first_and_last": {"synthesis": clocks[0].span, "training": clocks[1].span, "synthesis together": clocks[2].span,
-                           "training together": clocks[3].span},
+        "first_and_last": {
+            "synthesis": clocks[0].span,
+            "training": clocks[1].span,
+            "synthesis together": clocks[2].span,
+            "training together": clocks[3].span,
+        },
         "same_bytes": True,
-    }  # fmt: skip
+    }
     print(result)
     write("time-to-model", result)
 

@@ -21,10 +21,11 @@ from record import machine, write
 
 from actors.cluster import connect
 from actors.training import Group, fit
-from syn4seg.config import Config, load
-from syn4seg.rundir import RunDir
+from syn4seg.config.loading import load
+from syn4seg.config.tree import Config
 from syn4seg.stages.base import train_base_stage
 from syn4seg.stages.setup import load_dataset
+from syn4seg.store.rundir import RunDir
 
 
 def loop(parts: dict[str, Any], group: Group) -> None:
@@ -52,9 +53,11 @@ def measure(config: Config, workers: int) -> dict[str, Any]:
     steady = [b["time"] - a["time"] for a, b in zip(told, told[1:], strict=False)]
     cpu = [b["cpu"] - a["cpu"] for a, b in zip(told, told[1:], strict=False)]
     return {
-        "epoch_s": statistics.median(steady), "epoch_cpu_s_of_one_process": statistics.median(cpu),
-        "start_and_end_s": whole - len(told) * statistics.median(steady), "loss": told[-1]["loss"],
-    }  # fmt: skip
+        "epoch_s": statistics.median(steady),
+        "epoch_cpu_s_of_one_process": statistics.median(cpu),
+        "start_and_end_s": whole - len(told) * statistics.median(steady),
+        "loss": told[-1]["loss"],
+    }
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -70,8 +73,9 @@ def main() -> None:
     asked.add_argument("--epochs", type=int, default=6)
     asked.add_argument("--rounds", type=int, default=3)
     given = asked.parse_args()
-    config = load(None, ["base.checkpoint=train", f"data.train_images={given.images}", "data.val_images=4",
-                         f"base.epochs={given.epochs}"])  # fmt: skip
+    config = load(
+        None, ["base.checkpoint=train", f"data.train_images={given.images}", "data.val_images=4", f"base.epochs={given.epochs}"]
+    )
     about = machine()
     connect(config.placement)
     found: dict[int, list[dict[str, Any]]] = {0: [], 1: [], 2: []}
@@ -80,12 +84,16 @@ def main() -> None:
             results.append(measure(config, workers))
             print(workers, results[-1])
     names = {0: "plain torch", 1: "Ray Train, 1 worker", 2: "Ray Train, 2 gloo workers"}
-    result = {**about, "images": given.images, "batch": config.base.batch, "epochs": given.epochs, "rounds": given.rounds,
-              "ways": {names[w]: summary(results) for w, results in found.items()}}  # fmt: skip
-    plain, one = (result["ways"][names[w]] for w in (0, 1))
-    result["one_worker_against_plain"] = {
-        key: round(one[key] / plain[key], 3) for key in ("epoch_s", "epoch_cpu_s_of_one_process")
+    result = {
+        **about,
+        "images": given.images,
+        "batch": config.base.batch,
+        "epochs": given.epochs,
+        "rounds": given.rounds,
+        "ways": {names[w]: summary(results) for w, results in found.items()},
     }
+    plain, one = (result["ways"][names[w]] for w in (0, 1))
+    result["one_worker_against_plain"] = {key: round(one[key] / plain[key], 3) for key in ("epoch_s", "epoch_cpu_s_of_one_process")}
     write("training", result)
 
 

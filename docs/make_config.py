@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from syn4seg.config import Config, annotated
+from syn4seg.config.tree import Config, annotated
 
 PAGE = Path(__file__).with_name("config.md")
 TEXT = (

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from syn4seg.files import write_atomically
 from syn4seg.report.style import COLORS, svg
+from syn4seg.store.files import write_atomically
 from tune.records import SweepDir
 
 

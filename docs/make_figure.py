@@ -14,9 +14,9 @@ import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 
-from syn4seg.files import read_image
-from syn4seg.rundir import RunDir
 from syn4seg.schema import LABEL_STAGES, UNLABELED
+from syn4seg.store.files import read_image
+from syn4seg.store.rundir import RunDir
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,12 +42,7 @@ def main() -> None:
         labels = [read_image(draw.label(stage, row["class"], row["sample_id"])) for stage in LABEL_STAGES]
         change = np.count_nonzero(labels[0] != labels[3])
         if change > chosen.get(row["class"], (0,))[0]:
-            chosen[row["class"]] = (
-                change,
-                read_image(run.image(row["class"], row["sample_id"])),
-                labels,
-                row["prompt"],
-            )
+            chosen[row["class"]] = (change, read_image(run.image(row["class"], row["sample_id"])), labels, row["prompt"])
     figure, axes = plt.subplots(len(chosen), 5, figsize=(9, 1.9 * len(chosen)), squeeze=False)
     for number, (line, (_, image, labels, prompt)) in enumerate(zip(axes, chosen.values(), strict=True)):
         for axis, picture, title in zip(line, (image, *map(coloured, labels)), TITLES, strict=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from syn4seg.report.page import write_report
-from syn4seg.rundir import RunDir
+from syn4seg.store.rundir import RunDir
 
 
 def main() -> None:

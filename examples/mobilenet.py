@@ -65,9 +65,7 @@ class MobileNetFeatures(nn.Module):
         self.stem = Convolution(3, 32, 3, 2)
         stages, inner = [], 32
         for expansion, outer, count, stride in STAGES:
-            blocks = [
-                Block(inner if i == 0 else outer, outer, expansion, stride if i == 0 else 1) for i in range(count)
-            ]
+            blocks = [Block(inner if i == 0 else outer, outer, expansion, stride if i == 0 else 1) for i in range(count)]
             stages.append(nn.Sequential(*blocks))
             inner = outer
         self.blocks = nn.Sequential(*stages)

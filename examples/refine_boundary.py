@@ -18,6 +18,4 @@ def sam(boxes):
 refined = syn4seg.refine_boundary(label, sam, band_width=3)
 
 columns = np.unique(np.nonzero(refined.label)[1])
-print(
-    f"agreement {refined.agreement.round(3)}, {refined.changed} pixels changed; columns {columns.min()} to {columns.max()}"
-)
+print(f"agreement {refined.agreement.round(3)}, {refined.changed} pixels changed; columns {columns.min()} to {columns.max()}")

@@ -14,7 +14,5 @@ prototypes = {0: torch.tensor([0.0, 1.0]), 3: torch.tensor([1.0, 0.0])}
 
 done = syn4seg.relabel(kept, features, target=3, prototypes=prototypes)
 
-print(
-    f"{done.changed} free pixels took a class; class 3 has {int((done.label == 3).sum())} pixels, a {type(done.label).__name__}"
-)
+print(f"{done.changed} free pixels took a class; class 3 has {int((done.label == 3).sum())} pixels, a {type(done.label).__name__}")
 print(f"reason to reject the image: {done.reason or 'none'}")

@@ -14,30 +14,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from syn4seg.errors import UserError
 from syn4seg.exports.command import export
 from syn4seg.report.command import compare, report
 
 if TYPE_CHECKING:
     from actors.pipeline import Pipeline
-    from syn4seg.config import Config
-    from syn4seg.rundir import RunDir
+    from syn4seg.config.tree import Config
+    from syn4seg.store.rundir import RunDir
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Syn4Seg on Ray: generalized few-shot segmentation that makes up its missing data.")  # fmt: skip
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Syn4Seg on Ray: generalized few-shot segmentation that makes up its missing data.",
+)
 
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE ...]", show_default=False,
-                     help="A YAML file, a run, or embedded, pascal5i, coco20i...; then any keys: data.fold=1")]  # fmt: skip
-Out = Annotated[str | None, typer.Option(help="Where the run is kept: a directory, s3://BUCKET/RUN or gs://BUCKET/RUN; default "
-                "runs/NAME.", show_default=False)]  # fmt: skip
-Reuse = Annotated[
-    str | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE ...]",
+        show_default=False,
+        help="A YAML file, a run, or embedded, pascal5i, coco20i...; then any keys: data.fold=1",
+    ),
 ]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the run is kept: a directory, s3://BUCKET/RUN or gs://BUCKET/RUN; default runs/NAME.", show_default=False
+    ),
+]
+Reuse = Annotated[str | None, typer.Option(help="Earlier run whose fitting stages (prompts, images, base) are taken over.")]
 
 
 def _config(settings: list[str] | None, out: str | None = None) -> Config:
     """The configuration of the words of a command; without a file in them, that of the run in `out`, if there is one."""
-    from syn4seg.config import load
-    from syn4seg.files import at, exists
+    from syn4seg.config.loading import load
+    from syn4seg.store.files import at, exists
 
     words = list(settings or [])
     path = None
@@ -48,9 +62,7 @@ def _config(settings: list[str] | None, out: str | None = None) -> Config:
         elif not path.is_file():
             known = sorted(p.stem for p in packaged.glob("*.yaml"))
             if str(path) not in known:
-                raise ValueError(
-                    f"config {path}: no such file or run; expected a YAML file, a run, or {', '.join(known)}"
-                )
+                raise UserError(f"config {path}: no such file or run; expected a YAML file, a run, or {', '.join(known)}")
             path = packaged / f"{path}.yaml"
     elif out is not None and exists(_run(out).config):
         path = _run(out).config
@@ -61,10 +73,10 @@ def _run(place: str) -> RunDir:
     """The run directory at a path or URL, which may be none yet.
 
     Raises:
-        ValueError: it cannot be reached.
+        UserError: it cannot be reached.
     """
-    from syn4seg.files import reach
-    from syn4seg.rundir import RunDir
+    from syn4seg.store.files import reach
+    from syn4seg.store.rundir import RunDir
 
     run = RunDir(place)
     reach(run.root)
@@ -76,12 +88,15 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     config = _config(settings, out)
     from actors.cluster import check_out
     from actors.pipeline import Pipeline
-    from syn4seg import rundir
-    from syn4seg.files import exists
+    from syn4seg.doctor import versions
     from syn4seg.loggers.following import check_loggers
-    from syn4seg.samples import checked_name
     from syn4seg.stages import setup
-    from syn4seg.terminal import Terminal, versions
+    from syn4seg.stages.checks import check, check_models
+    from syn4seg.stages.reuse import reuse as take_over
+    from syn4seg.store import rundir
+    from syn4seg.store.files import exists
+    from syn4seg.store.samples import checked_name
+    from syn4seg.terminal import Terminal
 
     check_out(out)
     display = Terminal()
@@ -90,22 +105,22 @@ def _begin(settings: list[str] | None, out: str | None, reuse: str | None) -> Pi
     check_loggers(config)
     if not setup.is_prepared(config):
         assert config.data.root is not None
-        setup.check_models(config, run)
+        check_models(config, run)
         with display.bar(f"preparing {config.data.source}") as progress:
             setup.prepare(config.data.source, config.data.root, config.data.masks, progress, display.note)
-    dataset, fold = setup.check(config, run)
+    dataset, fold = check(config, run)
     inputs = setup.inputs_of(config)
     run.check_inputs(inputs)
     pipeline = Pipeline(config, run, dataset, fold, display)
     pipeline.check()
     _catch_signals()  # Ray brings handlers of its own
     if reuse is not None and not exists(_run(reuse).config):
-        raise ValueError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
+        raise UserError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
     run.open(config)
     run.write_inputs(inputs)
     run.write_provenance(config, versions())
     if reuse is not None:
-        taken = rundir.reuse(rundir.RunDir(reuse), run, config)
+        taken = take_over(rundir.RunDir(reuse), run, config)
         pipeline.display.note(f"taken from {reuse}: {', '.join(taken) or 'nothing fits this configuration'}")
     return pipeline
 
@@ -180,15 +195,20 @@ def sweep(
     study: Annotated[str, typer.Option(help="labels, shots, prompts, beta, lambda, all, or a YAML file.")] = "labels",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials, with those done; default: as the study says.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time; at most the study's window.")] = None,
-    objective: Annotated[str | None, typer.Option(help="novel, harmonic, mean...; several with commas: a Pareto front. test.novel "
-                         "is measured on the test list.", show_default=False)] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="novel, harmonic, mean...; several with commas: a Pareto front. test.novel is measured on the test list.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Where the sweep is kept; default runs/NAME-STUDY.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     reuse: Reuse = None,
     cache: Annotated[str, typer.Option(help="Folder of the stage cache, shared by studies.")] = "runs/cache",
     cache_gib: Annotated[float, typer.Option(min=0.01, help="The cache is kept below this size.")] = 20.0,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Search keys of the configuration with Ray Tune and Optuna; a trial recomputes only what its keys change.
 
     Keys of the study itself may follow as study.KEY=VALUE: study.pruning=median study.window=8.
@@ -199,9 +219,22 @@ def sweep(
     changes = [word for word in words if word.startswith("study.")]
     config = _config([word for word in words if word not in changes])
     try:
-        search(config, words=words, study=study, changes=changes, trials=trials, concurrency=concurrency, objective=objective,
-               out=out, resume=resume, reuse=reuse, cache=cache, cache_bytes=int(cache_gib * 2**30), fail_fast=fail_fast,
-               begin=_begin)  # fmt: skip
+        search(
+            config,
+            words=words,
+            study=study,
+            changes=changes,
+            trials=trials,
+            concurrency=concurrency,
+            objective=objective,
+            out=out,
+            resume=resume,
+            reuse=reuse,
+            cache=cache,
+            cache_bytes=int(cache_gib * 2**30),
+            fail_fast=fail_fast,
+            begin=_begin,
+        )
     except Stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
@@ -216,8 +249,8 @@ Folder = Annotated[str, typer.Option("--cache", help="Folder of the cache.")]
 @store.command("ls")
 def list_cache(cache: Folder = "runs/cache") -> None:
     """What the cache holds, stage by stage."""
-    from syn4seg.cache import StageCache
-    from syn4seg.terminal import print_cache
+    from syn4seg.trials.cache import StageCache
+    from syn4seg.trials.command import print_cache
 
     print_cache(StageCache(cache))
 
@@ -225,14 +258,12 @@ def list_cache(cache: Folder = "runs/cache") -> None:
 @store.command("prune")
 def prune_cache(
     cache: Folder = "runs/cache",
-    max_gib: Annotated[
-        float, typer.Option(min=0, help="Delete the least recently used entries until this is left.")
-    ] = 0.0,
+    max_gib: Annotated[float, typer.Option(min=0, help="Delete the least recently used entries until this is left.")] = 0.0,
     stage: Annotated[str | None, typer.Option(help="Only entries of this stage.", show_default=False)] = None,
 ) -> None:
     """Delete the least recently used entries; whatever is asked for again is made again."""
-    from syn4seg.cache import StageCache
     from syn4seg.terminal import Terminal
+    from syn4seg.trials.cache import StageCache
 
     gone, freed = StageCache(cache).prune(int(max_gib * 2**30), stage)
     Terminal().note(f"deleted {gone} entries, {freed / 2**20:.1f} MiB")
@@ -244,9 +275,9 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Decode no pixel: manifest, plan and what is there.")] = False,
 ) -> None:
     """Recompute every image's and label's digest; fail on any mismatch with the manifest."""
-    from syn4seg.files import leftovers
-    from syn4seg.rundir import opened
     from syn4seg.stages.results import verify as recompute
+    from syn4seg.store.files import leftovers
+    from syn4seg.store.rundir import opened
 
     run = opened(run_dir)
     digest, problems = recompute(run, quick)
@@ -255,10 +286,7 @@ def verify(
     if quick:
         print("quick: no pixel was decoded; this is the digest that the manifests claim", file=sys.stderr)
     if partial := leftovers(run.root):
-        print(
-            f"{partial} unfinished .partial files of earlier crashes; they count for nothing and may be deleted",
-            file=sys.stderr,
-        )
+        print(f"{partial} unfinished .partial files of earlier crashes; they count for nothing and may be deleted", file=sys.stderr)
     print(f"digest: {digest}")
     if problems:
         print(f"{len(problems)} mismatches", file=sys.stderr)
@@ -268,10 +296,11 @@ def verify(
 @app.command()
 def watch(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run, which need not have begun.")],
-    interval: Annotated[float | None, typer.Option(min=0.1, help="Seconds between two looks; default 2, off a terminal 10.",
-                        show_default=False)] = None,
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds between two looks; default 2, off a terminal 10.", show_default=False)
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show how far a run is, until it is finished; reads only its directory, so any terminal or machine will do."""
     from syn4seg.watch.screen import follow
 
@@ -291,9 +320,7 @@ app.command()(export)
 def prepare(
     source: Annotated[str, typer.Argument(metavar="pascal|coco", help="VOC 2012 + SBD, or COCO 2014.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the unpacked official archives.")],
-    masks: Annotated[
-        str, typer.Option(help="COCO: all_polygons, first_polygon (DIaM) or crowd255 (CAPL).")
-    ] = "all_polygons",
+    masks: Annotated[str, typer.Option(help="COCO: all_polygons, first_polygon (DIaM) or crowd255 (CAPL).")] = "all_polygons",
 ) -> None:
     """Check the official files, build masks, lists and index beside them; goes on where it was stopped."""
     from syn4seg.stages.setup import prepare as build
@@ -315,7 +342,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What a run would make and cost: images, GPU-hours, memory per actor, disk per stage. Starts nothing."""
-    from syn4seg.terminal import print_plan
+    from syn4seg.planning.command import print_plan
 
     print_plan(_config(settings), rates, measure, card, as_json)
 
@@ -323,10 +350,10 @@ def plan(
 @app.command()
 def audit(run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")]) -> None:
     """Prove from the run's records that no test image, support image or novel mask leaked; exit 1 on a leak."""
-    from syn4seg.config import load
-    from syn4seg.rundir import opened
+    from syn4seg.config.loading import load
     from syn4seg.stages.audit import audit as examine
     from syn4seg.stages.setup import load_dataset
+    from syn4seg.store.rundir import opened
     from syn4seg.terminal import Terminal
 
     run = opened(run_dir)
@@ -343,7 +370,7 @@ def audit(run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory 
 @app.command()
 def config(settings: Settings = None) -> None:
     """Print the whole configuration, annotated, as YAML."""
-    from syn4seg.config import annotated
+    from syn4seg.config.tree import annotated
 
     print(annotated(_config(settings)), end="")
 
@@ -351,7 +378,7 @@ def config(settings: Settings = None) -> None:
 @app.command()
 def doctor() -> None:
     """Say what is installed, what is missing, and what to do about it."""
-    from syn4seg.terminal import diagnose
+    from syn4seg.doctor import diagnose
 
     if not diagnose():
         raise typer.Exit(1)
@@ -386,16 +413,18 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"error: {where}{error.strerror or error}; free space or rights there, then run the same command again",
-            file=sys.stderr,
+            f"error: {where}{error.strerror or error}; free space or rights there, then run the same command again", file=sys.stderr
         )
         sys.exit(2)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in STORE_CLIENTS:
             raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        print(f"error: the object store: {said}; mend the rights or the connection, and run the same command again, which goes "
-              "on from here", file=sys.stderr)  # fmt: skip
+        print(
+            f"error: the object store: {said}; mend the rights or the connection, and run the same command again, which goes "
+            "on from here",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except Stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

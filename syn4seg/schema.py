@@ -10,18 +10,7 @@ BACKGROUND = 0
 UNLABELED = 255
 """Label value that every loss and every metric ignores."""
 
-PLAN = (
-    "sample_id",
-    "class_id",
-    "prompt",
-    "prompt_row",
-    "noise_seed",
-    "batch",
-    "todo",
-    "image_at",
-    "reason",
-    "traceback",
-)
+PLAN = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo", "image_at", "reason", "traceback")
 """Columns with which a row enters the stream: `prompt_row` is the row of the prompt in the embedding store, `batch` the generator
 batch that the sample belongs to, `todo` whether this pass still has to finish it, `image_at` where its image lies, empty if
 there is none yet. `reason` and `traceback` are empty until some stage fills them; a row with a reason is passed through
@@ -33,10 +22,19 @@ LABEL_STAGES = ("draft", "kept", "relabeled", "label")
 FAULT = "fault: "
 """Prefix of the `reason` of a quarantined row; other reasons are rejections by the method."""
 
-RECORD = pa.schema([
-    ("sample_id", pa.string()), ("class", pa.string()), ("class_id", pa.int32()), ("prompt", pa.string()),
-    ("noise_seed", pa.int64()), ("batch", pa.int32()), ("reason", pa.string()), ("image", pa.string()),
-    *((stage, pa.string()) for stage in LABEL_STAGES), ("audit", pa.string()),
-])  # fmt: skip
+RECORD = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("class", pa.string()),
+        ("class_id", pa.int32()),
+        ("prompt", pa.string()),
+        ("noise_seed", pa.int64()),
+        ("batch", pa.int32()),
+        ("reason", pa.string()),
+        ("image", pa.string()),
+        *((stage, pa.string()) for stage in LABEL_STAGES),
+        ("audit", pa.string()),
+    ]
+)
 """Columns of a sample's record, and of the manifest: `image` and the label stages hold digests of the pixels, null where there
 are none; `reason` is empty for an accepted sample; `audit` is JSON."""

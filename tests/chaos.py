@@ -32,10 +32,19 @@ import psutil
 
 KINDS = ("actor", "node", "driver", "cluster")
 KEYS = (
-    "prompts.bank_size=3", "synthesis.batch=3", "data.val_images=6", "data.train_images=120", "novel.steps=4",
-    "novel.replay_images=8", "data.min_support_area=0.03", "placement.synthesis.size=2", "placement.synthesis.batch=3",
-    "placement.labeling.batch=3", "placement.refinement.batch=3", "placement.synthesis.cpus=0.25",
-)  # fmt: skip
+    "prompts.bank_size=3",
+    "synthesis.batch=3",
+    "data.val_images=6",
+    "data.train_images=120",
+    "novel.steps=4",
+    "novel.replay_images=8",
+    "data.min_support_area=0.03",
+    "placement.synthesis.size=2",
+    "placement.synthesis.batch=3",
+    "placement.labeling.batch=3",
+    "placement.refinement.batch=3",
+    "placement.synthesis.cpus=0.25",
+)
 """Small generator batches, so that a kill always finds some under way."""
 
 
@@ -78,8 +87,13 @@ class Site:
         """A new cluster; the one before must be dead."""
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1, "include_dashboard": False, "gcs_server_port": free_port(), "object_store_memory": 2**28,
-                "node_ip_address": "127.0.0.1"}  # fmt: skip
+        head = {
+            "num_cpus": 1,
+            "include_dashboard": False,
+            "gcs_server_port": free_port(),
+            "object_store_memory": 2**28,
+            "node_ip_address": "127.0.0.1",
+        }
         self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         for _ in range(self.count):
             self.add()
@@ -176,8 +190,12 @@ class Run:
         """Gives the command (again)."""
         words = [self.verb, *self.keys, f"placement.address={self.site.address}", "--out", str(self.out)]
         with self.log.open("a") as f:
-            self.driver = subprocess.Popen([sys.executable, __file__, "--drive", str(self.notes), str(self.seconds), *words],
-                                           stdout=f, stderr=f, cwd=Path(__file__).parent.parent)  # fmt: skip
+            self.driver = subprocess.Popen(
+                [sys.executable, __file__, "--drive", str(self.notes), str(self.seconds), *words],
+                stdout=f,
+                stderr=f,
+                cwd=Path(__file__).parent.parent,
+            )
 
     def made(self) -> int:
         """Images made so far, those made again included."""
@@ -243,9 +261,9 @@ def check(run: Run, reference: str, kills: int, in_flight: int) -> dict[str, int
     """The run is whole: the digest of an undisturbed one, every planned sample once, and little work done twice."""
     import pyarrow.parquet as pq
 
-    from syn4seg.rundir import RunDir
     from syn4seg.stages.plan import planned
     from syn4seg.stages.results import verify
+    from syn4seg.store.rundir import RunDir
 
     made = RunDir(run.out)
     problems = verify(made)[1]
@@ -257,18 +275,20 @@ def check(run: Run, reference: str, kills: int, in_flight: int) -> dict[str, int
     assert listed == Counter(wanted), "a sample is missing, or twice in the manifest"
     assert not made.quarantine(), "an innocent row was quarantined"
     again = run.made() - made.read_plan().num_rows  # the padding of the last batch is made too
-    assert 0 <= again <= kills * in_flight, (
-        f"{again} images were made again after {kills} kills, {in_flight} can be in flight"
-    )
+    assert 0 <= again <= kills * in_flight, f"{again} images were made again after {kills} kills, {in_flight} can be in flight"
     return {"images": len(wanted), "made_again": again}
 
 
 def undisturbed(root: Path, keys: list[str]) -> str:
     """Digest (`every_label`) of the same run in one process, without Ray."""
-    from syn4seg.rundir import RunDir
+    from syn4seg.store.rundir import RunDir
 
-    done = subprocess.run([sys.executable, "-m", "syn4seg.cli", "refine", *keys, "placement.runner=inline", "--out", str(root)],
-                          cwd=Path(__file__).parent.parent, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "syn4seg.cli", "refine", *keys, "placement.runner=inline", "--out", str(root)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return every_label(RunDir(root))
 
@@ -277,8 +297,8 @@ def every_label(run: Any) -> str:
     """Digest of the manifest's digests of images and of all four labels; `verify` compares these with the pixels."""
     import pyarrow.parquet as pq
 
-    from syn4seg.rundir import run_digest
     from syn4seg.schema import LABEL_STAGES
+    from syn4seg.store.rundir import run_digest
 
     table = pq.read_table(run.draw(0).manifest).sort_by("sample_id")
     columns = [table[name].to_pylist() for name in ("sample_id", "reason", "image", *LABEL_STAGES)]
@@ -304,17 +324,18 @@ class Case(NamedTuple):
     def keys(self) -> list[str]:
         """Its overrides."""
         pools = ("synthesis", "labeling", "refinement")
-        return [f"layout={self.layout}", *(f"placement.{pool}.{key}={value}" for pool in pools
-                for key, value in (("size", self.workers), ("batch", self.batch), ("cpus", 0.25)))]  # fmt: skip
+        return [
+            f"layout={self.layout}",
+            *(
+                f"placement.{pool}.{key}={value}"
+                for pool in pools
+                for key, value in (("size", self.workers), ("batch", self.batch), ("cpus", 0.25))
+            ),
+        ]
 
 
-FEW = (
-    Case(1, 2, 1, "sharded", True),
-    Case(4, 5, 3, "files", False),
-)
-FULL = tuple(
-    Case(*case) for case in itertools.product((1, 4), (1, 2, 5), (1, 3, 16), ("files", "sharded"), (False, True))
-)
+FEW = (Case(1, 2, 1, "sharded", True), Case(4, 5, 3, "files", False))
+FULL = tuple(Case(*case) for case in itertools.product((1, 4), (1, 2, 5), (1, 3, 16), ("files", "sharded"), (False, True)))
 
 
 def matrix(root: Path, cases: tuple[Case, ...], images: int, seconds: float) -> None:
@@ -376,17 +397,17 @@ def main() -> None:
                 shutil.rmtree(root / str(number))
         finally:
             site.kill_all()
-    print(f"{sum(total.values())} kills {dict(total)} in {number} runs: digest {reference} every time, every sample once, "
-          f"{again} of {images} images made again")  # fmt: skip
+    print(
+        f"{sum(total.values())} kills {dict(total)} in {number} runs: digest {reference} every time, every sample once, "
+        f"{again} of {images} images made again"
+    )
 
 
 if __name__ == "__main__":
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)  # this tree, whichever is installed
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
-    )  # before Ray is imported: every port on loopback only
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # before Ray is imported: every port on loopback only
     if sys.argv[1:2] == ["--drive"]:
         drive(sys.argv[2], float(sys.argv[3]), sys.argv[4:])
     else:

@@ -17,9 +17,16 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # set before any test import
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # every Ray of the tests listens on loopback only
 
 SMALL = (
-    "placement.runner=inline", "synthesis.images_per_class=3", "prompts.bank_size=3", "synthesis.batch=5", "data.val_images=6",
-    "data.train_images=120", "novel.steps=4", "novel.replay_images=8", "data.min_support_area=0.03",
-)  # fmt: skip
+    "placement.runner=inline",
+    "synthesis.images_per_class=3",
+    "prompts.bank_size=3",
+    "synthesis.batch=5",
+    "data.val_images=6",
+    "data.train_images=120",
+    "novel.steps=4",
+    "novel.replay_images=8",
+    "data.min_support_area=0.03",
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +38,14 @@ def small():
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory, small):
     """A run directory with prompts, plan, the shipped base checkpoint of fold 0 and one registered support draw."""
-    from syn4seg.config import load
+    from syn4seg.config.loading import load
     from syn4seg.models.generators import load_text_encoder
     from syn4seg.prompts.agents import load_agent
-    from syn4seg.rundir import RunDir
     from syn4seg.stages.base import make_base
+    from syn4seg.stages.checks import check
     from syn4seg.stages.novel import NovelStage
     from syn4seg.stages.plan import make_plan
-    from syn4seg.stages.setup import check
+    from syn4seg.store.rundir import RunDir
 
     config = load(None, small)
     dataset, fold = check(config)
@@ -81,8 +88,8 @@ def finish():
 @pytest.fixture(scope="session")
 def reference(prepared, small, finish, tmp_path_factory):
     """Digest and directory of an undisturbed run, in files."""
-    from syn4seg.config import load
-    from syn4seg.rundir import RunDir
+    from syn4seg.config.loading import load
+    from syn4seg.store.rundir import RunDir
 
     run, names = prepared
     root = tmp_path_factory.mktemp("reference") / "run"
@@ -100,9 +107,7 @@ def chromium():
         try:
             started = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         except playwright.Error as error:
-            pytest.skip(
-                f"no Chromium: apt-get install chromium, or playwright install chromium ({error.message.splitlines()[0]})"
-            )
+            pytest.skip(f"no Chromium: apt-get install chromium, or playwright install chromium ({error.message.splitlines()[0]})")
         yield started
         started.close()
 
@@ -133,7 +138,7 @@ def syn4seg(capsys, monkeypatch):
 @pytest.fixture
 def fresh(prepared, tmp_path):
     """A copy of the prepared run that a test may fill and damage."""
-    from syn4seg.rundir import RunDir
+    from syn4seg.store.rundir import RunDir
 
     run, names = prepared
     shutil.copytree(run.root, tmp_path / "run")
@@ -144,7 +149,7 @@ def fresh(prepared, tmp_path):
 def ray_cluster():
     """One local Ray for the whole session."""
     from actors.cluster import connect
-    from syn4seg.sections import Placement
+    from syn4seg.config.sections import Placement
 
     connect(Placement())
     yield

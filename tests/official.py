@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from syn4seg.data import coco
-from syn4seg.data.embedded import seeded
+from syn4seg.seeds import seeded
 
 GREY, CMYK, TURNED, TRUNCATED = 1, 2, 4, 6  # numbers of the odd images of a split
 MISSING_CATEGORIES = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of 1..90, as in COCO
@@ -153,11 +153,7 @@ def _save_mat(path: Path, mask: np.ndarray) -> None:
     for k in range(20):
         borders[k, 0] = csc_matrix(mask.shape, dtype=np.float64)
     present = np.unique(mask[mask > 0]).astype(np.uint8)[:, None]
-    savemat(
-        path,
-        {"GTcls": {"Boundaries": borders, "Segmentation": mask, "CategoriesPresent": present}},
-        do_compression=True,
-    )
+    savemat(path, {"GTcls": {"Boundaries": borders, "Segmentation": mask, "CategoriesPresent": present}}, do_compression=True)
 
 
 # ------------------------------------------------------------------------------------------------------- COCO
@@ -180,14 +176,17 @@ def write_coco(root: Path, seed: int = 0, train: int = 54, val: int = 54, *, tru
             _save_photo(root / part / f"{sample_id}.jpg", image, number)
             if truncated and split == "train" and number == TRUNCATED:
                 truncate(root / part / f"{sample_id}.jpg")
-            images.append(
-                {"id": image_id, "file_name": f"{sample_id}.jpg", "height": image.shape[0], "width": image.shape[1]}
-            )
+            images.append({"id": image_id, "file_name": f"{sample_id}.jpg", "height": image.shape[0], "width": image.shape[1]})
             for class_id, crowd, rectangles in objects:
-                annotations.append({
-                    "id": len(annotations) + 1, "image_id": image_id, "category_id": CATEGORY_IDS[class_id - 1],
-                    "iscrowd": int(crowd), "segmentation": _region(image.shape[:2], crowd, rectangles, number),
-                })  # fmt: skip
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": CATEGORY_IDS[class_id - 1],
+                        "iscrowd": int(crowd),
+                        "segmentation": _region(image.shape[:2], crowd, rectangles, number),
+                    }
+                )
             if number < count:
                 names.append(sample_id)
             truth.images[sample_id], truth.objects[sample_id] = image, objects

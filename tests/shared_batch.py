@@ -34,13 +34,13 @@ def curve(checkpoint: Path | None = None, dataset: Dataset = DATASET, **changes)
     """Trains it: the losses of the epochs, the labels seen, the weights, and which class every module has afterwards."""
     net, losses = segmenter(), []
     settings = {"schedule": SCHEDULE, "how": Augmentation(32), "seed": 5, "checkpoint": checkpoint} | changes
-    seen = train_base(
-        net, dataset, FOLD, dataset.train, progress=lambda facts: losses.append(facts["loss"]), **settings
-    )
+    seen = train_base(net, dataset, FOLD, dataset.train, progress=lambda facts: losses.append(facts["loss"]), **settings)
     return {
-        "losses": losses, "seen": torch.from_numpy(seen), "state": net.state_dict(),
+        "losses": losses,
+        "seen": torch.from_numpy(seen),
+        "state": net.state_dict(),
         "kinds": [type(m).__name__ for m in net.modules()],
-    }  # fmt: skip
+    }
 
 
 FROZEN = {"freeze_backbone": True, "cached_on": Canvas(32)}
@@ -49,7 +49,7 @@ PARTIAL = {
     "loss": (base, "pixel_loss", lambda *given, total, **more: PLAIN_LOSS(*given, **more) / parallel.ranks()[1]),
     "statistics": (parallel, "SharedBatchNorm", nn.BatchNorm2d),
     "dropout": (parallel, "SharedDropout2d", nn.Dropout2d),
-}  # fmt: skip
+}
 """What is of the whole batch -> how to make it of a process's own part alone."""
 
 
@@ -104,13 +104,17 @@ def main(rank: int, world: int, folder: Path) -> None:
     rows = slice(rank, None, world)
     own = folder / f"own-{rank}.pt"
     found = {
-        "curve": curve(), "frozen": curve(freeze_backbone=True), "cached": curve(**FROZEN),
+        "curve": curve(),
+        "frozen": curve(freeze_backbone=True),
+        "cached": curve(**FROZEN),
         "adamw": curve(schedule=BaseSchedule(2, 8, 0.01, optimizer="adamw")),
-        "normalised": normalised(rows), "dropout": dropped(rows, nn.Dropout, (3, 4)),
-        "dropout2d": dropped(rows, nn.Dropout2d, (3, 2, 2)), "refusal": refusal(nn.BatchNorm1d(3)),
+        "normalised": normalised(rows),
+        "dropout": dropped(rows, nn.Dropout, (3, 4)),
+        "dropout2d": dropped(rows, nn.Dropout2d, (3, 2, 2)),
+        "refusal": refusal(nn.BatchNorm1d(3)),
         "frozen_norm": refusal(nn.BatchNorm1d(3).eval()),
         **{f"without {part}": curve_without(part) for part in PARTIAL},
-    }  # fmt: skip
+    }
     seen = curve(folder / "shared.pt")["losses"]
     assert seen == found["curve"]["losses"]
     if rank == 0:

@@ -16,15 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image as Picture
 
-from syn4seg.config import Config, load
-from syn4seg.files import pixel_digest, write_atomically
-from syn4seg.rundir import RunDir
-from syn4seg.samples import Image, Sample
+from syn4seg.config.loading import load
+from syn4seg.config.tree import Config
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.results import write_manifest
+from syn4seg.store.files import pixel_digest, write_atomically
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import Image, Sample
 
-PROMPTS = ('<script>alert(1)</script> & <b>', "two\nlines\r\n\tand a tab", "nul \x00, bell \x07, escape \x1b[31m", "猫 ü 🐈 \u202e",
-           "quotes ' \" \\ | ` , ;", "---\nlicense: mit\n---", "")  # fmt: skip
+PROMPTS = (
+    "<script>alert(1)</script> & <b>",
+    "two\nlines\r\n\tand a tab",
+    "nul \x00, bell \x07, escape \x1b[31m",
+    "猫 ü 🐈 \u202e",
+    "quotes ' \" \\ | ` , ;",
+    "---\nlicense: mit\n---",
+    "",
+)
 Read = Iterator[tuple[str, np.ndarray, np.ndarray]]
 REJECTED, FAULT = "target_too_small", "fault: synthesis: black"
 
@@ -54,9 +62,18 @@ def label_of(seed: int, height: int, width: int, classes: int, target: int) -> n
     return label
 
 
-def made_run(root: Path, layout: str = "files", *, names: tuple[str, ...] = ("cat", "dog", "toy car", "bird.x"), samples: int = 14,
-             side: tuple[int, int] = (13, 22), manifest: bool = True, reasons: dict[int, str] | None = None,
-             planned: int | None = None, data: Path | None = None) -> tuple[RunDir, Config, dict[str, Truth]]:  # fmt: skip
+def made_run(
+    root: Path,
+    layout: str = "files",
+    *,
+    names: tuple[str, ...] = ("cat", "dog", "toy car", "bird.x"),
+    samples: int = 14,
+    side: tuple[int, int] = (13, 22),
+    manifest: bool = True,
+    reasons: dict[int, str] | None = None,
+    planned: int | None = None,
+    data: Path | None = None,
+) -> tuple[RunDir, Config, dict[str, Truth]]:
     """A run whose last two classes are novel. Sample 3 is rejected, sample 5 a fault, unless `reasons` says otherwise.
 
     Args:
@@ -65,27 +82,33 @@ def made_run(root: Path, layout: str = "files", *, names: tuple[str, ...] = ("ca
     """
     reasons = {3: REJECTED, 5: FAULT} if reasons is None else reasons
     data = _data(data or root / "data", names)
-    config = load(
-        None, ["name=made", "data.source=folder", f"data.root={data}", "base.checkpoint=train", f"layout={layout}"]
-    )
+    config = load(None, ["name=made", "data.source=folder", f"data.root={data}", "base.checkpoint=train", f"layout={layout}"])
     run = RunDir(root / "run")
     run.open(config)
     run.write_provenance(config, {"syn4seg-ray": "0.1.0"})
     rows, found, truth = [], [], {}
     for i in range(planned or samples):
         index = len(names) - i % 2
-        row = {"sample_id": f"hdig-{names[index - 1].replace(' ', '_')}-{i:05d}", "class_id": index, "batch": i // 4,
-               "prompt": PROMPTS[i % len(PROMPTS)], "noise_seed": 2**61 + i}  # fmt: skip
+        row = {
+            "sample_id": f"hdig-{names[index - 1].replace(' ', '_')}-{i:05d}",
+            "class_id": index,
+            "batch": i // 4,
+            "prompt": PROMPTS[i % len(PROMPTS)],
+            "noise_seed": 2**61 + i,
+        }
         rows.append(row | {"bank": "hdig", "prompt_row": 0, "padding": False})
         if i < samples:
             sample, image = _sample(row, names, reasons.get(i, ""), i, side)
             found.append((sample, image))
-            truth[row["sample_id"]] = Truth(
-                image, _last(sample), row["prompt"], sample.record["reason"], names[index - 1]
-            )
+            truth[row["sample_id"]] = Truth(image, _last(sample), row["prompt"], sample.record["reason"], names[index - 1])
     pq.write_table(pa.Table.from_pylist(rows).cast(_plan(rows)), run.plan)
-    run.samples.write_images([Image(s.record["sample_id"], s.record["class"], s.record["batch"], pixels, {})
-                              for s, pixels in found if pixels is not None])  # fmt: skip
+    run.samples.write_images(
+        [
+            Image(s.record["sample_id"], s.record["class"], s.record["batch"], pixels, {})
+            for s, pixels in found
+            if pixels is not None
+        ]
+    )
     run.draw(0).write([sample for sample, _ in found])
     if manifest:
         write_manifest(run, 0)
@@ -101,22 +124,14 @@ def _last(sample: Sample) -> np.ndarray | None:
     return next((sample.labels[s] for s in reversed(LABEL_STAGES) if s in sample.labels), None)
 
 
-def _sample(
-    row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int]
-) -> tuple[Sample, np.ndarray | None]:
-    record = row | {
-        "class": names[row["class_id"] - 1],
-        "reason": reason,
-        "audit": {"lambda_keep": 0.5, "nothing": float("nan")},
-    }
+def _sample(row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int]) -> tuple[Sample, np.ndarray | None]:
+    record = row | {"class": names[row["class_id"] - 1], "reason": reason, "audit": {"lambda_keep": 0.5, "nothing": float("nan")}}
     if reason.startswith("fault"):
         return Sample(record, {}), None
     stages = LABEL_STAGES[:-1] if reason else LABEL_STAGES
     labels = {s: label_of(100 * i + k, *side, len(names) + 1, row["class_id"]) for k, s in enumerate(stages)}
     image = noise(i, *side, 3)
-    return Sample(
-        record | {s: pixel_digest(x) for s, x in labels.items()} | {"image": pixel_digest(image)}, labels
-    ), image
+    return Sample(record | {s: pixel_digest(x) for s, x in labels.items()} | {"image": pixel_digest(image)}, labels), image
 
 
 def _data(folder: Path, names: tuple[str, ...]) -> Path:
@@ -158,9 +173,7 @@ def read_coco(folder: Path, split: str) -> Read:
         coco = COCO(folder / "annotations" / f"panoptic_{split}.json")
     for entry in coco.dataset["annotations"]:
         image = coco.imgs[entry["image_id"]]
-        red, green, blue = np.moveaxis(
-            pixels(folder / f"annotations/panoptic_{split}" / entry["file_name"]).astype(int), 2, 0
-        )
+        red, green, blue = np.moveaxis(pixels(folder / f"annotations/panoptic_{split}" / entry["file_name"]).astype(int), 2, 0)
         ids, label = red + 256 * green + 65536 * blue, np.full(red.shape, 255, np.uint8)
         for segment in entry["segments_info"]:
             assert (ids == segment["id"]).sum() == segment["area"]
@@ -204,8 +217,14 @@ def read_parquet(folder: Path, split: str) -> Read:
             yield row["sample_id"], pixels(row["image"]), pixels(row["label"])
 
 
-READERS = {"voc": read_voc, "coco": read_coco, "hf": read_hf, "webdataset": read_webdataset, "mmseg": read_mmseg,
-           "parquet": read_parquet}  # fmt: skip
+READERS = {
+    "voc": read_voc,
+    "coco": read_coco,
+    "hf": read_hf,
+    "webdataset": read_webdataset,
+    "mmseg": read_mmseg,
+    "parquet": read_parquet,
+}
 
 
 def compare(found: Read, truth: dict[str, Truth]) -> None:

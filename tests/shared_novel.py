@@ -9,7 +9,7 @@ import torch
 
 from syn4seg.segmenter import novel, parallel
 from syn4seg.segmenter.novel import NovelTraining
-from tests.test_segmenter_novel import BASE, RAMPED, _planned, _start, _tell
+from tests.segmenter.test_novel import BASE, RAMPED, _planned, _start, _tell
 
 
 def curve(stop: int | None = None) -> dict:

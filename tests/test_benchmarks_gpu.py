@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from syn4seg.config import load
-from syn4seg.stages.estimate import estimate
-from syn4seg.stages.rates import read_rates
-from syn4seg.stages.workload import Facts
+from syn4seg.config.loading import load
+from syn4seg.planning.estimate import estimate
+from syn4seg.planning.rates import read_rates
+from syn4seg.planning.workload import Facts
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 
@@ -37,20 +37,14 @@ def test_every_section_runs_to_its_end_and_is_marked_as_a_test(measured):
     for section in ("matmul", "generation", "sam", "segmenter", "stream"):
         assert "skipped" not in result[section] and "stopped" not in result[section], result[section]
     assert result["tiny"] and "mean nothing" in result["weights"] and "mean nothing" in rates.read_text()
-    assert (
-        0 < result["stream"]["generator_busy_share"] <= 1 and result["stream"]["labelled"] == result["stream"]["images"]
-    )
+    assert 0 < result["stream"]["generator_busy_share"] <= 1 and result["stream"]["labelled"] == result["stream"]["images"]
 
 
 def test_ours_makes_the_pixels_of_the_plain_pipeline_and_masks_of_the_plain_loop(measured):
     result, _ = measured
     for at in result["generation"]["sizes"].values():
-        assert (
-            at["pixels"]["differ_from_the_plain_batch"] == 0 and at["pixels"]["largest_difference_from_batch_of_1"] <= 1
-        )
-        assert at["ratio"]["plain"] == pytest.approx(
-            at["ours"]["images_per_second"] / at["plain"]["images_per_second"], rel=0.01
-        )
+        assert at["pixels"]["differ_from_the_plain_batch"] == 0 and at["pixels"]["largest_difference_from_batch_of_1"] <= 1
+        assert at["ratio"]["plain"] == pytest.approx(at["ours"]["images_per_second"] / at["plain"]["images_per_second"], rel=0.01)
     assert all(at["share_of_pixels_that_differ"] < 0.001 for at in result["sam"].values() if isinstance(at, dict))
 
 

@@ -18,8 +18,9 @@ HERE = Path(__file__).parent
 def told(*words: str) -> str:
     """What the script prints; it must end well."""
     env = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([sys.executable, str(HERE / "chaos.py"), *words], cwd=HERE.parent, env=env, capture_output=True,
-                          text=True, timeout=880)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(HERE / "chaos.py"), *words], cwd=HERE.parent, env=env, capture_output=True, text=True, timeout=880
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done.stdout
 

@@ -17,8 +17,9 @@ def syn4seg(*words: str, cwd=None) -> subprocess.CompletedProcess:
 
 
 def test_help_loads_nothing_heavy():
-    code = ("import sys, syn4seg.cli; "
-            "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'diffusers', 'transformers', 'numpy')))")  # fmt: skip
+    code = (
+        "import sys, syn4seg.cli; sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'diffusers', 'transformers', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert "verify" in syn4seg("--help").stdout
 
@@ -40,9 +41,7 @@ def test_help_loads_nothing_heavy():
     ],
 )
 def test_a_mistake_is_one_message_exit_code_2_and_no_directory(tmp_path, words, said):
-    done = syn4seg(
-        "run", *words, "data.train_images=300", "placement.runner=inline", "--out", tmp_path / "run", cwd=tmp_path
-    )
+    done = syn4seg("run", *words, "data.train_images=300", "placement.runner=inline", "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.startswith("error: ")
@@ -64,15 +63,7 @@ def test_the_whole_job_prints_the_ablation_and_writes_results(finished):
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == ["apf", "apr", "class_name_raw", "hdig_raw", "support_only", "syn4seg"]
     for row in results["rows"].values():
-        assert set(row) == {
-            "base",
-            "base_with_background",
-            "novel",
-            "mean",
-            "total",
-            "harmonic",
-            "harmonic_with_background",
-        }
+        assert set(row) == {"base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background"}
         assert all(set(value) == {"mean", "std", "n"} and value["n"] == 2 for value in row.values())
     assert len(results["per_class"]["syn4seg"]) == 17
     assert {"protocol", "config_digest", "funnel"} <= set(results)
@@ -95,9 +86,7 @@ def test_verify_prints_the_digest_and_fails_on_damage(finished, tmp_path):
 def test_the_same_command_again_changes_nothing(finished, small, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} | {
-        p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")
-    }
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} | {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
     results = json.loads((out / "results.json").read_text())
     assert syn4seg("run", *small, "data.draws=2", "--out", out).returncode == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before

@@ -15,16 +15,14 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from actors.placement import Stage, preflight
-from syn4seg.config import load
+from syn4seg.config.loading import load
+from syn4seg.config.sections import Placement, Pool, Training
 from syn4seg.models.sam_files import PUBLISHED, SOURCE
-from syn4seg.sections import Placement, Pool, Training
 
 REPOSITORY = Path(__file__).parent.parent
 PAPER = REPOSITORY / "syn4seg" / "configs" / "pascal5i.yaml"
 GUIDE = (REPOSITORY / "docs" / "cluster.md").read_text()
-SECRET = re.compile(
-    r"hf_[A-Za-z]{8}|sk-[A-Za-z0-9]{8}|AKIA[0-9A-Z]{8}|-----BEGIN|[0-9a-f]{64}(?!  sam)|token: [\"']?[0-9a-f]{8}"
-)
+SECRET = re.compile(r"hf_[A-Za-z]{8}|sk-[A-Za-z0-9]{8}|AKIA[0-9A-Z]{8}|-----BEGIN|[0-9a-f]{64}(?!  sam)|token: [\"']?[0-9a-f]{8}")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +79,7 @@ def test_the_cluster_file_pins_this_ray_and_python_and_its_pins_can_be_read(clus
     image = re.match(r"rayproject/ray:(\d+\.\d+\.\d+)-py3\d+-gpu$", cluster["docker"]["image"])
     assert image and python and int(python.group(1)) >= 11
     pins = [
-        Requirement(re.sub(r"^/\S*?/(\w+)(\[|$)", r"\1\2", text))
-        for text in re.findall(r'"([^"]+)"', cluster["setup_commands"][0])
+        Requirement(re.sub(r"^/\S*?/(\w+)(\[|$)", r"\1\2", text)) for text in re.findall(r'"([^"]+)"', cluster["setup_commands"][0])
     ]
     (pinned,) = (pin for pin in pins if pin.name == "ray")
     assert str(pinned.specifier) == f"=={image.group(1)}"
@@ -135,8 +132,10 @@ def test_each_stage_with_a_gpu_stays_on_one_kind_of_card_of_the_cluster_that_it_
         for pool in (place.encoding, place.synthesis, place.labeling, place.refinement, place.training):
             cards = {k for n in nodes if _fits(pool, n) for k in n if k.startswith("accelerator_type:")}
             assert pool.gpus and len(cards) == 1, (command, pool, cards)
-        stages = [Stage(type(pool), {}, pool, name) for name, pool in
-                  (("synthesis", place.synthesis), ("labeling", place.labeling), ("refinement", place.refinement))]  # fmt: skip
+        stages = [
+            Stage(type(pool), {}, pool, name)
+            for name, pool in (("synthesis", place.synthesis), ("labeling", place.labeling), ("refinement", place.refinement))
+        ]
         preflight(stages, nodes, place.training)  # all at the same time, on one node of each type
 
 
@@ -197,14 +196,55 @@ def _declared(group: dict) -> dict[str, float]:
     return {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0)), **custom}
 
 
-JOB_KEYS = {"entrypoint", "runtimeEnvYAML", "metadata", "jobId", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "suspend",
-            "activeDeadlineSeconds", "backoffLimit", "submissionMode", "submitterPodTemplate", "submitterConfig", "clusterSelector",
-            "rayClusterSpec", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "managedBy", "deletionStrategy",
-            "preRunningDeadlineSeconds"}  # fmt: skip
-CLUSTER_KEYS = {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs", "authOptions",
-                "headServiceAnnotations", "suspend", "managedBy", "gcsFaultToleranceOptions", "upgradeStrategy"}  # fmt: skip
-GROUP_KEYS = {"groupName", "replicas", "minReplicas", "maxReplicas", "idleTimeoutSeconds", "numOfHosts", "rayStartParams",
-              "resources", "labels", "scaleStrategy", "suspend", "template"}  # fmt: skip
+JOB_KEYS = {
+    "entrypoint",
+    "runtimeEnvYAML",
+    "metadata",
+    "jobId",
+    "shutdownAfterJobFinishes",
+    "ttlSecondsAfterFinished",
+    "suspend",
+    "activeDeadlineSeconds",
+    "backoffLimit",
+    "submissionMode",
+    "submitterPodTemplate",
+    "submitterConfig",
+    "clusterSelector",
+    "rayClusterSpec",
+    "entrypointNumCpus",
+    "entrypointNumGpus",
+    "entrypointResources",
+    "managedBy",
+    "deletionStrategy",
+    "preRunningDeadlineSeconds",
+}
+CLUSTER_KEYS = {
+    "rayVersion",
+    "enableInTreeAutoscaling",
+    "autoscalerOptions",
+    "headGroupSpec",
+    "workerGroupSpecs",
+    "authOptions",
+    "headServiceAnnotations",
+    "suspend",
+    "managedBy",
+    "gcsFaultToleranceOptions",
+    "upgradeStrategy",
+}
+GROUP_KEYS = {
+    "groupName",
+    "replicas",
+    "minReplicas",
+    "maxReplicas",
+    "idleTimeoutSeconds",
+    "numOfHosts",
+    "rayStartParams",
+    "resources",
+    "labels",
+    "scaleStrategy",
+    "suspend",
+    "template",
+}
 """Fields of KubeRay's RayJob (ray.io/v1), checked here because a cluster drops or refuses what it does not know."""
 
 
@@ -221,8 +261,15 @@ def test_the_manifest_has_the_form_of_a_ray_job(manifest):
     assert ray["authOptions"] == {"mode": "token"}
     assert ray["enableInTreeAutoscaling"] is True
     assert Version(ray["rayVersion"]).release[:2] == Version(version("ray")).release[:2]
-    assert set(ray["headGroupSpec"]) <= {"rayStartParams", "template", "serviceType", "headService", "enableIngress", "labels",
-                                        "resources"}  # fmt: skip
+    assert set(ray["headGroupSpec"]) <= {
+        "rayStartParams",
+        "template",
+        "serviceType",
+        "headService",
+        "enableIngress",
+        "labels",
+        "resources",
+    }
     names = [group["groupName"] for group in ray["workerGroupSpecs"]]
     assert len(set(names)) == len(names) >= 2
     for group in ray["workerGroupSpecs"]:
@@ -269,8 +316,13 @@ def test_secrets_reach_pods_by_reference_only_and_only_pods_of_the_job_reach_its
 
 
 # ------------------------------------------------------------------------------------------------------------ Grafana
-OURS = {"ray_syn4seg_rows_total", "ray_syn4seg_busy_seconds_total", "ray_syn4seg_rejected_rows_total", "ray_syn4seg_queued_rows",
-        "ray_syn4seg_actors"}  # fmt: skip
+OURS = {
+    "ray_syn4seg_rows_total",
+    "ray_syn4seg_busy_seconds_total",
+    "ray_syn4seg_rejected_rows_total",
+    "ray_syn4seg_queued_rows",
+    "ray_syn4seg_actors",
+}
 
 
 def test_our_metrics_are_those_that_the_actors_export():

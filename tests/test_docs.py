@@ -17,12 +17,11 @@ import yaml
 from typer.main import get_command
 
 from syn4seg import cli
-from syn4seg.config import annotated, load
+from syn4seg.config.loading import load
+from syn4seg.config.tree import annotated
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-    (ROOT / "docs").glob("*.md")
-)
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
 HEADED = [
     *(ROOT / "configs").rglob("*.yaml"),
     *(ROOT / "examples").iterdir(),
@@ -75,10 +74,17 @@ def spans(text: str, name: str = "syn4seg") -> list[str]:
     return re.findall(rf"`{name} ([^`]+)`", FENCE.sub("", text).replace("\n", " "))
 
 
-EVERY = [*((page, words) for page in PAGES for words in commands(shell_lines(page.read_text()), "syn4seg")),
-         *((path, words) for path in HEADED if path.is_file() for words in commands(header_lines(path), "syn4seg")),
-         *((page, shlex.split(span)) for page in [*PAGES, *HEADED] if page.is_file() for span in spans(page.read_text())
-           if " " in span and not any(sign in span for sign in ("...", "|", "[")))]  # fmt: skip
+EVERY = [
+    *((page, words) for page in PAGES for words in commands(shell_lines(page.read_text()), "syn4seg")),
+    *((path, words) for path in HEADED if path.is_file() for words in commands(header_lines(path), "syn4seg")),
+    *(
+        (page, shlex.split(span))
+        for page in [*PAGES, *HEADED]
+        if page.is_file()
+        for span in spans(page.read_text())
+        if " " in span and not any(sign in span for sign in ("...", "|", "["))
+    ),
+]
 
 
 def command_at(words: list[str]):
@@ -117,9 +123,7 @@ def check(words: list[str], put) -> None:
     if "settings" in given:
         cli._config([word for word in given["settings"] or [] if not word.startswith("study.")], given.get("out"))
     if "study" in given:
-        assert (ROOT / "configs" / "studies" / f"{given['study']}.yaml").is_file(), (
-            f"there is no study {given['study']}"
-        )
+        assert (ROOT / "configs" / "studies" / f"{given['study']}.yaml").is_file(), f"there is no study {given['study']}"
 
 
 @pytest.mark.parametrize(("page", "words"), [pytest.param(p, w, id=f"{p.name}: {' '.join(w)}"[:90]) for p, w in EVERY])
@@ -128,11 +132,19 @@ def test_every_command_parses_and_its_settings_load(page, words, places, monkeyp
     check(words, places)
 
 
-@pytest.mark.parametrize(("line", "said"), [
-    ("rum embedded", "there is no verb 'rum'"), ("cache la", "there is no verb 'la'"), ("run --oot x", "--oot"),
-    ("run labeling.bta=1", "did you mean labeling.beta"), ("run protocol=dima", "protocol"), ("verify", "RUN"),
-    ("plan --measure x", "measure"), ("sweep embedded --study lables", "there is no study lables"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rum embedded", "there is no verb 'rum'"),
+        ("cache la", "there is no verb 'la'"),
+        ("run --oot x", "--oot"),
+        ("run labeling.bta=1", "did you mean labeling.beta"),
+        ("run protocol=dima", "protocol"),
+        ("verify", "RUN"),
+        ("plan --measure x", "measure"),
+        ("sweep embedded --study lables", "there is no study lables"),
+    ],
+)
 def test_what_does_not_exist_would_be_found(line, said, places):
     with pytest.raises(Exception) as caught:  # the parser's own classes are private
         check(line.split(), places)
@@ -209,15 +221,8 @@ def test_the_first_two_commands_run_on_a_machine_with_make(small, tmp_path):
     bin_ = Path(sys.executable).parent
     if not (bin_ / "syn4seg").is_file() or shutil.which("make") is None:
         pytest.skip("no make, or this project is not installed beside this Python")
-    tiny = [
-        *small,
-        "synthesis.images_per_class=1",
-        "prompts.bank_size=1",
-        "novel.steps=1",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    asked = {"run": " ".join(tiny), "test": "-q -p no:cacheprovider tests/test_data_canvas.py"}
+    tiny = [*small, "synthesis.images_per_class=1", "prompts.bank_size=1", "novel.steps=1", "--out", str(tmp_path / "run")]
+    asked = {"run": " ".join(tiny), "test": "-q -p no:cacheprovider tests/data/test_canvas.py"}
     for target, arguments in asked.items():  # the set-up is .ci/run's to test
         make = ["make", target, f"BIN={bin_}", "-o", f"{bin_}/.installed", f"ARGS={arguments}"]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
@@ -226,8 +231,19 @@ def test_the_first_two_commands_run_on_a_machine_with_make(small, tmp_path):
     assert json.loads((tmp_path / "run" / "results.json").read_text())["funnel"]["planned"] == 8
 
 
-@pytest.mark.parametrize("words", ["--help", "config", "config embedded labeling.beta=0.3", "plan embedded", "plan embedded --json",
-                                   "plan pascal5i data.root=ROOT", "cache ls", "cache prune --max-gib 5"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "config",
+        "config embedded labeling.beta=0.3",
+        "plan embedded",
+        "plan embedded --json",
+        "plan pascal5i data.root=ROOT",
+        "cache ls",
+        "cache prune --max-gib 5",
+    ],
+)
 def test_what_needs_no_run_is_run(syn4seg, words):
     code, said = syn4seg(*words.split())
     assert code == 0 and said.strip() and "Traceback" not in said
@@ -245,8 +261,12 @@ def test_the_doctor_is_run(syn4seg):
 
 
 # ---------------------------------------------------------------------------------------------------------- snippets
-PYTHON = [pytest.param(body, id=f"{page.name}-{i}") for page in PAGES
-          for i, (language, body) in enumerate(FENCE.findall(page.read_text())) if language == "python"]  # fmt: skip
+PYTHON = [
+    pytest.param(body, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, (language, body) in enumerate(FENCE.findall(page.read_text()))
+    if language == "python"
+]
 
 
 @pytest.mark.parametrize("body", PYTHON)
@@ -261,10 +281,7 @@ def test_snippets_are_python_and_those_that_need_no_file_run(body, tmp_path, mon
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     heads = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
-    return {
-        re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", head).lower()).replace(" ", "-")
-        for head in heads
-    }
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", head).lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("page", named(PAGES))

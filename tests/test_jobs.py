@@ -40,8 +40,9 @@ class Head(NamedTuple):
     metrics: str
 
     def submit(self, command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["bash", "-c", command], cwd=REPOSITORY, env=self.environment, text=True, capture_output=True,
-                              timeout=400)  # fmt: skip
+        return subprocess.run(
+            ["bash", "-c", command], cwd=REPOSITORY, env=self.environment, text=True, capture_output=True, timeout=400
+        )
 
 
 def free_ports(count: int) -> list[int]:
@@ -60,14 +61,31 @@ def head():
     port, dashboard, agent, client, metrics = free_ports(5)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
     environment = clean | {
-        "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "HF_TOKEN": "hf_secretsecretsecret", "OPENAI_API_KEY": "sk-secretsecretsecret",
-    }  # fmt: skip
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "HF_TOKEN": "hf_secretsecretsecret",
+        "OPENAI_API_KEY": "sk-secretsecretsecret",
+    }
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        command = ["ray", "start", "--head", "--block", f"--temp-dir={folder}", f"--port={port}", "--num-cpus=4", "--num-gpus=0",
-                   f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
-                   f"--ray-client-server-port={client}", "--object-store-memory=200000000", "--disable-usage-stats"]  # fmt: skip
+        command = [
+            "ray",
+            "start",
+            "--head",
+            "--block",
+            f"--temp-dir={folder}",
+            f"--port={port}",
+            "--num-cpus=4",
+            "--num-gpus=0",
+            f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--metrics-export-port={metrics}",
+            f"--ray-client-server-port={client}",
+            "--object-store-memory=200000000",
+            "--disable-usage-stats",
+        ]
         with open(f"{folder}/said", "w") as said:
             ray = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
         try:
@@ -103,8 +121,8 @@ def stopped(ray: subprocess.Popen) -> list[str]:
 
 @pytest.mark.slow
 def test_the_printed_command_runs_as_a_job_whose_logs_show_progress_and_result_and_no_secret(head, tmp_path, small):
-    from syn4seg.rundir import RunDir
     from syn4seg.stages.results import verify
+    from syn4seg.store.rundir import RunDir
 
     keys = " ".join(key for key in small if "runner" not in key)
     done = head.submit(f"{printed_command().replace(SHARED, str(tmp_path))} {keys}")
@@ -114,18 +132,12 @@ def test_the_printed_command_runs_as_a_job_whose_logs_show_progress_and_result_a
     logs = head.submit(f"ray job logs {job.group()}").stdout
     assert re.search(r"^labels.*: 24/24, [\d.]+/s, \d+ s", logs, re.M), logs
     assert "Syn4Seg" in logs and "support only" in logs and "results: " in logs
-    mine = [
-        line
-        for line in logs.splitlines()
-        if line and not line.startswith(("labels", "draw", "images", "novel", "queries"))
-    ]
+    mine = [line for line in logs.splitlines() if line and not line.startswith(("labels", "draw", "images", "novel", "queries"))]
     assert len(mine) < 40, logs  # Ray's own lines are few
     (run,) = (tmp_path / "runs").iterdir()
 
     alone = [sys.executable, "-m", "syn4seg.cli", "run", "embedded", *small, "--out", str(tmp_path / "inline")]
-    subprocess.run(
-        alone, check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    )
+    subprocess.run(alone, check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     assert verify(RunDir(run)) == verify(RunDir(tmp_path / "inline"))
 
     told = head.submit(f"ray job list; ray job status {job.group()}").stdout
@@ -176,8 +188,12 @@ time.sleep(60)
 """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "count.py").write_text(script)
-        with subprocess.Popen(["ray", "job", "submit", "--working-dir", folder, "--", "python", "count.py"], env=head.environment,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:  # fmt: skip
+        with subprocess.Popen(
+            ["ray", "job", "submit", "--working-dir", folder, "--", "python", "count.py"],
+            env=head.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as job:
             found = ""
             while job.poll() is None and "ray_syn4seg_queued_rows" not in found:
                 time.sleep(1)
@@ -195,12 +211,7 @@ def test_what_is_sent_with_a_job_is_the_code_and_its_weights_and_little_else(tmp
 
     create_package(str(REPOSITORY), tmp_path / "sent.zip", True, excludes=get_runtime_env_default_excludes())
     files = {entry.filename: entry.file_size for entry in zipfile.ZipFile(tmp_path / "sent.zip").infolist()}
-    for needed in (
-        "syn4seg/cli.py",
-        "syn4seg/configs/embedded.yaml",
-        "syn4seg/weights/base/fold0.safetensors",
-        "actors/graph.py",
-    ):
+    for needed in ("syn4seg/cli.py", "syn4seg/configs/embedded.yaml", "syn4seg/weights/base/fold0.safetensors", "actors/graph.py"):
         assert needed in files
     top = {name.partition("/")[0] for name in files}
     assert not top & {".git", ".venv", "runs", "tests", "docs", ".ruff_cache", ".pytest_cache", "cluster.yaml"}

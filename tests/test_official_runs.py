@@ -14,19 +14,39 @@ from tests.official import write_coco, write_pascal
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
-    f"synthesis.model={EMBEDDED_SD3}", "synthesis.size=64", "synthesis.steps=1", "synthesis.images_per_class=1",
-    "prompts.bank_size=1", "synthesis.batch=4",
-    "segmenter.backbone=embedded", "segmenter.weights=", "segmenter.size=64", "segmenter.channels=16",
-    "base.epochs=1", "base.batch=4", "base.optimizer=adamw", "base.lr=0.002", "base.head_factor=1", "data.min_support_pixels=150",
-    "refinement.model=embedded-sam", "refinement.band_width=3", "refinement.margin=1", "novel.steps=2", "labeling.min_region=10",
-    "placement.encoding.gpus=0", "placement.synthesis.gpus=0", "placement.labeling.gpus=0", "placement.refinement.gpus=0",
+    f"synthesis.model={EMBEDDED_SD3}",
+    "synthesis.size=64",
+    "synthesis.steps=1",
+    "synthesis.images_per_class=1",
+    "prompts.bank_size=1",
+    "synthesis.batch=4",
+    "segmenter.backbone=embedded",
+    "segmenter.weights=",
+    "segmenter.size=64",
+    "segmenter.channels=16",
+    "base.epochs=1",
+    "base.batch=4",
+    "base.optimizer=adamw",
+    "base.lr=0.002",
+    "base.head_factor=1",
+    "data.min_support_pixels=150",
+    "refinement.model=embedded-sam",
+    "refinement.band_width=3",
+    "refinement.margin=1",
+    "novel.steps=2",
+    "labeling.min_region=10",
+    "placement.encoding.gpus=0",
+    "placement.synthesis.gpus=0",
+    "placement.labeling.gpus=0",
+    "placement.refinement.gpus=0",
     "placement.runner=inline",
-)  # fmt: skip
+)
 
 
 def syn4seg(*words):
-    return subprocess.run([sys.executable, "-m", "syn4seg.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT,
-                          check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "syn4seg.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +116,7 @@ def test_a_finished_run_is_scored_in_another_way_without_making_anything_again(p
     labels = {p: p.stat().st_mtime_ns for p in run.glob("draws/*/labels/*/*.png")}
     before = json.loads((run / "results.json").read_text())
     other = ("evaluation.space=original", "evaluation.mean=all_classes", "evaluation.baselines=[imprinting]")
-    done = syn4seg(
-        "evaluate", "configs/pascal5i.yaml", f"data.root={root}", "data.draws=2", *SMALL, *other, "--out", run
-    )
+    done = syn4seg("evaluate", "configs/pascal5i.yaml", f"data.root={root}", "data.draws=2", *SMALL, *other, "--out", run)
     assert done.returncode == 0, done.stderr
     after = json.loads((run / "results.json").read_text())
     assert after["protocol"]["evaluation_space"] == "original pixels" and "total" in done.stdout
@@ -109,8 +127,14 @@ def test_a_finished_run_is_scored_in_another_way_without_making_anything_again(p
 @pytest.mark.slow
 def test_coco20i_under_pops_protocol_goes_from_official_files_to_the_table(tmp_path):
     write_coco(tmp_path)
-    words = (f"data.root={tmp_path}", "protocol=pop", "data.draws=1", "evaluation.baselines=[]", "synthesis.class_name_bank=false",
-             *SMALL)  # fmt: skip
+    words = (
+        f"data.root={tmp_path}",
+        "protocol=pop",
+        "data.draws=1",
+        "evaluation.baselines=[]",
+        "synthesis.class_name_bank=false",
+        *SMALL,
+    )
     done = syn4seg("run", "configs/coco20i.yaml", *words, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())

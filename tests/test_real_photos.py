@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from syn4seg.config import load
+from syn4seg.config.loading import load
 from syn4seg.data.datasets import fold_of
 from syn4seg.data.folder import FolderDataset
-from syn4seg.stages.setup import check, support_of
+from syn4seg.errors import UserError
+from syn4seg.stages.checks import check
+from syn4seg.stages.setup import support_of
 
 REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
 pytestmark = pytest.mark.skipif(not (REFERENCE / "ccp").is_dir(), reason=f"no photos at {REFERENCE / 'ccp'}")
@@ -33,21 +35,29 @@ def test_images_and_masks_fit_and_hold_only_known_values(photos):
         image, mask = photos.image(sample), photos.mask(sample)
         assert image.shape == (*mask.shape, 3)
         assert set(np.unique(mask)) <= {*range(25), 255}
-        assert photos.areas(sample) == pytest.approx(
-            {k: (mask == k).mean() for k in np.unique(mask) if k not in (0, 255)}
-        )
+        assert photos.areas(sample) == pytest.approx({k: (mask == k).mean() for k in np.unique(mask) if k not in (0, 255)})
 
 
 def test_base_training_never_sees_a_novel_class_and_support_is_never_a_query(photos):
-    config = load(None, [f"data.root={REFERENCE / 'ccp'}", "data.source=folder", "base.checkpoint=train", "data.train_images=40",
-                         "data.fold=1", "data.min_support_area=0.005", "synthesis.source=folder",
-                         "synthesis.root=unused"])  # fmt: skip
+    config = load(
+        None,
+        [
+            f"data.root={REFERENCE / 'ccp'}",
+            "data.source=folder",
+            "base.checkpoint=train",
+            "data.train_images=40",
+            "data.fold=1",
+            "data.min_support_area=0.005",
+            "synthesis.source=folder",
+            "synthesis.root=unused",
+        ],
+    )
     fold = fold_of(photos, 1)
     for sample in photos.train[:20]:
         assert set(np.unique(fold.to_base_index[photos.mask(sample)])) <= {*range(19), 255}
     support = support_of(config, photos, fold, 0)
     assert not {s for ids in support.values() for s in ids} & set(photos.val)
-    with pytest.raises(ValueError, match=r"synthesis\.root=unused: no folder for class"):
+    with pytest.raises(UserError, match=r"synthesis\.root=unused: no folder for class"):
         check(config)
 
 
@@ -73,11 +83,7 @@ def test_the_real_backbone_tells_photos_apart_from_noise(photos):
             with torch.no_grad():
                 features.append(module((x - mean) / std)[0].numpy())
             masks.append(photos.mask(sample))
-        shown = [
-            k
-            for k in range(1, 25)
-            if any((m == k).any() for m in masks[:10]) and any((m == k).any() for m in masks[10:])
-        ]
+        shown = [k for k in range(1, 25) if any((m == k).any() for m in masks[:10]) and any((m == k).any() for m in masks[10:])]
         prototypes = support_prototypes(features[:10], masks[:10], [0, *shown])
         right = total = 0
         for feature, mask in zip(features[10:], masks[10:], strict=True):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from syn4seg.config import annotated, load
-from syn4seg.rundir import RunDir
-from syn4seg.terminal import versions
+from syn4seg.config.loading import load
+from syn4seg.config.tree import annotated
+from syn4seg.doctor import versions
+from syn4seg.errors import UserError
+from syn4seg.store.rundir import RunDir
 
 CHAT = ("prompts.agent=chat", "prompts.llm=m")
 
@@ -14,14 +16,14 @@ CHAT = ("prompts.agent=chat", "prompts.llm=m")
 @pytest.mark.parametrize("agent", [(), CHAT], ids=["grammar", "chat"])
 @pytest.mark.parametrize("address", ["http://user:hunter2hunter2@host/v1", "https://hunter2hunter2@host/v1"])
 def test_an_address_with_a_password_is_refused_without_being_repeated_whoever_uses_it(agent, address):
-    with pytest.raises(ValueError, match=r"prompts\.base_url holds a user name or a key") as caught:
+    with pytest.raises(UserError, match=r"prompts\.base_url holds a user name or a key") as caught:
         load(None, [*agent, f"prompts.base_url={address}"])
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["sk-hunter2hunter2", "hunter2 hunter2", "x" * 100, ""])
 def test_a_key_in_place_of_the_name_of_its_variable_is_refused_without_being_repeated(key):
-    with pytest.raises(ValueError, match="key_variable") as caught:
+    with pytest.raises(UserError, match="key_variable") as caught:
         load(None, [f"prompts.key_variable='{key}'"])
     assert not key or key not in str(caught.value)
 

@@ -11,12 +11,13 @@ import yaml
 
 import syn4seg
 from actors.cluster import connect
-from syn4seg.cache import StageCache
-from syn4seg.config import Config
-from syn4seg.files import exists
-from syn4seg.rundir import RunDir
-from syn4seg.stages.setup import check
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
+from syn4seg.stages.checks import check
+from syn4seg.store.files import exists
+from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import Terminal
+from syn4seg.trials.cache import StageCache
 from tune.records import Record, SweepDir, value_of
 from tune.space import Range, Study, applied, check_study, plain, read_study, study_path
 from tune.validation import open_sweep, validation_images, wanted
@@ -25,9 +26,23 @@ LONGEST = 40
 """Characters of a value in a line about a trial."""
 
 
-def sweep(config: Config, *, words: Sequence[str], study: str, changes: Sequence[str], trials: int | None, concurrency: int | None,
-          objective: str | None, out: str | None, resume: bool, reuse: str | None, cache: str, cache_bytes: int,
-          fail_fast: bool, begin: Callable[..., Any]) -> None:  # fmt: skip
+def sweep(
+    config: Config,
+    *,
+    words: Sequence[str],
+    study: str,
+    changes: Sequence[str],
+    trials: int | None,
+    concurrency: int | None,
+    objective: str | None,
+    out: str | None,
+    resume: bool,
+    reuse: str | None,
+    cache: str,
+    cache_bytes: int,
+    fail_fast: bool,
+    begin: Callable[..., Any],
+) -> None:
     """Runs or continues a sweep.
 
     Args:
@@ -36,21 +51,23 @@ def sweep(config: Config, *, words: Sequence[str], study: str, changes: Sequence
         begin: opens a run directory, as the verb `synthesize` does.
 
     Raises:
-        ValueError: anything that is wrong, before a model loads.
+        UserError: anything that is wrong, before a model loads.
         AllFailed: every trial failed.
     """
-    asked = read_study(
-        study_path(study, Path(syn4seg.__file__).parent / "configs" / "studies"), _changes(changes, objective)
-    )
+    asked = read_study(study_path(study, Path(syn4seg.__file__).parent / "configs" / "studies"), _changes(changes, objective))
     check_study(asked, config)
     StageCache(cache)  # refuses a URL
     if out is not None and "://" in out:
-        raise ValueError(f"--out {out}: a sweep is kept in a folder of this machine or a network mount; the run that it begins "
-                         "with may lie in an object store")  # fmt: skip
+        raise UserError(
+            f"--out {out}: a sweep is kept in a folder of this machine or a network mount; the run that it begins "
+            "with may lie in an object store"
+        )
     count, at_once = wanted(asked, trials or asked.trials), concurrency or asked.window
     if at_once > asked.window:
-        raise ValueError(f"--concurrency {at_once}: the study's window is {asked.window}, the most trials at a time; "
-                         f"begin the study with study.window={at_once}")  # fmt: skip
+        raise UserError(
+            f"--concurrency {at_once}: the study's window is {asked.window}, the most trials at a time; "
+            f"begin the study with study.window={at_once}"
+        )
     check(applied(config, asked.set))
     for key, space in asked.space.items():
         for value in [] if isinstance(space, Range) else space:
@@ -83,8 +100,18 @@ def sweep(config: Config, *, words: Sequence[str], study: str, changes: Sequence
             display.note(line_of(asked, record))
             bar(done, count)
 
-        summary = run_sweep(folder, asked, config, trials=count, concurrency=at_once, cache=Path(cache), cache_bytes=cache_bytes,
-                            reference=RunDir(reference), fail_fast=fail_fast, told=ended)  # fmt: skip
+        summary = run_sweep(
+            folder,
+            asked,
+            config,
+            trials=count,
+            concurrency=at_once,
+            cache=Path(cache),
+            cache_bytes=cache_bytes,
+            reference=RunDir(reference),
+            fail_fast=fail_fast,
+            told=ended,
+        )
     from syn4seg.report.sweep import write_report
 
     sentences = [f"{metric}: {verdict(found)}." for metric, found in summary.get("comparison", {}).items()]
@@ -98,7 +125,7 @@ def _changes(changes: Sequence[str], objective: str | None) -> dict[str, Any]:
         key, sign, value = word.removeprefix("study.").partition("=")
         if not sign or key not in Study.model_fields or key in ("space", "set"):
             known = ", ".join(name for name in Study.model_fields if name not in ("space", "set"))
-            raise ValueError(f"{word}: expected study.KEY=VALUE with one of the keys {known}")
+            raise UserError(f"{word}: expected study.KEY=VALUE with one of the keys {known}")
         found[key] = yaml.safe_load(value)
     if objective is not None:
         found["objective"] = [name.strip() for name in objective.split(",")]
@@ -119,13 +146,13 @@ def _reference(words: Sequence[str], folder: SweepDir) -> Path | str | None:
 def _say(display: Terminal, study: Study, folder: SweepDir, count: int) -> None:
     display.note(f"{folder.root}: {study.title or 'study'}; {count} trials of {', '.join(study.space)}")
     if study.test:
-        display.warn(
-            "the objective is measured on the TEST LIST: what is chosen here must not be reported as a result on it"
-        )
+        display.warn("the objective is measured on the TEST LIST: what is chosen here must not be reported as a result on it")
     else:
         images = study.validation
-        display.note(f"compared on {images.novel_images} annotated images per novel class and {images.base_images} base images of "
-                     "the train list; the test list is not read")  # fmt: skip
+        display.note(
+            f"compared on {images.novel_images} annotated images per novel class and {images.base_images} base images of "
+            "the train list; the test list is not read"
+        )
 
 
 def line_of(study: Study, record: Record) -> str:
@@ -143,10 +170,17 @@ def _short(value: Any) -> str:
 def _rows(study: Study, folder: SweepDir) -> list[dict[str, Any]]:
     """What the report needs of every trial."""
     return [
-        {"number": r["number"], "state": r["state"], "params": plain(study, r["params"]), "draws": r["draws"],
-         "reports": r["reports"], "seconds": r["seconds"], "error": r.get("error", "")}
+        {
+            "number": r["number"],
+            "state": r["state"],
+            "params": plain(study, r["params"]),
+            "draws": r["draws"],
+            "reports": r["reports"],
+            "seconds": r["seconds"],
+            "error": r.get("error", ""),
+        }
         for _, r in sorted(folder.records().items())
-    ]  # fmt: skip
+    ]
 
 
 def _tell(display: Terminal, study: Study, folder: SweepDir, summary: dict[str, Any], seconds: float) -> None:
@@ -156,8 +190,10 @@ def _tell(display: Terminal, study: Study, folder: SweepDir, summary: dict[str, 
     if len(study.objective) > 1:
         for point in summary["front"]:
             display.note(f"front: trial {point['number']}: " + _values(study, point))
-    display.note(f"best: trial {best['number']}: {_values(study, best)}  " + " ".join(
-        f"{key}={_short(value)}" for key, value in best["params"].items()))  # fmt: skip
+    display.note(
+        f"best: trial {best['number']}: {_values(study, best)}  "
+        + " ".join(f"{key}={_short(value)}" for key, value in best["params"].items())
+    )
     if "default" in summary:
         display.note(f"the configuration's own values: {_values(study, summary['default'])}")
         for metric, found in summary["comparison"].items():

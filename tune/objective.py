@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from ray import tune as ray_tune
 
-from syn4seg.cache import StageCache
-from syn4seg.config import Config
-from syn4seg.files import StoreError, plain
-from syn4seg.rundir import RunDir, reuse
+from syn4seg.config.tree import Config
+from syn4seg.errors import StoreError
 from syn4seg.stages.results import METRICS, spread
-from syn4seg.stages.trial import Trials
+from syn4seg.stages.reuse import reuse
+from syn4seg.store.files import plain
+from syn4seg.store.rundir import RunDir
+from syn4seg.trials.cache import StageCache
+from syn4seg.trials.trial import Trials
 from tune.space import applied
 
 
@@ -34,9 +36,7 @@ class Objective(ray_tune.Trainable):
         given = json.loads(config["given"])
         torch.set_num_threads(max(1, int(given["cpus"])))
         self.cache = StageCache(given["cache"], given["cache_bytes"])
-        self.trials = Trials(
-            self.cache, RunDir(given["reference"]), given["validation"], self._make_run, given["device"]
-        )
+        self.trials = Trials(self.cache, RunDir(given["reference"]), given["validation"], self._make_run, given["device"])
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -75,9 +75,17 @@ class Objective(ray_tune.Trainable):
         stages: dict[str, dict[str, int]] = {}
         for (stage, how), count in sorted(made.items()):
             stages.setdefault(stage, {})[how] = count
-        record = {"number": self.given["number"], "overrides": self.given["overrides"], "params": self.given["params"],
-                  "state": state, "draws": kept, "reports": self.reports, "stages": stages,
-                  "seconds": round(time.perf_counter() - self.started, 3), **facts}  # fmt: skip
+        record = {
+            "number": self.given["number"],
+            "overrides": self.given["overrides"],
+            "params": self.given["params"],
+            "state": state,
+            "draws": kept,
+            "reports": self.reports,
+            "stages": stages,
+            "seconds": round(time.perf_counter() - self.started, 3),
+            **facts,
+        }
         return {"done": True, "report": len(self.reports), "record": json.dumps(plain(record))}
 
     def _make_run(self, config: Config, path: Path) -> None:
@@ -94,7 +102,8 @@ class Objective(ray_tune.Trainable):
 def make_run(config: Config, path: Path, reference: RunDir, device: str) -> None:
     """Makes prompts, images and base checkpoint of a configuration, or goes on with it; stages that fit are taken from a run."""
     from actors.pipeline import Pipeline
-    from syn4seg.stages.setup import check, inputs_of
+    from syn4seg.stages.checks import check
+    from syn4seg.stages.setup import inputs_of
 
     placement = config.placement.model_copy(update={"runner": "inline", "device": device})
     config = config.model_copy(update={"placement": placement})

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from syn4seg.files import read_json, write_atomically, write_json
+from syn4seg.errors import DamagedError
 from syn4seg.stages.results import METRICS, spread
-from syn4seg.tables import write_parquet
+from syn4seg.store.files import read_json, write_atomically, write_json
+from syn4seg.store.tables import write_parquet
 from tune.space import Study, distributions, plain
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SweepDir:
                 record = read_json(path)
                 if isinstance(record, dict) and record["number"] == int(path.stem):
                     found[record["number"]] = record
-            except (ValueError, KeyError, TypeError):
+            except (DamagedError, KeyError, TypeError):
                 continue
         return found
 
@@ -83,11 +84,13 @@ def optuna_trial(study: Study, record: Record) -> optuna.trial.FrozenTrial | Non
     steps = {i + 1: report[objective[0]] for i, report in enumerate(record["reports"])} if len(objective) == 1 else {}
     facts = {m: spread(list(record["draws"][m].values())) for m in METRICS} if record["draws"] else {}
     return create_trial(
-        state=state, params=record["params"], distributions=space,
+        state=state,
+        params=record["params"],
+        distributions=space,
         values=[float(v) for v in values if v is not None] if state == TrialState.COMPLETE else None,
         intermediate_values={step: value for step, value in steps.items() if value is not None},
         user_attrs={"number": record["number"], "seconds": record["seconds"], "error": record.get("error", ""), **facts},
-    )  # fmt: skip
+    )
 
 
 def optuna_study(study: Study, records: Sequence[Record], storage: Any = None, sampler: Any = None) -> optuna.Study:
@@ -115,9 +118,7 @@ def write_tensorboard(sweep: SweepDir, record: Record) -> None:
                 if value is not None:
                     writer.add_scalar(f"report/{metric}", value, step)
         values = {m: value for m in METRICS if (value := value_of(record, m)) is not None}
-        params = {
-            key: v if isinstance(v, bool | int | float | str) else json.dumps(v) for key, v in record["params"].items()
-        }
+        params = {key: v if isinstance(v, bool | int | float | str) else json.dumps(v) for key, v in record["params"].items()}
         if values:
             writer.add_hparams(params, {f"final/{m}": value for m, value in values.items()}, name="values")
 
@@ -140,9 +141,7 @@ def trial_table(study: Study, records: Sequence[Record]) -> pa.Table:
     rows = []
     for record in records:
         row: dict[str, Any] = {"number": record["number"], "state": record["state"]}
-        row |= {
-            key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in plain(study, record["params"]).items()
-        }
+        row |= {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in plain(study, record["params"]).items()}
         for metric in METRICS:
             of = spread(list(record["draws"].get(metric, {}).values()))
             row |= {metric: of["mean"], f"{metric}_std": of["std"], "draws": of["n"]}
@@ -170,8 +169,13 @@ def summarise(study: Study, records: Sequence[Record]) -> dict[str, Any]:
     """How many trials ended how, the best, the default beside it, the front of several objectives, and the keys' importance."""
     done = [r for r in records if r["state"] == "complete" and all(value_of(r, m) is not None for m in study.metrics)]
     states = {state: sum(r["state"] == state for r in records) for state in ("complete", "pruned", "failed")}
-    found: dict[str, Any] = {"title": study.title, "objective": study.objective, "trials": len(records), **states,
-                             "on": "test list" if study.test else "validation images of the train list"}  # fmt: skip
+    found: dict[str, Any] = {
+        "title": study.title,
+        "objective": study.objective,
+        "trials": len(records),
+        **states,
+        "on": "test list" if study.test else "validation images of the train list",
+    }
     if not done:
         return found
     best = max(done, key=lambda r: ([value_of(r, m) for m in study.metrics], -r["number"]))
@@ -231,8 +235,12 @@ def importance(study: Study, records: Sequence[Record], objective: int = 0) -> d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = get_param_importances(made, evaluator=FanovaImportanceEvaluator(seed=study.seed), params=varied,
-                                          target=lambda trial: trial.values[objective])  # fmt: skip
+            found = get_param_importances(
+                made,
+                evaluator=FanovaImportanceEvaluator(seed=study.seed),
+                params=varied,
+                target=lambda trial: trial.values[objective],
+            )
         except (ValueError, RuntimeError, optuna.exceptions.OptunaError):
             return {}
     return {key: round(float(share), 4) for key, share in found.items() if np.isfinite(share)}
@@ -240,7 +248,7 @@ def importance(study: Study, records: Sequence[Record], objective: int = 0) -> d
 
 def write_best(sweep: SweepDir, config: Any, summary: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """best.yaml: the configuration of the best trial, for `syn4seg run`."""
-    from syn4seg.config import annotated
+    from syn4seg.config.tree import annotated
     from tune.space import applied
 
     best = applied(config, {**overrides, **summary["best"]["params"]})

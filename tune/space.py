@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from syn4seg.config import Config, explained, keys
-from syn4seg.sections import Count, Section, Whole
+from syn4seg.config.loading import explained
+from syn4seg.config.sections import Count, Section, Whole
+from syn4seg.config.tree import Config, keys
+from syn4seg.errors import UserError
 from syn4seg.stages.results import METRICS
 
 if TYPE_CHECKING:
@@ -28,8 +30,19 @@ if TYPE_CHECKING:
 
 TEST = "test."
 """Prefix of an objective that is measured on the test list, which must be asked for."""
-NOT_SWEPT = ("data.draws", "data.first_draw", "data.val_images", "evaluation", "placement", "name", "layout", "protocol",
-             "prompts.base_url", "prompts.key_variable", "prompts.timeout")  # fmt: skip
+NOT_SWEPT = (
+    "data.draws",
+    "data.first_draw",
+    "data.val_images",
+    "evaluation",
+    "placement",
+    "name",
+    "layout",
+    "protocol",
+    "prompts.base_url",
+    "prompts.key_variable",
+    "prompts.timeout",
+)
 """Keys (and sections) that say how a result is measured or where it is made, and so never are what a study searches."""
 MAX_GRID = 10_000
 
@@ -45,11 +58,11 @@ class Range(Section):
     @model_validator(mode="after")
     def _not_contradictory(self) -> Range:
         if self.low > self.high:
-            raise ValueError(f"low={self.low:g} is above high={self.high:g}; exchange them")
+            raise UserError(f"low={self.low:g} is above high={self.high:g}; exchange them")
         if self.log and (self.low <= 0 or self.step):
-            raise ValueError("log=true needs low above 0 and no step; leave one of them out")
+            raise UserError("log=true needs low above 0 and no step; leave one of them out")
         if self.step and self.step > self.high - self.low:
-            raise ValueError(f"step={self.step:g} is wider than the range {self.low:g} to {self.high:g}; lower it")
+            raise UserError(f"step={self.step:g} is wider than the range {self.low:g} to {self.high:g}; lower it")
         return self
 
     @property
@@ -100,13 +113,9 @@ class Study(Section):
     @model_validator(mode="after")
     def _fits(self) -> Study:
         if len(self.objective) > 1 and self.pruning != "none":
-            raise ValueError(
-                f"pruning={self.pruning}: needs one objective, there are {len(self.objective)}; set pruning: none"
-            )
+            raise UserError(f"pruning={self.pruning}: needs one objective, there are {len(self.objective)}; set pruning: none")
         if len(set(map(on_test, self.objective))) > 1:
-            raise ValueError(
-                "objective: all of them are of the validation images, or all of the test list; not both in one study"
-            )
+            raise UserError("objective: all of them are of the validation images, or all of the test list; not both in one study")
         return self
 
     @property
@@ -132,25 +141,23 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> Study:
         changes: keys of the study to replace.
 
     Raises:
-        ValueError: one line per wrong key.
+        UserError: one line per wrong key.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--study {path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"--study {path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("space"), dict) or not tree["space"]:
-        raise ValueError(
-            f"--study {path}: expected `space: {{section.key: {{low: ..., high: ...}}}}` with at least one key"
-        )
+        raise UserError(f"--study {path}: expected `space: {{section.key: {{low: ..., high: ...}}}}` with at least one key")
     for name, given in tree["space"].items():
         if isinstance(given, list) and not given:
-            raise ValueError(f"--study {path}: space.{name}: the list of choices is empty; name at least one value")
+            raise UserError(f"--study {path}: space.{name}: the list of choices is empty; name at least one value")
         if isinstance(given, dict) and any(isinstance(v, float) for v in given.values()):
             given.setdefault("fractional", True)
     try:
         return Study.model_validate(tree | dict(changes))
     except ValidationError as error:
-        raise ValueError("\n".join(f"--study {path}: {_line(e)}" for e in error.errors())) from None
+        raise UserError("\n".join(f"--study {path}: {_line(e)}" for e in error.errors())) from None
 
 
 def _line(error: Any) -> str:
@@ -169,37 +176,40 @@ def check_study(study: Study, config: Config) -> None:
         config: the configuration that trials start from.
 
     Raises:
-        ValueError: the first thing that is wrong, with the remedy.
+        UserError: the first thing that is wrong, with the remedy.
     """
     known = keys()
     for key in (*study.space, *study.set):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise ValueError(f"study: {key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-                             + " `syn4seg config` lists all keys")  # fmt: skip
+            raise UserError(
+                f"study: {key}: unknown key" + (f"; did you mean {near[0]}?" if near else "") + " `syn4seg config` lists all keys"
+            )
     for key in study.space:
         if any(key == name or key.startswith(name + ".") for name in NOT_SWEPT):
-            raise ValueError(f"study: {key}: cannot be swept, since it says where or how trials are measured and not what they do; "
-                             "give it to every trial under `set`, or with the configuration")  # fmt: skip
+            raise UserError(
+                f"study: {key}: cannot be swept, since it says where or how trials are measured and not what they do; "
+                "give it to every trial under `set`, or with the configuration"
+            )
         if key in study.set:
-            raise ValueError(f"study: {key}: is both swept and set; leave it out of one of them")
+            raise UserError(f"study: {key}: is both swept and set; leave it out of one of them")
     for name in study.metrics:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.4)
-            raise ValueError(f"--objective {name}: the evaluation has no such metric"
-                             + (f"; did you mean {near[0]}?" if near else "")
-                             + f"; expected {', '.join(METRICS)}, or test.METRIC for the test list")  # fmt: skip
-        if not study.test and name.startswith("novel") and not study.validation.novel_images:
-            raise ValueError(
-                f"--objective {name}: needs novel classes to score on; set validation.novel_images above 0"
+            raise UserError(
+                f"--objective {name}: the evaluation has no such metric"
+                + (f"; did you mean {near[0]}?" if near else "")
+                + f"; expected {', '.join(METRICS)}, or test.METRIC for the test list"
             )
+        if not study.test and name.startswith("novel") and not study.validation.novel_images:
+            raise UserError(f"--objective {name}: needs novel classes to score on; set validation.novel_images above 0")
     for key, space in study.space.items():
         for value in [space.low, space.high] if isinstance(space, Range) else space:
             value = int(value) if isinstance(space, Range) and space.whole else value
             try:
                 applied(config, study.set | {key: value})
-            except ValueError as error:
-                raise ValueError(f"study: space.{key}: {error}") from None
+            except UserError as error:
+                raise UserError(f"study: space.{key}: {error}") from None
     if study.sampler == "grid":
         grid(study)
 
@@ -208,7 +218,7 @@ def applied(config: Config, overrides: Mapping[str, Any]) -> Config:
     """A configuration with other values under some dotted keys.
 
     Raises:
-        ValueError: a value that a key does not take.
+        UserError: a value that a key does not take.
     """
     tree = config.model_dump(mode="json")
     for key, value in overrides.items():
@@ -220,7 +230,7 @@ def applied(config: Config, overrides: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("; ".join(explained(e) for e in error.errors())) from None
+        raise UserError("; ".join(explained(e) for e in error.errors())) from None
 
 
 def default_of(config: Config, key: str) -> Any:
@@ -254,9 +264,7 @@ def written(value: Any) -> Any:
 
 def plain(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
     """Values by key, of what Optuna has chosen."""
-    choices = {
-        key: {written(v): v for v in space} for key, space in study.space.items() if not isinstance(space, Range)
-    }
+    choices = {key: {written(v): v for v in space} for key, space in study.space.items() if not isinstance(space, Range)}
     return {key: choices[key][value] if key in choices else value for key, value in params.items()}
 
 
@@ -264,7 +272,7 @@ def grid(study: Study) -> list[dict[str, Any]]:
     """Every combination, the last key changing first.
 
     Raises:
-        ValueError: a range without a step, or too many combinations.
+        UserError: a range without a step, or too many combinations.
     """
     axes = []
     for key, space in study.space.items():
@@ -273,14 +281,12 @@ def grid(study: Study) -> list[dict[str, Any]]:
             continue
         step = space.step or (1.0 if space.whole else None)
         if step is None:
-            raise ValueError(f"study: space.{key}: a grid needs a step for a range of fractions, or a list of values")
+            raise UserError(f"study: space.{key}: a grid needs a step for a range of fractions, or a list of values")
         values = [space.low + i * step for i in range(math.floor((space.high - space.low) / step + 1e-9) + 1)]
         axes.append([int(v) if space.whole else round(v, 12) for v in values])
     count = math.prod(map(len, axes))
     if count > MAX_GRID:
-        raise ValueError(
-            f"study: the grid has {count} combinations, {MAX_GRID} at most; widen the steps, or use sampler: tpe"
-        )
+        raise UserError(f"study: the grid has {count} combinations, {MAX_GRID} at most; widen the steps, or use sampler: tpe")
     return [dict(zip(study.space, values, strict=True)) for values in itertools.product(*axes)]
 
 
@@ -288,11 +294,11 @@ def study_path(name: str, packaged: Path) -> Path:
     """The file of a study: a path, or the name of a packaged one.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if Path(name).is_file():
         return Path(name)
     known = sorted(p.stem for p in packaged.glob("*.yaml"))
     if name not in known:
-        raise ValueError(f"--study {name}: no such file; expected a YAML file, or one of {', '.join(known)}")
+        raise UserError(f"--study {name}: no such file; expected a YAML file, or one of {', '.join(known)}")
     return packaged / f"{name}.yaml"

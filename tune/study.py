@@ -23,11 +23,11 @@ from ray.tune.search import Searcher
 
 from actors.cluster import check_shared, connect, node_resources
 from actors.placement import Stage, preflight
-from syn4seg.config import Config
-from syn4seg.data.embedded import seeded
-from syn4seg.files import StoreError
-from syn4seg.rundir import RunDir
-from syn4seg.sections import Pool
+from syn4seg.config.sections import Pool
+from syn4seg.config.tree import Config
+from syn4seg.errors import StoreError, UserError
+from syn4seg.seeds import seeded
+from syn4seg.store.rundir import RunDir
 from tune.objective import Objective
 from tune.records import Record, SweepDir, optuna_study, write_best, write_results
 from tune.space import Study, default_of, distributions, grid, plain, written
@@ -75,9 +75,7 @@ def stop_below(study: Study, number: int, ended: Mapping[int, Record]) -> list[f
     limits: list[float | None] = []
     for report in range(study.reports):
         known = [ended[i]["reports"] for i in range(max(0, number - study.window + 1)) if i in ended]
-        values = [
-            r[report][study.metrics[0]] for r in known if len(r) > report and r[report][study.metrics[0]] is not None
-        ]
+        values = [r[report][study.metrics[0]] for r in known if len(r) > report and r[report][study.metrics[0]] is not None]
         enough = share is not None and number > 0 and report < study.reports - 1 and len(values) >= LEAST_KNOWN
         limits.append(float(np.quantile(values, share)) if enough and share is not None else None)
     return limits
@@ -91,8 +89,9 @@ class Chooser(Searcher):
         told: called with the record of an ended trial.
     """
 
-    def __init__(self, study: Study, config: Config, sweep: SweepDir, count: int, parts: dict[str, Any],
-                 told: Callable[[Record], None]):  # fmt: skip
+    def __init__(
+        self, study: Study, config: Config, sweep: SweepDir, count: int, parts: dict[str, Any], told: Callable[[Record], None]
+    ):
         super().__init__()
         self.study, self.base, self.sweep, self.parts, self.told = study, config, sweep, parts, told
         self.ended = sweep.records()
@@ -109,9 +108,12 @@ class Chooser(Searcher):
         if params is None:
             return None
         self.missing.pop(0)
-        self.running[trial_id] = given = {"number": number, "params": params,
-                                          "overrides": {**self.study.set, **plain(self.study, params)},
-                                          "stop_below": stop_below(self.study, number, self.ended)}  # fmt: skip
+        self.running[trial_id] = given = {
+            "number": number,
+            "params": params,
+            "overrides": {**self.study.set, **plain(self.study, params)},
+            "stop_below": stop_below(self.study, number, self.ended),
+        }
         return {"given": json.dumps(self.parts | given)}  # a text: Ray Tune flattens mappings into every result
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -121,11 +123,21 @@ class Chooser(Searcher):
             self.stopped = result["stopped"]
             return
         told = None if result is None or error else result.get("record")
-        record: Record = json.loads(told) if told else {
-            "number": given["number"], "overrides": given["overrides"], "params": given["params"], "state": "failed", "draws": {},
-            "reports": [], "stages": {}, "seconds": 0.0,
-            "error": f"the process of the trial was lost {LOST + 1} times; Ray's logs say why (out of memory?)",
-        }  # fmt: skip
+        record: Record = (
+            json.loads(told)
+            if told
+            else {
+                "number": given["number"],
+                "overrides": given["overrides"],
+                "params": given["params"],
+                "state": "failed",
+                "draws": {},
+                "reports": [],
+                "stages": {},
+                "seconds": 0.0,
+                "error": f"the process of the trial was lost {LOST + 1} times; Ray's logs say why (out of memory?)",
+            }
+        )
         self.sweep.write(record)
         self.ended[record["number"]] = record
         self.told(record)
@@ -146,17 +158,29 @@ def check_room(config: Config, concurrency: int) -> None:
     """Joins Ray and refuses more trials at a time than fit.
 
     Raises:
-        ValueError: with how many fit.
+        UserError: with how many fit.
     """
     connect(config.placement)
     trial = config.placement.trial
-    pool = Pool(size=concurrency, batch=1, cpus=trial.cpus, gpus=trial.gpus, accelerator=trial.accelerator,
-                resources=trial.resources)  # fmt: skip
+    pool = Pool(
+        size=concurrency, batch=1, cpus=trial.cpus, gpus=trial.gpus, accelerator=trial.accelerator, resources=trial.resources
+    )
     preflight([Stage(Objective, {}, pool, "trial")], node_resources())
 
 
-def run_sweep(sweep: SweepDir, study: Study, config: Config, *, trials: int, concurrency: int, cache: Path, cache_bytes: int,
-              reference: RunDir, fail_fast: bool, told: Callable[[Record], None]) -> dict[str, Any]:  # fmt: skip
+def run_sweep(
+    sweep: SweepDir,
+    study: Study,
+    config: Config,
+    *,
+    trials: int,
+    concurrency: int,
+    cache: Path,
+    cache_bytes: int,
+    reference: RunDir,
+    fail_fast: bool,
+    told: Callable[[Record], None],
+) -> dict[str, Any]:
     """Runs the trials that are missing, writes every result file, and returns the summary.
 
     Args:
@@ -164,7 +188,7 @@ def run_sweep(sweep: SweepDir, study: Study, config: Config, *, trials: int, con
         told: called with the record of every trial that ends.
 
     Raises:
-        ValueError: too few validation images; with `fail_fast`, a trial failed.
+        UserError: too few validation images; with `fail_fast`, a trial failed.
         AllFailed: every trial failed.
         StoreError: the disk is full, or the cache cannot be written.
     """
@@ -173,11 +197,16 @@ def run_sweep(sweep: SweepDir, study: Study, config: Config, *, trials: int, con
     check_shared(str(sweep.root.absolute()), {"--cache": str(cache.absolute())})
     place = config.placement.trial
     parts = {
-        "config": config.model_dump(mode="json"), "reference": reference.address, "cache": str(cache.absolute()),
-        "cache_bytes": cache_bytes, "validation": validation_images(study, config), "metrics": study.metrics,
-        "study_reports": study.reports, "cpus": place.cpus,
+        "config": config.model_dump(mode="json"),
+        "reference": reference.address,
+        "cache": str(cache.absolute()),
+        "cache_bytes": cache_bytes,
+        "validation": validation_images(study, config),
+        "metrics": study.metrics,
+        "study_reports": study.reports,
+        "cpus": place.cpus,
         "device": ("cuda" if place.gpus else "cpu") if config.placement.device == "auto" else config.placement.device,
-    }  # fmt: skip
+    }
     failures: list[Record] = []
 
     def ended(record: Record) -> None:
@@ -187,21 +216,19 @@ def run_sweep(sweep: SweepDir, study: Study, config: Config, *, trials: int, con
 
     chooser = Chooser(study, config, sweep, count, parts, ended)
     if chooser.missing:
-        _tune(
-            chooser, config, min(concurrency, study.window), lambda: bool(chooser.stopped or (fail_fast and failures))
-        )
+        _tune(chooser, config, min(concurrency, study.window), lambda: bool(chooser.stopped or (fail_fast and failures)))
     if chooser.stopped:
         raise StoreError(f"{chooser.stopped}; then go on with --resume")
     summary = write_results(sweep, study)
     if fail_fast and failures:
         first = failures[0]
-        raise ValueError(f"--fail-fast: trial {first['number']} failed: {first['error']}; mend it, and go on with --resume (a "
-                         f"failed trial is made again when {sweep.record(first['number'])} is deleted)")  # fmt: skip
+        raise UserError(
+            f"--fail-fast: trial {first['number']} failed: {first['error']}; mend it, and go on with --resume (a "
+            f"failed trial is made again when {sweep.record(first['number'])} is deleted)"
+        )
     if not summary["complete"]:
         reasons = sorted({record.get("error", "") for record in chooser.ended.values() if record["state"] == "failed"})
-        raise AllFailed(
-            f"{sweep.root}: no trial of {summary['trials']} ended well: {reasons[0] if reasons else 'no reason'}"
-        )
+        raise AllFailed(f"{sweep.root}: no trial of {summary['trials']} ended well: {reasons[0] if reasons else 'no reason'}")
     write_best(sweep, config, summary, study.set)
     return summary
 
@@ -214,20 +241,27 @@ def _tune(chooser: Chooser, config: Config, concurrency: int, failed: Callable[[
     if place.accelerator:
         needs[f"accelerator_type:{place.accelerator}"] = 0.001
     folder = tempfile.mkdtemp(prefix="syn4seg-tune-")
-    trainable: Any = ray_tune.with_resources(
-        Objective, ray_tune.PlacementGroupFactory([{k: v for k, v in needs.items() if v}])
-    )
+    trainable: Any = ray_tune.with_resources(Objective, ray_tune.PlacementGroupFactory([{k: v for k, v in needs.items() if v}]))
     tune_controller._ObjectCache = _Kept  # pyright: ignore[reportPrivateUsage]
     try:
         ray_tune.Tuner(
             trainable,
-            tune_config=ray_tune.TuneConfig(search_alg=chooser, num_samples=len(chooser.missing),
-                                            max_concurrent_trials=concurrency, reuse_actors=True,
-                                            trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
-                                            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}"),
-            run_config=ray_tune.RunConfig(name="sweep", storage_path=folder, verbose=0, stop=_Stop(failed),
-                                          failure_config=ray_tune.FailureConfig(max_failures=LOST)),
-        ).fit()  # fmt: skip
+            tune_config=ray_tune.TuneConfig(
+                search_alg=chooser,
+                num_samples=len(chooser.missing),
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+            ),
+            run_config=ray_tune.RunConfig(
+                name="sweep",
+                storage_path=folder,
+                verbose=0,
+                stop=_Stop(failed),
+                failure_config=ray_tune.FailureConfig(max_failures=LOST),
+            ),
+        ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

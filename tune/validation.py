@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from syn4seg.config import Config, annotated, differences
-from syn4seg.data.embedded import seeded
-from syn4seg.files import read_json, write_atomically, write_json
-from syn4seg.rundir import RunDir
+from syn4seg.config.tree import Config, annotated, differences
+from syn4seg.errors import UserError
+from syn4seg.seeds import seeded
 from syn4seg.stages.setup import draws_of, load_dataset, support_of
 from syn4seg.stages.support import drawn_base_images
+from syn4seg.store.files import read_json, write_atomically, write_json
+from syn4seg.store.rundir import RunDir
 from tune.records import SweepDir
 from tune.space import Range, Study, applied, grid
 
@@ -27,7 +28,7 @@ def validation_images(study: Study, config: Config) -> list[str] | None:
     None of them is support of any draw at any value of the study, is replayed, or makes prototypes.
 
     Raises:
-        ValueError: there are too few.
+        UserError: there are too few.
     """
     if study.test:
         return None
@@ -42,23 +43,23 @@ def validation_images(study: Study, config: Config) -> list[str] | None:
     used |= set(drawn[:trained])
     chosen: list[str] = []
     for k in fold.novel:
-        ids = sorted(
-            i for i in dataset.train if dataset.areas(i).get(k, 0) >= config.data.min_support_area and i not in used
-        )
+        ids = sorted(i for i in dataset.train if dataset.areas(i).get(k, 0) >= config.data.min_support_area and i not in used)
         if len(ids) < study.validation.novel_images:
-            raise ValueError(f"study: validation.novel_images={study.validation.novel_images}: class {fold.names[k - 1]!r} has "
-                             f"only {len(ids)} images in the train list that no draw uses as support; lower it, or use a "
-                             "smaller data.draws")  # fmt: skip
+            raise UserError(
+                f"study: validation.novel_images={study.validation.novel_images}: class {fold.names[k - 1]!r} has "
+                f"only {len(ids)} images in the train list that no draw uses as support; lower it, or use a "
+                "smaller data.draws"
+            )
         order = seeded("validation", study.seed, k).permutation(len(ids))[: study.validation.novel_images]
         chosen += [ids[i] for i in order]
         used |= set(chosen)
     shows = set(fold.base)
-    base = [i for i in drawn[trained:] if i not in used and shows & dataset.areas(i).keys()][
-        : study.validation.base_images
-    ]
+    base = [i for i in drawn[trained:] if i not in used and shows & dataset.areas(i).keys()][: study.validation.base_images]
     if len(base) < study.validation.base_images:
-        raise ValueError(f"study: validation.base_images={study.validation.base_images}: only {len(base)} base training images are "
-                         "neither replayed nor make prototypes; lower it, or novel.replay_images")  # fmt: skip
+        raise UserError(
+            f"study: validation.base_images={study.validation.base_images}: only {len(base)} base training images are "
+            "neither replayed nor make prototypes; lower it, or novel.replay_images"
+        )
     return [*chosen, *base]
 
 
@@ -68,11 +69,15 @@ def _corners(study: Study, config: Config) -> list[Config]:
     for key, space in study.space.items():
         if key.startswith(("data.", "novel.replay_images", "labeling.base_prototype_images", "base.images", "seed")):
             if isinstance(space, Range) and not space.whole and space.step is None:
-                raise ValueError(f"study: space.{key}: it decides which images support is drawn from, so it needs a list or "
-                                 "a range with a step: else validation images cannot be kept apart from the support")  # fmt: skip
+                raise UserError(
+                    f"study: space.{key}: it decides which images support is drawn from, so it needs a list or "
+                    "a range with a step: else validation images cannot be kept apart from the support"
+                )
             if isinstance(space, Range):
-                found += [applied(config, {**study.set, key: params[key]}) for params in grid(study.model_copy(
-                    update={"space": {key: space.model_copy(update={"log": False})}}))]  # fmt: skip
+                found += [
+                    applied(config, {**study.set, key: params[key]})
+                    for params in grid(study.model_copy(update={"space": {key: space.model_copy(update={"log": False})}}))
+                ]
             else:
                 found += [applied(config, {**study.set, key: value}) for value in space]
     return found
@@ -82,14 +87,12 @@ def open_sweep(sweep: SweepDir, study: Study, config: Config, resume: bool) -> N
     """The directory of a sweep, new or continued; writes config.yaml and study.json.
 
     Raises:
-        ValueError: a study is there and `resume` was not asked for, or it is another one (the differences are listed).
+        UserError: a study is there and `resume` was not asked for, or it is another one (the differences are listed).
     """
     told = study.model_dump(mode="json")
     if sweep.study.exists():
         if not resume:
-            raise ValueError(
-                f"--out {sweep.root}: holds a study already; add --resume to go on with it, or use another --out"
-            )
+            raise UserError(f"--out {sweep.root}: holds a study already; add --resume to go on with it, or use another --out")
         before = RunDir(sweep.root).stored()
         changed = differences(read_json(sweep.study), told, "study.")
         changed = [line for line in changed if not line.startswith("study.trials:")]
@@ -97,12 +100,14 @@ def open_sweep(sweep: SweepDir, study: Study, config: Config, resume: bool) -> N
         changed += differences({"data": _measured(before)} if before else {}, {"data": _measured(config)})
         if changed:
             lines = "\n  ".join(changed)
-            raise ValueError(f"--resume {sweep.root}: the study was begun otherwise:\n  {lines}\ngive the same configuration and "
-                             "study, or use another --out")  # fmt: skip
+            raise UserError(
+                f"--resume {sweep.root}: the study was begun otherwise:\n  {lines}\ngive the same configuration and "
+                "study, or use another --out"
+            )
     elif resume:
-        raise ValueError(f"--resume: there is no study in {sweep.root}; leave --resume out to begin one")
+        raise UserError(f"--resume: there is no study in {sweep.root}; leave --resume out to begin one")
     elif sweep.root.is_dir() and any(sweep.root.iterdir()):
-        raise ValueError(f"--out {sweep.root}: not empty and not a study; choose another folder")
+        raise UserError(f"--out {sweep.root}: not empty and not a study; choose another folder")
     write_atomically(sweep.config, annotated(config).encode())
     write_json(sweep.study, told)
 

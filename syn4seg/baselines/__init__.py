@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
+from syn4seg.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -63,9 +65,7 @@ _FACTS: dict[str, Facts] = {
         "transductive": False,
         "settings": "imprinted novel rows, then all rows by cross-entropy on the support set alone (no synthetic image, no "
         "replay, no distillation), background merged with the base classes as in DIaM; 100 Adam steps on all cells",
-        "deviations": [
-            "no one source: papers differ in what their fine-tuning trains and for how long; here the classifier alone"
-        ],
+        "deviations": ["no one source: papers differ in what their fine-tuning trains and for how long; here the classifier alone"],
     },
     "diam": {
         "source": "DIaM (Hajimiri et al., CVPR 2023; sinahmr/DIaM)",
@@ -108,14 +108,23 @@ def facts(name: str) -> Facts:
     """Source, transduction, settings and deviations of a baseline.
 
     Raises:
-        ValueError: no such baseline.
+        UserError: no such baseline.
     """
     _check_name(name)
     return _FACTS[name]
 
 
-def build(name: str, *, base: Classifier, support: Sequence[Sample], base_classes: int, novel_classes: int, shots: int,
-          seed: int, prototypes: Tensor | None = None) -> Predictor:  # fmt: skip
+def build(
+    name: str,
+    *,
+    base: Classifier,
+    support: Sequence[Sample],
+    base_classes: int,
+    novel_classes: int,
+    shots: int,
+    seed: int,
+    prototypes: Tensor | None = None,
+) -> Predictor:
     """A baseline that has seen the support set, ready for queries.
 
     Args:
@@ -130,12 +139,14 @@ def build(name: str, *, base: Classifier, support: Sequence[Sample], base_classe
             None, or a row of zeros: the direction of the classifier's row.
 
     Raises:
-        ValueError: no such baseline, a base classifier without 1+B rows, no sample, labels beyond B+M, or a novel class on none.
+        UserError: no such baseline, a base classifier without 1+B rows, no sample, labels beyond B+M, or a novel class on none.
     """
     _check_name(name)
     if len(base.weight) != 1 + base_classes:
-        raise ValueError(f"the base classifier has {len(base.weight)} rows; expected {1 + base_classes} (background and "
-                         f"{base_classes} base classes): give the classifier of the base stage")  # fmt: skip
+        raise UserError(
+            f"the base classifier has {len(base.weight)} rows; expected {1 + base_classes} (background and "
+            f"{base_classes} base classes): give the classifier of the base stage"
+        )
     from syn4seg.baselines.imprinting import SupportCells, imprinted
 
     cells = SupportCells.of(support, base.weight, base_classes, novel_classes)
@@ -156,4 +167,4 @@ def build(name: str, *, base: Classifier, support: Sequence[Sample], base_classe
 
 def _check_name(name: str) -> None:
     if name not in NAMES:
-        raise ValueError(f"baseline {name!r} is unknown; expected {', '.join(NAMES)}")
+        raise UserError(f"baseline {name!r} is unknown; expected {', '.join(NAMES)}")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from syn4seg.baselines.imprinting import SupportCells
-from syn4seg.data.embedded import seeded
 from syn4seg.schema import UNLABELED
+from syn4seg.seeds import seeded
 from syn4seg.segmenter.evaluation import Query, winners
 from syn4seg.segmenter.network import Classifier, upsample
 
@@ -187,9 +187,7 @@ def _best_strength(x: np.ndarray, outcome: np.ndarray, names: tuple) -> float:
             decision = _regression(x[learn], outcome[learn], float(strength)).decision_function(x[check])
             decision = np.stack([-decision, decision], 1) if decision.ndim == 1 else decision
             odds = np.exp(decision - np.logaddexp.reduce(decision, 1, keepdims=True))
-            score[i] += np.mean(
-                [average_precision_score(outcome[check] == k, p) for k, p in zip(outcomes, odds.T, strict=True)]
-            )
+            score[i] += np.mean([average_precision_score(outcome[check] == k, p) for k, p in zip(outcomes, odds.T, strict=True)])
     return float(STRENGTHS[score.argmax()])
 
 

@@ -138,8 +138,7 @@ class Diam:
                 rows = self.start.replaced(weight.requires_grad_(), bias.requires_grad_())
                 gradients = torch.autograd.grad(self.loss(rows, query, snapshot, pi), (weight, bias), allow_unused=True)
             weight, bias = (
-                (t if g is None else t - self.objective.lr * g).detach()
-                for t, g in zip((weight, bias), gradients, strict=True)
+                (t if g is None else t - self.objective.lr * g).detach() for t, g in zip((weight, bias), gradients, strict=True)
             )
             if step in self.objective.estimate_at:
                 pi = proportions(_probabilities(self.start.replaced(weight, bias), query))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from syn4seg.errors import UserError
 from syn4seg.labeling.prototypes import occupancy
 from syn4seg.schema import UNLABELED
 from syn4seg.segmenter.evaluation import Predictor, predictor_of
@@ -37,17 +38,19 @@ class SupportCells:
         """The samples' features and labels, on the device and with the dtype of `like`.
 
         Raises:
-            ValueError: no sample, labels beyond B+M, or a novel class on no label.
+            UserError: no sample, labels beyond B+M, or a novel class on no label.
         """
         ordered = sorted(support, key=lambda s: s.sample_id)
         novel = tuple(range(1 + base_classes, 1 + base_classes + novel_classes))
         if not ordered:
-            raise ValueError("a baseline got no support sample; expected shots images of every novel class")
+            raise UserError("a baseline got no support sample; expected shots images of every novel class")
         for s in ordered:
             beyond = s.label[(s.label > novel[-1]) & (s.label != UNLABELED)]
             if beyond.size:
-                raise ValueError(f"the label of support sample {s.sample_id!r} has class index {beyond.max()}; expected "
-                                 f"0..{novel[-1]} or {UNLABELED}: map dataset ids to class indices first")  # fmt: skip
+                raise UserError(
+                    f"the label of support sample {s.sample_id!r} has class index {beyond.max()}; expected "
+                    f"0..{novel[-1]} or {UNLABELED}: map dataset ids to class indices first"
+                )
         grid = (ordered[0].features.shape[1], ordered[0].features.shape[2])
         labels = torch.stack([nearest(torch.from_numpy(s.label), grid) for s in ordered])
         for k in novel:
@@ -57,8 +60,10 @@ class SupportCells:
                         row.view(-1)[occupancy((s.label == k)[None], grid).argmax()] = k
         missing = [k for k in novel if not (labels == k).any()]
         if missing:
-            raise ValueError(f"novel class index {missing[0]} covers no cell of the {len(ordered)} support samples; give every "
-                             "novel class a support image that shows it")  # fmt: skip
+            raise UserError(
+                f"novel class index {missing[0]} covers no cell of the {len(ordered)} support samples; give every "
+                "novel class a support image that shows it"
+            )
         features = torch.stack([s.features for s in ordered]).to(like)
         return SupportCells(features, labels.to(like.device), 1 + base_classes, novel)
 

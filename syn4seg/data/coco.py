@@ -21,18 +21,91 @@ import numpy as np
 
 from syn4seg.data.folder import MAX_PIXELS
 from syn4seg.data.prepared import PreparedDataset
+from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED
 
 CLASSES: tuple[str, ...] = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
-    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
-    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket",
-    "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
-    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
-    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
-    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
 """By dataset id: COCO's own names, checked against those of the annotation files."""
 FOLDS = tuple(tuple(range(f + 1, 81, 4)) for f in range(4))
 """COCO-20i, interleaved."""
@@ -51,7 +124,7 @@ class CocoDataset(PreparedDataset):
             crowds; or "crowd255" (CAPL, VP: all polygons, crowd regions unlabeled).
 
     Raises:
-        ValueError: this variant is not prepared.
+        UserError: this variant is not prepared.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -71,10 +144,10 @@ def prepared_folder(root: Path, masks: Variant) -> Path:
     """Where `syn4seg prepare coco` writes; the variants lie beside each other.
 
     Raises:
-        ValueError: there is no such variant.
+        UserError: there is no such variant.
     """
     if masks not in get_args(Variant):
-        raise ValueError(f"masks={masks!r}: expected one of {', '.join(get_args(Variant))}")
+        raise UserError(f"masks={masks!r}: expected one of {', '.join(get_args(Variant))}")
     return root / "syn4seg-coco" / masks
 
 
@@ -105,20 +178,18 @@ def read_annotations(path: Path) -> list[Photo]:
     """Every image of an instances file, sorted by id.
 
     Raises:
-        ValueError: damaged, or not COCO's instances.
+        UserError: damaged, or not COCO's instances.
     """
     again = "unpack annotations_trainval2014.zip again"
     if path.stat().st_size > _MAX_JSON:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; expected at most {_MAX_JSON}: {again}")
+        raise UserError(f"{path} has {path.stat().st_size} bytes; expected at most {_MAX_JSON}: {again}")
     try:
         content = json.loads(path.read_bytes())
         index = _class_ids(content["categories"])
         photos = {image["id"]: _photo(image) for image in content["images"]}
         annotations = content.pop("annotations")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a file of COCO instances ({type(error).__name__}: {error}); {again}"
-        ) from error
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a file of COCO instances ({type(error).__name__}: {error}); {again}") from error
     for number in range(len(annotations)):
         item, annotations[number] = annotations[number], None  # frees the text's numbers while arrays take their place
         try:
@@ -126,9 +197,8 @@ def read_annotations(path: Path) -> list[Photo]:
             if not isinstance(region, dict):
                 region = [np.asarray(p, np.float64).reshape(-1, 2).astype(np.int32) for p in region if len(p)]
             photos[item["image_id"]].objects.append((index[item["category_id"]], bool(item["iscrowd"]), region))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: annotation {number} is malformed ({type(error).__name__}: {error}); {again}"
-                             ) from error  # fmt: skip
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: annotation {number} is malformed ({type(error).__name__}: {error}); {again}") from error
     return sorted(photos.values(), key=lambda photo: photo.sample_id)
 
 
@@ -138,7 +208,7 @@ def _class_ids(categories: list[dict[str, Any]]) -> dict[int, int]:
     names = tuple(c["name"] for c in ordered)
     if names != CLASSES:
         other = next((a for a, b in zip(names, CLASSES, strict=False) if a != b), "none")
-        raise ValueError(f"{len(names)} categories, the first unexpected one {other!r}; expected COCO's 80")
+        raise UserError(f"{len(names)} categories, the first unexpected one {other!r}; expected COCO's 80")
     return {c["id"]: k for k, c in enumerate(ordered, 1)}
 
 
@@ -146,7 +216,7 @@ def _photo(image: dict[str, Any]) -> Photo:
     name = _NAME.fullmatch(image["file_name"])
     height, width = int(image["height"]), int(image["width"])
     if name is None or not 0 < height * width <= MAX_PIXELS or height < 0:
-        raise ValueError(f"image {image['file_name']!r} of {width}x{height} pixels is none of COCO 2014")
+        raise UserError(f"image {image['file_name']!r} of {width}x{height} pixels is none of COCO 2014")
     return Photo(name[1], height, width, [])
 
 
@@ -154,7 +224,7 @@ def draw_mask(photo: Photo, variant: Variant) -> np.ndarray:
     """Dataset ids uint8 (H, W) of an image's annotations (protocols 2.9).
 
     Raises:
-        ValueError: a run-length encoding does not fit the image.
+        UserError: a run-length encoding does not fit the image.
     """
     mask = np.zeros((photo.height, photo.width), np.uint8)
     for class_id, crowd, region in photo.objects:
@@ -178,14 +248,17 @@ def _decoded(photo: Photo, region: dict[str, Any]) -> np.ndarray:
     if isinstance(counts, list):
         fits = fits and sum(counts) == shape[0] * shape[1] and min(counts) >= 0
     if not fits:
-        raise ValueError(f"{photo.sample_id}: a run-length encoding does not fit {shape[1]}x{shape[0]} pixels; "
-                         "unpack annotations_trainval2014.zip again")  # fmt: skip
+        raise UserError(
+            f"{photo.sample_id}: a run-length encoding does not fit {shape[1]}x{shape[0]} pixels; "
+            "unpack annotations_trainval2014.zip again"
+        )
     try:
         encoded: Any = coder.frPyObjects(cast(Any, region), *shape) if isinstance(counts, list) else region
         pixels = coder.decode(encoded)
         if isinstance(counts, str) and coder.encode(np.asfortranarray(pixels))["counts"] != counts.encode():
-            raise ValueError("its runs do not add up to the image")
+            raise UserError("its runs do not add up to the image")
         return pixels.astype(bool)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"{photo.sample_id}: damaged run-length encoding ({error}); "
-                         "unpack annotations_trainval2014.zip again") from error  # fmt: skip
+    except (UserError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{photo.sample_id}: damaged run-length encoding ({error}); unpack annotations_trainval2014.zip again"
+        ) from error

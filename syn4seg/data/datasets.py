@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from syn4seg.data import embedded
+from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
@@ -81,10 +82,10 @@ def fold_of(dataset: Dataset, number: int) -> Fold:
     """Fold `number` of a data set.
 
     Raises:
-        ValueError: there is no such fold.
+        UserError: there is no such fold.
     """
     if not 0 <= number < len(dataset.folds):
-        raise ValueError(f"fold {number} does not exist; this data set has folds 0..{len(dataset.folds) - 1}")
+        raise UserError(f"fold {number} does not exist; this data set has folds 0..{len(dataset.folds) - 1}")
     novel = tuple(sorted(dataset.folds[number]))
     base = tuple(k for k in range(1, len(dataset.classes) + 1) if k not in novel)
     return Fold(tuple(dataset.classes), base, novel)
@@ -128,9 +129,7 @@ class EmbeddedDataset:
 def _drawn(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
     split, _, number = sample_id.partition("-")
     if split not in ("train", "val") or not number.isdecimal():
-        raise ValueError(
-            f"id {sample_id!r} is not of the embedded data set; expected e.g. 'train-000012' or 'val-000003'"
-        )
+        raise UserError(f"id {sample_id!r} is not of the embedded data set; expected e.g. 'train-000012' or 'val-000003'")
     image, mask = embedded.draw(embedded.sample_scene(embedded.seeded("embedded", split, int(number))))
     image.setflags(write=False)
     mask.setflags(write=False)

@@ -11,26 +11,53 @@ scene coordinates in [-1, 1], x to the right, y down; angles in radians.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-CLASSES = ("ball", "donut", "moon", "heart", "star", "cross", "tent", "tree",
-           "bottle", "fish", "flower", "arrow", "kite", "mushroom", "hourglass", "crown")  # fmt: skip
+from syn4seg.errors import UserError
+from syn4seg.seeds import seeded
+
+CLASSES = (
+    "ball",
+    "donut",
+    "moon",
+    "heart",
+    "star",
+    "cross",
+    "tent",
+    "tree",
+    "bottle",
+    "fish",
+    "flower",
+    "arrow",
+    "kite",
+    "mushroom",
+    "hourglass",
+    "crown",
+)
 FOLDS = tuple(tuple(range(4 * f + 1, 4 * f + 5)) for f in range(4))
 COLOURS = {
-    "red": (214, 40, 40), "orange": (244, 132, 22), "yellow": (250, 214, 40), "green": (40, 160, 60),
-    "blue": (40, 90, 220), "purple": (132, 50, 180), "pink": (250, 140, 190), "white": (245, 245, 245),
-}  # fmt: skip
+    "red": (214, 40, 40),
+    "orange": (244, 132, 22),
+    "yellow": (250, 214, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 90, 220),
+    "purple": (132, 50, 180),
+    "pink": (250, 140, 190),
+    "white": (245, 245, 245),
+}
 PATTERNS = ("plain", "striped", "dotted")
 BACKGROUNDS = {
-    "grass": ((120, 168, 92), (150, 190, 112)), "sand": ((214, 190, 148), (232, 212, 172)),
-    "sea": ((96, 158, 182), (130, 190, 205)), "night": ((22, 26, 52), (44, 48, 84)),
-    "brick": ((142, 92, 78), (168, 114, 98)), "fog": ((168, 172, 178), (196, 198, 204)),
-}  # fmt: skip
+    "grass": ((120, 168, 92), (150, 190, 112)),
+    "sand": ((214, 190, 148), (232, 212, 172)),
+    "sea": ((96, 158, 182), (130, 190, 205)),
+    "night": ((22, 26, 52), (44, 48, 84)),
+    "brick": ((142, 92, 78), (168, 114, 98)),
+    "fog": ((168, 172, 178), (196, 198, 204)),
+}
 SIZES = ("small", "big")
 POSES = ("upright", "tilted")
 COUNTS = {"a": 1, "two": 2}
@@ -60,12 +87,6 @@ class Scene:
     things: tuple[Thing, ...]
     background: str
     grain: int
-
-
-def seeded(*names: object) -> np.random.Generator:
-    """A generator named by its arguments: the same names give the same numbers on every machine."""
-    text = "\x1f".join(str(n) for n in names).encode()
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little"))
 
 
 # --------------------------------------------------------------------------------------------- silhouettes
@@ -139,7 +160,7 @@ def silhouette(name: str, variant: float) -> list[np.ndarray]:
     if name == "crown":
         dip = -0.1 + 0.25 * v
         return [_mirror([(0, -0.75), (0.4, dip), (0.92, -0.75), (0.78, 0.7)])]
-    raise ValueError(f"class {name!r} is unknown to the embedded world; expected one of {', '.join(CLASSES)}")
+    raise UserError(f"class {name!r} is unknown to the embedded world; expected one of {', '.join(CLASSES)}")
 
 
 # ------------------------------------------------------------------------------------------------- drawing
@@ -231,8 +252,17 @@ def _angle(rng: np.random.Generator, pose: str) -> float:
 
 
 def _thing(rng: np.random.Generator, name: str, words: dict[str, str], radius: float, x: float, y: float) -> Thing:
-    return Thing(name, words["colour"], words["pattern"], radius, x, y, _angle(rng, words["pose"]),
-                 float(rng.uniform(0.85, 1.2)), float(rng.random()))  # fmt: skip
+    return Thing(
+        name,
+        words["colour"],
+        words["pattern"],
+        radius,
+        x,
+        y,
+        _angle(rng, words["pose"]),
+        float(rng.uniform(0.85, 1.2)),
+        float(rng.random()),
+    )
 
 
 def scene_of_prompt(prompt: str, noise_seed: int) -> Scene:
@@ -243,18 +273,21 @@ def scene_of_prompt(prompt: str, noise_seed: int) -> Scene:
         noise_seed: names every random choice.
 
     Raises:
-        ValueError: the prompt names no class of this world.
+        UserError: the prompt names no class of this world.
     """
     rng = seeded("prompt", noise_seed)
     words = prompt.lower().replace(",", " ").replace(".", " ").split()
     singular = {w: w for w in CLASSES} | {_plural(w): w for w in CLASSES}
     name = next((singular[w] for w in words if w in singular), None)
     if name is None:
-        raise ValueError(
-            f"prompt {prompt!r} names no class of the embedded world; expected one of {', '.join(CLASSES)}"
-        )
-    drawn = {"colour": _pick(rng, COLOURS), "pattern": _pick(rng, PATTERNS), "size": _pick(rng, SIZES),
-             "pose": "tilted" if rng.random() < 0.25 else "upright", "background": _pick(rng, BACKGROUNDS)}  # fmt: skip
+        raise UserError(f"prompt {prompt!r} names no class of the embedded world; expected one of {', '.join(CLASSES)}")
+    drawn = {
+        "colour": _pick(rng, COLOURS),
+        "pattern": _pick(rng, PATTERNS),
+        "size": _pick(rng, SIZES),
+        "pose": "tilted" if rng.random() < 0.25 else "upright",
+        "background": _pick(rng, BACKGROUNDS),
+    }
     lists = {"colour": COLOURS, "pattern": PATTERNS, "size": SIZES, "pose": POSES, "background": BACKGROUNDS}
     said = {key: next((w for w in words if w in lists[key]), drawn[key]) for key in drawn}
     count = next((COUNTS[w] for w in words if w in COUNTS), 1)
@@ -284,19 +317,7 @@ def prompt_of(name: str, *, colour: str, pattern: str, size: str, pose: str, bac
 
 def vocabulary() -> list[str]:
     """Every word of the world's sentences, sorted."""
-    words = {
-        *CLASSES,
-        *map(_plural, CLASSES),
-        *COLOURS,
-        *PATTERNS,
-        *SIZES,
-        *POSES,
-        *BACKGROUNDS,
-        *COUNTS,
-        "on",
-        "photo",
-        "of",
-    }
+    words = {*CLASSES, *map(_plural, CLASSES), *COLOURS, *PATTERNS, *SIZES, *POSES, *BACKGROUNDS, *COUNTS, "on", "photo", "of"}
     return sorted(words)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from syn4seg.data.datasets import class_areas
+from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 MAX_PIXELS = 64_000_000
@@ -26,15 +27,13 @@ class FolderDataset:
     """Photos and index masks under `root`.
 
     Raises:
-        ValueError: a list, the class table or an id is missing or malformed; the message names the file and the remedy.
+        UserError: a list, the class table or an id is missing or malformed; the message names the file and the remedy.
     """
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise ValueError(
-                f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json"
-            )
+            raise UserError(f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json")
         self._images = _first(self.root, ("images", "JPEGImages"), "the folder of images")
         self._masks = _first(self.root, ("masks", "SegmentationClass"), "the folder of index masks (PNG)")
         self.classes, self.folds = _read_classes(_first(self.root, ("classes.json", "classes.yaml"), "the class table"))
@@ -42,21 +41,17 @@ class FolderDataset:
         self._areas: dict[str, dict[int, float]] = {}
 
     def _read_list(self, name: str) -> list[str]:
-        path = _first(
-            self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line"
-        )
+        path = _first(self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line")
         ids = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         if not ids:
-            raise ValueError(f"{path} lists no id; expected one id per line, e.g. '0001'")
+            raise UserError(f"{path} lists no id; expected one id per line, e.g. '0001'")
         for sample_id in ids:
             if not _ID.fullmatch(sample_id) or ".." in sample_id or sample_id.startswith("."):
-                raise ValueError(
-                    f"{path}: id {sample_id!r} is not a plain file name; expected ids without '/', '..' or a suffix"
-                )
+                raise UserError(f"{path}: id {sample_id!r} is not a plain file name; expected ids without '/', '..' or a suffix")
         seen = set()
         twice = next((s for s in ids if s in seen or seen.add(s)), None)
         if twice is not None:
-            raise ValueError(f"{path}: id {twice!r} is listed twice; list every image once")
+            raise UserError(f"{path}: id {twice!r} is listed twice; list every image once")
         return ids
 
     def _image_path(self, sample_id: str) -> Path:
@@ -64,30 +59,30 @@ class FolderDataset:
             path = self._images / (sample_id + suffix)
             if path.is_file():
                 return path
-        raise ValueError(
-            f"image {self._images / sample_id}.jpg (or .png) is missing; add it or take the id off its list"
-        )
+        raise UserError(f"image {self._images / sample_id}.jpg (or .png) is missing; add it or take the id off its list")
 
     def check(self) -> None:
         """Looks for every listed file and for ids on both lists; opens none.
 
         Raises:
-            ValueError: a file is missing, or an id is on the train and on the val list.
+            UserError: a file is missing, or an id is on the train and on the val list.
         """
         both = sorted(set(self.train) & set(self.val))
         if both:
-            raise ValueError(f"id {both[0]!r} and {len(both) - 1} more are on the train and the val list of {self.root}; "
-                             "a val image must never be trained on")  # fmt: skip
+            raise UserError(
+                f"id {both[0]!r} and {len(both) - 1} more are on the train and the val list of {self.root}; "
+                "a val image must never be trained on"
+            )
         for sample_id in (*self.train, *self.val):
             self._image_path(sample_id)
             if not (self._masks / f"{sample_id}.png").is_file():
-                raise ValueError(f"mask {self._masks / sample_id}.png is missing; add it or take the id off its list")
+                raise UserError(f"mask {self._masks / sample_id}.png is missing; add it or take the id off its list")
 
     def image(self, sample_id: str) -> np.ndarray:
         """RGB uint8 (H, W, 3); EXIF orientation is applied only where the mask fits the turned image alone.
 
         Raises:
-            ValueError: missing, unreadable or larger than `MAX_PIXELS`.
+            UserError: missing, unreadable or larger than `MAX_PIXELS`.
         """
         with open_image(self._masks / f"{sample_id}.png") as mask:
             size = mask.size
@@ -97,7 +92,7 @@ class FolderDataset:
         """Dataset ids uint8 (H, W), from a palette or an 8-bit grey PNG.
 
         Raises:
-            ValueError: missing, of another mode, or with a value that is no class.
+            UserError: missing, of another mode, or with a value that is no class.
         """
         return decode_mask(self._masks / f"{sample_id}.png", len(self.classes))
 
@@ -112,15 +107,13 @@ def decode_image(path: Path) -> np.ndarray:
     """RGB uint8 (H, W, 3) of any image file, upright by its EXIF orientation.
 
     Raises:
-        ValueError: missing, unreadable or larger than `MAX_PIXELS`.
+        UserError: missing, unreadable or larger than `MAX_PIXELS`.
     """
     with open_image(path, "replace the file or take it out of the folder") as stored:
         try:
             return np.array(ImageOps.exif_transpose(stored).convert("RGB"))
         except OSError as error:
-            raise ValueError(
-                f"{path} cannot be decoded ({error}); replace the file or take it out of the folder"
-            ) from error
+            raise UserError(f"{path} cannot be decoded ({error}); replace the file or take it out of the folder") from error
 
 
 def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED) -> np.ndarray:
@@ -133,17 +126,19 @@ def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED) -> np.
         remedy: what to do about a file that cannot be decoded.
 
     Raises:
-        ValueError: missing, unreadable, larger than `MAX_PIXELS`, or of another size than the mask.
+        UserError: missing, unreadable, larger than `MAX_PIXELS`, or of another size than the mask.
     """
     with open_image(path, remedy) as stored:
         try:
             fitting = stored if stored.size == size else ImageOps.exif_transpose(stored)
             if fitting.size != size:
-                raise ValueError(f"{path} is {stored.size[0]}x{stored.size[1]} pixels but its mask {path.stem}.png is "
-                                 f"{size[0]}x{size[1]}; they must have one size")  # fmt: skip
+                raise UserError(
+                    f"{path} is {stored.size[0]}x{stored.size[1]} pixels but its mask {path.stem}.png is "
+                    f"{size[0]}x{size[1]}; they must have one size"
+                )
             return np.array(fitting.convert("RGB"))
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be decoded ({error}); {remedy}") from error
+            raise UserError(f"{path} cannot be decoded ({error}); {remedy}") from error
 
 
 def decode_mask(path: Path, classes: int, remedy: str = LISTED) -> np.ndarray:
@@ -154,21 +149,19 @@ def decode_mask(path: Path, classes: int, remedy: str = LISTED) -> np.ndarray:
         remedy: what to do about a file that cannot be decoded.
 
     Raises:
-        ValueError: missing, unreadable, of another mode, or with a value that is no class.
+        UserError: missing, unreadable, of another mode, or with a value that is no class.
     """
     with open_image(path, remedy) as stored:
         if stored.mode not in ("L", "P"):
-            raise ValueError(
-                f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids"
-            )
+            raise UserError(f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids")
         try:
             mask = np.array(stored)
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be decoded ({error}); {remedy}") from error
+            raise UserError(f"{path} cannot be decoded ({error}); {remedy}") from error
     found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     wrong = [int(v) for v in found if v > classes and v != UNLABELED]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{classes} (the classes in order) "
             f"or {UNLABELED} (unlabeled): renumber the mask or extend the class table"
         )
@@ -179,26 +172,24 @@ def open_image(path: Path, remedy: str = LISTED) -> Image.Image:
     """The header of an image file; nothing is decoded yet.
 
     Raises:
-        ValueError: missing, not an image, or larger than `MAX_PIXELS`.
+        UserError: missing, not an image, or larger than `MAX_PIXELS`.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; {remedy}")
+        raise UserError(f"{path} is missing; {remedy}")
     try:
         image = Image.open(path)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error}); {remedy}") from error
+        raise UserError(f"{path} is not a readable image ({error}); {remedy}") from error
     if image.size[0] * image.size[1] > MAX_PIXELS:
         image.close()
-        raise ValueError(
-            f"{path} has {image.size[0] * image.size[1]} pixels; expected at most {MAX_PIXELS}: shrink image and mask"
-        )
+        raise UserError(f"{path} has {image.size[0] * image.size[1]} pixels; expected at most {MAX_PIXELS}: shrink image and mask")
     return image
 
 
 def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
     found = next((root / name for name in names if (root / name).exists()), None)
     if found is None:
-        raise ValueError(f"{root} has no {' or '.join(names)} ({what}); add it")
+        raise UserError(f"{root} has no {' or '.join(names)} ({what}); add it")
     return found
 
 
@@ -214,15 +205,19 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], .
         names, folds = [str(n) for n in table["classes"]], table["folds_novel"]
         folds = [list(map(str, f)) for f in (folds.values() if isinstance(folds, dict) else folds)]
     except Exception as error:
-        raise ValueError(f'{path} is not a class table ({type(error).__name__}: {error}); expected {{"classes": [names], '
-                         '"folds_novel": {"fold0": [names], ...}}') from error  # fmt: skip
+        raise UserError(
+            f'{path} is not a class table ({type(error).__name__}: {error}); expected {{"classes": [names], '
+            '"folds_novel": {"fold0": [names], ...}}'
+        ) from error
     if not 0 < len(names) < UNLABELED or len(set(names)) != len(names):
-        raise ValueError(f"{path}: 'classes' has {len(names)} entries; expected 1..254 different names")
+        raise UserError(f"{path}: 'classes' has {len(names)} entries; expected 1..254 different names")
     if not folds:
-        raise ValueError(f"{path}: 'folds_novel' is empty; expected at least one list of novel class names")
+        raise UserError(f"{path}: 'folds_novel' is empty; expected at least one list of novel class names")
     for number, fold in enumerate(folds):
         unknown = [n for n in fold if n not in names]
         if unknown or not fold or len(set(fold)) != len(fold) or len(fold) == len(names):
-            raise ValueError(f"{path}: fold {number} of 'folds_novel' is {fold}; expected different names out of 'classes', "
-                             f"neither none nor all of them{f' ({unknown[0]!r} is unknown)' if unknown else ''}")  # fmt: skip
+            raise UserError(
+                f"{path}: fold {number} of 'folds_novel' is {fold}; expected different names out of 'classes', "
+                f"neither none nor all of them{f' ({unknown[0]!r} is unknown)' if unknown else ''}"
+            )
     return tuple(names), tuple(tuple(sorted(names.index(n) + 1 for n in fold)) for fold in folds)

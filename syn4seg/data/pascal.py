@@ -21,9 +21,30 @@ import numpy as np
 
 from syn4seg.data.prepared import PreparedDataset
 from syn4seg.data.published import VOC
+from syn4seg.errors import UserError
 
-CLASSES: tuple[str, ...] = ("airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table",
-           "dog", "horse", "motorcycle", "person", "potted plant", "sheep", "sofa", "train", "tv monitor")  # fmt: skip
+CLASSES: tuple[str, ...] = (
+    "airplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorcycle",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
 """By dataset id, in the order of VOC; spelled for prompts."""
 FOLDS = tuple(tuple(range(5 * f + 1, 5 * f + 6)) for f in range(4))
 """PASCAL-5i."""
@@ -41,7 +62,7 @@ class PascalDataset(PreparedDataset):
         train_list: "noduplicate" (5,953; BAM, DIaM, BCM) or "trainaug" (10,582; CAPL, POP).
 
     Raises:
-        ValueError: VOC 2012 is not there, or the folder is not prepared.
+        UserError: VOC 2012 is not there, or the folder is not prepared.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -51,9 +72,7 @@ class PascalDataset(PreparedDataset):
         root = Path(root)
         voc = voc_folder(root)
         if voc is None:
-            raise ValueError(
-                f"{root} holds no VOCdevkit/VOC2012; get {VOC.where(root)}, then run `syn4seg prepare pascal {root}`"
-            )
+            raise UserError(f"{root} holds no VOCdevkit/VOC2012; get {VOC.where(root)}, then run `syn4seg prepare pascal {root}`")
         self._voc = voc
         super().__init__(root, prepared_folder(root), train_list, f"syn4seg prepare pascal {root}")
 
@@ -83,18 +102,21 @@ def read_ids(path: Path) -> list[str]:
     """The ids of an official list.
 
     Raises:
-        ValueError: a line is no id.
+        UserError: a line is no id.
     """
     ids = path.read_text().split()
     wrong = next((s for s in ids if not _ID.fullmatch(s)), None)
     if wrong is not None or not ids:
-        raise ValueError(f"{path} {f'has the line {wrong!r}' if wrong else 'is empty'}; expected ids such as 2007_000032: "
-                         "unpack its archive again")  # fmt: skip
+        raise UserError(
+            f"{path} {f'has the line {wrong!r}' if wrong else 'is empty'}; expected ids such as 2007_000032: "
+            "unpack its archive again"
+        )
     return ids
 
 
-def derive_lists(voc_train: Sequence[str], voc_val: Sequence[str], sbd_train: Sequence[str],
-                 sbd_val: Sequence[str]) -> dict[str, list[str]]:  # fmt: skip
+def derive_lists(
+    voc_train: Sequence[str], voc_val: Sequence[str], sbd_train: Sequence[str], sbd_val: Sequence[str]
+) -> dict[str, list[str]]:
     """The field's lists, in their published order (protocols 4).
 
     noduplicate: SBD's train images, then VOC's that are not among them; trainaug: all of SBD and VOC's train images; both
@@ -113,7 +135,7 @@ def sbd_mask(path: Path) -> np.ndarray:
     """Dataset ids uint8 (H, W) of an SBD file cls/ID.mat (`GTcls.Segmentation`); SBD marks no border.
 
     Raises:
-        ValueError: missing, damaged, too large, or of another layout; the file is named.
+        UserError: missing, damaged, too large, or of another layout; the file is named.
     """
     from scipy.io import loadmat
 
@@ -121,13 +143,9 @@ def sbd_mask(path: Path) -> np.ndarray:
     try:
         mask = np.asarray(loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
     except Exception as error:
-        raise ValueError(
-            f"{path} is not an SBD file ({type(error).__name__}: {error}); unpack its archive again"
-        ) from error
+        raise UserError(f"{path} is not an SBD file ({type(error).__name__}: {error}); unpack its archive again") from error
     if mask.ndim != 2 or mask.dtype.kind not in "uif" or not np.isin(mask, range(len(CLASSES) + 1)).all():
-        raise ValueError(
-            f"{path}: GTcls.Segmentation is no map of class ids 0..{len(CLASSES)}; unpack its archive again"
-        )
+        raise UserError(f"{path}: GTcls.Segmentation is no map of class ids 0..{len(CLASSES)}; unpack its archive again")
     return np.ascontiguousarray(mask, np.uint8)
 
 
@@ -135,7 +153,7 @@ def _bounded(path: Path) -> bytes:
     """The bytes of a .mat file (level 5), once it is known that unpacking them stays small."""
     size = path.stat().st_size if path.is_file() else 0
     if not 128 < size <= _MAX_MAT:
-        raise ValueError(f"{path} has {size} bytes; expected an SBD file of some kB: unpack its archive again")
+        raise UserError(f"{path} has {size} bytes; expected an SBD file of some kB: unpack its archive again")
     data = path.read_bytes()
     order = "little" if data[126:128] == b"IM" else "big"
     at, room = 128, _MAX_UNPACKED
@@ -145,8 +163,8 @@ def _bounded(path: Path) -> bytes:
             try:
                 room -= len(zlib.decompressobj().decompress(data[at + 8 : at + 8 + length], room + 1))
             except zlib.error as error:
-                raise ValueError(f"{path} is damaged ({error}); unpack its archive again") from error
+                raise UserError(f"{path} is damaged ({error}); unpack its archive again") from error
         if room < 0:
-            raise ValueError(f"{path} unpacks to more than {_MAX_UNPACKED} bytes, which no SBD file does; refused")
+            raise UserError(f"{path} unpacks to more than {_MAX_UNPACKED} bytes, which no SBD file does; refused")
         at += 8 + length
     return data

@@ -19,7 +19,8 @@ from syn4seg.data import coco, pascal
 from syn4seg.data.folder import decode_mask, decode_photo, open_image
 from syn4seg.data.prepared import FORMAT, file_facts, index_row, write_index, write_list, write_manifest
 from syn4seg.data.published import COCO_ANNOTATIONS, COCO_IMAGES, SBD, VOC, Archive, compare, ids_digest
-from syn4seg.files import write_atomically, write_image, write_json
+from syn4seg.errors import DamagedError, UserError
+from syn4seg.store.files import write_atomically, write_image, write_json
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -50,7 +51,7 @@ def prepare_pascal(root: str | Path, *, progress: Progress, note: Note) -> dict[
         {"folder", "images", "kept", "lists": {name: {"ids", "digest", "published"}}}.
 
     Raises:
-        ValueError: official files are missing (all of them are named, with their archives), or bad.
+        UserError: official files are missing (all of them are named, with their archives), or bad.
     """
     root = Path(root)
     voc, sbd = pascal.voc_folder(root), pascal.sbd_folder(root)
@@ -83,8 +84,7 @@ def _voc_or_sbd(voc: Path, sbd: Path, sample_id: str, own: bool) -> np.ndarray:
     return pascal.sbd_mask(sbd / "cls" / f"{sample_id}.mat")
 
 
-def prepare_coco(root: str | Path, masks: coco.Variant = "all_polygons", *, progress: Progress,
-                 note: Note) -> dict[str, Any]:  # fmt: skip
+def prepare_coco(root: str | Path, masks: coco.Variant = "all_polygons", *, progress: Progress, note: Note) -> dict[str, Any]:
     """Masks, index and lists of COCO 2014 under ROOT/syn4seg-coco/VARIANT.
 
     Listed are the images with at least one instance that is no crowd. The published lists are shuffled, and no official file
@@ -100,7 +100,7 @@ def prepare_coco(root: str | Path, masks: coco.Variant = "all_polygons", *, prog
         {"folder", "images", "kept", "lists": {name: {"ids", "digest", "published"}}}.
 
     Raises:
-        ValueError: official files are missing (all of them are named, with their archives), or bad.
+        UserError: official files are missing (all of them are named, with their archives), or bad.
     """
     root, folder = Path(root), coco.prepared_folder(Path(root), masks)
     sources = [root / "annotations" / f"instances_{part}.json" for part in coco.SPLITS.values()]
@@ -115,14 +115,18 @@ def prepare_coco(root: str | Path, masks: coco.Variant = "all_polygons", *, prog
     if missing:
         raise _incomplete(root, missing)
     lists = {split: [photo.sample_id for photo in photos[split]] for split in photos}
-    jobs = [_Job(photo.sample_id, root / coco.SPLITS[split] / f"{photo.sample_id}.jpg", partial(coco.draw_mask, photo, masks))
-            for split in photos for photo in photos[split]]  # fmt: skip
+    jobs = [
+        _Job(photo.sample_id, root / coco.SPLITS[split] / f"{photo.sample_id}.jpg", partial(coco.draw_mask, photo, masks))
+        for split in photos
+        for photo in photos[split]
+    ]
     return _prepare("coco", masks, root, folder, sources, lists, jobs, progress, note)
 
 
 # --------------------------------------------------------------------------------------------- what is missing
-def _absent(root: Path, folder: Path | None, name: str, archive: Archive, files: Sequence[Path | None],
-            contents: dict[str, list[str]]) -> list[str]:  # fmt: skip
+def _absent(
+    root: Path, folder: Path | None, name: str, archive: Archive, files: Sequence[Path | None], contents: dict[str, list[str]]
+) -> list[str]:
     """One line per missing file, per missing folder, and per folder that lacks files."""
     where = f"in {archive.where(root)}"
     if folder is None:
@@ -142,13 +146,23 @@ def _absent(root: Path, folder: Path | None, name: str, archive: Archive, files:
 
 
 def _incomplete(root: Path, missing: list[str]) -> ValueError:
-    return ValueError(f"{root}: official files are missing; download and unpack, then run the same command again:\n  "
-                      + "\n  ".join(missing))  # fmt: skip
+    return ValueError(
+        f"{root}: official files are missing; download and unpack, then run the same command again:\n  " + "\n  ".join(missing)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- what is made
-def _prepare(dataset: str, variant: str, root: Path, folder: Path, sources: list[Path], lists: dict[str, list[str]],
-             jobs: list[_Job], progress: Progress, note: Note) -> dict[str, Any]:  # fmt: skip
+def _prepare(
+    dataset: str,
+    variant: str,
+    root: Path,
+    folder: Path,
+    sources: list[Path],
+    lists: dict[str, list[str]],
+    jobs: list[_Job],
+    progress: Progress,
+    note: Note,
+) -> dict[str, Any]:
     facts = {path.relative_to(root).as_posix(): file_facts(path) for path in sources}
     classes = pascal.CLASSES if dataset == "pascal" else coco.CLASSES
     begun = {"format": FORMAT, "variant": variant, "sources": facts}
@@ -157,8 +171,10 @@ def _prepare(dataset: str, variant: str, root: Path, folder: Path, sources: list
     if bad:
         write_atomically(listing, "".join(f"{line}\n" for line in bad).encode())
         more = f"\n  and {len(bad) - _SHOWN} more, all in {listing}" if len(bad) > _SHOWN else ""
-        raise ValueError(f"{root}: {len(bad)} official files are bad; {len(rows)} masks are done and kept. Mend these and run "
-                         "the same command again:\n  " + "\n  ".join(bad[:_SHOWN]) + more)  # fmt: skip
+        raise UserError(
+            f"{root}: {len(bad)} official files are bad; {len(rows)} masks are done and kept. Mend these and run "
+            "the same command again:\n  " + "\n  ".join(bad[:_SHOWN]) + more
+        )
     listing.unlink(missing_ok=True)
     made = {}
     for name, ids in lists.items():
@@ -167,8 +183,18 @@ def _prepare(dataset: str, variant: str, root: Path, folder: Path, sources: list
         write_list(folder, name, ids)
         made[name] = {"ids": len(ids), "digest": ids_digest(ids), "published": equal}
     index = write_index(folder, rows)
-    write_manifest(folder, {"dataset": dataset, "variant": variant, "classes": classes, "images": len(rows), "lists": made,
-                            "index": index, "sources": facts})  # fmt: skip
+    write_manifest(
+        folder,
+        {
+            "dataset": dataset,
+            "variant": variant,
+            "classes": classes,
+            "images": len(rows),
+            "lists": made,
+            "index": index,
+            "sources": facts,
+        },
+    )
     note(f"{folder}: {len(rows)} masks, {kept} of them from an earlier call")
     return {"folder": str(folder), "images": len(rows), "kept": kept, "lists": made}
 
@@ -178,15 +204,16 @@ def _same_as_begun(folder: Path, begun: dict[str, Any]) -> bool:
     path = folder / "begun.json"
     try:
         same = json.loads(path.read_text()) == begun
-    except (OSError, ValueError):
+    except (OSError, DamagedError):
         same = False
     if not same:
         write_json(path, begun)
     return same
 
 
-def _masks(folder: Path, jobs: Iterable[_Job], classes: int, keep: bool,
-           progress: Progress) -> tuple[list[dict[str, Any]], list[str], int]:  # fmt: skip
+def _masks(
+    folder: Path, jobs: Iterable[_Job], classes: int, keep: bool, progress: Progress
+) -> tuple[list[dict[str, Any]], list[str], int]:
     """Makes every mask that is not there: index rows, what is wrong with bad files, how many masks were kept."""
     jobs = list(jobs)
     rows: list[dict[str, Any]] = []
@@ -198,7 +225,7 @@ def _masks(folder: Path, jobs: Iterable[_Job], classes: int, keep: bool,
         try:
             mask = job.make() if old is None else old
             _check_photo(job.photo, mask.shape)
-        except ValueError as error:
+        except UserError as error:
             bad.append(str(error))
         else:
             if old is None:
@@ -214,7 +241,7 @@ def _readable(path: Path, classes: int) -> np.ndarray | None:
     """A mask that an earlier call wrote; none where it is missing or damaged, and so made anew."""
     try:
         return decode_mask(path, classes)
-    except ValueError:
+    except DamagedError:
         return None
 
 

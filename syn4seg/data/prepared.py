@@ -24,8 +24,9 @@ import numpy as np
 
 from syn4seg.data.folder import decode_mask, decode_photo
 from syn4seg.data.published import ids_digest
-from syn4seg.files import pixel_digest, write_atomically, write_json
+from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
+from syn4seg.store.files import pixel_digest, write_atomically, write_json
 
 FORMAT = 1
 _HASHED = 1_000_000  # bytes; larger official files are compared by their size when a data set is opened
@@ -41,7 +42,7 @@ class PreparedDataset(ABC):
         remedy: the command that prepares the folder, for messages.
 
     Raises:
-        ValueError: not prepared, damaged, of an older format, or made from other official files; the remedy is named.
+        UserError: not prepared, damaged, of an older format, or made from other official files; the remedy is named.
     """
 
     classes: tuple[str, ...]
@@ -71,28 +72,28 @@ class PreparedDataset(ABC):
     def _checked_manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
         if not path.is_file():
-            raise ValueError(f"{self.folder} is not prepared (no manifest.json); {self.remedy}")
+            raise UserError(f"{self.folder} is not prepared (no manifest.json); {self.remedy}")
         try:
             manifest = json.loads(path.read_text())
             made_with, sources, _, _ = (manifest[key] for key in ("format", "sources", "lists", "index"))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {self.remedy} again") from error
+            raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {self.remedy} again") from error
         if made_with != FORMAT:
-            raise ValueError(f"{path} has format {made_with}, expected {FORMAT}; {self.remedy} again")
+            raise UserError(f"{path} has format {made_with}, expected {FORMAT}; {self.remedy} again")
         for name, facts in sources.items():
             if _changed(self.root / name, facts):
-                raise ValueError(
+                raise UserError(
                     f"{self.folder} is stale: {self.root / name} has changed since it was prepared; {self.remedy} again"
                 )
         return manifest
 
     def _read_list(self, manifest: dict[str, Any], name: str) -> list[str]:
         if name not in manifest["lists"]:
-            raise ValueError(f"list {name!r} is none of {self.folder}; it has {', '.join(sorted(manifest['lists']))}")
+            raise UserError(f"list {name!r} is none of {self.folder}; it has {', '.join(sorted(manifest['lists']))}")
         path = self.folder / "lists" / f"{name}.txt"
         ids = path.read_text().split("\n")[:-1] if path.is_file() else []
         if ids_digest(ids) != manifest["lists"][name]["digest"]:
-            raise ValueError(f"{path} is not the list that was prepared; {self.remedy} again")
+            raise UserError(f"{path} is not the list that was prepared; {self.remedy} again")
         return ids
 
     def _checked_index(self, manifest: dict[str, Any]) -> Any:
@@ -101,31 +102,27 @@ class PreparedDataset(ABC):
         path = self.folder / "index.parquet"
         data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != manifest["index"]:
-            raise ValueError(f"{path} is missing or damaged; {self.remedy} again")
+            raise UserError(f"{path} is missing or damaged; {self.remedy} again")
         return parquet.read_table(io.BytesIO(data))
 
     def _at(self, sample_id: str) -> int:
         row = self._row.get(sample_id)
         if row is None:
-            raise ValueError(f"id {sample_id!r} is not in {self.folder}/index.parquet; {self.remedy} again")
+            raise UserError(f"id {sample_id!r} is not in {self.folder}/index.parquet; {self.remedy} again")
         return row
 
     def check(self) -> None:
         """Looks for every listed image and mask; opens none.
 
         Raises:
-            ValueError: files are missing; the first of them, how many, and the remedy.
+            UserError: files are missing; the first of them, how many, and the remedy.
         """
         ids = [*self.train, *self.val]
         for paths in ([self.image_path(s) for s in ids], [self._mask_path(s) for s in ids]):
-            found = {
-                folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in paths}
-            }
+            found = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in paths}}
             missing = [path for path in paths if path.name not in found[path.parent]]
             if missing:
-                raise ValueError(
-                    f"{missing[0]} is missing, and {len(missing) - 1} more; {self.remedy}, which names the archive"
-                )
+                raise UserError(f"{missing[0]} is missing, and {len(missing) - 1} more; {self.remedy}, which names the archive")
 
     def _mask_path(self, sample_id: str) -> Path:
         return self.folder / "masks" / f"{sample_id}.png"
@@ -134,7 +131,7 @@ class PreparedDataset(ABC):
         """RGB uint8 (H, W, 3), grey and CMYK files included; pixels as stored unless only the EXIF-turned image fits the mask.
 
         Raises:
-            ValueError: missing, unreadable, truncated or too large; the file is named.
+            UserError: missing, unreadable, truncated or too large; the file is named.
         """
         height, width = self._shape[self._at(sample_id)]
         return decode_photo(self.image_path(sample_id), (int(width), int(height)), "unpack its archive again")
@@ -143,7 +140,7 @@ class PreparedDataset(ABC):
         """Dataset ids uint8 (H, W).
 
         Raises:
-            ValueError: missing or damaged; the file is named.
+            UserError: missing or damaged; the file is named.
         """
         self._at(sample_id)
         return decode_mask(self._mask_path(sample_id), len(self.classes), f"{self.remedy} again")
@@ -165,8 +162,14 @@ def index_row(sample_id: str, mask: np.ndarray) -> dict[str, Any]:
     """What the index says about the uint8 (H, W) mask of an image."""
     counts = np.bincount(mask.ravel(), minlength=256)
     shown = [int(k) for k in np.flatnonzero(counts) if k not in (BACKGROUND, UNLABELED)]
-    return {"id": sample_id, "height": mask.shape[0], "width": mask.shape[1], "classes": shown,
-            "pixels": [int(counts[k]) for k in shown], "digest": pixel_digest(mask)}  # fmt: skip
+    return {
+        "id": sample_id,
+        "height": mask.shape[0],
+        "width": mask.shape[1],
+        "classes": shown,
+        "pixels": [int(counts[k]) for k in shown],
+        "digest": pixel_digest(mask),
+    }
 
 
 def write_index(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -174,8 +177,14 @@ def write_index(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    columns = {"id": pa.string(), "height": pa.int32(), "width": pa.int32(), "classes": pa.list_(pa.uint8()),
-               "pixels": pa.list_(pa.int32()), "digest": pa.string()}  # fmt: skip
+    columns = {
+        "id": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "classes": pa.list_(pa.uint8()),
+        "pixels": pa.list_(pa.int32()),
+        "digest": pa.string(),
+    }
     schema = pa.schema(list(columns.items()))
     buffer = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema), buffer)

@@ -32,16 +32,20 @@ class Archive:
         return f"{self.name} ({self.size}, {self.source}), unpacked in {self.unpack.format(root=root)}"
 
 
-VOC = Archive("VOCtrainval_11-May-2012.tar", "2.0 GB", "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
-              "{root} (makes VOCdevkit/VOC2012)")  # fmt: skip
-SBD = Archive("benchmark.tgz", "1.4 GB", "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/",
-              "{root} (makes benchmark_RELEASE/dataset)")  # fmt: skip
-COCO_ANNOTATIONS = Archive("annotations_trainval2014.zip", "253 MB", "http://images.cocodataset.org/annotations/",
-                           "{root} (makes annotations/)")  # fmt: skip
+VOC = Archive(
+    "VOCtrainval_11-May-2012.tar", "2.0 GB", "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/", "{root} (makes VOCdevkit/VOC2012)"
+)
+SBD = Archive(
+    "benchmark.tgz",
+    "1.4 GB",
+    "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/",
+    "{root} (makes benchmark_RELEASE/dataset)",
+)
+COCO_ANNOTATIONS = Archive(
+    "annotations_trainval2014.zip", "253 MB", "http://images.cocodataset.org/annotations/", "{root} (makes annotations/)"
+)
 COCO_IMAGES = {
-    "train2014": Archive(
-        "train2014.zip", "13.5 GB", "http://images.cocodataset.org/zips/", "{root} (makes train2014/)"
-    ),
+    "train2014": Archive("train2014.zip", "13.5 GB", "http://images.cocodataset.org/zips/", "{root} (makes train2014/)"),
     "val2014": Archive("val2014.zip", "6.6 GB", "http://images.cocodataset.org/zips/", "{root} (makes val2014/)"),
 }
 
@@ -69,5 +73,6 @@ def compare(dataset: str, name: str, ids: Sequence[str]) -> tuple[bool, str]:
     count, digest = LISTS[dataset][name]
     if len(ids) == count and ids_digest(ids) == digest:
         return True, f"{dataset} {name}: equal to the published list ({count})"
-    return False, (f"{dataset} {name}: {len(ids)} ids, not the published list ({count}); numbers will not be comparable "
-                   "with published ones")  # fmt: skip
+    return False, (
+        f"{dataset} {name}: {len(ids)} ids, not the published list ({count}); numbers will not be comparable with published ones"
+    )

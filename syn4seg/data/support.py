@@ -15,15 +15,24 @@ from typing import Literal
 import numpy as np
 
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.data.embedded import seeded
+from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND
+from syn4seg.seeds import seeded
 
 POP_SEEDS = (123, 234, 345, 321, 456, 654, 999)
 """Seed of POP's k-th draw: POP's own (123, 234, and 345 on PASCAL), then those of CAPL, drawn in POP's way."""
 
 
-def support_pools(dataset: Dataset, fold: Fold, source: Literal["train", "val"], min_pixels: int = 0, only_one_novel: bool = False,
-                  *, min_area: float = 0.0, reserve: float = 0.0) -> dict[int, list[str]]:  # fmt: skip
+def support_pools(
+    dataset: Dataset,
+    fold: Fold,
+    source: Literal["train", "val"],
+    min_pixels: int = 0,
+    only_one_novel: bool = False,
+    *,
+    min_area: float = 0.0,
+    reserve: float = 0.0,
+) -> dict[int, list[str]]:
     """The images from which each novel class may be drawn.
 
     Args:
@@ -61,9 +70,19 @@ def pixel_counts(dataset: Dataset, sample_id: str) -> dict[int, int]:
     return {k: round(area * size) for k, area in dataset.areas(sample_id).items()}
 
 
-def draw_support(dataset: Dataset, fold: Fold, shots: int, draw: int, *, seed: int, min_area: float = 0.05,
-                 source: Literal["train", "val"] = "val", only_one_novel: bool = True, min_pixels: int = 0,
-                 reserve: float = 0.0) -> dict[int, list[str]]:  # fmt: skip
+def draw_support(
+    dataset: Dataset,
+    fold: Fold,
+    shots: int,
+    draw: int,
+    *,
+    seed: int,
+    min_area: float = 0.05,
+    source: Literal["train", "val"] = "val",
+    only_one_novel: bool = True,
+    min_pixels: int = 0,
+    reserve: float = 0.0,
+) -> dict[int, list[str]]:
     """K support images per novel class.
 
     Args:
@@ -75,7 +94,7 @@ def draw_support(dataset: Dataset, fold: Fold, shots: int, draw: int, *, seed: i
         Novel dataset id -> sorted image ids; no image serves two classes.
 
     Raises:
-        ValueError: a class has fewer than `shots` images.
+        UserError: a class has fewer than `shots` images.
     """
     _check_shots(shots)
     pools = support_pools(dataset, fold, source, min_pixels, only_one_novel, min_area=min_area, reserve=reserve)
@@ -85,7 +104,7 @@ def draw_support(dataset: Dataset, fold: Fold, shots: int, draw: int, *, seed: i
         pool = [s for s in sorted(pools[k]) if s not in taken]
         if len(pool) < shots:
             pixels = f", at least {min_pixels} pixels" if min_pixels else ""
-            raise ValueError(
+            raise UserError(
                 f"class {fold.names[k - 1]!r} has {len(pool)} support images in the {source} list, {shots} are needed "
                 f"(class area >= {min_area:g} of the image{pixels}{', no second novel class' if only_one_novel else ''}); "
                 "lower shots or min_area, or allow more than one novel class"
@@ -110,7 +129,7 @@ def pop_draw(pools: dict[int, list[str]], shots: int, seed: int) -> dict[int, li
         Novel dataset id -> image ids in the order in which they were drawn; no image serves two classes.
 
     Raises:
-        ValueError: a pool has fewer than `shots` images that no class before it took.
+        UserError: a pool has fewer than `shots` images that no class before it took.
     """
     _check_shots(shots)
     stream = random.Random(seed)
@@ -119,9 +138,7 @@ def pop_draw(pools: dict[int, list[str]], shots: int, seed: int) -> dict[int, li
     for k in sorted(pools):
         left = len(set(pools[k]) - taken)
         if left < shots:
-            raise ValueError(
-                f"class id {k} has {left} support images left, {shots} are needed; lower shots or min_pixels"
-            )
+            raise UserError(f"class id {k} has {left} support images left, {shots} are needed; lower shots or min_pixels")
         drawn[k] = []
         while len(drawn[k]) < shots:
             pick = stream.choice(pools[k])
@@ -133,7 +150,7 @@ def pop_draw(pools: dict[int, list[str]], shots: int, seed: int) -> dict[int, li
 
 def _check_shots(shots: int) -> None:
     if shots < 1:
-        raise ValueError(f"shots = {shots}; expected at least 1 support image per novel class")
+        raise UserError(f"shots = {shots}; expected at least 1 support image per novel class")
 
 
 def reserved(sample_id: str, share: float) -> bool:
@@ -162,8 +179,14 @@ def query_ids(dataset: Dataset, support: dict[int, list[str]]) -> list[str]:
     return [sample_id for sample_id in dataset.val if sample_id not in used]
 
 
-def support_label(mask: np.ndarray, fold: Fold, target: int, *, base_in_support: Literal["background", "kept"] = "background",
-                  other_novel: Literal["background", "kept"] = "kept") -> np.ndarray:  # fmt: skip
+def support_label(
+    mask: np.ndarray,
+    fold: Fold,
+    target: int,
+    *,
+    base_in_support: Literal["background", "kept"] = "background",
+    other_novel: Literal["background", "kept"] = "kept",
+) -> np.ndarray:
     """Class indices uint8 (H, W) of a support image's annotation.
 
     Args:

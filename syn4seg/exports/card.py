@@ -11,8 +11,14 @@ import yaml
 from syn4seg.exports.about import About
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**12, "n>1M"))
-TITLES = {"prompts_by": "prompts by", "generator": "image model", "generator_revision": "its revision", "segmenter": "segmenter",
-          "refiner": "boundary refinement", "config_digest": "configuration"}  # fmt: skip
+TITLES = {
+    "prompts_by": "prompts by",
+    "generator": "image model",
+    "generator_revision": "its revision",
+    "segmenter": "segmenter",
+    "refiner": "boundary refinement",
+    "config_digest": "configuration",
+}
 
 
 def card(about: About, counts: Counter) -> str:
@@ -24,26 +30,48 @@ def card(about: About, counts: Counter) -> str:
     splits = sorted({split for split, _ in counts})
     open_licence = all(licence.startswith("Apache-2.0") for licence in about.licences.values())
     head = {
-        "pretty_name": about.name, "license": "apache-2.0" if open_licence else "other",
-        "task_categories": ["image-segmentation"], "tags": ["synthetic", "few-shot-segmentation"],
+        "pretty_name": about.name,
+        "license": "apache-2.0" if open_licence else "other",
+        "task_categories": ["image-segmentation"],
+        "tags": ["synthetic", "few-shot-segmentation"],
         "size_categories": [next(name for limit, name in SIZES if counts.total() < limit)],
-        "configs": [{"config_name": "default",
-                     "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]}],
-    }  # fmt: skip
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]}
+        ],
+    }
     made = [(TITLES[key], about.common[key]) for key in TITLES if about.common[key]]
     made += [(key.replace("_", " "), value) for key, value in about.common.items() if key.endswith("fingerprint")]
-    return "\n".join([
-        "---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(), "---", "",
-        f"# {_plain(about.name)}", "",
-        "Synthetic images with segmentation labels, made and exported by Syn4Seg on Ray. Nobody has drawn or checked these labels: "
-        "`label` holds class indices, 0 for background and 255 for unlabeled pixels, which are to be ignored.", "",
-        "## Samples", "", *_table(("split", "class", "samples"), ((*key, n) for key, n in sorted(counts.items()))), "",
-        "## Classes", "", *_table(("label value", "class"), enumerate(about.classes)), "",
-        "## Lineage", "",
-        "Every row has prompt, noise seed, reason, model, revision and the fingerprint of each stage; `audit` is JSON.", "",
-        *_table(("what", "value"), made), "",
-        "## Licences of the models that made it", "", *_table(("model", "licence"), about.licences.items()), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
+            "---",
+            "",
+            f"# {_plain(about.name)}",
+            "",
+            "Synthetic images with segmentation labels, made and exported by Syn4Seg on Ray. Nobody has drawn or checked these labels: "
+            "`label` holds class indices, 0 for background and 255 for unlabeled pixels, which are to be ignored.",
+            "",
+            "## Samples",
+            "",
+            *_table(("split", "class", "samples"), ((*key, n) for key, n in sorted(counts.items()))),
+            "",
+            "## Classes",
+            "",
+            *_table(("label value", "class"), enumerate(about.classes)),
+            "",
+            "## Lineage",
+            "",
+            "Every row has prompt, noise seed, reason, model, revision and the fingerprint of each stage; `audit` is JSON.",
+            "",
+            *_table(("what", "value"), made),
+            "",
+            "## Licences of the models that made it",
+            "",
+            *_table(("model", "licence"), about.licences.items()),
+            "",
+        ]
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

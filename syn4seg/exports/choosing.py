@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.config import Config
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
 from syn4seg.exports.lineage import row_of, shared, verdict
-from syn4seg.files import pixel_digest
 from syn4seg.report.reading import Shown, exact_names, pages, records_of
-from syn4seg.rundir import table_digest
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.plan import planned
+from syn4seg.store.files import pixel_digest
+from syn4seg.store.rundir import table_digest
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from syn4seg.rundir import RunDir
+    from syn4seg.store.rundir import RunDir
 
 PART = 32
 """Samples that are in memory at a time."""
@@ -87,29 +88,29 @@ class Chosen:
         finished, planned: samples of the draw (of the chosen classes), whatever became of them.
 
     Raises:
-        ValueError: there is no such draw, class or sample, or the data set, which knows the class names, is not there.
+        UserError: there is no such draw, class or sample, or the data set, which knows the class names, is not there.
     """
 
     def __init__(self, run: RunDir, config: Config, choice: Choice):
         if choice.only not in ONLY:
-            raise ValueError(f"--only {choice.only}: expected {' or '.join(ONLY)}")
+            raise UserError(f"--only {choice.only}: expected {' or '.join(ONLY)}")
         self.run, self.choice = run, choice
         self.names, self.common = exact_names(run, config), shared(run, config)
         records, plan = _of_draw(run, choice.draw), planned(run)
         self._check_names(records)
         if choice.classes:
             records = records.filter(pc.is_in(records["class"], pa.array(self._known(choice.classes, plan))))
-            plan = plan.filter(
-                pc.is_in(plan["class_id"], pa.array([self.names.index(c) for c in choice.classes], pa.int32()))
-            )
+            plan = plan.filter(pc.is_in(plan["class_id"], pa.array([self.names.index(c) for c in choice.classes], pa.int32())))
         self.finished, self.planned = len(records), len(plan)
         self.reasons = Counter(verdict(reason) for reason in records["reason"].to_pylist())
         if choice.only == "accepted":
             records = records.filter(pc.equal(records["reason"], ""))
         if not self.reasons["accepted"] + (self.reasons["rejected"] if choice.only == "all" else 0):
-            raise ValueError(f"{run.root}: draw {choice.draw} has no sample to export ({_told(self.reasons)}); "
-                             + ("use --only all for the rejected ones, or " if self.reasons["rejected"] else "")
-                             + "let the run go on, or choose other --classes")  # fmt: skip
+            raise UserError(
+                f"{run.root}: draw {choice.draw} has no sample to export ({_told(self.reasons)}); "
+                + ("use --only all for the rejected ones, or " if self.reasons["rejected"] else "")
+                + "let the run go on, or choose other --classes"
+            )
         order = [("split", "ascending"), ("batch", "ascending"), ("sample_id", "ascending")]
         self.records = records.append_column("split", self._splits(records)).sort_by(order)
 
@@ -161,24 +162,24 @@ class Chosen:
         novel = [self.names[index] for index in sorted(set(plan["class_id"].to_pylist()))]
         for name in classes:
             if name not in novel:
-                raise ValueError(
-                    f"--classes {name}: not a novel class of this run; expected some of {', '.join(novel)}"
-                )
+                raise UserError(f"--classes {name}: not a novel class of this run; expected some of {', '.join(novel)}")
         return list(classes)
 
     def _check_names(self, records: pa.Table) -> None:
         for pair in records.group_by(["class", "class_id"]).aggregate([]).to_pylist():
             index, name = pair["class_id"], pair["class"]
             if not 0 < index < len(self.names) or self.names[index] != name:
-                raise ValueError(f"{self.run.root}: its records call class {index} {name!r}, which the data set does not; "
-                                 "put the data set back that the run was made with (data.root, data.fold)")  # fmt: skip
+                raise UserError(
+                    f"{self.run.root}: its records call class {index} {name!r}, which the data set does not; "
+                    "put the data set back that the run was made with (data.root, data.fold)"
+                )
 
 
 def _of_draw(run: RunDir, draw: int) -> pa.Table:
     there = [d.number for d in run.draws()]
     if draw not in there:
         known = ", ".join(map(str, there)) or "none yet; run `syn4seg refine` first"
-        raise ValueError(f"--draw {draw}: {run.root} has no such support draw; it has: {known}")
+        raise UserError(f"--draw {draw}: {run.root} has no such support draw; it has: {known}")
     return records_of(run, draw)
 
 

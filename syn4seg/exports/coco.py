@@ -20,9 +20,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from syn4seg.exports.about import About, Parts, palette
-from syn4seg.files import each, encode_image, stating
 from syn4seg.labeling.components import Components, components
 from syn4seg.schema import BACKGROUND, UNLABELED
+from syn4seg.store.files import each, encode_image, stating
 
 if TYPE_CHECKING:
     from syn4seg.exports.choosing import Item
@@ -62,8 +62,10 @@ class _Found:
         ]
         self.pixels = np.where(found.map > 0, found.map + 1, (label == BACKGROUND).astype(np.int32))
         ground = np.argwhere(label == BACKGROUND)
-        self.segments = [{key: one[key] for key in ("category_id", "area", "bbox", "iscrowd")} | {"id": i + 2}
-                         for i, one in enumerate(self.instances)]  # fmt: skip
+        self.segments = [
+            {key: one[key] for key in ("category_id", "area", "bbox", "iscrowd")} | {"id": i + 2}
+            for i, one in enumerate(self.instances)
+        ]
         if len(ground):
             (top, left), (bottom, right) = ground.min(0), ground.max(0) + 1
             box = _box([left, top, right, bottom])
@@ -107,23 +109,21 @@ def _box(box: Any) -> list[int]:
 
 def _image(item: Item, number: int) -> dict[str, Any]:
     height, width = item.label.shape
-    return {
-        "id": number,
-        "file_name": f"{item.sample_id}.png",
-        "height": height,
-        "width": width,
-        "license": 1,
-        "lineage": item.row,
-    }
+    return {"id": number, "file_name": f"{item.sample_id}.png", "height": height, "width": width, "license": 1, "lineage": item.row}
 
 
 def _head(about: About, things_only: bool) -> dict[str, Any]:
     text = "; ".join(f"{model}: {licence}" for model, licence in about.licences.items())
     colours = palette(len(about.classes)).tolist()
-    categories = [{"id": i, "name": name, "supercategory": "" if i else "background", "isthing": int(i > 0), "color": colours[i]}
-                  for i, name in enumerate(about.classes)]  # fmt: skip
-    return {"info": {"description": f"{about.name}; {TRUTH}; unlabeled is {UNLABELED} in the label and 0 in panoptic PNGs"},
-            "licenses": [{"id": 1, "name": text, "url": ""}], "categories": categories[int(things_only):]}  # fmt: skip
+    categories = [
+        {"id": i, "name": name, "supercategory": "" if i else "background", "isthing": int(i > 0), "color": colours[i]}
+        for i, name in enumerate(about.classes)
+    ]
+    return {
+        "info": {"description": f"{about.name}; {TRUTH}; unlabeled is {UNLABELED} in the label and 0 in panoptic PNGs"},
+        "licenses": [{"id": 1, "name": text, "url": ""}],
+        "categories": categories[int(things_only) :],
+    }
 
 
 class _Lists:

@@ -16,24 +16,37 @@ def export(
     draw: Annotated[int, typer.Option(min=0, help="Support draw whose labels are exported.")] = 0,
     classes: Annotated[str | None, typer.Option(help="Novel classes, a comma between; default all.", show_default=False)] = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="A split per class instead of one.")] = False,
-    shard_mb: Annotated[int | None, typer.Option(min=1, help="Size of a shard of hf, webdataset, parquet; default 256.",
-                        show_default=False)] = None,
+    shard_mb: Annotated[
+        int | None, typer.Option(min=1, help="Size of a shard of hf, webdataset, parquet; default 256.", show_default=False)
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set; default the run's.", show_default=False)] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the samples of a run as another tool's data set, with the lineage of every image."""
-    from syn4seg.config import load
+    from syn4seg.config.loading import load
     from syn4seg.exports.choosing import Choice
     from syn4seg.exports.writing import write
-    from syn4seg.rundir import opened
+    from syn4seg.store.rundir import opened
     from syn4seg.terminal import Terminal
 
     display, run = Terminal(), opened(run_dir)
     wanted = tuple(dict.fromkeys(word.strip() for word in (classes or "").split(",") if word.strip()))
     with display.bar(f"exporting {format}") as progress:
-        counts = write(run, load(run.config), Choice(draw, only, wanted, by_class), to, format, shard_mb=shard_mb, name=name,
-                       note=display.note, warn=lambda line: print(line, file=sys.stderr), progress=progress)  # fmt: skip
+        counts = write(
+            run,
+            load(run.config),
+            Choice(draw, only, wanted, by_class),
+            to,
+            format,
+            shard_mb=shard_mb,
+            name=name,
+            note=display.note,
+            warn=lambda line: print(line, file=sys.stderr),
+            progress=progress,
+        )
     display.note(f"{to}: {', '.join(f'{n} {verdict}' for verdict, n in sorted(counts.items()))}")
     if counts["damaged"]:
-        print(f"{counts['damaged']} damaged samples are not in the export; `syn4seg verify {run_dir}` names the files",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"{counts['damaged']} damaged samples are not in the export; `syn4seg verify {run_dir}` names the files",
+            file=sys.stderr,
+        )
         raise typer.Exit(1)

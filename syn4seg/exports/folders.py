@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.exports.about import About, Parts, palette
-from syn4seg.files import each, encode_image
+from syn4seg.store.files import each, encode_image
 
 if TYPE_CHECKING:
     from syn4seg.exports.choosing import Item
@@ -70,10 +70,5 @@ def mmseg(parts: Parts, target: Target, about: About) -> None:
         splits.append(split)
         for _, items in some:
             each(one, items)
-    facts = {
-        "name": about.name,
-        "classes": about.classes,
-        "palette": palette(len(about.classes)).tolist(),
-        "splits": splits,
-    }
+    facts = {"name": about.name, "classes": about.classes, "palette": palette(len(about.classes)).tolist(), "splits": splits}
     target.write("dataset.py", _MMSEG.format(**facts).encode())

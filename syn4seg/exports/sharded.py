@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from syn4seg.exports.about import About, Parts
 from syn4seg.exports.card import card
 from syn4seg.exports.lineage import LINEAGE
-from syn4seg.files import each, encode_image
+from syn4seg.store.files import each, encode_image
 
 if TYPE_CHECKING:
     from syn4seg.exports.choosing import Item
@@ -102,7 +102,13 @@ def _tables(parts: Parts, target: Target, about: About, schema: pa.Schema, cell:
         with target.published(f"data/{name}.parquet") as partial, pq.ParquetWriter(partial, schema) as writer:
             while some := list(itertools.islice(samples, GROUP)):
                 counts.update((s.row["split"], s.row["class"]) for s in some)
-                rows = [s.row | {"image": cell(s.image, f"{s.row['sample_id']}.png"),
-                                 "label": cell(s.label, f"{s.row['sample_id']}.label.png")} for s in some]  # fmt: skip
+                rows = [
+                    s.row
+                    | {
+                        "image": cell(s.image, f"{s.row['sample_id']}.png"),
+                        "label": cell(s.label, f"{s.row['sample_id']}.label.png"),
+                    }
+                    for s in some
+                ]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     return counts

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syn4seg.files import at, exists, listing, published, reach, read_json, remove, write_atomically, write_json
+from syn4seg.errors import UserError
+from syn4seg.store.files import at, exists, listing, published, reach, read_json, remove, write_atomically, write_json
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 DONE, BEGUN = "export.json", "unfinished.json"
 
@@ -28,16 +29,16 @@ class Target:
         run: directory of the run, which an export must not be written into.
 
     Raises:
-        ValueError: it is a file, lies in the run, or its store cannot be reached.
+        UserError: it is a file, lies in the run, or its store cannot be reached.
     """
 
     def __init__(self, place: str, run: AnyPath):
         self.root = at(place)
         reach(self.root)
         if exists(self.root):
-            raise ValueError(f"--to {place}: is a file; give a folder that is empty or not there yet")
+            raise UserError(f"--to {place}: is a file; give a folder that is empty or not there yet")
         if _inside(self.root, run):
-            raise ValueError(f"--to {place}: lies in the run {run}; give a folder outside of it")
+            raise UserError(f"--to {place}: lies in the run {run}; give a folder outside of it")
 
     def begin(self, about: dict[str, Any]) -> dict[str, Any] | None:
         """Makes the place ready; or returns the export.json of the very same export, if that is finished.
@@ -46,7 +47,7 @@ class Target:
             about: what makes the export what it is, as plain JSON values.
 
         Raises:
-            ValueError: something else is there.
+            UserError: something else is there.
             StoreError: it cannot be written to.
         """
         there = listing(self.root)
@@ -62,9 +63,7 @@ class Target:
                 for path in self.root.rglob(".*.partial"):
                     remove(path)
         elif there:
-            raise ValueError(
-                f"--to {self.root}: holds {len(there)} files and is no export ({min(there)}); choose another folder"
-            )
+            raise UserError(f"--to {self.root}: holds {len(there)} files and is no export ({min(there)}); choose another folder")
         write_json(self.root / BEGUN, about)
         return None
 
@@ -73,8 +72,10 @@ class Target:
         keys = [key for key in new if old.get(key) != new[key]]
         if keys:
             told = ", ".join(f"{key} {old.get(key)!r} instead of {new[key]!r}" for key in keys if key != "samples")
-            raise ValueError(f"--to {self.root}: holds another export ({told or 'other samples, or another state of the run'}); "
-                             "choose another folder")  # fmt: skip
+            raise UserError(
+                f"--to {self.root}: holds another export ({told or 'other samples, or another state of the run'}); "
+                "choose another folder"
+            )
 
     def write(self, name: str, data: bytes) -> None:
         """Writes one file, in one step.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from syn4seg.errors import UserError
 from syn4seg.labeling.components import Components, components
 from syn4seg.labeling.prototypes import normalised, pool
 from syn4seg.schema import BACKGROUND, UNLABELED
@@ -79,9 +80,7 @@ def filter_regions(
         ValueError: the target has no prototype, or sizes differ.
     """
     if target not in prototypes:
-        raise ValueError(
-            f"prototypes has classes {sorted(prototypes)} but not target {target}; add its global prototype"
-        )
+        raise ValueError(f"prototypes has classes {sorted(prototypes)} but not target {target}; add its global prototype")
     if confidence is not None and confidence.shape != draft.shape:
         raise ValueError(f"confidence has shape {confidence.shape}; expected the draft's, {draft.shape}")
     found = components(draft)
@@ -116,9 +115,7 @@ def _similarities(found: Components, features: np.ndarray, prototypes: Mapping[i
     return similarity
 
 
-def _unsure(
-    draft: np.ndarray, confidence: np.ndarray, exempt: Sequence[int], tau_base: float, tau_background: float
-) -> np.ndarray:
+def _unsure(draft: np.ndarray, confidence: np.ndarray, exempt: Sequence[int], tau_base: float, tau_background: float) -> np.ndarray:
     """Pixels bool (H, W) whose confidence is below what their class in the draft asks for."""
     least = np.full(256, tau_base, np.float32)
     least[[*exempt, UNLABELED]] = -np.inf
@@ -128,9 +125,7 @@ def _unsure(
 
 def _records(found: Components, similarity: np.ndarray, why: np.ndarray) -> list[Region]:
     boxes = found.box.astype(int).tolist()
-    columns = zip(
-        found.class_index.tolist(), found.area.tolist(), boxes, similarity.tolist(), why.tolist(), strict=True
-    )
+    columns = zip(found.class_index.tolist(), found.area.tolist(), boxes, similarity.tolist(), why.tolist(), strict=True)
     return [Region(k, area, tuple(box), s, reason == "", reason) for k, area, box, s, reason in columns]
 
 
@@ -165,7 +160,7 @@ def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.nda
         sums = [_parts(features[only], masks[only] == class_index)] if len(shots) == 1 else [sums[only]]
         groups = np.arange(len(sums[0]))
     if len(set(groups.tolist())) < 2:
-        raise ValueError(
+        raise UserError(
             f"class index {class_index} has {len(groups)} support regions and none can be held out; expected two or "
             "more, or one that can be cut: give lambda_keep a number, or draw another support set"
         )
@@ -174,9 +169,7 @@ def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.nda
     return np.einsum("rd,rd->r", normalised(regions), normalised(rest))
 
 
-def support_threshold(
-    features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int, quantile: float
-) -> float:
+def support_threshold(features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int, quantile: float) -> float:
     """The lambda_keep of `{support_quantile: q}`: the q-quantile of `held_out_similarities`.
 
     Raises:

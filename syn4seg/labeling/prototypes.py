@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND
 
 
@@ -134,10 +135,7 @@ def region_map(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------------- prototypes
 def support_prototypes(
-    features: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    classes: Sequence[int],
-    names: Sequence[str] | None = None,
+    features: Sequence[np.ndarray], masks: Sequence[np.ndarray], classes: Sequence[int], names: Sequence[str] | None = None
 ) -> np.ndarray:
     """Global prototypes: mu_k over all pixels of all support images, raw features, then normalised (APF in method.md).
 
@@ -158,7 +156,7 @@ def support_prototypes(
     for row, index in enumerate(classes):
         if not any((mask == index).any() for mask in masks):
             named = f" ({names[row]})" if names is not None else ""
-            raise ValueError(
+            raise UserError(
                 f"class index {index}{named} has no pixel in the {len(masks)} support masks given; expected one at "
                 "least: draw another support set, or check the label map of its images"
             )
@@ -187,13 +185,11 @@ def background_prototype(
     if base_predictions is not None:
         agreed = [both & (base == BACKGROUND) for both, base in zip(agreed, base_predictions, strict=True)]
     if not any(mask.any() for mask in agreed):
-        raise ValueError(
+        raise UserError(
             f"no background pixel in {len(masks)} support masks that the base predictions call background too; "
             "relabeling needs one: add support images, or pass base_predictions=None"
         )
-    return normalised(
-        np.sum([pool(f, a.astype(np.int32), 1)[0] for f, a in zip(features, agreed, strict=True)], axis=0)
-    )
+    return normalised(np.sum([pool(f, a.astype(np.int32), 1)[0] for f, a in zip(features, agreed, strict=True)], axis=0))
 
 
 def local_prototypes(features: np.ndarray, label: np.ndarray, classes: Sequence[int]) -> dict[int, np.ndarray]:
@@ -219,6 +215,4 @@ def cell_size(shape: tuple[int, int], grid: tuple[int, int]) -> int:
 
 def _check_paired(features: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
     if not features or len(features) != len(masks):
-        raise ValueError(
-            f"{len(features)} feature maps and {len(masks)} support masks; expected one mask per feature map"
-        )
+        raise ValueError(f"{len(features)} feature maps and {len(masks)} support masks; expected one mask per feature map")

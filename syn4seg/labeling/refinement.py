@@ -65,13 +65,7 @@ def boundary_band(label: np.ndarray, width: int) -> np.ndarray:
 
 
 def refine_boundary(
-    label: np.ndarray,
-    found: Components,
-    sam_masks: np.ndarray,
-    sam_ious: np.ndarray,
-    *,
-    band_width: int,
-    min_agreement: float,
+    label: np.ndarray, found: Components, sam_masks: np.ndarray, sam_ious: np.ndarray, *, band_width: int, min_agreement: float
 ) -> Refined:
     """Redraws the boundaries of a label with one SAM mask per component (method.md section 4).
 

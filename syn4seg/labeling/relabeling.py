@@ -78,9 +78,7 @@ def relabel(
     candidates = sorted({BACKGROUND, target, *values_in(kept)} - {UNLABELED})
     missing = [k for k in candidates if k not in prototypes]
     if missing:
-        raise ValueError(
-            f"prototypes lacks {missing}; relabeling needs background (0), the target ({target}) and every kept class"
-        )
+        raise ValueError(f"prototypes lacks {missing}; relabeling needs background (0), the target ({target}) and every kept class")
     if tau <= 0:
         raise ValueError(f"tau is {tau}; expected a temperature above 0, e.g. 0.1")
     local = local_prototypes(features, _evidence(kept, features.shape[1:]), candidates)

@@ -68,8 +68,10 @@ def label_map(value: Any, what: str, shape: tuple[int, ...] | None = None) -> np
     if shape is not None and array.shape != shape:
         raise ValueError(f"{what} has shape {array.shape}; expected {shape}, as large as the label map beside it")
     if array.dtype.kind == "f":
-        raise ValueError(f"{what} has dtype {array.dtype}; expected class indices as whole numbers (uint8, or any integer type): "
-                         "take the argmax of scores, or convert with .astype('uint8') or .to(torch.uint8)")  # fmt: skip
+        raise ValueError(
+            f"{what} has dtype {array.dtype}; expected class indices as whole numbers (uint8, or any integer type): "
+            "take the argmax of scores, or convert with .astype('uint8') or .to(torch.uint8)"
+        )
     if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"{what} holds {wrong}; expected 0 (background), class indices 1 to 254, or 255 (unlabeled)")
@@ -95,8 +97,10 @@ def real(value: Any, what: str, shape: tuple[int | str, ...]) -> np.ndarray:
     with np.errstate(over="ignore"):
         bad = np.count_nonzero(~np.isfinite(array.astype(np.float32)))
     if bad:
-        raise ValueError(f"{what}: {bad} of {array.size} numbers are nan or infinite; expected finite ones: look at what made them "
-                         "(half precision overflows above 65504)")  # fmt: skip
+        raise ValueError(
+            f"{what}: {bad} of {array.size} numbers are nan or infinite; expected finite ones: look at what made them "
+            "(half precision overflows above 65504)"
+        )
     return array
 
 
@@ -129,9 +133,7 @@ def number(value: Any, what: str, low: float, high: float = np.inf, *, above: bo
     except (TypeError, ValueError, RuntimeError):
         found = np.nan
     if not (low < found if above else low <= found) or not found <= high:
-        bound = f"a number {'above' if above else 'from'} {low:g}" + (
-            f" to {high:g}" if high < np.inf else "" if above else " on"
-        )
+        bound = f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < np.inf else "" if above else " on")
         raise ValueError(f"{what} is {value!r}; expected {bound}")
     return found
 

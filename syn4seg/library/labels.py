@@ -17,9 +17,19 @@ if TYPE_CHECKING:
     from syn4seg.library.arrays import Array
 
 
-def filter_regions(draft: Array, features: Array, prototypes: Mapping[int, Array], *, target: int, novel: Collection[int] = (),
-                   lambda_keep: float = 0.5, min_region: int = 12, confidence: Array | None = None, tau_base: float = 0.6,
-                   tau_background: float = 0.0) -> filtering.Filtered:  # fmt: skip
+def filter_regions(
+    draft: Array,
+    features: Array,
+    prototypes: Mapping[int, Array],
+    *,
+    target: int,
+    novel: Collection[int] = (),
+    lambda_keep: float = 0.5,
+    min_region: int = 12,
+    confidence: Array | None = None,
+    tau_base: float = 0.6,
+    tau_background: float = 0.0,
+) -> filtering.Filtered:
     """APF: keeps the regions of a draft that look like the support set, and frees the others.
 
     Args:
@@ -44,17 +54,33 @@ def filter_regions(draft: Array, features: Array, prototypes: Mapping[int, Array
     label, maps = label_map(draft, "draft"), real(features, "features", ("D", "h", "w"))
     sure = None if confidence is None else real(confidence, "confidence", label.shape)
     done = filtering.filter_regions(
-        label, maps, _prototypes(prototypes, len(maps)), target=class_index(target, "target"),
-        novel=[class_index(k, "novel") for k in novel], lambda_keep=number(lambda_keep, "lambda_keep", -1, 1),
-        min_region=round(number(min_region, "min_region", 0)), confidence=sure, tau_base=number(tau_base, "tau_base", 0, 1),
+        label,
+        maps,
+        _prototypes(prototypes, len(maps)),
+        target=class_index(target, "target"),
+        novel=[class_index(k, "novel") for k in novel],
+        lambda_keep=number(lambda_keep, "lambda_keep", -1, 1),
+        min_region=round(number(min_region, "min_region", 0)),
+        confidence=sure,
+        tau_base=number(tau_base, "tau_base", 0, 1),
         tau_background=number(tau_background, "tau_background", 0, 1),
-    )  # fmt: skip
+    )
     return dataclasses.replace(done, kept=alike(done.kept, draft))
 
 
-def relabel(kept: Array, features: Array, *, target: int, prototypes: Mapping[int, Array], beta: float = 0.5, tau: float = 0.1,
-            theta: float = 0.6, lambda_keep: float = 0.5, min_target: float = 0.005,
-            max_target: float = 0.95) -> relabeling.Relabeled:  # fmt: skip
+def relabel(
+    kept: Array,
+    features: Array,
+    *,
+    target: int,
+    prototypes: Mapping[int, Array],
+    beta: float = 0.5,
+    tau: float = 0.1,
+    theta: float = 0.6,
+    lambda_keep: float = 0.5,
+    min_target: float = 0.005,
+    max_target: float = 0.95,
+) -> relabeling.Relabeled:
     """APR: free pixels take the class whose adaptive prototype they resemble most, where one is clear; kept pixels stay.
 
     Args:
@@ -81,20 +107,35 @@ def relabel(kept: Array, features: Array, *, target: int, prototypes: Mapping[in
     for index, vector in known.items():
         length = float(np.linalg.norm(vector))
         if abs(length - 1) > 1e-3:
-            raise ValueError(f"prototypes[{index}] has length {length:.4g}; expected 1: divide it by its norm, or make it with "
-                             "syn4seg.labeling.prototypes.support_prototypes")  # fmt: skip
+            raise ValueError(
+                f"prototypes[{index}] has length {length:.4g}; expected 1: divide it by its norm, or make it with "
+                "syn4seg.labeling.prototypes.support_prototypes"
+            )
     done = relabeling.relabel(
-        label, maps, target=class_index(target, "target"), prototypes=known, beta=number(beta, "beta", 0, 1),
-        tau=number(tau, "tau", 0, above=True), theta=number(theta, "theta", 0, 1),
-        lambda_keep=number(lambda_keep, "lambda_keep", -1, 1), min_target=number(min_target, "min_target", 0, 1),
+        label,
+        maps,
+        target=class_index(target, "target"),
+        prototypes=known,
+        beta=number(beta, "beta", 0, 1),
+        tau=number(tau, "tau", 0, above=True),
+        theta=number(theta, "theta", 0, 1),
+        lambda_keep=number(lambda_keep, "lambda_keep", -1, 1),
+        min_target=number(min_target, "min_target", 0, 1),
         max_target=number(max_target, "max_target", 0, 1),
-    )  # fmt: skip
+    )
     local = {index: alike(vector, kept) for index, vector in done.local.items()}
     return dataclasses.replace(done, label=alike(done.label, kept), local=local)
 
 
-def refine_boundary(label: Array, masks: Array | Callable[[Array], tuple[Array, Array]], ious: Array | None = None, *,
-                    band_width: int = 3, min_agreement: float = 0.5, margin: int = 1) -> refinement.Refined:  # fmt: skip
+def refine_boundary(
+    label: Array,
+    masks: Array | Callable[[Array], tuple[Array, Array]],
+    ious: Array | None = None,
+    *,
+    band_width: int = 3,
+    min_agreement: float = 0.5,
+    margin: int = 1,
+) -> refinement.Refined:
     """SABR: SAM redraws the outline of every component of a label, inside a band only; all else is locked.
 
     Args:
@@ -118,26 +159,26 @@ def refine_boundary(label: Array, masks: Array | Callable[[Array], tuple[Array, 
     found = components(before)
     if callable(masks):
         hints = refinement.hint_boxes(found, number(margin, "margin", 0), before.shape)
-        masks, ious = (
-            masks(alike(hints, label)) if len(hints) else (np.empty((0, *before.shape), bool), np.empty(0, np.float32))
-        )
+        masks, ious = masks(alike(hints, label)) if len(hints) else (np.empty((0, *before.shape), bool), np.empty(0, np.float32))
     count = len(found.area)
     stack = mask_stack(masks, "masks", count, before.shape)
     if count and ious is None:
-        raise ValueError(
-            "ious is missing; expected SAM's predicted IoU of every mask, or equal numbers if there is none"
-        )
+        raise ValueError("ious is missing; expected SAM's predicted IoU of every mask, or equal numbers if there is none")
     predicted = real(ious, "ious", (count,)) if count else np.empty(0, np.float32)
-    done = refinement.refine_boundary(before, found, stack, predicted, band_width=round(number(band_width, "band_width", 0)),
-                                      min_agreement=number(min_agreement, "min_agreement", 0, 1))  # fmt: skip
+    done = refinement.refine_boundary(
+        before,
+        found,
+        stack,
+        predicted,
+        band_width=round(number(band_width, "band_width", 0)),
+        min_agreement=number(min_agreement, "min_agreement", 0, 1),
+    )
     arrays = {name: alike(getattr(done, name), label) for name in ("label", "accepted", "agreement")}
     return dataclasses.replace(done, **arrays)
 
 
 def _prototypes(given: Mapping[int, Array], depth: int) -> dict[int, np.ndarray]:
     if not isinstance(given, Mapping):
-        raise ValueError(
-            f"prototypes is a {type(given).__name__}; expected class index -> vector, e.g. dict(enumerate(rows))"
-        )
+        raise ValueError(f"prototypes is a {type(given).__name__}; expected class index -> vector, e.g. dict(enumerate(rows))")
     indices = [BACKGROUND if k == BACKGROUND else class_index(k, "a key of prototypes") for k in given]
     return {k: real(v, f"prototypes[{k}]", (depth,)) for k, v in zip(indices, given.values(), strict=True)}

@@ -30,8 +30,7 @@ class PromptBank:
     Source: HDIG in docs/method.md; decides as `syn4seg.prompts.bank.build_bank`.
     """
 
-    def __init__(self, lambda_prompt: float = 0.97, *, class_name: str = "",
-                 encoder: Callable[[list[str]], Array] | None = None):  # fmt: skip
+    def __init__(self, lambda_prompt: float = 0.97, *, class_name: str = "", encoder: Callable[[list[str]], Array] | None = None):
         number(lambda_prompt, "lambda_prompt", -1, 1, above=True)
         self.lambda_prompt, self.class_name, self.encoder = lambda_prompt, class_name, encoder
         self.accepted: list[Candidate] = []
@@ -50,8 +49,9 @@ class PromptBank:
         """Their embeddings float32 (K, E), of length 1."""
         return alike(np.stack(self._vectors) if self._vectors else np.empty((0, 0), np.float32), self._kind)
 
-    def offer(self, prompts: str | Sequence[str], embeddings: Array | None = None, *, batch: int = 1024,
-              progress: Progress = False) -> list[Candidate]:  # fmt: skip
+    def offer(
+        self, prompts: str | Sequence[str], embeddings: Array | None = None, *, batch: int = 1024, progress: Progress = False
+    ) -> list[Candidate]:
         """Decides about prompts in their order; returns one candidate each, accepted where `why` is empty.
 
         Args:
@@ -66,9 +66,7 @@ class PromptBank:
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise ValueError(f"prompts holds {wrong[0]!r}; expected texts")
         if embeddings is None and self.encoder is None:
-            raise ValueError(
-                "embeddings is missing and the bank has no encoder; give one of them: PromptBank(encoder=...)"
-            )
+            raise ValueError("embeddings is missing and the bank has no encoder; give one of them: PromptBank(encoder=...)")
         rows = None if embeddings is None else _rows(embeddings, texts, self._vectors)
         batch, found = round(number(batch, "batch", 1)), []
         with reporting(progress, "prompts") as report:

@@ -41,8 +41,14 @@ class Scores:
     confusion: Array
 
 
-def evaluate(labels: Iterable[Any], predictions: Iterable[Any] | None = None, *, base: Iterable[int], novel: Iterable[int],
-             progress: Progress = False) -> Scores:  # fmt: skip
+def evaluate(
+    labels: Iterable[Any],
+    predictions: Iterable[Any] | None = None,
+    *,
+    base: Iterable[int],
+    novel: Iterable[int],
+    progress: Progress = False,
+) -> Scores:
     """Scores predictions: one confusion matrix over all pixels of all images, and every figure of a GFSS table from it.
 
     Args:
@@ -64,9 +70,7 @@ def evaluate(labels: Iterable[Any], predictions: Iterable[Any] | None = None, *,
     groups = {"base": _indices(base, "base"), "novel": _indices(novel, "novel")}
     classes = [BACKGROUND, *groups["base"], *groups["novel"]]
     if len(set(classes)) < len(classes) or len(classes) == 1:
-        raise ValueError(
-            f"base is {groups['base']} and novel {groups['novel']}; expected different classes, at least one"
-        )
+        raise ValueError(f"base is {groups['base']} and novel {groups['novel']}; expected different classes, at least one")
     table = np.full(256, -1, np.int16)
     table[[*classes, UNLABELED]] = [*range(len(classes)), UNLABELED]
     matrix, kind, count, total = np.zeros((len(classes),) * 2, np.int64), None, 0, _length(labels)
@@ -74,10 +78,7 @@ def evaluate(labels: Iterable[Any], predictions: Iterable[Any] | None = None, *,
         for count, (label, prediction) in enumerate(_pairs(labels, predictions), 1):
             truth = label_map(label, f"labels[{count - 1}]")
             guess = label_map(prediction, f"predictions[{count - 1}]", truth.shape)
-            known = [
-                _known(table, array, f"{name}[{count - 1}]")
-                for name, array in (("labels", truth), ("predictions", guess))
-            ]
+            known = [_known(table, array, f"{name}[{count - 1}]") for name, array in (("labels", truth), ("predictions", guess))]
             matrix += evaluation.confusion(known[1], known[0], len(classes))
             kind = label if kind is None else kind
             report(count, total)
@@ -98,8 +99,10 @@ def _known(table: np.ndarray, label: np.ndarray, what: str) -> np.ndarray:
     """Rows of the confusion matrix uint8 (H, W) for a label map."""
     rows = table[label]
     if (rows < 0).any():
-        raise ValueError(f"{what} holds {label[rows < 0][0]}, which is neither background nor in base or novel; add it there, or "
-                         "set its pixels to 255 to leave them out")  # fmt: skip
+        raise ValueError(
+            f"{what} holds {label[rows < 0][0]}, which is neither background nor in base or novel; add it there, or "
+            "set its pixels to 255 to leave them out"
+        )
     return rows.astype(np.uint8)
 
 
@@ -122,7 +125,5 @@ def _pairs(labels: Iterable[Any], predictions: Iterable[Any] | None) -> Iterator
     both = ([maps] if getattr(maps, "ndim", 3) == 2 else maps for maps in (labels, predictions))
     for label, prediction in itertools.zip_longest(*both, fillvalue=ended):
         if label is ended or prediction is ended:
-            raise ValueError(
-                f"{'labels' if label is ended else 'predictions'} ended first; expected one prediction per label map"
-            )
+            raise ValueError(f"{'labels' if label is ended else 'predictions'} ended first; expected one prediction per label map")
         yield label, prediction

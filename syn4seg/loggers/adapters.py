@@ -86,8 +86,11 @@ class MLflow:
 
     def write(self, points: list[Point]) -> None:
         """One metric per number."""
-        made = [self.mlflow.entities.Metric(tag, value, round(1000 * found.time), found.step)
-                for found in points for tag, value in found.values.items()]  # fmt: skip
+        made = [
+            self.mlflow.entities.Metric(tag, value, round(1000 * found.time), found.step)
+            for found in points
+            for tag, value in found.values.items()
+        ]
         for start in range(0, len(made), self.CHUNK):
             self.client.log_batch(self.run, metrics=made[start : start + self.CHUNK])
 
@@ -96,9 +99,18 @@ class MLflow:
         self.client.set_terminated(self.run, {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}[status])
 
 
-PRIVATE = {"console": "off", "disable_git": True, "save_code": False, "x_disable_meta": True, "x_disable_stats": True,
-           "x_disable_machine_info": True, "x_save_requirements": False, "host": "", "quiet": True,
-           "reinit": "create_new"}  # fmt: skip
+PRIVATE = {
+    "console": "off",
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    "host": "",
+    "quiet": True,
+    "reinit": "create_new",
+}
 """What W&B would send of the machine, the code and the terminal, turned off; and a run of our own beside any of the user's."""
 
 
@@ -116,9 +128,14 @@ class WandB:
     def __init__(self, token: str, name: str, params: dict[str, Any], folder: Path | None):
         wandb = importlib.import_module("wandb")
         self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "syn4seg"), id=token, name=name, config=params, resume="allow",
-            dir=os.environ.get("WANDB_DIR") or folder, settings=wandb.Settings(**PRIVATE),
-        )  # fmt: skip
+            project=os.environ.get("WANDB_PROJECT", "syn4seg"),
+            id=token,
+            name=name,
+            config=params,
+            resume="allow",
+            dir=os.environ.get("WANDB_DIR") or folder,
+            settings=wandb.Settings(**PRIVATE),
+        )
 
     def write(self, points: list[Point]) -> None:
         """One row per point."""

@@ -20,20 +20,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syn4seg.config import Config
-from syn4seg.files import exists, is_local, read_bytes, read_json, write_json
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
 from syn4seg.loggers.adapters import Logger, MLflow, Status, TensorBoard, WandB
 from syn4seg.loggers.points import parameters, point
+from syn4seg.store.files import exists, is_local, read_bytes, read_json, write_json
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
-    from syn4seg.rundir import RunDir
+    from syn4seg.store.files import AnyPath
+    from syn4seg.store.rundir import RunDir
 
-PACKAGES = {
-    "tensorboard": ("tensorboardX", "tensorboardX"),
-    "mlflow": ("mlflow", "mlflow-skinny"),
-    "wandb": ("wandb", "wandb"),
-}
+PACKAGES = {"tensorboard": ("tensorboardX", "tensorboardX"), "mlflow": ("mlflow", "mlflow-skinny"), "wandb": ("wandb", "wandb")}
 """Logger -> module and what to install."""
 POLL_SECONDS, STORE_POLL_SECONDS = 2.0, 30.0
 """How often a logger looks for new lines, in a folder and in an object store (which is read whole)."""
@@ -45,13 +42,14 @@ def check_loggers(config: Config) -> None:
     """Refuses a logger whose package is not installed.
 
     Raises:
-        ValueError: with the command that installs it.
+        UserError: with the command that installs it.
     """
     for name in config.logging.to:
         module, package = PACKAGES[name]
         if importlib.util.find_spec(module) is None:
-            raise ValueError(f"logging.to={name}: the package {module} is not installed; pip install {package}, or take {name} out "
-                             "of logging.to")  # fmt: skip
+            raise UserError(
+                f"logging.to={name}: the package {module} is not installed; pip install {package}, or take {name} out of logging.to"
+            )
 
 
 @contextlib.contextmanager
@@ -64,9 +62,7 @@ def following(config: Config, run: RunDir, note: Callable[[str], None]) -> Itera
     followers = []
     for name in config.logging.to:
         if name == "tensorboard" and not is_local(run.root):
-            note(
-                "logging.to=tensorboard: skipped, since the run is in an object store; metrics.jsonl there has the numbers"
-            )
+            note("logging.to=tensorboard: skipped, since the run is in an object store; metrics.jsonl there has the numbers")
         else:
             followers.append(Follower(config, run, name, note))
     status: Status = "stopped"
@@ -120,8 +116,10 @@ class Follower:
                 self.logger.close(self.status)
         except Exception as error:  # noqa: BLE001 - whatever a logger's library raises, the run goes on
             said = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:200]
-            self.note(f"warning: logging.to={self.name} has stopped ({type(error).__name__}: {said}); the run goes on, and "
-                      "metrics.jsonl has everything")  # fmt: skip
+            self.note(
+                f"warning: logging.to={self.name} has stopped ({type(error).__name__}: {said}); the run goes on, and "
+                "metrics.jsonl has everything"
+            )
 
     def _catch_up(self, place: dict[str, Any]) -> None:
         """Tells the lines that are new since `place`, and moves it on."""

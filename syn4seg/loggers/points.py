@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from syn4seg.config import Config
+from syn4seg.config.tree import Config
 
 NAMED_BY = ("stage", "draw", "class_name", "row")
 """Values of a line that say which curve it belongs to."""
@@ -39,9 +39,7 @@ def point(text: str | bytes, line: int) -> Point | None:
         return None
     if not isinstance(found, dict):
         return None
-    prefix = [
-        f"draw{found[key]}" if key == "draw" else str(found[key]) for key in NAMED_BY if found.get(key) is not None
-    ]
+    prefix = [f"draw{found[key]}" if key == "draw" else str(found[key]) for key in NAMED_BY if found.get(key) is not None]
     values = dict(_numbers({k: v for k, v in found.items() if k not in NO_CURVE}, prefix))
     step = next((int(found[key]) for key in STEPS if _finite(found.get(key))), line)
     told = found.get("time")

@@ -43,8 +43,10 @@ class FusedAttention(nn.Module):
         batch, height, width, _ = x.shape
         q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         grid = q.reshape(batch * self.heads, height, width, -1)
-        near = [torch.einsum("bhwc,hkc->bhwk", grid, self.rows.to(q.dtype)),
-                torch.einsum("bhwc,wkc->bhwk", grid, self.columns.to(q.dtype))]  # fmt: skip
+        near = [
+            torch.einsum("bhwc,hkc->bhwk", grid, self.rows.to(q.dtype)),
+            torch.einsum("bhwc,wkc->bhwk", grid, self.columns.to(q.dtype)),
+        ]
         offsets = F.pad(torch.cat(near, -1).reshape(batch, self.heads, height * width, -1), (0, self.missing))
         queries = torch.cat([q * self.scale, offsets], -1)
         keys = torch.cat([k, self.place.to(q.dtype).expand(batch, self.heads, -1, -1)], -1)
@@ -65,6 +67,4 @@ def _by_offset(table: Tensor, side: int) -> Tensor:
 def fuse_attention(encoder: Any) -> None:
     """Replaces every attention of a segment-anything image encoder, in place."""
     for block in encoder.blocks:
-        block.attn = FusedAttention(
-            block.attn, block.window_size or encoder.img_size // encoder.patch_embed.proj.stride[0]
-        )
+        block.attn = FusedAttention(block.attn, block.window_size or encoder.img_size // encoder.patch_embed.proj.stride[0])

@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syn4seg.errors import UserError
 from syn4seg.models import speed as speeds
-from syn4seg.models.generators import PLAIN, Encoded, Made, Speed, quantised
+from syn4seg.models.embeddings import Encoded
 from syn4seg.models.hub import CLASSES, IMAGE, TEXT, located, present, revision
+from syn4seg.models.images import quantised
+from syn4seg.models.protocols import PLAIN, Made, Speed
 from syn4seg.models.step_cache import StepCache
 
 ENCODE_BATCH = 8  # every text batch has this many rows, so that a prompt's embedding does not depend on its neighbours
@@ -31,7 +34,7 @@ class DiffusionTextEncoder:
         """Loads from a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Raises:
-            ValueError: the model is not there, not of this kind, or cannot be read.
+            UserError: the model is not there, not of this kind, or cannot be read.
         """
         self.device = _device(device)
         folder, index = located(model, (*TEXT, "transformer/config.json"))
@@ -49,9 +52,13 @@ class DiffusionTextEncoder:
         for start in range(0, len(distinct), ENCODE_BATCH):
             part = distinct[start : start + ENCODE_BATCH]
             tokens, _, vector, _ = self.pipeline.encode_prompt(
-                prompt=part + part[-1:] * (ENCODE_BATCH - len(part)), prompt_2=None, prompt_3=None, device=self.device,
-                do_classifier_free_guidance=False, max_sequence_length=self.t5_tokens,
-            )  # fmt: skip
+                prompt=part + part[-1:] * (ENCODE_BATCH - len(part)),
+                prompt_2=None,
+                prompt_3=None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.t5_tokens,
+            )
             sequence.append(tokens[: len(part)].float().cpu().numpy())
             pooled.append(vector[: len(part)].float().cpu().numpy())
         at = {text: i for i, text in enumerate(distinct)}
@@ -62,9 +69,7 @@ class DiffusionTextEncoder:
 class DiffusionGenerator:
     """Transformer, VAE and scheduler of a Stable Diffusion 3 pipeline: embeddings to images."""
 
-    def __init__(
-        self, model: str, *, steps: int, guidance: float, size: int, device: str = "auto", speed: Speed = PLAIN
-    ):
+    def __init__(self, model: str, *, steps: int, guidance: float, size: int, device: str = "auto", speed: Speed = PLAIN):
         """Loads from a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Args:
@@ -74,10 +79,10 @@ class DiffusionGenerator:
             speed: see `Speed`; with a step cache an image depends on its batch in no bit, otherwise by rounding.
 
         Raises:
-            ValueError: the model is not there, not of this kind, cannot be read, or cannot make images of that size.
+            UserError: the model is not there, not of this kind, cannot be read, or cannot make images of that size.
         """
         if steps < 1:
-            raise ValueError(f"synthesis.steps is {steps}; expected at least 1 denoising step")
+            raise UserError(f"synthesis.steps is {steps}; expected at least 1 denoising step")
         self.steps, self.guidance, self.size, self.device, self.speed = steps, guidance, size, _device(device), speed
         speeds.check(speed, self.device)
         folder, index = located(model, IMAGE)
@@ -92,14 +97,25 @@ class DiffusionGenerator:
         step = self.pipeline.vae_scale_factor * self.pipeline.patch_size
         largest = step * self.pipeline.transformer.config.pos_embed_max_size
         if self.size % step or not 0 < self.size <= largest:
-            raise ValueError(f"synthesis.size is {self.size}; model {model!r} makes images with sides of {step}, "
-                             f"{2 * step}, {3 * step}... to {largest} pixels")  # fmt: skip
+            raise UserError(
+                f"synthesis.size is {self.size}; model {model!r} makes images with sides of {step}, "
+                f"{2 * step}, {3 * step}... to {largest} pixels"
+            )
 
     def facts(self) -> dict[str, Any]:
         """What makes the images: model, revision, precision, device and every option, as plain JSON values."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return self.source | {"dtype": str(self.dtype).removeprefix("torch."), "device": name, "steps": self.steps,
-                              "guidance": self.guidance, "size": self.size} | vars(self.speed)  # fmt: skip
+        return (
+            self.source
+            | {
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "device": name,
+                "steps": self.steps,
+                "guidance": self.guidance,
+                "size": self.size,
+            }
+            | vars(self.speed)
+        )
 
     def generate(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> tuple[np.ndarray, list[str]]:
         """Images uint8 (N, size, size, 3) and the fault of each; see `make`."""
@@ -114,11 +130,12 @@ class DiffusionGenerator:
         after a fault, `first_fault`, `retried` and, if that helped, `precision`.
 
         Raises:
-            ValueError: the lengths differ.
+            UserError: the lengths differ.
         """
         if not len(prompts) == len(encoded) == len(noise_seeds):
-            raise ValueError(f"{len(prompts)} prompts, {len(encoded)} embeddings and {len(noise_seeds)} noise seeds; "
-                             "expected as many of each")  # fmt: skip
+            raise UserError(
+                f"{len(prompts)} prompts, {len(encoded)} embeddings and {len(noise_seeds)} noise seeds; expected as many of each"
+            )
         latents = self._denoised(encoded, self._noise(noise_seeds), self.speed.step_cache)
         audit: list[dict[str, Any]] = [{} for _ in prompts]
         if self.cache:
@@ -151,9 +168,13 @@ class DiffusionGenerator:
             self.cache.start(len(noise), threshold)
         return self.pipeline(
             **{name: torch.from_numpy(values).to(self.device, noise.dtype) for name, values in embeddings.items()},
-            latents=noise, num_inference_steps=self.steps, guidance_scale=self.guidance, height=self.size,
-            width=self.size, output_type="latent",
-        ).images  # fmt: skip
+            latents=noise,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            height=self.size,
+            width=self.size,
+            output_type="latent",
+        ).images
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor) -> np.ndarray:
@@ -194,8 +215,10 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("placement.device=cuda: there is no usable GPU here; set placement.device=cpu (or auto), or give the "
-                         "stage a GPU (placement.synthesis.gpus=1, placement.encoding.gpus=1)")  # fmt: skip
+        raise UserError(
+            "placement.device=cuda: there is no usable GPU here; set placement.device=cpu (or auto), or give the "
+            "stage a GPU (placement.synthesis.gpus=1, placement.encoding.gpus=1)"
+        )
     return torch.device(name)
 
 
@@ -215,16 +238,14 @@ def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device:
     options = {"transformer": speeds.quantisation(speed)}
     try:
         networks = {
-            name: _network(folder / name, index[name][1], _dtype(device), options.get(name, {}))
-            for name in have
-            if name in CLASSES
+            name: _network(folder / name, index[name][1], _dtype(device), options.get(name, {})) for name in have if name in CLASSES
         }
-        pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
-            folder, local_files_only=True, **networks, **left_out
-        )
+        pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True, **networks, **left_out)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model {folder} cannot be loaded: {' '.join(str(error).split())}; expected {', '.join(have)} as "
-                         "diffusers' save_pretrained writes them") from error  # fmt: skip
+        raise UserError(
+            f"model {folder} cannot be loaded: {' '.join(str(error).split())}; expected {', '.join(have)} as "
+            "diffusers' save_pretrained writes them"
+        ) from error
     if "transformer" in have:
         speeds.apply(speed, pipeline.transformer, device, _dtype(device))
     return pipeline.to(device)
@@ -239,6 +260,8 @@ def _network(folder: Path, kind: str, dtype: torch.dtype, options: dict[str, Any
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
     if lacking := sorted(found["missing_keys"]):
-        raise ValueError(f"{folder.name} lacks {len(lacking)} of its weights, such as {lacking[0]}; its config.json or its "
-                         "weights are of another model")  # fmt: skip
+        raise UserError(
+            f"{folder.name} lacks {len(lacking)} of its weights, such as {lacking[0]}; its config.json or its "
+            "weights are of another model"
+        )
     return network

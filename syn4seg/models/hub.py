@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from syn4seg.errors import UserError
+
 PIPELINE = "StableDiffusion3Pipeline"
 TEXT = ("tokenizer", "tokenizer_2", "tokenizer_3", "text_encoder", "text_encoder_2", "text_encoder_3")
 IMAGE = ("transformer", "vae", "scheduler")
 CLASSES = {
-    "transformer": ("SD3Transformer2DModel",), "vae": ("AutoencoderKL", "AutoencoderTiny"),
-    "text_encoder": ("CLIPTextModelWithProjection",), "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "transformer": ("SD3Transformer2DModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "text_encoder": ("CLIPTextModelWithProjection",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
     "text_encoder_3": ("T5EncoderModel",),
-}  # fmt: skip
+}
 """The parts with weights, and the classes that each may be of."""
 GATED = re.compile(r"stabilityai/stable-diffusion-3")
 INSTEAD = "without any download: synthesis.model=renderer or synthesis.model=embedded-sd3"
@@ -40,7 +44,7 @@ def located(model: str, parts: tuple[str, ...], fetch: Fetch | None = None) -> t
         fetch: in place of `huggingface_hub.snapshot_download`.
 
     Raises:
-        ValueError: the model is not there, not of this kind, incomplete or damaged; the text says what to do.
+        UserError: the model is not there, not of this kind, incomplete or damaged; the text says what to do.
     """
     folder = Path(model)
     local = bool(model) and folder.is_dir()
@@ -49,7 +53,7 @@ def located(model: str, parts: tuple[str, ...], fetch: Fetch | None = None) -> t
     index = _index(model, folder)
     for problem in (*absent(folder, index, parts), *damaged(folder, index, parts)):
         again = "copy or download this file again" if local else "delete it, and it is fetched again"
-        raise ValueError(f"model {model!r}: {problem}; {again}, whole ({folder})")
+        raise UserError(f"model {model!r}: {problem}; {again}, whole ({folder})")
     return folder, index
 
 
@@ -59,7 +63,7 @@ def check(model: str) -> None:
     A hub model passes if its snapshot in the cache is whole, or if it can still be fetched as far as one can tell here.
 
     Raises:
-        ValueError: as `located`; or the model must be fetched and the machine is offline, or it is gated and no token is set.
+        UserError: as `located`; or the model must be fetched and the machine is offline, or it is gated and no token is set.
     """
     if model and Path(model).is_dir():
         located(model, (*IMAGE, *TEXT))
@@ -68,15 +72,15 @@ def check(model: str) -> None:
     if folder is not None:
         index = _index(model, folder)
         for problem in damaged(folder, index, (*IMAGE, *TEXT)):
-            raise ValueError(f"model {model!r}: {problem}; delete it, and it is fetched again ({folder})")
+            raise UserError(f"model {model!r}: {problem}; delete it, and it is fetched again ({folder})")
         if not list(absent(folder, index, (*IMAGE, *TEXT))):
             return
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(_offline(model))
+        raise UserError(_offline(model))
     if GATED.match(model) and get_token() is None:
-        raise ValueError(_no_token(model))
+        raise UserError(_no_token(model))
 
 
 def revision(folder: Path) -> str:
@@ -92,8 +96,9 @@ def revision(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------ the folder
 def _checked_id(model: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
-        raise ValueError(f"model {model!r} is neither a folder nor a hub id such as "
-                         f"stabilityai/stable-diffusion-3.5-large; {INSTEAD}")  # fmt: skip
+        raise UserError(
+            f"model {model!r} is neither a folder nor a hub id such as stabilityai/stable-diffusion-3.5-large; {INSTEAD}"
+        )
     return model
 
 
@@ -103,19 +108,23 @@ def _index(model: str, folder: Path) -> dict[str, Any]:
         index = json.loads((folder / "model_index.json").read_text())
     except FileNotFoundError:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(f"model {model!r} has no model_index.json (found: {found}); expected a folder as diffusers' "
-                         f"save_pretrained writes it, not the one above or below; {INSTEAD}") from None  # fmt: skip
+        raise UserError(
+            f"model {model!r} has no model_index.json (found: {found}); expected a folder as diffusers' "
+            f"save_pretrained writes it, not the one above or below; {INSTEAD}"
+        ) from None
     except ValueError as error:
-        raise ValueError(f"model {model!r}: model_index.json is not JSON ({error}); fetch the model again") from None
+        raise UserError(f"model {model!r}: model_index.json is not JSON ({error}); fetch the model again") from None
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if kind != PIPELINE:
-        raise ValueError(f"model {model!r} is a {kind}; expected a {PIPELINE}, such as "
-                         f"stabilityai/stable-diffusion-3.5-large or -medium; {INSTEAD}")  # fmt: skip
+        raise UserError(
+            f"model {model!r} is a {kind}; expected a {PIPELINE}, such as "
+            f"stabilityai/stable-diffusion-3.5-large or -medium; {INSTEAD}"
+        )
     for name, classes in CLASSES.items():
         entry = index.get(name)
         have = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if have not in classes and (have is not None or name in IMAGE):
-            raise ValueError(f"model {model!r}: its {name} is a {have}; expected {' or '.join(classes)}; {INSTEAD}")
+            raise UserError(f"model {model!r}: its {name} is a {have}; expected {' or '.join(classes)}; {INSTEAD}")
     return index
 
 
@@ -162,7 +171,7 @@ def damaged(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iter
                 continue
             try:
                 have = tensors_of(path) if path in wanted else json.loads(path.read_text()).keys()
-            except (ValueError, AttributeError) as error:
+            except (UserError, AttributeError) as error:
                 yield f"{name}/{path.name} is cut short or damaged ({error})"
                 continue
             if lacking := sorted(wanted.get(path, set()) - set(have)):
@@ -192,26 +201,24 @@ def tensors_of(path: Path) -> set[str]:
     """Names of the tensors in a safetensors file, whose length must be what its header says.
 
     Raises:
-        ValueError: it is cut short, too long, a Git LFS pointer or no safetensors file.
+        UserError: it is cut short, too long, a Git LFS pointer or no safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if start == b"version ":
-            raise ValueError("it is a Git LFS pointer; `git lfs pull` gets the file itself")
+            raise UserError("it is a Git LFS pointer; `git lfs pull` gets the file itself")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise ValueError(
-                f"{size} bytes, less than its own header" if length <= MAX_HEADER else "no safetensors file"
-            )
+            raise UserError(f"{size} bytes, less than its own header" if length <= MAX_HEADER else "no safetensors file")
         try:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             expected = 8 + length + max(ends, default=0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise ValueError("its header is no safetensors header") from None
+            raise UserError("its header is no safetensors header") from None
     if size != expected:
-        raise ValueError(f"{size} of {expected} bytes")
+        raise UserError(f"{size} of {expected} bytes")
     return set(header) - {"__metadata__"}
 
 
@@ -230,7 +237,7 @@ def _fetched(model: str, parts: tuple[str, ...], fetch: Fetch | None) -> Path:
     try:
         return Path((fetch or snapshot_download)(model, **_options(parts)))
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        raise ValueError(_explained(model, error)) from error
+        raise UserError(_explained(model, error)) from error
 
 
 def _cached(model: str) -> Path | None:
@@ -254,40 +261,54 @@ def _explained(model: str, error: BaseException) -> str:
     if any(getattr(e, "errno", None) in full or "No space left" in str(e) for e in chain):
         cache = Path(constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.is_dir())).free / 2**30
-        return (f"model {model!r}: the disk became full while fetching it ({free:.1f} GiB free at {cache}); make room, or set "
-                "HF_HOME to a larger disk; what has been fetched is kept")  # fmt: skip
+        return (
+            f"model {model!r}: the disk became full while fetching it ({free:.1f} GiB free at {cache}); make room, or set "
+            "HF_HOME to a larger disk; what has been fetched is kept"
+        )
     status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError)), None)
     token, page = get_token(), f"{constants.ENDPOINT}/{model}"
     if isinstance(error, GatedRepoError):
         if token is None:
             return _no_token(model)
-        return (f"model {model!r} is gated, and the account of your token has not accepted its licence: log in at {page} as that "
-                "account and accept it (a fine-grained token also needs read access to public gated repositories)")  # fmt: skip
+        return (
+            f"model {model!r} is gated, and the account of your token has not accepted its licence: log in at {page} as that "
+            "account and accept it (a fine-grained token also needs read access to public gated repositories)"
+        )
     if status == 401 and token is not None:
-        return (f"model {model!r}: the hub refuses your token (HF_TOKEN, or `hf auth login`): it is wrong or expired, or may not "
-                "read this repository; make a new one at https://huggingface.co/settings/tokens")  # fmt: skip
+        return (
+            f"model {model!r}: the hub refuses your token (HF_TOKEN, or `hf auth login`): it is wrong or expired, or may not "
+            "read this repository; make a new one at https://huggingface.co/settings/tokens"
+        )
     if isinstance(error, RepositoryNotFoundError):
-        return (f"model {model!r}: there is no such folder here and no such model on the hub, or it is private; check the "
-                f"spelling at {page}, or set HF_TOKEN to a token that may read it; {INSTEAD}")  # fmt: skip
+        return (
+            f"model {model!r}: there is no such folder here and no such model on the hub, or it is private; check the "
+            f"spelling at {page}, or set HF_TOKEN to a token that may read it; {INSTEAD}"
+        )
     if constants.HF_HUB_OFFLINE:
         return _offline(model)
     if status is not None:
         return f"model {model!r}: the hub answers with status {status}; try again later, or give a local folder"
     if isinstance(error, LocalEntryNotFoundError):
-        return (f"model {model!r}: the hub cannot be reached, and the model is not (or only partly) in this machine's cache "
-                f"({constants.HF_HUB_CACHE}); check network and proxy, or {_elsewhere(model)}")  # fmt: skip
+        return (
+            f"model {model!r}: the hub cannot be reached, and the model is not (or only partly) in this machine's cache "
+            f"({constants.HF_HUB_CACHE}); check network and proxy, or {_elsewhere(model)}"
+        )
     said = " ".join(str(error).split()) or type(error).__name__
     return f"model {model!r} could not be fetched ({said}); run the same command again, which goes on from here"
 
 
 def _no_token(model: str) -> str:
-    return (f"model {model!r} is gated, and no token is set: accept its licence at https://huggingface.co/{model}, make a token "
-            f"at https://huggingface.co/settings/tokens and set HF_TOKEN (or `hf auth login`); {INSTEAD}")  # fmt: skip
+    return (
+        f"model {model!r} is gated, and no token is set: accept its licence at https://huggingface.co/{model}, make a token "
+        f"at https://huggingface.co/settings/tokens and set HF_TOKEN (or `hf auth login`); {INSTEAD}"
+    )
 
 
 def _offline(model: str) -> str:
-    return (f"model {model!r} is not (or only partly) in this machine's cache, and HF_HUB_OFFLINE is set: unset it, or "
-            f"{_elsewhere(model)}")  # fmt: skip
+    return (
+        f"model {model!r} is not (or only partly) in this machine's cache, and HF_HUB_OFFLINE is set: unset it, or "
+        f"{_elsewhere(model)}"
+    )
 
 
 def _elsewhere(model: str) -> str:

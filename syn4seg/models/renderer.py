@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from syn4seg.data import embedded
-from syn4seg.models.generators import Encoded, image_fault
+from syn4seg.errors import UserError
+from syn4seg.models.embeddings import Encoded
+from syn4seg.models.images import image_fault
 
 WIDTH = 64  # numbers per word
 TOKENS = 16  # words per prompt; the longest sentence of the world has 8
@@ -50,11 +52,12 @@ class Renderer:
         """Images uint8 (N, size, size, 3), and faults, all "" but for a world gone wrong; `encoded` only has to fit.
 
         Raises:
-            ValueError: a prompt names no class of the embedded world, or the lengths differ.
+            UserError: a prompt names no class of the embedded world, or the lengths differ.
         """
         if not len(prompts) == len(encoded) == len(noise_seeds):
-            raise ValueError(f"{len(prompts)} prompts, {len(encoded)} embeddings and {len(noise_seeds)} noise seeds; "
-                             "expected as many of each")  # fmt: skip
+            raise UserError(
+                f"{len(prompts)} prompts, {len(encoded)} embeddings and {len(noise_seeds)} noise seeds; expected as many of each"
+            )
         images = [self._draw(p, s)[0] for p, s in zip(prompts, noise_seeds, strict=True)]
         return np.stack(images), [image_fault(image) for image in images]
 

@@ -26,9 +26,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from syn4seg.files import each
+from syn4seg.errors import UserError
 from syn4seg.models.attention import fuse_attention
 from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
+from syn4seg.store.files import each
 
 
 @contextlib.contextmanager
@@ -46,19 +47,31 @@ def _only_modules_of(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
-with _only_modules_of(
-    "segment_anything"
-):  # the whole of it loads torchvision for a class that is not used: two seconds an actor
+with _only_modules_of("segment_anything"):  # the whole of it loads torchvision for a class that is not used: two seconds an actor
     from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-NUMBERS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "out_chans", "mask_in_chans",
-           "decoder_depth", "decoder_heads", "decoder_mlp_dim", "iou_head_dim")  # fmt: skip
+NUMBERS = (
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "out_chans",
+    "mask_in_chans",
+    "decoder_depth",
+    "decoder_heads",
+    "decoder_mlp_dim",
+    "iou_head_dim",
+)
 LARGEST = 2**14  # of the numbers in a config.json
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of every Sam, in 0..255
 ARCHITECTURES: dict[tuple[int, int], Callable[[], Sam]] = {
-    (768, 12): build_sam_vit_b, (1024, 24): build_sam_vit_l, (1280, 32): build_sam_vit_h,
-}  # fmt: skip
+    (768, 12): build_sam_vit_b,
+    (1024, 24): build_sam_vit_l,
+    (1280, 32): build_sam_vit_h,
+}
 """Constructors of ViT-B, ViT-L and ViT-H by the width and the number of blocks of their image encoders."""
 
 
@@ -67,40 +80,40 @@ def build_sam(numbers: dict[str, Any]) -> Sam:
     """An untrained Sam with global attention everywhere, from the numbers of a `config.json` (all of `NUMBERS`).
 
     Raises:
-        ValueError: a number is missing, or no network has it.
+        UserError: a number is missing, or no network has it.
     """
     _check_numbers(numbers)
     size, patch, width = numbers["img_size"], numbers["patch_size"], numbers["out_chans"]
     encoder = ImageEncoderViT(
-        img_size=size, patch_size=patch, embed_dim=numbers["embed_dim"], depth=numbers["depth"],
-        num_heads=numbers["num_heads"], mlp_ratio=numbers["mlp_ratio"], out_chans=width, use_rel_pos=True,
+        img_size=size,
+        patch_size=patch,
+        embed_dim=numbers["embed_dim"],
+        depth=numbers["depth"],
+        num_heads=numbers["num_heads"],
+        mlp_ratio=numbers["mlp_ratio"],
+        out_chans=width,
+        use_rel_pos=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
-    prompts = PromptEncoder(width, (size // patch, size // patch), (size, size), numbers["mask_in_chans"])
-    transformer = TwoWayTransformer(
-        numbers["decoder_depth"], width, numbers["decoder_heads"], numbers["decoder_mlp_dim"]
     )
+    prompts = PromptEncoder(width, (size // patch, size // patch), (size, size), numbers["mask_in_chans"])
+    transformer = TwoWayTransformer(numbers["decoder_depth"], width, numbers["decoder_heads"], numbers["decoder_mlp_dim"])
     decoder = MaskDecoder(transformer_dim=width, transformer=transformer, iou_head_hidden_dim=numbers["iou_head_dim"])
     return Sam(encoder, prompts, decoder, list(PIXEL_MEAN), list(PIXEL_STD))
 
 
 def _check_numbers(numbers: dict[str, Any]) -> None:
     if missing := [key for key in NUMBERS if key not in numbers]:
-        raise ValueError(f"config.json of a SAM lacks {', '.join(missing)}; it needs {', '.join(NUMBERS)}")
+        raise UserError(f"config.json of a SAM lacks {', '.join(missing)}; it needs {', '.join(NUMBERS)}")
     for key in NUMBERS:
         kinds = (int, float) if key == "mlp_ratio" else (int,)
         if type(numbers[key]) not in kinds or not 0 < numbers[key] <= LARGEST:
             kind = "number" if key == "mlp_ratio" else "whole number"
-            raise ValueError(
-                f"config.json of a SAM: {key}={numbers[key]!r}; expected a {kind} above 0 and at most {LARGEST}"
-            )
+            raise UserError(f"config.json of a SAM: {key}={numbers[key]!r}; expected a {kind} above 0 and at most {LARGEST}")
     multiples = {"img_size": ("patch_size", 1), "embed_dim": ("num_heads", 1), "out_chans": ("decoder_heads", 2)}
     for key, (part, share) in multiples.items():
         if numbers[key] % (share * numbers[part]):
             parts = f"{share} x {part}" if share > 1 else part
-            raise ValueError(
-                f"config.json of a SAM: {key}={numbers[key]} is no multiple of {parts} ({part}={numbers[part]})"
-            )
+            raise UserError(f"config.json of a SAM: {key}={numbers[key]} is no multiple of {parts} ({part}={numbers[part]})")
 
 
 def load_sam(path_or_name: str | Path) -> Sam:
@@ -112,7 +125,7 @@ def load_sam(path_or_name: str | Path) -> Sam:
             (`.pth`, or the same state dict as `.safetensors`).
 
     Raises:
-        ValueError: nothing is there, it cannot be read, or its tensors are not those of the architecture.
+        UserError: nothing is there, it cannot be read, or its tensors are not those of the architecture.
     """
     known_sam(path_or_name)
     name = str(path_or_name)
@@ -126,8 +139,10 @@ def load_sam(path_or_name: str | Path) -> Sam:
         shape = encoder_shape(state, path)
         if named and shape != named.encoder:
             has, wants = ("width {} and {} blocks".format(*numbers) for numbers in (shape, named.encoder))
-            raise ValueError(f"SAM weights {path} have an image encoder of {has}, but {name} has {wants}: delete the file, "
-                             "and the right one is fetched")  # fmt: skip
+            raise UserError(
+                f"SAM weights {path} have an image encoder of {has}, but {name} has {wants}: delete the file, "
+                "and the right one is fetched"
+            )
         build = ARCHITECTURES[shape]
     if name == EMBEDDED:  # small enough to be built for nothing: on "meta", torch loads its compiler for two seconds
         with torch.random.fork_rng(devices=[]):
@@ -146,9 +161,9 @@ def _read_numbers(path: Path) -> dict[str, Any]:
     try:
         numbers = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); it needs {', '.join(NUMBERS)}") from None
+        raise UserError(f"{path} is not JSON ({error}); it needs {', '.join(NUMBERS)}") from None
     if not isinstance(numbers, dict):
-        raise ValueError(f"{path} holds a {type(numbers).__name__}; expected the numbers {', '.join(NUMBERS)}")
+        raise UserError(f"{path} holds a {type(numbers).__name__}; expected the numbers {', '.join(NUMBERS)}")
     return numbers
 
 
@@ -163,17 +178,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             code = re.search(r"GLOBAL (\S{1,99})", str(error))
             reason = f"it holds {code[1]}, which is not weights and was not run" if code else "no file of torch.save"
-        raise ValueError(
-            f"SAM weights {path} cannot be read ({reason}); delete it and download it again, or {EXPECTED}"
-        ) from None
+        raise UserError(f"SAM weights {path} cannot be read ({reason}); delete it and download it again, or {EXPECTED}") from None
     plain = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
     if not plain:
-        inside = (
-            ", ".join(str(name)[:60] for name in list(state)[:3]) if isinstance(state, dict) else type(state).__name__
-        )
-        raise ValueError(
-            f"{path} is no SAM checkpoint: it is not a plain table of tensors but holds {inside}; {EXPECTED}"
-        )
+        inside = ", ".join(str(name)[:60] for name in list(state)[:3]) if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"{path} is no SAM checkpoint: it is not a plain table of tensors but holds {inside}; {EXPECTED}")
     return state
 
 
@@ -181,20 +190,20 @@ def encoder_shape(state: dict[str, Tensor], path: Path) -> tuple[int, int]:
     """Width and number of blocks of the image encoder in a state dict of ViT-B, ViT-L or ViT-H.
 
     Raises:
-        ValueError: it is of none of them.
+        UserError: it is of none of them.
     """
     patch = state.get("image_encoder.patch_embed.proj.weight")
     if patch is None:
         inside = ", ".join(str(name)[:60] for name in list(state)[:3]) or "nothing"
-        raise ValueError(
-            f"{path} is no SAM checkpoint: it has no image_encoder.patch_embed.proj.weight, but {inside}; {EXPECTED}"
-        )
+        raise UserError(f"{path} is no SAM checkpoint: it has no image_encoder.patch_embed.proj.weight, but {inside}; {EXPECTED}")
     depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
     width = patch.shape[0] if patch.ndim else 0
     if (width, depth) not in ARCHITECTURES:
         known = ", ".join(f"{wide} x {blocks}" for wide, blocks in ARCHITECTURES)
-        raise ValueError(f"{path} has an image encoder of width {width} and {depth} blocks; expected one of "
-                         f"{known} (ViT-B, ViT-L, ViT-H). Is the file complete? Else {EXPECTED}")  # fmt: skip
+        raise UserError(
+            f"{path} has an image encoder of width {width} and {depth} blocks; expected one of "
+            f"{known} (ViT-B, ViT-L, ViT-H). Is the file complete? Else {EXPECTED}"
+        )
     return width, depth
 
 
@@ -203,11 +212,14 @@ def check_tensors(sam: Sam, state: dict[str, Tensor], path: Path) -> None:
     want = {name: tuple(tensor.shape) for name, tensor in sam.state_dict().items()}
     faults = [f"{name} is missing" for name in want if name not in state]
     faults += [f"{name} is unknown" for name in state if name not in want]
-    faults += [f"{name} is {tuple(state[name].shape)}, expected {shape}"
-               for name, shape in want.items() if name in state and tuple(state[name].shape) != shape]  # fmt: skip
+    faults += [
+        f"{name} is {tuple(state[name].shape)}, expected {shape}"
+        for name, shape in want.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(f"SAM weights {path} do not fit their architecture: {'; '.join(faults[:3])}{more}; {EXPECTED}")
+        raise UserError(f"SAM weights {path} do not fit their architecture: {'; '.join(faults[:3])}{more}; {EXPECTED}")
 
 
 # -------------------------------------------------------------------------------------------------- decoding
@@ -264,9 +276,7 @@ class SamRefiner:
         self.boxes_per_pass = max(1, 2**17 // sam.prompt_encoder.image_embedding_size[0] ** 2)
 
     @torch.no_grad()
-    def masks(
-        self, images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[np.ndarray]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def masks(self, images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Segments what each box holds; images without a box are not encoded.
 
         Args:

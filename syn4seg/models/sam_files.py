@@ -10,6 +10,8 @@ import http.client
 from pathlib import Path
 from typing import NamedTuple
 
+from syn4seg.errors import UserError
+
 EMBEDDED = "embedded-sam"
 WEIGHTS = Path(__file__).parent.parent / "weights" / EMBEDDED
 FOLDER_FILES = ("config.json", "model.safetensors")
@@ -34,17 +36,19 @@ PUBLISHED = {
     "vit-b": Published((768, 12), "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     "vit-l": Published((1024, 24), "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     "vit-h": Published((1280, 32), "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
-}  # fmt: skip
-EXPECTED = (f'give "{EMBEDDED}", {", ".join(PUBLISHED)} (fetched once), a checkpoint file of segment-anything '
-            "(sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth), or a folder with "
-            f"{' and '.join(FOLDER_FILES)}")  # fmt: skip
+}
+EXPECTED = (
+    f'give "{EMBEDDED}", {", ".join(PUBLISHED)} (fetched once), a checkpoint file of segment-anything '
+    "(sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth), or a folder with "
+    f"{' and '.join(FOLDER_FILES)}"
+)
 
 
 def known_sam(path_or_name: str | Path) -> None:
     """Checks that a SAM is a known name, a file that is not empty, or a complete folder; opens and fetches nothing.
 
     Raises:
-        ValueError: it is none of them.
+        UserError: it is none of them.
     """
     if str(path_or_name) in (EMBEDDED, *PUBLISHED):
         return
@@ -52,22 +56,20 @@ def known_sam(path_or_name: str | Path) -> None:
     if path.is_dir():
         missing = [name for name in FOLDER_FILES if not (path / name).is_file()]
         if missing:
-            raise ValueError(f"SAM folder {path} has no {' and no '.join(missing)}; {EXPECTED}")
+            raise UserError(f"SAM folder {path} has no {' and no '.join(missing)}; {EXPECTED}")
     elif not path.is_file():
         near = difflib.get_close_matches(str(path_or_name), [EMBEDDED, *PUBLISHED], n=1, cutoff=0.7)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"no SAM weights at {path}{meant}; {EXPECTED}")
+        raise UserError(f"no SAM weights at {path}{meant}; {EXPECTED}")
     elif path.stat().st_size == 0:
-        raise ValueError(
-            f"SAM weights {path} cannot be read (the file is empty); download the file again, or {EXPECTED}"
-        )
+        raise UserError(f"SAM weights {path} cannot be read (the file is empty); download the file again, or {EXPECTED}")
 
 
 def published_file(name: str) -> Path:
     """Path of the checkpoint `vit-b`, `vit-l` or `vit-h` in torch's hub cache; fetched, and its hash checked, if it is not there.
 
     Raises:
-        ValueError: it is not there and cannot be fetched, or what came is another file; says which file to put where.
+        UserError: it is not there and cannot be fetched, or what came is another file; says which file to put where.
     """
     import torch
 
@@ -79,6 +81,8 @@ def published_file(name: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path), made.sha256, progress=False)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise ValueError(f"SAM {name!r}: {address} could not be fetched ({error}). Without network: download it on another "
-                         f"machine and put it here as {path} (TORCH_HOME moves this cache), or {EXPECTED}") from None  # fmt: skip
+        raise UserError(
+            f"SAM {name!r}: {address} could not be fetched ({error}). Without network: download it on another "
+            f"machine and put it here as {path} (TORCH_HOME moves this cache), or {EXPECTED}"
+        ) from None
     return path

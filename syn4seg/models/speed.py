@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from syn4seg.errors import UserError
+
 if TYPE_CHECKING:
-    from syn4seg.models.generators import Speed
+    from syn4seg.models.protocols import Speed
 
 BLOCK = "JointTransformerBlock"
 
@@ -77,16 +79,20 @@ def check(speed: Speed, device: torch.device) -> None:
     """Refuses what cannot work, before anything loads.
 
     Raises:
-        ValueError: small weights without a GPU, without their package, or compiled.
+        UserError: small weights without a GPU, without their package, or compiled.
     """
     if speed.weights == "full":
         return
     if device.type != "cuda":
-        raise ValueError(f"synthesis.weights={speed.weights}: needs an NVIDIA GPU, this is a {device.type}; set it to "
-                         "full, or give the generator a GPU (placement.synthesis.gpus=1)")  # fmt: skip
+        raise UserError(
+            f"synthesis.weights={speed.weights}: needs an NVIDIA GPU, this is a {device.type}; set it to "
+            "full, or give the generator a GPU (placement.synthesis.gpus=1)"
+        )
     if speed.weights == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("synthesis.weights=nf4: the package bitsandbytes is not installed; `pip install bitsandbytes`, or set "
-                         "synthesis.weights=fp8, which needs no package")  # fmt: skip
+        raise UserError(
+            "synthesis.weights=nf4: the package bitsandbytes is not installed; `pip install bitsandbytes`, or set "
+            "synthesis.weights=fp8, which needs no package"
+        )
 
 
 def quantisation(speed: Speed) -> dict[str, Any]:
@@ -95,23 +101,28 @@ def quantisation(speed: Speed) -> dict[str, Any]:
         return {}
     from diffusers import BitsAndBytesConfig
 
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                                                      bnb_4bit_compute_dtype=torch.bfloat16)}  # fmt: skip
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    }
 
 
 def apply(speed: Speed, transformer: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Weights, attention and compilation of a loaded transformer; the default changes nothing.
 
     Raises:
-        ValueError: an attention backend that is unknown or does not run here.
+        UserError: an attention backend that is unknown or does not run here.
     """
     if speed.weights == "fp8":  # stored in 8 bits, computed in `dtype`; the norms and embeddings stay as they are
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     if speed.attention != "default":
         width = transformer.config.attention_head_dim
         if reason := why_not(speed.attention, device, dtype, width):
-            raise ValueError(f"synthesis.attention={speed.attention}: does not run here ({reason}); here run default, "
-                             f"{', '.join(backends(device, dtype, width))}")  # fmt: skip
+            raise UserError(
+                f"synthesis.attention={speed.attention}: does not run here ({reason}); here run default, "
+                f"{', '.join(backends(device, dtype, width))}"
+            )
         transformer.set_attn_processor(JointAttention(speed.attention))
     if speed.compile:
         transformer._repeated_blocks = [BLOCK]  # SD3 declares none; one compiled block then serves all of them
@@ -126,8 +137,12 @@ def in_float32(modules: list[nn.Module]) -> Iterator[None]:
 
     tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
     before = [t.dtype for t in tensors]
-    fast: list[tuple[Any, Any]] = [(layer, layer.processor) for m in modules for layer in m.modules()
-            if isinstance(getattr(layer, "processor", None), JointAttention)]  # fmt: skip
+    fast: list[tuple[Any, Any]] = [
+        (layer, layer.processor)
+        for m in modules
+        for layer in m.modules()
+        if isinstance(getattr(layer, "processor", None), JointAttention)
+    ]
     try:
         for tensor in tensors:
             tensor.data = tensor.data.float()

@@ -72,12 +72,7 @@ class StepCache:
         self.memories = [Memory(threshold) for _ in range(images)]
 
     def _one_by_one(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        pooled_projections: Tensor,
-        timestep: Tensor,
-        **given: Any,
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor, **given: Any
     ) -> tuple[Tensor]:
         """The transformer on the rows of each image: with guidance, rows i and N + i belong to image i of N."""
         rows, images = len(hidden_states), len(self.memories)
@@ -87,8 +82,11 @@ class StepCache:
             self.chain.memory = memory
             at = torch.arange(i, rows, images, device=hidden_states.device)
             made = self._forward(
-                hidden_states=hidden_states[at], encoder_hidden_states=encoder_hidden_states[at],
-                pooled_projections=pooled_projections[at], timestep=timestep[at], **given | {"return_dict": False},
-            )[0]  # fmt: skip
+                hidden_states=hidden_states[at],
+                encoder_hidden_states=encoder_hidden_states[at],
+                pooled_projections=pooled_projections[at],
+                timestep=timestep[at],
+                **given | {"return_dict": False},
+            )[0]
             out[i::images] = made.split(1)
         return (torch.cat(out),)

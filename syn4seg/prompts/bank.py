@@ -15,7 +15,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from syn4seg.prompts.agents import PromptAgent, mentions
+from syn4seg.errors import UserError
+from syn4seg.prompts.english import mentions
+from syn4seg.prompts.protocol import PromptAgent
 
 EMPTY, REPEATED, TOO_LONG, OFF_CLASS, NEAR = "empty", "same text", "too long", "off class", "near duplicate"
 """Why a candidate was refused: no words, a text seen before, over `LONGEST`, class not named, similarity >= lambda_prompt."""
@@ -35,9 +37,7 @@ class Decisions(NamedTuple):
     """int64 (M,): row of that nearest one in the bank followed by the accepted ones; -1 where there was none."""
 
 
-def accept_in_order(
-    candidates: np.ndarray, bank: np.ndarray, lambda_prompt: float, limit: int, block: int = 256
-) -> Decisions:
+def accept_in_order(candidates: np.ndarray, bank: np.ndarray, lambda_prompt: float, limit: int, block: int = 256) -> Decisions:
     """Greedy de-duplication in order of proposal: s = max over accepted u of u . phi(p), accepted iff s < lambda.
 
     A candidate nearer to the threshold than float32 can resolve is decided in float64, so neither the block size nor
@@ -51,11 +51,12 @@ def accept_in_order(
         block: candidates per matrix product; a matter of speed and memory only.
 
     Raises:
-        ValueError: shapes that do not fit, or a row that is not of unit length (nan included).
+        UserError: shapes that do not fit, or a row that is not of unit length (nan included).
     """
     if candidates.ndim != 2 or bank.ndim != 2 or candidates.shape[1] != bank.shape[1]:
-        raise ValueError(f"embeddings have shapes {candidates.shape} and {bank.shape} (bank); expected (N, E) and "
-                         "(K, E) from one text encoder")  # fmt: skip
+        raise UserError(
+            f"embeddings have shapes {candidates.shape} and {bank.shape} (bank); expected (N, E) and (K, E) from one text encoder"
+        )
     known = np.empty((len(bank) + min(limit, len(candidates)), bank.shape[1]), np.float32)
     known[: len(bank)] = bank
     count, accepted, similarity, nearest = len(bank), [], [], []
@@ -79,13 +80,13 @@ def _check_unit(part: np.ndarray, start: int) -> None:
     lengths = np.sqrt(np.einsum("ij,ij->i", part, part))
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))
     if len(wrong):
-        raise ValueError(f"embedding of candidate {start + wrong[0]} has length {lengths[wrong[0]]}; expected 1: "
-                         "normalise with `unit_rows` first (nan or 0 means that the text encoder failed)")  # fmt: skip
+        raise UserError(
+            f"embedding of candidate {start + wrong[0]} has length {lengths[wrong[0]]}; expected 1: "
+            "normalise with `unit_rows` first (nan or 0 means that the text encoder failed)"
+        )
 
 
-def _decide_block(
-    part: np.ndarray, known: np.ndarray, threshold: float, room: int
-) -> tuple[list[int], np.ndarray, np.ndarray]:
+def _decide_block(part: np.ndarray, known: np.ndarray, threshold: float, room: int) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Accepted rows of `part` in order, then similarity and nearest of every row up to the last one examined."""
     size, rounding = len(part), part.shape[1] * 2.0**-24  # bound on a float32 dot product of unit vectors
     outer, inner = part @ known.T, part @ part.T
@@ -158,8 +159,15 @@ class Bank:
         return len(self.accepted) / max(1, len(self.accepted) + len(self.refused))
 
 
-def build_bank(agent: PromptAgent, encode: Callable[[list[str]], np.ndarray], class_name: str, *, size: int,
-               lambda_prompt: float, patience: int) -> Bank:  # fmt: skip
+def build_bank(
+    agent: PromptAgent,
+    encode: Callable[[list[str]], np.ndarray],
+    class_name: str,
+    *,
+    size: int,
+    lambda_prompt: float,
+    patience: int,
+) -> Bank:
     """Asks the agent for rounds of prompts until `size` are accepted, or `patience` candidates in a row were not.
 
     An empty, repeated, overlong or off-class prompt is refused without being encoded; an empty round costs one unit of patience.
@@ -169,11 +177,13 @@ def build_bank(agent: PromptAgent, encode: Callable[[list[str]], np.ndarray], cl
         lambda_prompt: a prompt whose similarity is below this is accepted; the first one always is.
 
     Raises:
-        ValueError: `size`, `patience` or `lambda_prompt` out of range, or an embedding that is not of unit length.
+        UserError: `size`, `patience` or `lambda_prompt` out of range, or an embedding that is not of unit length.
     """
     if size < 1 or patience < 1 or not -1 < lambda_prompt <= 1:
-        raise ValueError(f"size is {size}, patience {patience}, lambda_prompt {lambda_prompt}; expected size >= 1, "
-                         "patience >= 1 and lambda_prompt, a cosine, in (-1, 1]")  # fmt: skip
+        raise UserError(
+            f"size is {size}, patience {patience}, lambda_prompt {lambda_prompt}; expected size >= 1, "
+            "patience >= 1 and lambda_prompt, a cosine, in (-1, 1]"
+        )
     accepted: list[Candidate] = []
     refused: list[Candidate] = []
     seen: set[str] = set()
@@ -199,8 +209,14 @@ def build_bank(agent: PromptAgent, encode: Callable[[list[str]], np.ndarray], cl
     return Bank(class_name, tuple(accepted), tuple(refused), embeddings, stopped, warning)
 
 
-def judge(texts: list[str], unread: list[str], encode: Callable[[list[str]], np.ndarray], known: list[np.ndarray],
-          lambda_prompt: float, room: int) -> list[tuple[str, float, int, np.ndarray]]:  # fmt: skip
+def judge(
+    texts: list[str],
+    unread: list[str],
+    encode: Callable[[list[str]], np.ndarray],
+    known: list[np.ndarray],
+    lambda_prompt: float,
+    room: int,
+) -> list[tuple[str, float, int, np.ndarray]]:
     """(why, similarity, nearest, embedding) of each text of a round, up to the one that fills the bank.
 
     Args:
@@ -238,15 +254,18 @@ def why_unread(text: str, class_name: str, seen: set[str]) -> str:
     return "" if not class_name or mentions(text, class_name) else OFF_CLASS
 
 
-def _shortfall(class_name: str, accepted: list[Candidate], refused: list[Candidate], size: int, lambda_prompt: float,
-               patience: int) -> str:  # fmt: skip
+def _shortfall(
+    class_name: str, accepted: list[Candidate], refused: list[Candidate], size: int, lambda_prompt: float, patience: int
+) -> str:
     counts = Counter(c.why for c in refused)
     causes = ", ".join(f"{n} {why}" for why, n in counts.most_common()) or "the agent proposed nothing"
     remedy = "use another agent"
     if counts[NEAR]:
         remedy = f"raise lambda_prompt above {lambda_prompt:g} or {remedy}"
-    return (f"class {class_name!r}: {len(accepted)} of {size} prompts; stopped after {patience} candidates without an "
-            f"acceptance (refused: {causes}); {remedy}")  # fmt: skip
+    return (
+        f"class {class_name!r}: {len(accepted)} of {size} prompts; stopped after {patience} candidates without an "
+        f"acceptance (refused: {causes}); {remedy}"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- diversity
@@ -262,7 +281,7 @@ def diversity(embeddings: np.ndarray) -> dict[str, float]:
     """
     count = len(embeddings)
     if count == 0:
-        raise ValueError("diversity of an empty bank is undefined; expected at least one embedding")
+        raise UserError("diversity of an empty bank is undefined; expected at least one embedding")
     wide = embeddings.astype(np.float64)
     gram = wide @ wide.T if count <= wide.shape[1] else wide.T @ wide
     shares = np.linalg.eigvalsh(gram / count)

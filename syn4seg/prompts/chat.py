@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from syn4seg.data import embedded
-from syn4seg.prompts.agents import World
+from syn4seg.errors import UserError
 from syn4seg.prompts.proposals import messages, parsed
+from syn4seg.prompts.protocol import World
 
 OPENAI = "https://api.openai.com/v1"
 TRIES = 4  # times that a round is asked for
@@ -39,23 +40,29 @@ def endpoint(base_url: str | None, key_variable: str) -> Endpoint:
     """The checked address and the key of an endpoint; one on this machine may go without a key.
 
     Raises:
-        ValueError: no address of the form http://HOST:PORT/v1, one with a key in it, or no usable key in the environment.
+        UserError: no address of the form http://HOST:PORT/v1, one with a key in it, or no usable key in the environment.
     """
     address, key = base_url or OPENAI, os.environ.get(key_variable, "").strip()
     if "@" in address or (len(key) >= SECRET and key in address):
-        raise ValueError("prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
-                         f"environment variable {key_variable} and nowhere else")  # fmt: skip
+        raise UserError(
+            "prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
+            f"environment variable {key_variable} and nowhere else"
+        )
     host = _host(address)
     if not host:
         shown = re.split(r"[?#]", address)[0]
-        raise ValueError(f"prompts.base_url={shown!r}: expected an address such as http://127.0.0.1:8000/v1")
+        raise UserError(f"prompts.base_url={shown!r}: expected an address such as http://127.0.0.1:8000/v1")
     local = _is_loopback(host)
     if not key and not local:
-        raise ValueError(f"prompts.key_variable={key_variable}: this environment variable is not set, and {host} is not this "
-                         "machine; set it to your key (to any word if the endpoint asks for none)")  # fmt: skip
+        raise UserError(
+            f"prompts.key_variable={key_variable}: this environment variable is not set, and {host} is not this "
+            "machine; set it to your key (to any word if the endpoint asks for none)"
+        )
     if not all("!" <= c <= "~" for c in key):
-        raise ValueError(f"prompts.key_variable={key_variable}: this environment variable holds spaces, line ends or letters that "
-                         "no key has; set it to the key alone")  # fmt: skip
+        raise UserError(
+            f"prompts.key_variable={key_variable}: this environment variable holds spaces, line ends or letters that "
+            "no key has; set it to the key alone"
+        )
     return Endpoint(address, local, key)
 
 
@@ -90,8 +97,19 @@ class _Answer(NamedTuple):
 class ChatAgent:
     """Asks a chat model for JSON arrays of prompts, showing it what was accepted and refused, and why."""
 
-    def __init__(self, model: str, *, world: World, seed: int, base_url: str | None = None, key_variable: str = "OPENAI_API_KEY",
-                 per_round: int = 16, temperature: float = 1.0, timeout: float = 60.0, first_wait: float = 2.0):  # fmt: skip
+    def __init__(
+        self,
+        model: str,
+        *,
+        world: World,
+        seed: int,
+        base_url: str | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        per_round: int = 16,
+        temperature: float = 1.0,
+        timeout: float = 60.0,
+        first_wait: float = 2.0,
+    ):
         """Nothing is sent yet.
 
         Args:
@@ -100,7 +118,7 @@ class ChatAgent:
             first_wait: seconds before the second try; doubled for every further one.
 
         Raises:
-            ValueError: as `endpoint`.
+            UserError: as `endpoint`.
         """
         import openai
 
@@ -110,20 +128,25 @@ class ChatAgent:
         self.endpoint = endpoint(base_url, key_variable)
         http = openai.DefaultHttpxClient(trust_env=False) if self.endpoint.is_local else None  # no proxy to oneself
         try:
-            self.client = openai.OpenAI(api_key=self.endpoint.key or "none", base_url=self.endpoint.address, timeout=timeout,
-                                        max_retries=0, http_client=http)  # fmt: skip
+            self.client = openai.OpenAI(
+                api_key=self.endpoint.key or "none",
+                base_url=self.endpoint.address,
+                timeout=timeout,
+                max_retries=0,
+                http_client=http,
+            )
         except Exception as error:  # noqa: BLE001 - whatever the HTTP library says of an address that it cannot use
-            raise ValueError(f"{self._where()} cannot be used ({self._said(str(error))}); correct prompts.base_url, or the proxy "
-                             "in the environment") from None  # fmt: skip
+            raise UserError(
+                f"{self._where()} cannot be used ({self._said(str(error))}); correct prompts.base_url, or the proxy "
+                "in the environment"
+            ) from None
         self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
 
-    def propose(
-        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
-    ) -> list[str]:
+    def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """One round of prompts; none if the endpoint does not answer in time or its reply holds none.
 
         Raises:
-            ValueError: the endpoint refuses the request, nobody is there, or it has been silent for `SILENT_ROUNDS` rounds.
+            UserError: the endpoint refuses the request, nobody is there, or it has been silent for `SILENT_ROUNDS` rounds.
         """
         asked = messages(class_name, self.world, self.per_round, accepted, refused)
         seed = int(embedded.seeded("chat", self.seed, class_name, round_index).integers(2**31))
@@ -134,13 +157,15 @@ class ChatAgent:
                 self.has_answered, self.silent_rounds = True, 0
                 return [self._hidden(text) for text in parsed(answer.text, self.per_round)]  # JSON may have escaped it
             if not answer.again:
-                raise ValueError(answer.problem)
+                raise UserError(answer.problem)
             if attempt < TRIES - 1:
                 time.sleep(min(LONGEST_WAIT, max(answer.wait, self.first_wait * 2**attempt)))
         self.silent_rounds += 1
         if self.silent_rounds == SILENT_ROUNDS:
-            raise ValueError(f"{self._where()} has not answered for {SILENT_ROUNDS} rounds of {TRIES} tries ({answer.problem}); "
-                             "run the same command again later, which goes on from here, or raise prompts.timeout")  # fmt: skip
+            raise UserError(
+                f"{self._where()} has not answered for {SILENT_ROUNDS} rounds of {TRIES} tries ({answer.problem}); "
+                "run the same command again later, which goes on from here, or raise prompts.timeout"
+            )
         return []
 
     def _where(self) -> str:
@@ -172,17 +197,17 @@ class ChatAgent:
         except (openai.APIError, ValueError, RecursionError) as error:
             return _Answer(problem=f"the reply is not readable: {type(error).__name__}", again=True)
         if content is None:
-            return _Answer(
-                problem="the reply is no chat completion; prompts.base_url most often ends in /v1", again=True
-            )
+            return _Answer(problem="the reply is no chat completion; prompts.base_url most often ends in /v1", again=True)
         return _Answer(self._hidden(content))
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):
             return f"set the environment variable {self.key_variable} to a key that may use {self.model}"
         if status == 404:
-            return (f"check prompts.llm={self.model} (the endpoint lists its models under {self.endpoint.address}/models) and "
-                    "prompts.base_url, which most often ends in /v1")  # fmt: skip
+            return (
+                f"check prompts.llm={self.model} (the endpoint lists its models under {self.endpoint.address}/models) and "
+                "prompts.base_url, which most often ends in /v1"
+            )
         if status == 429:
             return "the account has no credit left"
         return f"check prompts.llm={self.model} and prompts.temperature={self.temperature:g}"

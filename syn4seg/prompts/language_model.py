@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from syn4seg.data import embedded
+from syn4seg.errors import UserError
 from syn4seg.models.hub import tensors_of
-from syn4seg.prompts.agents import World
 from syn4seg.prompts.proposals import SHOWN, messages, parsed
+from syn4seg.prompts.protocol import World
 
 TOKENS_PER_PROMPT = 60  # room for a reply, besides 64 tokens for what is around the prompts
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -25,36 +26,34 @@ def check_folder(model: str) -> None:
     """Whether a model may be loaded, as far as one can tell without loading it or using the network.
 
     Raises:
-        ValueError: neither a folder nor a hub id; or a folder that is incomplete or damaged.
+        UserError: neither a folder nor a hub id; or a folder that is incomplete or damaged.
     """
     if not model or not Path(model).is_dir():
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
-            raise ValueError(f"prompts.llm={model}: neither a folder nor a hub id such as Qwen/Qwen2.5-7B-Instruct")
+            raise UserError(f"prompts.llm={model}: neither a folder nor a hub id such as Qwen/Qwen2.5-7B-Instruct")
         return
     folder = Path(model)
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise ValueError(f"prompts.llm={model}: no config.json in this folder (found: {found}); expected {_HINT}")
+        raise UserError(f"prompts.llm={model}: no config.json in this folder (found: {found}); expected {_HINT}")
     shards = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
         try:
             listed = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"prompts.llm={model}: {index.name} is damaged; copy or download this file again"
-            ) from None
+            raise UserError(f"prompts.llm={model}: {index.name} is damaged; copy or download this file again") from None
         if missing := sorted(listed - shards):
-            raise ValueError(f"prompts.llm={model}: {missing[0]} is missing ({len(listed & shards)} of {len(listed)} shards are "
-                             "there); download it again")  # fmt: skip
+            raise UserError(
+                f"prompts.llm={model}: {missing[0]} is missing ({len(listed & shards)} of {len(listed)} shards are "
+                "there); download it again"
+            )
     if not shards:
-        raise ValueError(f"prompts.llm={model}: no .safetensors file in this folder; expected {_HINT}")
+        raise UserError(f"prompts.llm={model}: no .safetensors file in this folder; expected {_HINT}")
     for name in sorted(shards):
         try:
             tensors_of(folder / name)
-        except ValueError as error:
-            raise ValueError(
-                f"prompts.llm={model}: {name} is cut short or damaged ({error}); download it again"
-            ) from None
+        except UserError as error:
+            raise UserError(f"prompts.llm={model}: {name} is cut short or damaged ({error}); download it again") from None
 
 
 def _located(model: str) -> Path:
@@ -70,24 +69,17 @@ def _located(model: str) -> Path:
     except errors.RepositoryNotFoundError:
         problem = "there is no such folder here and no such model on the hub, or it is private (then set HF_TOKEN)"
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
-        problem = (f"it is not wholly in this machine's cache and cannot be fetched ({type(error).__name__}: no network, or "
-                   f"HF_HUB_OFFLINE set): fetch it elsewhere with `hf download {model} --local-dir DIR`, give DIR")  # fmt: skip
-    raise ValueError(f"prompts.llm={model}: {problem}; or use prompts.agent=grammar, which needs none")
+        problem = (
+            f"it is not wholly in this machine's cache and cannot be fetched ({type(error).__name__}: no network, or "
+            f"HF_HUB_OFFLINE set): fetch it elsewhere with `hf download {model} --local-dir DIR`, give DIR"
+        )
+    raise UserError(f"prompts.llm={model}: {problem}; or use prompts.agent=grammar, which needs none")
 
 
 class LanguageModelAgent:
     """Samples prompts from a causal language model; a round is a pure function of seed, class, round and what came before."""
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        world: World,
-        seed: int,
-        per_round: int = 16,
-        temperature: float = 1.0,
-        device: str = "auto",
-    ):
+    def __init__(self, model: str, *, world: World, seed: int, per_round: int = 16, temperature: float = 1.0, device: str = "auto"):
         """Loads a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Args:
@@ -95,7 +87,7 @@ class LanguageModelAgent:
             device: "auto" (a GPU if there is one), "cpu" or "cuda".
 
         Raises:
-            ValueError: the model is not there, gated, incomplete or of another kind.
+            UserError: the model is not there, gated, incomplete or of another kind.
         """
         import torch
 
@@ -107,13 +99,11 @@ class LanguageModelAgent:
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.tokenizer, self.model = _loaded(model, folder, self.device)
 
-    def propose(
-        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
-    ) -> list[str]:
+    def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """One round of prompts; as few as the model's reply holds.
 
         Raises:
-            ValueError: the model's context is too small for the question, or it fails.
+            UserError: the model's context is too small for the question, or it fails.
         """
         import torch
 
@@ -131,14 +121,14 @@ class LanguageModelAgent:
                 made = self.model.generate(tokens, **how)
         except Exception as error:  # noqa: BLE001 - whatever the model's own settings and weights lead to
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ValueError(f"prompts.llm={self.name} failed on {self.device}: {said}; use a smaller model, a GPU with more "
-                             "memory or fewer prompts.per_round") from None  # fmt: skip
+            raise UserError(
+                f"prompts.llm={self.name} failed on {self.device}: {said}; use a smaller model, a GPU with more "
+                "memory or fewer prompts.per_round"
+            ) from None
         reply = self.tokenizer.decode(made[0, tokens.shape[1] :], skip_special_tokens=True)
         return parsed(begun + reply, self.per_round)
 
-    def _question(
-        self, class_name: str, accepted: list[str], refused: list[tuple[str, str]], room: int
-    ) -> tuple[Any, str]:
+    def _question(self, class_name: str, accepted: list[str], refused: list[tuple[str, str]], room: int) -> tuple[Any, str]:
         """Tokens int64 (1, T) of the question, with as much of the history as the model's context holds, and the reply's begin."""
         limit = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         length = 0
@@ -149,17 +139,17 @@ class LanguageModelAgent:
             length = tokens.shape[1]
             if length + room <= limit:
                 return tokens.to(self.device), begun
-        raise ValueError(f"prompts.llm={self.name}: its context of {limit} tokens is too small for a question of {length} and a "
-                         f"reply of {room}; lower prompts.per_round={self.per_round}, or use another model")  # fmt: skip
+        raise UserError(
+            f"prompts.llm={self.name}: its context of {limit} tokens is too small for a question of {length} and a "
+            f"reply of {room}; lower prompts.per_round={self.per_round}, or use another model"
+        )
 
     def _as_text(self, asked: list[dict[str, str]]) -> tuple[str, str]:
         """The question in the model's chat template (system message and all, or merged into the user's), else as plain text."""
         merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in asked)}]
         for form in (asked, merged) if self.tokenizer.chat_template else ():
             try:
-                text = self.tokenizer.apply_chat_template(
-                    form, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                )
+                text = self.tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=True, enable_thinking=False)
             except Exception:  # noqa: BLE001 - a template is a program: many refuse a system message, and some are broken
                 continue
             if text.strip():
@@ -178,15 +168,13 @@ def _loaded(model: str, folder: Path, device: Any) -> tuple[Any, Any]:
     causal: Any = transformers.AutoModelForCausalLM
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
-        network, told = causal.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
-        )
+        network, told = causal.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **common)
     except Exception as error:  # noqa: BLE001 - configurations, tokenizers and weights fail with any exception
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(
-            f"prompts.llm={model} cannot be loaded ({said}); expected {_HINT}, with its tokenizer"
-        ) from None
+        raise UserError(f"prompts.llm={model} cannot be loaded ({said}); expected {_HINT}, with its tokenizer") from None
     if missing := sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}):
-        raise ValueError(f"prompts.llm={model}: {len(missing)} tensors are missing or have another shape, such as {missing[0]}; "
-                         "download the model again")  # fmt: skip
+        raise UserError(
+            f"prompts.llm={model}: {len(missing)} tensors are missing or have another shape, such as {missing[0]}; "
+            "download the model again"
+        )
     return tokenizer, network.to(device).eval()

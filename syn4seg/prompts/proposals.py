@@ -12,18 +12,24 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.data import embedded
-from syn4seg.files import append_line, exists, read_bytes, write_atomically
-from syn4seg.prompts.agents import PromptAgent, World, spoken
+from syn4seg.errors import UserError
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG
-from syn4seg.samples import checked_name
+from syn4seg.prompts.english import spoken
+from syn4seg.prompts.protocol import PromptAgent, World
+from syn4seg.store.files import append_line, exists, read_bytes, write_atomically
+from syn4seg.store.samples import checked_name
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 SHOWN = 30  # accepted and refused prompts that a language model is shown, the latest of each
 MAX_REPLY = 64_000  # characters of a reply that are read
-_REASONS = {NEAR: "too similar to an accepted prompt", OFF_CLASS: "does not name the class", TOO_LONG: "too long",
-            REPEATED: "proposed before"}  # fmt: skip
+_REASONS = {
+    NEAR: "too similar to an accepted prompt",
+    OFF_CLASS: "does not name the class",
+    TOO_LONG: "too long",
+    REPEATED: "proposed before",
+}
 
 
 # ------------------------------------------------------------------------------------------------ the question
@@ -53,8 +59,10 @@ def messages(
         "light, weather and time of day.",
     ]
     if world == "embedded":
-        lines[3:] = [f"- is made of these words alone: {' '.join(embedded.vocabulary())}.",
-                     "Make the prompts as different from each other as you can."]  # fmt: skip
+        lines[3:] = [
+            f"- is made of these words alone: {' '.join(embedded.vocabulary())}.",
+            "Make the prompts as different from each other as you can.",
+        ]
     if accepted and shown:
         lines += ["", "Accepted so far; write nothing that is close to one of them:", *_quoted(accepted[-shown:])]
     told = [(text, _REASONS.get(why, why)) for text, why in refused if why != EMPTY]
@@ -159,13 +167,11 @@ class Recorded:
         self.agent, self.folder = agent, folder
         self.rounds: dict[str, list[list[str]]] = {}
 
-    def propose(
-        self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]
-    ) -> list[str]:
+    def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """The recorded round, or a new one of the agent, which is recorded before it is returned.
 
         Raises:
-            ValueError: the record is damaged, or the agent fails.
+            UserError: the record is damaged, or the agent fails.
         """
         path = self.folder / f"{checked_name(class_name, 'class')}.jsonl"
         if class_name not in self.rounds:
@@ -195,8 +201,10 @@ def _read_rounds(path: AnyPath, class_name: str) -> list[list[str]]:
         except (ValueError, TypeError, KeyError, RecursionError):
             right = False
         if not right:
-            raise ValueError(f"{path}: line {number + 1} is no record of round {number} of {class_name!r}; delete the file, and "
-                             "the language model is asked again for this class")  # fmt: skip
+            raise UserError(
+                f"{path}: line {number + 1} is no record of round {number} of {class_name!r}; delete the file, and "
+                "the language model is asked again for this class"
+            )
         rounds.append(entry["prompts"])
     if len(whole) < len(data):
         write_atomically(path, whole)

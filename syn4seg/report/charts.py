@@ -70,9 +70,7 @@ def training(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Loss over steps."""
     with figure(8, 3.2) as (canvas, axes):
         for i, (name, (steps, losses)) in enumerate(curves.items()):
-            axes.plot(
-                steps, losses, "-o", ms=2.5, lw=1.2, color=COLORS[i % len(COLORS)], label=name.replace("$", r"\$")
-            )
+            axes.plot(steps, losses, "-o", ms=2.5, lw=1.2, color=COLORS[i % len(COLORS)], label=name.replace("$", r"\$"))
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         axes.legend(frameon=False, fontsize=8)

@@ -15,7 +15,7 @@ def report(
 ) -> None:
     """Write one HTML page about a run: results, funnel, prompts, every label with who decided each pixel."""
     from syn4seg.report.page import write_report
-    from syn4seg.rundir import opened
+    from syn4seg.store.rundir import opened
     from syn4seg.terminal import Terminal
 
     display = Terminal()
@@ -26,15 +26,13 @@ def report(
 
 
 def compare(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN_A RUN_B ...", help="Two or more runs; the first is the yardstick.")
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN_A RUN_B ...", help="Two or more runs; the first is the yardstick.")],
     to: Annotated[str, typer.Option(help="File to write.")] = "compare.html",
     draw: Annotated[int | None, typer.Option(help="Draw to compare; default the first.", show_default=False)] = None,
 ) -> None:
     """Write one HTML page about what differs between runs: settings, scores, classes, funnel, labels."""
     from syn4seg.report.compare import write_comparison
-    from syn4seg.rundir import opened
+    from syn4seg.store.rundir import opened
     from syn4seg.terminal import Terminal
 
     display = Terminal()
@@ -50,7 +48,4 @@ def _warn(damage: list[str]) -> None:
     for line in damage[:20]:
         print(line, file=sys.stderr)
     if damage:
-        print(
-            f"{len(damage)} samples have damaged or missing files; `syn4seg verify RUN` names all of them",
-            file=sys.stderr,
-        )
+        print(f"{len(damage)} samples have damaged or missing files; `syn4seg verify RUN` names all of them", file=sys.stderr)

@@ -12,20 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.config import load
-from syn4seg.files import at, write_atomically
+from syn4seg.config.loading import load
+from syn4seg.errors import UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, in_turn, item_of, layer_url, sheets_of
 from syn4seg.report.html import chart, environment, section, style
 from syn4seg.report.page import chosen_draw, table_of_funnel
 from syn4seg.report.reading import Shown, exact_names, pages, records_of
 from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
-from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, UNLABELED
+from syn4seg.store.files import at, write_atomically
+from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import TITLES, in_order, percent, table_columns
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 DIFFERS = "#d55e00"
 MOST = 5000
@@ -47,34 +48,53 @@ def write_comparison(
         The file, sentences for the terminal, and one line for each file that is damaged or missing.
 
     Raises:
-        ValueError: there are fewer than two runs, their classes differ, or an unfinished run's data set is not there.
+        UserError: there are fewer than two runs, their classes differ, or an unfinished run's data set is not there.
         OSError: the file cannot be written.
     """
     if len(runs) < 2:
-        raise ValueError(f"{len(runs)} run given: expected two or more, RUN_A RUN_B ...")
+        raise UserError(f"{len(runs)} run given: expected two or more, RUN_A RUN_B ...")
     configs, labels = [load(run.config) for run in runs], _labels(runs)
     names = exact_names(runs[0], configs[0])
     for run, config in zip(runs[1:], configs[1:], strict=True):
         if exact_names(run, config) != names:
-            raise ValueError(f"{run.root}: its classes are not those of {runs[0].root} (data.source or data.fold differs), so "
-                             "neither scores nor labels can be compared; give runs of the same data set and fold")  # fmt: skip
+            raise UserError(
+                f"{run.root}: its classes are not those of {runs[0].root} (data.source or data.fold differs), so "
+                "neither scores nor labels can be compared; give runs of the same data set and fold"
+            )
     draw = chosen_draw(configs[0], draw, runs[0])
     for run, config in zip(runs[1:], configs[1:], strict=True):
         chosen_draw(config, draw, run)
     results = [numbers.results_of(run) for run in runs]
     records = [records_of(run, draw) for run in runs]
     made, matched = _differing(runs[:2], draw, records[:2], names, progress)
-    panes = [{"title": labels[0], "photo": "image", "label": "a", "who": "who"},
-             {"title": labels[1], "photo": "other", "label": "b", "who": "who"}]  # fmt: skip
+    panes = [
+        {"title": labels[0], "photo": "image", "label": "a", "who": "who"},
+        {"title": labels[1], "photo": "other", "label": "b", "who": "who"},
+    ]
     table, sentences = _table(results, labels)
     values = section(made, names, colors_of(len(names)), panes, [("the labels differ", DIFFERS)], "where they differ") | {
-        "runs": [{"name": label, "unfinished": ", ".join(f"{what} {done} of {planned or '?'}" for what, done, planned
-                                                          in numbers.progress_of(run, config) if done < max(1, planned))}
-                 for label, run, config in zip(labels, runs, configs, strict=True)],
-        "settings": _settings(configs), "table": table, "sentences": sentences,
-        "charts": _charts(results, labels), "draw": draw, "style": style(),
-        "funnel": _funnels(runs, records), "matched": matched, "damage": made.damage, "warnings": _warnings(results, labels),
-    }  # fmt: skip
+        "runs": [
+            {
+                "name": label,
+                "unfinished": ", ".join(
+                    f"{what} {done} of {planned or '?'}"
+                    for what, done, planned in numbers.progress_of(run, config)
+                    if done < max(1, planned)
+                ),
+            }
+            for label, run, config in zip(labels, runs, configs, strict=True)
+        ],
+        "settings": _settings(configs),
+        "table": table,
+        "sentences": sentences,
+        "charts": _charts(results, labels),
+        "draw": draw,
+        "style": style(),
+        "funnel": _funnels(runs, records),
+        "matched": matched,
+        "damage": made.damage,
+        "warnings": _warnings(results, labels),
+    }
     target = at(to)
     write_atomically(target, environment().get_template("compare.html").render(values).encode("utf-8"))
     return target, [*sentences, *matched], made.damage
@@ -89,9 +109,7 @@ def _labels(runs: Sequence[RunDir]) -> list[str]:
 def _settings(configs: Sequence[Any]) -> list[tuple[str, list[str]]]:
     flat = [_flat(config.science()) for config in configs]
     keys = sorted({key for one in flat for key in one})
-    return [
-        (key, [str(one.get(key, "-")) for one in flat]) for key in keys if len({str(one.get(key)) for one in flat}) > 1
-    ]
+    return [(key, [str(one.get(key, "-")) for one in flat]) for key in keys if len({str(one.get(key)) for one in flat}) > 1]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -109,22 +127,19 @@ def _warnings(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -
             theirs, ignored = result["protocol"], ("generator", "deviations")
             keys = [k for k, v in first["protocol"].items() if k not in ignored and theirs.get(k) != v]
             if keys:
-                found.append(f"{label} was scored under another protocol ({', '.join(keys)}): its numbers and those of {labels[0]} "
-                             "do not answer the same question.")  # fmt: skip
+                found.append(
+                    f"{label} was scored under another protocol ({', '.join(keys)}): its numbers and those of {labels[0]} "
+                    "do not answer the same question."
+                )
     return found
 
 
-def _table(
-    results: Sequence[dict[str, Any] | None], labels: Sequence[str]
-) -> tuple[list[tuple[str, str, list[str]]], list[str]]:
+def _table(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> tuple[list[tuple[str, str, list[str]]], list[str]]:
     """(row, metric, values and differences) of every row that a run has; and a sentence about the last row for the terminal."""
     there = [result for result in results if result]
     if len(there) < 2:
         return [], ["fewer than two of the runs have results; scores are not compared"]
-    columns, rows = (
-        table_columns(there[0]["protocol"]),
-        in_order({row for result in there for row in result["rows"]}),
-    )
+    columns, rows = (table_columns(there[0]["protocol"]), in_order({row for result in there for row in result["rows"]}))
     table, sentences = [], []
     for row in rows:
         for title, metric in columns.items():
@@ -157,11 +172,19 @@ def _charts(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> 
         if not common:
             continue
         before, after = (r["per_class"][common[-1]] for r in (first, result))
-        gains = {name: 100 * (after[name]["mean"] - before[name]["mean"]) for name in before
-                 if before[name]["mean"] is not None and after.get(name, {}).get("mean") is not None}  # fmt: skip
+        gains = {
+            name: 100 * (after[name]["mean"] - before[name]["mean"])
+            for name in before
+            if before[name]["mean"] is not None and after.get(name, {}).get("mean") is not None
+        }
         if any(gains.values()):
-            found.append(chart(f"IoU by class: {label} minus {labels[0]}", charts.deltas(gains, "difference in points"),
-                               f"{TITLES.get(common[-1], common[-1])}; blue is a gain over the first run."))  # fmt: skip
+            found.append(
+                chart(
+                    f"IoU by class: {label} minus {labels[0]}",
+                    charts.deltas(gains, "difference in points"),
+                    f"{TITLES.get(common[-1], common[-1])}; blue is a gain over the first run.",
+                )
+            )
     return found
 
 
@@ -172,22 +195,20 @@ def _funnels(runs: Sequence[RunDir], records: Sequence[pa.Table]) -> list[tuple[
 
 
 # -------------------------------------------------------------------------------------------------------- samples
-def _differing(runs: Sequence[RunDir], draw: int, records: Sequence[pa.Table], names: Sequence[str],
-               progress: Callable[[int, int], None]) -> tuple[Gallery, list[str]]:  # fmt: skip
+def _differing(
+    runs: Sequence[RunDir], draw: int, records: Sequence[pa.Table], names: Sequence[str], progress: Callable[[int, int], None]
+) -> tuple[Gallery, list[str]]:
     """The samples that two runs both have and whose final labels or verdicts differ: classes in turn, at most `MOST`."""
     whole = [t.filter(pc.invert(pc.starts_with(t["reason"], FAULT))) for t in records]
-    common = [
-        t.filter(pc.is_in(t["sample_id"], o["sample_id"].combine_chunks()))
-        for t, o in zip(whole, whole[::-1], strict=True)
-    ]
+    common = [t.filter(pc.is_in(t["sample_id"], o["sample_id"].combine_chunks())) for t, o in zip(whole, whole[::-1], strict=True)]
     a, b = (table.sort_by("sample_id") for table in common)
-    other_image, other_label = (
-        pc.not_equal(pc.fill_null(a[key], ""), pc.fill_null(b[key], "")) for key in ("image", "label")
-    )
+    other_image, other_label = (pc.not_equal(pc.fill_null(a[key], ""), pc.fill_null(b[key], "")) for key in ("image", "label"))
     turned = pc.not_equal(pc.equal(a["reason"], ""), pc.equal(b["reason"], ""))
     images, labels, verdicts = (pc.sum(column).as_py() or 0 for column in (other_image, other_label, turned))
-    lines = [f"{len(a)} samples are in both; {images} have another image, {labels} another label, {verdicts} are accepted in "
-             "one of the two only."]  # fmt: skip
+    lines = [
+        f"{len(a)} samples are in both; {images} have another image, {labels} another label, {verdicts} are accepted in "
+        "one of the two only."
+    ]
     differs = pc.or_(other_label, turned)
     a, b = a.filter(differs), b.filter(differs)
     order = in_turn(a)[:MOST]
@@ -220,13 +241,7 @@ def _where(x: Shown, y: Shown) -> np.ndarray | None:
 
 
 def _thumbs(x: Shown, y: Shown, side: int) -> dict[str, np.ndarray]:
-    found = {
-        "image": x.image,
-        "other": y.image,
-        "a": x.labels.get("label"),
-        "b": y.labels.get("label"),
-        "who": _where(x, y),
-    }
+    found = {"image": x.image, "other": y.image, "a": x.labels.get("label"), "b": y.labels.get("label"), "who": _where(x, y)}
     return {layer: shrunk(pixels, side) for layer, pixels in found.items() if pixels is not None}
 
 
@@ -237,10 +252,7 @@ def _item(x: Shown, y: Shown, names: Sequence[str], which: Sequence[str]) -> dic
         item["damage"] = damage
     item["stages"] = [layer for layer, shown in (("a", x), ("b", y)) if "label" in shown.labels]
     verdicts = [f"{name}: {s.record.get('reason', '') or 'accepted'}" for name, s in zip(which, (x, y), strict=True)]
-    item["lines"], item["changed"] = (
-        ["; ".join(verdicts) + "."],
-        1.0 if where is None else round(float(where.mean()), 4),
-    )
+    item["lines"], item["changed"] = (["; ".join(verdicts) + "."], 1.0 if where is None else round(float(where.mean()), 4))
     if where is None:
         lacks = [name for name, s in zip(which, (x, y), strict=True) if "label" not in s.labels]
         why = f"{' and '.join(lacks)} has no final label" if lacks else "the images have other sizes"
@@ -250,9 +262,7 @@ def _item(x: Shown, y: Shown, names: Sequence[str], which: Sequence[str]) -> dic
         a, b = x.labels["label"], y.labels["label"]
         pairs, counts = np.unique(np.stack([a[where == 1], b[where == 1]]), axis=1, return_counts=True)
         best = np.argsort(-counts, kind="stable")[:4]
-        item["lines"] += [
-            f"{counts[i]} pixels: {_name(pairs[0, i], names)} became {_name(pairs[1, i], names)}." for i in best
-        ]
+        item["lines"] += [f"{counts[i]} pixels: {_name(pairs[0, i], names)} became {_name(pairs[1, i], names)}." for i in best]
     return item
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.files import each
 from syn4seg.report.reading import Shown, Truth, pages
 from syn4seg.report.sheets import ROW, WHO_COLORS, label_url, photo_url, provenance, sheet, shrunk
-from syn4seg.rundir import RunDir
-from syn4seg.samples import FileSamples
 from syn4seg.schema import FAULT, LABEL_STAGES
+from syn4seg.store.files import each
+from syn4seg.store.layout_files import FileSamples
+from syn4seg.store.rundir import RunDir
 
 LAYERS = ("image", *LABEL_STAGES, "who")
 PHOTOS = ("image", "other")
@@ -74,8 +74,15 @@ def in_turn(records: pa.Table) -> np.ndarray:
     return np.array([i for _, _, i in sorted(order)], np.int64)
 
 
-def gallery(run: RunDir, draw: int, records: pa.Table, colors: Sequence[str], progress: Callable[[int, int], None],
-            truth: Truth | None = None, budget: int = BUDGET) -> Gallery:  # fmt: skip
+def gallery(
+    run: RunDir,
+    draw: int,
+    records: pa.Table,
+    colors: Sequence[str],
+    progress: Callable[[int, int], None],
+    truth: Truth | None = None,
+    budget: int = BUDGET,
+) -> Gallery:
     """The gallery of one draw.
 
     Args:
@@ -115,9 +122,7 @@ Items = list[dict[str, Any]]
 
 
 def sheets_of(
-    page_by_page: Iterable[Sequence[Any]],
-    thumb: Callable[[Any], dict[str, np.ndarray]],
-    tell: Callable[[Any], dict[str, Any]],
+    page_by_page: Iterable[Sequence[Any]], thumb: Callable[[Any], dict[str, np.ndarray]], tell: Callable[[Any], dict[str, Any]]
 ) -> Iterator[tuple[Thumbs, Items]]:
     """Thumbnails by layer and facts of ROW x ROW samples at a time; of full pictures only a page is in memory."""
     thumbs: Thumbs = []
@@ -155,14 +160,24 @@ def item_of(shown: Shown) -> dict[str, Any]:
     own = [r for r in regions if r["class"] == target]
     similar = [r["similarity"] for r in own if r["similarity"] is not None]
     item = {
-        "id": record["sample_id"], "class": record["class"], "k": target, "reason": record.get("reason", ""),
-        "prompt": record["prompt"], "seed": str(record["noise_seed"]), "changed": changed_share(audit),
-        "s": max(similar, default=None), "lambda": audit.get("lambda_keep"), "pixels": audit.get("pixels", {}),
-        "sam": audit.get("sam", {}), "damage": shown.damage, "own": len(own), "judged": len(regions),
+        "id": record["sample_id"],
+        "class": record["class"],
+        "k": target,
+        "reason": record.get("reason", ""),
+        "prompt": record["prompt"],
+        "seed": str(record["noise_seed"]),
+        "changed": changed_share(audit),
+        "s": max(similar, default=None),
+        "lambda": audit.get("lambda_keep"),
+        "pixels": audit.get("pixels", {}),
+        "sam": audit.get("sam", {}),
+        "damage": shown.damage,
+        "own": len(own),
+        "judged": len(regions),
         "freed": dict(Counter(r["why"] for r in regions if r["why"])),
         "regions": [[r["class"], r["area"], r["similarity"], r["why"]] for r in regions[:REGIONS]],
         "more": max(0, len(regions) - REGIONS),
-    }  # fmt: skip
+    }
     if shown.image is not None:
         height, width = shown.image.shape[:2]
         item["size"] = [width, height]
@@ -172,8 +187,9 @@ def item_of(shown: Shown) -> dict[str, Any]:
         if shown.truth is not None:
             both, either = (f(last == target, shown.truth == target) for f in (np.logical_and, np.logical_or))
             item["iou"] = round(float(both.sum() / max(1, either.sum())), 4)
-        item["shares"] = [[int(k), round(float(n) / last.size, 4)]
-                          for k, n in zip(*np.unique(last, return_counts=True), strict=True)]  # fmt: skip
+        item["shares"] = [
+            [int(k), round(float(n) / last.size, 4)] for k, n in zip(*np.unique(last, return_counts=True), strict=True)
+        ]
     return {key: value for key, value in item.items() if value not in ("", None, {}, [])}
 
 

@@ -21,13 +21,19 @@ from syn4seg.report.style import STYLE
 
 PAGES = Path(__file__).with_name("page")
 WORDS = {
-    "area": "too small an area", "similarity": "too little similarity", "other_novel": "being another novel class",
-    "confidence": "too little confidence", "no_evidence": "no region and no pixel is similar enough to the class's prototype",
-    "target_too_small": "the class covers too small a share of the image", "target_too_large": "the class covers too large a share",
-}  # fmt: skip
+    "area": "too small an area",
+    "similarity": "too little similarity",
+    "other_novel": "being another novel class",
+    "confidence": "too little confidence",
+    "no_evidence": "no region and no pixel is similar enough to the class's prototype",
+    "target_too_small": "the class covers too small a share of the image",
+    "target_too_large": "the class covers too large a share",
+}
 """Reasons as the records have them, in words."""
-_MARKS = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff"
-                    "\U000e0000-\U000e007f]")  # fmt: skip
+_MARKS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 
 
 def visible(text: str) -> str:
@@ -51,8 +57,9 @@ def as_json(value: Any) -> Markup:
 
 def environment() -> jinja2.Environment:
     """Templates of this package, escaping everything that is no `Markup`."""
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_all_visible_text,
-                               loader=jinja2.FileSystemLoader(PAGES))  # fmt: skip
+    return jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_all_visible_text, loader=jinja2.FileSystemLoader(PAGES)
+    )
 
 
 def _all_visible_text(value: Any) -> Any:
@@ -63,7 +70,7 @@ def chart(title: str, drawn: str, text: str) -> Markup:
     """An SVG with a title and a sentence about it."""
     return Markup('<figure><figcaption>{}</figcaption><div class="chart">{}</div><p>{}</p></figure>').format(
         visible(title), Markup(drawn), visible(text)
-    )  # fmt: skip
+    )
 
 
 def filters(colors: Sequence[str]) -> Markup:
@@ -72,21 +79,33 @@ def filters(colors: Sequence[str]) -> Markup:
     for code, color in enumerate(colors):
         for channel in range(3):
             tables[channel][code] = f"{int(color[1 + 2 * channel : 3 + 2 * channel], 16) / 255:.3g}"
-    seen = (f'<feColorMatrix in="SourceGraphic" values="{"0 " * 15}1 0 0 0 0"/><feComponentTransfer result="seen">'
-            f'<feFuncA type="discrete" tableValues="0 {"1 " * 255}"/></feComponentTransfer>')  # fmt: skip
-    functions = "".join(
-        f'<feFunc{c} type="discrete" tableValues="{" ".join(t)}"/>' for c, t in zip("RGB", tables, strict=True)
+    seen = (
+        f'<feColorMatrix in="SourceGraphic" values="{"0 " * 15}1 0 0 0 0"/><feComponentTransfer result="seen">'
+        f'<feFuncA type="discrete" tableValues="0 {"1 " * 255}"/></feComponentTransfer>'
     )
+    functions = "".join(f'<feFunc{c} type="discrete" tableValues="{" ".join(t)}"/>' for c, t in zip("RGB", tables, strict=True))
     paint = {"palette": f'<feComponentTransfer in="SourceGraphic">{functions}</feComponentTransfer>'}
-    paint |= {name: f'<feFlood flood-color="{color}"/>'
-              for name, color in zip(("draft", "freed", "relabeled", "boundary"), WHO_COLORS[1:], strict=True)}  # fmt: skip
-    made = "".join(f'<filter id="{name}" color-interpolation-filters="sRGB" x="0" y="0" width="100%" height="100%">{seen}{what}'
-                   '<feComposite in2="seen" operator="in"/></filter>' for name, what in paint.items())  # fmt: skip
+    paint |= {
+        name: f'<feFlood flood-color="{color}"/>'
+        for name, color in zip(("draft", "freed", "relabeled", "boundary"), WHO_COLORS[1:], strict=True)
+    }
+    made = "".join(
+        f'<filter id="{name}" color-interpolation-filters="sRGB" x="0" y="0" width="100%" height="100%">{seen}{what}'
+        '<feComposite in2="seen" operator="in"/></filter>'
+        for name, what in paint.items()
+    )
     return Markup(f'<svg width="0" height="0" aria-hidden="true">{made}</svg>')
 
 
-def section(made: Gallery, names: Sequence[str], colors: Sequence[str], panes: Sequence[dict[str, str]],
-            who: Sequence[tuple[str, str]], layer_title: str, **more: Any) -> dict[str, Any]:  # fmt: skip
+def section(
+    made: Gallery,
+    names: Sequence[str],
+    colors: Sequence[str],
+    panes: Sequence[dict[str, str]],
+    who: Sequence[tuple[str, str]],
+    layer_title: str,
+    **more: Any,
+) -> dict[str, Any]:
     """What a template needs of a gallery: `gallery` (HTML), `gallery_json`, `script`, and how many are `shown` of the `total`.
 
     Args:
@@ -95,9 +114,20 @@ def section(made: Gallery, names: Sequence[str], colors: Sequence[str], panes: S
         more: further values for the script: files, map, words, settings.
     """
     values = {
-        "row": ROW, "side": made.side, "sheets": made.sheets, "items": made.items, "names": names, "colors": colors, "panes": panes,
-        "who": who, "words": WORDS, "settings": {}, "files": None, "map": [], **more,
-    }  # fmt: skip
+        "row": ROW,
+        "side": made.side,
+        "sheets": made.sheets,
+        "items": made.items,
+        "names": names,
+        "colors": colors,
+        "panes": panes,
+        "who": who,
+        "words": WORDS,
+        "settings": {},
+        "files": None,
+        "map": [],
+        **more,
+    }
     html = environment().get_template("gallery.html").render(filters=filters(colors), layer_title=layer_title)
     return {
         "gallery": Markup(html) if made.items else "",

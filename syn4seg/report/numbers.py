@@ -14,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.config import Config
-from syn4seg.files import MAX_TABLE, exists, read_bytes, read_json
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
 from syn4seg.report.reading import Truth, pages
-from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT, LABEL_STAGES, UNLABELED
-from syn4seg.stages.plan import HDIG, planned
+from syn4seg.stages.plan import planned
+from syn4seg.stages.rows import HDIG
 from syn4seg.stages.setup import draws_of
-from syn4seg.tables import read_parquet
+from syn4seg.store.files import MAX_TABLE, exists, read_bytes, read_json
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.tables import read_parquet
 from syn4seg.watch import story
 
 PROMPTS = 600
@@ -133,16 +135,20 @@ def prompts_of(run: RunDir) -> list[dict[str, Any]]:
     if not exists(run.prompts):
         return []
     table = read_parquet(run.prompts)
-    said = {
-        line["class_name"]: line for line in log_lines(run) if line.get("stage") == "prompts" and "class_name" in line
-    }
+    said = {line["class_name"]: line for line in log_lines(run) if line.get("stage") == "prompts" and "class_name" in line}
     found = []
     for name in pc.unique(table["class"]).to_pylist():
         rows = table.filter(pc.equal(table["class"], name)).to_pylist()
         bank = [row for row in rows if row["bank"] == HDIG]
-        found.append({"class": name, "plain": next((r["prompt"] for r in rows if r["bank"] != HDIG), ""),
-                      "accepted": [r for r in bank if r["accepted"]], "refused": [r for r in bank if not r["accepted"]],
-                      "diversity": said.get(name, {})})  # fmt: skip
+        found.append(
+            {
+                "class": name,
+                "plain": next((r["prompt"] for r in rows if r["bank"] != HDIG), ""),
+                "accepted": [r for r in bank if r["accepted"]],
+                "refused": [r for r in bank if not r["accepted"]],
+                "diversity": said.get(name, {}),
+            }
+        )
     return found
 
 
@@ -151,7 +157,7 @@ def prompt_map(run: RunDir) -> list[dict[str, Any]]:
 
     At most `PROMPTS` in all, of every class as many.
     """
-    from syn4seg.models.generators import EmbeddingStore
+    from syn4seg.models.embeddings import EmbeddingStore
 
     if not (exists(run.plan) and exists(run.embeddings) and exists(run.prompts)):
         return []
@@ -173,13 +179,14 @@ def prompt_map(run: RunDir) -> list[dict[str, Any]]:
         places = np.pad(places, ((0, 0), (0, 1)))
     span = np.maximum(np.ptp(places, axis=0), 1e-9)
     places = (places - places.min(0)) / span
-    return [{"class": names[index], "prompt": prompt, "x": round(float(x), 4), "y": round(float(y), 4)}
-            for ((index, _), prompt), (x, y) in zip(first.items(), places, strict=True)]  # fmt: skip
+    return [
+        {"class": names[index], "prompt": prompt, "x": round(float(x), 4), "y": round(float(y), 4)}
+        for ((index, _), prompt), (x, y) in zip(first.items(), places, strict=True)
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- label quality
-def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth
-                  ) -> dict[str, dict[str, float]]:  # fmt: skip
+def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth) -> dict[str, dict[str, float]]:
     """Quality of each stage's labels of samples that the renderer made, against its exact masks.
 
     Args:
@@ -214,17 +221,13 @@ def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth
             "target_recall": matrix[1, 1] / max(1, matrix[1].sum() + missed),
             "boundary_iou_2px": float(boundary_iou(labels, truths, 2, 2)[1]) if labels else float("nan"),
             "labelled_share": float(np.mean(known)) if known else 0.0,
-        }  # fmt: skip
+        }
     return quality
 
 
 def truth_of(config: Config) -> Truth | None:
     """What tells the exact label of an image, or None where nothing does: the renderer can draw an image once more."""
-    if (
-        config.synthesis.source != "generate"
-        or config.synthesis.model != "renderer"
-        or config.data.source != "embedded"
-    ):
+    if config.synthesis.source != "generate" or config.synthesis.model != "renderer" or config.data.source != "embedded":
         return None
     from syn4seg.models.renderer import Renderer
     from syn4seg.stages.setup import load_dataset
@@ -234,7 +237,7 @@ def truth_of(config: Config) -> Truth | None:
     def drawn_again(record: dict[str, Any], side: int) -> np.ndarray | None:
         try:
             return table[Renderer(side).truth(record["prompt"], record["noise_seed"])].astype(np.uint8)
-        except ValueError:  # no prompt of the embedded world: somebody changed the record
+        except UserError:  # no prompt of the embedded world: somebody changed the record
             return None
 
     return drawn_again
@@ -285,8 +288,10 @@ def losses(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.nd
             if curve and step <= curve[-1][0]:  # begun again
                 curve[:] = [point for point in curve if point[0] < step]
             curve.append((float(step), float(loss)))
-    thin = {name: [curve[i] for i in np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).round().astype(int)]
-            for name, curve in found.items()}  # fmt: skip
+    thin = {
+        name: [curve[i] for i in np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).round().astype(int)]
+        for name, curve in found.items()
+    }
     return {name: (np.array([s for s, _ in curve]), np.array([v for _, v in curve])) for name, curve in thin.items()}
 
 

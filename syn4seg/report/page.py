@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from syn4seg.config import Config, load
-from syn4seg.files import StoreError, at, read_json, write_atomically
+from syn4seg.config.loading import load
+from syn4seg.config.tree import Config
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import files_beside, gallery
 from syn4seg.report.html import WORDS, chart, environment, section, style
 from syn4seg.report.reading import STAGE_TITLES, class_names, records_of
 from syn4seg.report.sheets import WHO, WHO_COLORS, colors_of
-from syn4seg.rundir import RunDir
 from syn4seg.stages.setup import draws_of
+from syn4seg.store.files import at, read_json, write_atomically
+from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import BASELINES, TITLES, about_results, in_order, percent, table_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 NOTES = 50
 """Quarantined samples that a page lists."""
@@ -32,9 +34,7 @@ PROMPT_ROWS = 100
 """Prompts of a class, accepted and refused, that a page lists."""
 
 
-def write_report(
-    run: RunDir, draw: int | None, to: str | None, progress: Callable[[int, int], None]
-) -> tuple[AnyPath, list[str]]:
+def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callable[[int, int], None]) -> tuple[AnyPath, list[str]]:
     """Writes the page of a run.
 
     Args:
@@ -46,7 +46,7 @@ def write_report(
         The file, and one line for each file of the run that is damaged or missing.
 
     Raises:
-        ValueError: the run has no such draw, or one of its tables is damaged.
+        UserError: the run has no such draw, or one of its tables is damaged.
         OSError: the file cannot be written.
     """
     config = load(run.config)
@@ -60,18 +60,20 @@ def write_report(
     panes += [{"title": title, "photo": "image", "label": stage, "who": "who"} for stage, title in STAGE_TITLES.items()]
     panes += [] if truth is None else [{"title": "truth", "photo": "image", "label": "truth"}]
     shown = section(
-        made, names, colors, panes,
-        list(zip(WHO, WHO_COLORS, strict=True))[1:], "who decided",
-        files=_seen_from(run, target, files_beside(run, draw)), map=plane, words=_words(config),
+        made,
+        names,
+        colors,
+        panes,
+        list(zip(WHO, WHO_COLORS, strict=True))[1:],
+        "who decided",
+        files=_seen_from(run, target, files_beside(run, draw)),
+        map=plane,
+        words=_words(config),
         settings={"min_agreement": config.refinement.min_agreement},
-    )  # fmt: skip
+    )
     quarantined, spoiled = _quarantined(run)
     damage = made.damage + spoiled
-    values = (
-        _values(run, config, draw, records, names)
-        | shown
-        | {"damage": damage, "map": plane, "quarantined": quarantined}
-    )
+    values = _values(run, config, draw, records, names) | shown | {"damage": damage, "map": plane, "quarantined": quarantined}
     write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
     return target, damage
 
@@ -85,18 +87,18 @@ def _words(config: Config) -> dict[str, str]:
         f"tau_background={labeling.tau_background:g})",
         "target_too_small": f"{WORDS['target_too_small']} (labeling.min_target={labeling.min_target:g})",
         "target_too_large": f"{WORDS['target_too_large']} (labeling.max_target={labeling.max_target:g})",
-    }  # fmt: skip
+    }
 
 
 def chosen_draw(config: Config, draw: int | None, run: RunDir) -> int:
     """The draw that `--draw` asks for, by default the first.
 
     Raises:
-        ValueError: the run has no such draw.
+        UserError: the run has no such draw.
     """
     draws = draws_of(config)
     if draw is not None and draw not in draws:
-        raise ValueError(f"--draw {draw}: {run.root} has draws {draws[0]} to {draws[-1]} (data.first_draw, data.draws)")
+        raise UserError(f"--draw {draw}: {run.root} has draws {draws[0]} to {draws[-1]} (data.first_draw, data.draws)")
     return draws[0] if draw is None else draw
 
 
@@ -107,9 +109,7 @@ def _quarantined(run: RunDir) -> tuple[list[str], list[str]]:
         try:
             note = read_json(run.quarantined(name))
             told.append(f"{name}: {note['reason'] if isinstance(note, dict) else note}")
-        except StoreError:
-            raise
-        except (ValueError, KeyError, FileNotFoundError) as error:
+        except (DamagedError, KeyError, FileNotFoundError) as error:
             damage.append(f"{run.quarantined(name)}: damaged ({error}); delete it, and the sample is made again")
     return told, damage
 
@@ -138,15 +138,24 @@ def _values(run: RunDir, config: Config, draw: int, records: pa.Table, names: Se
     sections += [("time", "over time")] if drawn["time"] else []
     about = f"{config.name}: {config.data.source}, fold {config.data.fold}, {config.data.shots}-shot, {config.data.draws} draw(s)"
     return {
-        "name": run.root.absolute().name, "about": about, "style": style(), "sections": sections, "draw": draw,
+        "name": run.root.absolute().name,
+        "about": about,
+        "style": style(),
+        "sections": sections,
+        "draw": draw,
         "draws": config.data.draws,
-        "unfinished": [p for p in progress if p[1] < max(1, p[2])], "charts": drawn, "prompts": prompts, "words": WORDS,
+        "unfinished": [p for p in progress if p[1] < max(1, p[2])],
+        "charts": drawn,
+        "prompts": prompts,
+        "words": WORDS,
         "funnel": _funnel(run, records, totals),
-        "quality": [(STAGE_TITLES[stage], ["-" if math.isnan(v) else f"{100 * v:.1f}" for v in found.values()])
-                    for stage, found in quality.items()],
+        "quality": [
+            (STAGE_TITLES[stage], ["-" if math.isnan(v) else f"{100 * v:.1f}" for v in found.values()])
+            for stage, found in quality.items()
+        ],
         "footer": f"Written by syn4seg report from {len(records)} records of draw {draw}; `--draw K` shows another draw.",
         **_table(results),
-    }  # fmt: skip
+    }
 
 
 def _table(results: dict[str, Any] | None) -> dict[str, Any]:
@@ -154,15 +163,13 @@ def _table(results: dict[str, Any] | None) -> dict[str, Any]:
         return {"table": [], "columns": [], "protocol": []}
     columns = table_columns(results["protocol"])
     groups = [
-        [(f"{BASELINES.get(name, name)}{' *' if found['transductive'] else ''}", found["metrics"])
-         for name, found in results["baselines"].items()],
+        [
+            (f"{BASELINES.get(name, name)}{' *' if found['transductive'] else ''}", found["metrics"])
+            for name, found in results["baselines"].items()
+        ],
         [(TITLES.get(row, row), results["rows"][row]) for row in in_order(results["rows"])],
-    ]  # fmt: skip
-    table = [
-        [(title, [percent(values[c]) for c in columns.values()]) for title, values in group]
-        for group in groups
-        if group
     ]
+    table = [[(title, [percent(values[c]) for c in columns.values()]) for title, values in group] for group in groups if group]
     return {"table": table, "columns": list(columns), "protocol": about_results(results)}
 
 
@@ -172,11 +179,12 @@ def _funnel(run: RunDir, records: pa.Table, found: numbers.Totals) -> list[tuple
         shares, masks = found.shares, found.masks
         freed = {f"freed, {WORDS.get(why, why)}": n for why, n in sorted(found.regions.items()) if why}
         steps += [
-            ("regions kept by APF", found.regions[""], freed), ("pixels freed by APF", _share(shares.get("free")), {}),
+            ("regions kept by APF", found.regions[""], freed),
+            ("pixels freed by APF", _share(shares.get("free")), {}),
             ("pixels relabeled by APR", _share(shares.get("relabeled")), {"stay unlabeled": _share(shares.get("unlabeled"))}),
             ("SAM masks accepted", masks["accepted"], {"refused (too little agreement)": masks["refused"]}),
             ("pixels moved by SABR", _share(shares.get("moved")), {}),
-        ]  # fmt: skip
+        ]
     if noted := len(run.noted()):
         steps.append(("quarantined", noted, {}))
     return steps
@@ -200,11 +208,17 @@ def _bank(bank: dict[str, Any]) -> dict[str, Any]:
     told, plain = bank["diversity"], bank["diversity"].get("class_name_prompt", {})
     listed = [
         {key: row[key] for key in ("prompt", "nearest", "why")}
-        | {"similarity": "-" if row["similarity"] is None else f"{row['similarity']:.3f}"} for row in rows[:PROMPT_ROWS]
-    ]  # fmt: skip
-    return bank | {"rows": listed, "left_out": max(0, len(rows) - PROMPT_ROWS), "cosine": _number(told.get("mean_cosine")),
-                   "vendi": _number(told.get("vendi")), "plain_cosine": _number(plain.get("mean_cosine")),
-                   "plain_vendi": _number(plain.get("vendi"))}  # fmt: skip
+        | {"similarity": "-" if row["similarity"] is None else f"{row['similarity']:.3f}"}
+        for row in rows[:PROMPT_ROWS]
+    ]
+    return bank | {
+        "rows": listed,
+        "left_out": max(0, len(rows) - PROMPT_ROWS),
+        "cosine": _number(told.get("mean_cosine")),
+        "vendi": _number(told.get("vendi")),
+        "plain_cosine": _number(plain.get("mean_cosine")),
+        "plain_vendi": _number(plain.get("vendi")),
+    }
 
 
 def _number(value: float | None) -> str:
@@ -216,8 +230,13 @@ def _result_charts(results: dict[str, Any] | None, names: Sequence[str]) -> list
     if not results or len(rows) < 2:
         return []
     titles = {row: TITLES.get(row, row) for row in (rows[0], rows[-1])}
-    return [chart("IoU by class", charts.per_class(results["per_class"], names, titles),
-                  "Bars are means over draws, whiskers standard deviations.")]  # fmt: skip
+    return [
+        chart(
+            "IoU by class",
+            charts.per_class(results["per_class"], names, titles),
+            "Bars are means over draws, whiskers standard deviations.",
+        )
+    ]
 
 
 def _label_charts(found: numbers.Totals) -> list[Markup]:
@@ -233,8 +252,18 @@ def _time_charts(lines: Sequence[dict[str, Any]]) -> list[Markup]:
     if curves:
         made.append(chart("Training", charts.training(curves), "Loss as the run wrote it down."))
     if any(len(series["seconds"]) > 1 for series in stages.values()):
-        made.append(chart("Throughput", charts.over_time(stages, "rows_per_second", "samples per second"),
-                          "Samples that each stage of the stream finished."))  # fmt: skip
-        made.append(chart("Busy share", charts.over_time(stages, "busy_share", "busy (%)", 100.0),
-                          "Share of its actors' time that each stage worked; the busiest stage decides the rate."))  # fmt: skip
+        made.append(
+            chart(
+                "Throughput",
+                charts.over_time(stages, "rows_per_second", "samples per second"),
+                "Samples that each stage of the stream finished.",
+            )
+        )
+        made.append(
+            chart(
+                "Busy share",
+                charts.over_time(stages, "busy_share", "busy (%)", 100.0),
+                "Share of its actors' time that each stage worked; the busiest stage decides the rate.",
+            )
+        )
     return made

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from syn4seg.config import load
-from syn4seg.files import encode_image, write_atomically
+from syn4seg.config.loading import load
+from syn4seg.errors import UserError
 from syn4seg.report.reading import STAGE_TITLES, Shown, class_names, pages, records_of
 from syn4seg.report.sheets import colors_of
-from syn4seg.rundir import RunDir, opened
 from syn4seg.schema import BACKGROUND, LABEL_STAGES, UNLABELED
+from syn4seg.store.files import encode_image, write_atomically
+from syn4seg.store.rundir import RunDir, opened
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 SPECIAL = {BACKGROUND: ("background", (24, 24, 24)), UNLABELED: ("unlabeled", (255, 255, 255))}
 """Names and RGB colours of the two label values that mean no class."""
@@ -31,8 +32,9 @@ COLUMNS = 24
 """Characters of the caption above one panel."""
 
 
-def show(sample: Shown | RunDir | AnyPath | str, sample_id: str | None = None, draw: int = 0, *,
-         names: Sequence[str] = ()) -> Picture:  # fmt: skip
+def show(
+    sample: Shown | RunDir | AnyPath | str, sample_id: str | None = None, draw: int = 0, *, names: Sequence[str] = ()
+) -> Picture:
     """A picture of one sample: a notebook shows it, `save` writes it.
 
     Args:
@@ -42,21 +44,19 @@ def show(sample: Shown | RunDir | AnyPath | str, sample_id: str | None = None, d
         names: name of every class index, background first; by default those of the run, else the indices themselves.
 
     Raises:
-        ValueError: not a run, or it has no such draw or sample.
+        UserError: not a run, or it has no such draw or sample.
     """
     if isinstance(sample, Shown):
         return Picture(sample, tuple(names))
     run = sample if isinstance(sample, RunDir) else opened(str(sample))
     draws = [known.number for known in run.draws()]
     if draw not in draws:
-        raise ValueError(
-            f"draw is {draw}; expected one of {draws}, the draws of {run.root}: label them with `syn4seg refine`"
-        )
+        raise UserError(f"draw is {draw}; expected one of {draws}, the draws of {run.root}: label them with `syn4seg refine`")
     records = records_of(run, draw)
     ids = records["sample_id"].to_pylist()
     if sample_id not in ids:
         near = difflib.get_close_matches(str(sample_id), ids, n=3, cutoff=0) or ["none: run `syn4seg refine` first"]
-        raise ValueError(
+        raise UserError(
             f"sample_id is {sample_id!r}; expected one of the {len(ids)} samples of draw {draw}, e.g. {', '.join(near)}"
         )
     (shown,) = next(pages(run, draw, records.slice(ids.index(sample_id), 1)))
@@ -111,11 +111,11 @@ class Picture:
         """Writes the picture as .png or as a page of its own (.html).
 
         Raises:
-            ValueError: another suffix.
+            UserError: another suffix.
         """
         suffix = Path(path).suffix.lower()
         if suffix not in (".png", ".html"):
-            raise ValueError(f"path is {str(path)!r}; expected a name that ends with .png or .html")
+            raise UserError(f"path is {str(path)!r}; expected a name that ends with .png or .html")
         page = f"<!doctype html>\n<meta charset='utf-8'>\n{self._repr_html_()}\n"
         write_atomically(Path(path), self._repr_png_() if suffix == ".png" else page.encode())
 
@@ -123,12 +123,14 @@ class Picture:
         cells = "".join(
             f"<figure style='margin:0'><img alt='{html.escape(title)}' style='width:10rem;image-rendering:pixelated' "
             f"src='data:image/png;base64,{base64.b64encode(encode_image(pixels)).decode()}'><figcaption>{html.escape(title)}"
-            "</figcaption></figure>" for title, pixels in self.panels.items()
-        )  # fmt: skip
+            "</figcaption></figure>"
+            for title, pixels in self.panels.items()
+        )
         keys = "".join(
             f"<span style='margin-right:1em'><span style='display:inline-block;width:.8em;height:.8em;border:1px solid #888;"
-            f"background:rgb{rgb}'></span> {html.escape(name)}</span>" for name, rgb in self.legend.items()
-        )  # fmt: skip
+            f"background:rgb{rgb}'></span> {html.escape(name)}</span>"
+            for name, rgb in self.legend.items()
+        )
         lines = "".join(f"<div>{html.escape(line)}</div>" for line in self.caption)
         return f"<div><div style='display:flex;flex-wrap:wrap;gap:.5rem'>{cells}</div><div>{keys}</div>{lines}</div>"
 
@@ -147,9 +149,7 @@ class Picture:
                 axes = canvas.add_subplot(1, len(panels), column, title=title, xticks=[], yticks=[])
                 axes.imshow(pixels, interpolation="nearest")
             canvas.suptitle("\n".join(lines), ha="left", x=0.01)  # its own wrapping would read $ as mathematics
-            patches = [
-                Patch(facecolor=f"#{bytes(rgb).hex()}", edgecolor="#888888", label=k) for k, rgb in legend.items()
-            ]
+            patches = [Patch(facecolor=f"#{bytes(rgb).hex()}", edgecolor="#888888", label=k) for k, rgb in legend.items()]
             if patches:
                 canvas.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), frameon=False)
             canvas.savefig(data, format="png", dpi=100, metadata={"Software": None})

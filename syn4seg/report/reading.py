@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.config import Config
-from syn4seg.files import exists, read_json
-from syn4seg.rundir import RunDir
+from syn4seg.config.tree import Config
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.schema import BACKGROUND, RECORD, UNLABELED
-from syn4seg.tables import read_parquet
+from syn4seg.store.files import exists, read_json
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.tables import read_parquet
 
 STAGE_TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled (APR)", "label": "label (SABR)"}
 """What the label stages are called above a picture."""
@@ -53,14 +54,12 @@ def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
     results whose data set is not there, those of its prompts, which name the novel classes; each other one is "class K"."""
     try:
         return exact_names(run, config)
-    except ValueError:
+    except UserError:
         if not exists(run.prompts):
             return ("background",)
     novel = read_parquet(run.prompts, ["class_id", "class"])
     novel = novel.filter(pc.and_(pc.greater(novel["class_id"], BACKGROUND), pc.less(novel["class_id"], UNLABELED)))
-    known = dict(zip(novel["class_id"].to_pylist(), novel["class"].to_pylist(), strict=True)) | {
-        BACKGROUND: "background"
-    }
+    known = dict(zip(novel["class_id"].to_pylist(), novel["class"].to_pylist(), strict=True)) | {BACKGROUND: "background"}
     return tuple(known.get(index, f"class {index}") for index in range(max(known) + 1))
 
 
@@ -68,7 +67,7 @@ def exact_names(run: RunDir, config: Config) -> tuple[str, ...]:
     """Name of every class index of a run's labels, background first: as results.json has them, else as the data set has.
 
     Raises:
-        ValueError: the run has no results yet and the data set is not there.
+        UserError: the run has no results yet and the data set is not there.
     """
     if exists(run.results) and (names := read_json(run.results).get("classes")):
         return tuple(names)
@@ -81,14 +80,14 @@ def records_of(run: RunDir, draw: int) -> pa.Table:
     """Records of a draw, sorted by sample id (columns `schema.RECORD`): its manifest, or, before there is one, what is done.
 
     Raises:
-        ValueError: the manifest is damaged.
+        UserError: the manifest is damaged.
     """
     manifest = run.draw(draw).manifest
     if not exists(manifest):
         return run.draw(draw).table()
     table = read_parquet(manifest)
     if lacking := set(RECORD.names) - set(table.column_names):
-        raise ValueError(f"{manifest}: has no column {min(lacking)!r}; delete it and run the same command again")
+        raise UserError(f"{manifest}: has no column {min(lacking)!r}; delete it and run the same command again")
     return table.select(RECORD.names).cast(RECORD).sort_by("sample_id")
 
 
@@ -110,11 +109,13 @@ def pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> Iterat
 
 
 def _page(run: RunDir, draw: int, rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[Shown]:
-    return [_damaged(record, found) if isinstance(found, ValueError) else Shown(found[0].record, found[1], found[0].labels)
-            for record, found in zip(records, run.draw(draw).read_each(rows), strict=True)]  # fmt: skip
+    return [
+        _damaged(record, found) if isinstance(found, DamagedError) else Shown(found[0].record, found[1], found[0].labels)
+        for record, found in zip(records, run.draw(draw).read_each(rows), strict=True)
+    ]
 
 
-def _damaged(record: dict[str, Any], error: ValueError) -> Shown:
+def _damaged(record: dict[str, Any], error: DamagedError) -> Shown:
     known = {key: value for key, value in record.items() if value is not None}
     try:
         audit = json.loads(known.get("audit", "{}"))

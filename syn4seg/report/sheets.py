@@ -28,10 +28,7 @@ def colors_of(count: int) -> list[str]:
     """A colour for each of `count` class indices; background first, and never shown."""
     golden = 0.61803398875
     hues = [(0.58 + i * golden) % 1.0 for i in range(count)]
-    return [
-        "#000000",
-        *(_hex(hue, 0.78 if i % 2 else 0.62, 0.95 if i % 3 else 0.78) for i, hue in enumerate(hues[1:])),
-    ][:count]
+    return ["#000000", *(_hex(hue, 0.78 if i % 2 else 0.62, 0.95 if i % 3 else 0.78) for i, hue in enumerate(hues[1:]))][:count]
 
 
 def _hex(hue: float, saturation: float, value: float) -> str:

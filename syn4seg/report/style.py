@@ -40,9 +40,7 @@ def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "syn4seg", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
-    ):
+    with matplotlib.rc_context({"svg.hashsalt": "syn4seg", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}):
         canvas = Figure(figsize=(width, height), layout="constrained")
         axes = canvas.add_subplot()
         for side in ("top", "right"):

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from syn4seg.files import write_atomically
 from syn4seg.report.style import COLORS, STYLE, figure, svg
+from syn4seg.store.files import write_atomically
 
 BINS = 8
 """Bins of a curve over a range that was searched and not enumerated."""
@@ -69,9 +69,7 @@ per novel class beyond the support set, {{ study.validation.base_images }} base 
 """
 
 
-def write_report(
-    path: Path, study: dict[str, Any], summary: dict[str, Any], rows: Sequence[Row], verdicts: Sequence[str]
-) -> None:
+def write_report(path: Path, study: dict[str, Any], summary: dict[str, Any], rows: Sequence[Row], verdicts: Sequence[str]) -> None:
     """Writes the page.
 
     Args:
@@ -88,38 +86,71 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "short": _short}
     page = environment.from_string(PAGE).render(
-        title=study["title"] or "study", test=study["objective"][0].startswith("test."), study=study, summary=summary, style=STYLE,
-        objective=", ".join(study["objective"]), metrics=metrics, keys=keys, chosen=chosen, verdicts=verdicts, rows=shown,
-        more=max(0, len(rows) - TOP), charts=charts(metrics, keys, summary, rows),
-    )  # fmt: skip
+        title=study["title"] or "study",
+        test=study["objective"][0].startswith("test."),
+        study=study,
+        summary=summary,
+        style=STYLE,
+        objective=", ".join(study["objective"]),
+        metrics=metrics,
+        keys=keys,
+        chosen=chosen,
+        verdicts=verdicts,
+        rows=shown,
+        more=max(0, len(rows) - TOP),
+        charts=charts(metrics, keys, summary, rows),
+    )
     write_atomically(path, page.encode())
 
 
-def charts(
-    metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any], rows: Sequence[Row]
-) -> list[dict[str, str]]:
+def charts(metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
     """Title, SVG and a sentence for every figure that the trials suffice for."""
     done = [row for row in rows if row["state"] == "complete" and _mean(row, metrics[0]) is not None]
     if len(done) < 2:
         return []
-    found = [{"title": "History", "svg": _history(metrics[0], rows), "text":
-              f"{metrics[0]} of every trial in the order of their numbers; the line is the best so far, bars are the spread over "
-              "draws, crosses were stopped early."}]  # fmt: skip
+    found = [
+        {
+            "title": "History",
+            "svg": _history(metrics[0], rows),
+            "text": f"{metrics[0]} of every trial in the order of their numbers; the line is the best so far, bars are the spread over "
+            "draws, crosses were stopped early.",
+        }
+    ]
     if len(metrics) > 1:
-        found.append({"title": "Pareto front", "svg": _front(metrics, done, summary), "text":
-                      "Every complete trial; those on the line are beaten by no other in both objectives."})  # fmt: skip
+        found.append(
+            {
+                "title": "Pareto front",
+                "svg": _front(metrics, done, summary),
+                "text": "Every complete trial; those on the line are beaten by no other in both objectives.",
+            }
+        )
     for metric, shares in summary["importance"].items():
         if shares:
-            found.append({"title": f"Importance for {metric}", "svg": _importance(shares), "text":
-                          "Share of each key in the variance of the objective (fANOVA on the complete trials)."})  # fmt: skip
+            found.append(
+                {
+                    "title": f"Importance for {metric}",
+                    "svg": _importance(shares),
+                    "text": "Share of each key in the variance of the objective (fANOVA on the complete trials).",
+                }
+            )
     for key in keys:
         if len({_short(row["params"].get(key)) for row in done}) > 1:
-            found.append({"title": f"{metrics[0]} over {key}", "svg": _curve(metrics[0], key, done), "text":
-                          "Dots are trials with their spread over draws; the line is the mean, the band the standard deviation of "
-                          "the trials at a value (or in a bin of a range)."})  # fmt: skip
+            found.append(
+                {
+                    "title": f"{metrics[0]} over {key}",
+                    "svg": _curve(metrics[0], key, done),
+                    "text": "Dots are trials with their spread over draws; the line is the mean, the band the standard deviation of "
+                    "the trials at a value (or in a bin of a range).",
+                }
+            )
     if len(keys) > 1:
-        found.append({"title": "Parallel coordinates", "svg": _parallel(metrics[0], keys, done), "text":
-                      f"One line per trial, from low ({metrics[0]}) in grey to high in blue."})  # fmt: skip
+        found.append(
+            {
+                "title": "Parallel coordinates",
+                "svg": _parallel(metrics[0], keys, done),
+                "text": f"One line per trial, from low ({metrics[0]}) in grey to high in blue.",
+            }
+        )
     return found
 
 
@@ -128,9 +159,16 @@ def _history(metric: str, rows: Sequence[Row]) -> str:
     with figure(8, 3.2) as (canvas, axes):
         for state, marker, color in (("complete", "o", COLORS[0]), ("pruned", "x", COLORS[3])):
             some = [row for row in rows if row["state"] == state and _mean(row, metric) is not None]
-            axes.errorbar([r["number"] for r in some], [100 * (_mean(r, metric) or 0) for r in some],
-                          yerr=[100 * _spread(r, metric)["std"] for r in some], fmt=marker, color=color, ms=4, lw=1,
-                          alpha=0.7)  # fmt: skip
+            axes.errorbar(
+                [r["number"] for r in some],
+                [100 * (_mean(r, metric) or 0) for r in some],
+                yerr=[100 * _spread(r, metric)["std"] for r in some],
+                fmt=marker,
+                color=color,
+                ms=4,
+                lw=1,
+                alpha=0.7,
+            )
         done = [row for row in rows if row["state"] == "complete" and _mean(row, metric) is not None]
         best = np.maximum.accumulate([100 * (_mean(r, metric) or 0) for r in done])
         axes.step([r["number"] for r in done], best, where="post", color=COLORS[1], lw=1.5)
@@ -192,10 +230,7 @@ def grouped(places: np.ndarray, values: np.ndarray) -> list[tuple[float, float, 
         parts = [np.flatnonzero(places == place) for place in distinct]
     else:
         parts = [part for part in np.array_split(np.arange(len(places)), BINS) if len(part)]
-    return [
-        (float(places[p].mean()), float(values[p].mean()), float(values[p].std(ddof=1)) if len(p) > 1 else 0.0)
-        for p in parts
-    ]
+    return [(float(places[p].mean()), float(values[p].mean()), float(values[p].std(ddof=1)) if len(p) > 1 else 0.0) for p in parts]
 
 
 def _parallel(metric: str, keys: Sequence[str], done: Sequence[Row]) -> str:
@@ -214,8 +249,13 @@ def _parallel(metric: str, keys: Sequence[str], done: Sequence[Row]) -> str:
     rank = (scores - scores.min()) / (np.ptp(scores) or 1.0)
     with figure(8, 3.4) as (canvas, axes):
         for i in np.argsort(rank):
-            axes.plot(range(len(keys) + 1), [*(column[i] for column, _ in columns), rank[i]], lw=0.5 + 1.5 * rank[i] ** 3,
-                      color=COLORS[0] if rank[i] > 0.5 else "0.6", alpha=0.15 + 0.75 * rank[i] ** 2)  # fmt: skip
+            axes.plot(
+                range(len(keys) + 1),
+                [*(column[i] for column, _ in columns), rank[i]],
+                lw=0.5 + 1.5 * rank[i] ** 3,
+                color=COLORS[0] if rank[i] > 0.5 else "0.6",
+                alpha=0.15 + 0.75 * rank[i] ** 2,
+            )
         axes.set_xticks(range(len(keys) + 1), [*(key.rpartition(".")[2] for key in keys), metric])
         ends = [*(labels for _, labels in columns), (f"{100 * scores.min():.1f}", f"{100 * scores.max():.1f}")]
         for x, (low, high) in enumerate(ends):

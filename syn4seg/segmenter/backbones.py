@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syn4seg.errors import UserError
 from syn4seg.segmenter import pretrained, resnet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,7 +51,7 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
             backbones carry their own.
 
     Raises:
-        ValueError: unknown name, missing file, or weights of another network.
+        UserError: unknown name, missing file, or weights of another network.
     """
     if ":" in name:
         return _from_factory(name, weights)
@@ -77,7 +78,7 @@ def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
         size: side of the canvas, `segmenter.size`.
 
     Raises:
-        ValueError: it would fail, or the canvas is too small for the backbone.
+        UserError: it would fail, or the canvas is too small for the backbone.
     """
     if ":" in name:
         _check_factory(name, weights)
@@ -96,11 +97,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name of a .safetensors file, or of a torch file that holds nothing else; a torch file's stay on disk until used.
 
     Raises:
-        ValueError: missing, unreadable, or without a table of tensors.
+        UserError: missing, unreadable, or without a table of tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"weights file {str(path)!r} does not exist; expected a .safetensors or torch file, or 'none'")
+        raise UserError(f"weights file {str(path)!r} does not exist; expected a .safetensors or torch file, or 'none'")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -108,15 +109,19 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        raise ValueError(f"weights file {str(path)!r} cannot be read ({type(error).__name__}): it is cut short, or of another "
-                         "kind; expected safetensors, or a torch file of tensors only (other pickles are refused: they can "
-                         "run code)") from error  # fmt: skip
+        raise UserError(
+            f"weights file {str(path)!r} cannot be read ({type(error).__name__}): it is cut short, or of another "
+            "kind; expected safetensors, or a torch file of tensors only (other pickles are refused: they can "
+            "run code)"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"weights file {str(path)!r} holds a {type(state).__name__} without tensors; expected tensors by name, "
-                         "alone or under 'state_dict' or 'model'")  # fmt: skip
+        raise UserError(
+            f"weights file {str(path)!r} holds a {type(state).__name__} without tensors; expected tensors by name, "
+            "alone or under 'state_dict' or 'model'"
+        )
     return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
@@ -125,13 +130,13 @@ def _built_here(name: str) -> bool:
     if name == "embedded" or name in resnet.RESNETS:
         return True
     if not pretrained.may_be_pretrained(name):
-        raise ValueError(f"backbone {name!r} is unknown (no such folder); {pretrained.EXPECTED}")
+        raise UserError(f"backbone {name!r} is unknown (no such folder); {pretrained.EXPECTED}")
     return False
 
 
 def _check_none(name: str, weights: str) -> None:
     if weights != "none":
-        raise ValueError(
+        raise UserError(
             f"weights {weights!r} cannot be given for backbone {name!r}: a transformers backbone carries its own; leave it empty"
         )
 
@@ -157,17 +162,19 @@ def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weight
     what, hint = f"weights {weights!r} do not fit backbone {name!r}", resnet.stem_hint(name, state)
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     if missing:
-        raise ValueError(f"{what}: {len(missing)} of {len(own)} tensors are missing, the first is {missing[0]!r}; the file has "
-                         f"e.g. {sorted(state)[:3]}{hint}")  # fmt: skip
+        raise UserError(
+            f"{what}: {len(missing)} of {len(own)} tensors are missing, the first is {missing[0]!r}; the file has "
+            f"e.g. {sorted(state)[:3]}{hint}"
+        )
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     if wrong:
-        raise ValueError(
-            f"{what}: {wrong[0]!r} is {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}{hint}"
-        )
+        raise UserError(f"{what}: {wrong[0]!r} is {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}{hint}")
     extra = [k for k in state if k not in own]
     if extra:
-        raise ValueError(f"{what}: the network has no tensor {extra[0]!r}, nor {len(extra) - 1} others of the file; expected its "
-                         "own tensors and at most a classifier 'fc'. Is it a deeper network?")  # fmt: skip
+        raise UserError(
+            f"{what}: the network has no tensor {extra[0]!r}, nor {len(extra) - 1} others of the file; expected its "
+            "own tensors and at most a classifier 'fc'. Is it a deeper network?"
+        )
     return state
 
 
@@ -180,9 +187,7 @@ class _Residual(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer)
         self.conv2, self.bn2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False), nn.BatchNorm2d(outer)
         changes = stride != 1 or inner != outer
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)) if changes else None
-        )
+        self.downsample = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -207,9 +212,7 @@ class _Embedded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(self.stem(x))
-        coarse = F.interpolate(
-            self.merge_coarse(self.coarse(fine)), fine.shape[2:], mode="bilinear", align_corners=False
-        )
+        coarse = F.interpolate(self.merge_coarse(self.coarse(fine)), fine.shape[2:], mode="bilinear", align_corners=False)
         return F.relu(self.norm(self.merge_fine(fine) + coarse))
 
 
@@ -218,13 +221,16 @@ def _from_factory(name: str, weights: str) -> Backbone:
     try:
         factory = getattr(importlib.import_module(package), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"backbone {name!r} cannot be imported ({error}); expected 'package.module:factory', importable "
-                         "from where you run") from error  # fmt: skip
+        raise UserError(
+            f"backbone {name!r} cannot be imported ({error}); expected 'package.module:factory', importable from where you run"
+        ) from error
     module = factory(weights)
     lacking = [a for a in ("channels", "stride", "mean", "std") if not hasattr(module, a)]
     if lacking:
-        raise ValueError(f"backbone {name!r} returned a module without {', '.join(lacking)}; set the attributes channels, "
-                         "stride, mean and std on it")  # fmt: skip
+        raise UserError(
+            f"backbone {name!r} returned a module without {', '.join(lacking)}; set the attributes channels, "
+            "stride, mean and std on it"
+        )
     return Backbone(module, module.channels, module.stride, tuple(module.mean), tuple(module.std))
 
 
@@ -235,7 +241,9 @@ def _check_factory(name: str, weights: str) -> None:
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise ValueError(f"backbone {name!r}: there is no module {package!r}; expected 'package.module:factory', importable from "
-                         "the directory in which you run")  # fmt: skip
+        raise UserError(
+            f"backbone {name!r}: there is no module {package!r}; expected 'package.module:factory', importable from "
+            "the directory in which you run"
+        )
     if weights not in ("none", "imagenet") and not Path(weights).exists():
-        raise ValueError(f"weights {weights!r} of backbone {name!r} do not exist; give a file, or leave it empty")
+        raise UserError(f"weights {weights!r} of backbone {name!r} do not exist; give a file, or leave it empty")

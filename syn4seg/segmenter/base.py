@@ -21,15 +21,16 @@ from torch import Tensor
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.data.embedded import seeded
-from syn4seg.files import MAX_TABLE, read_bytes, write_atomically
+from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED
+from syn4seg.seeds import seeded
 from syn4seg.segmenter.losses import pixel_loss
 from syn4seg.segmenter.network import Segmenter, upsample
 from syn4seg.segmenter.parallel import ranks, start_alike, sum_gradients, total, whole_batches
+from syn4seg.store.files import MAX_TABLE, read_bytes, write_atomically
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ class BaseSchedule:
     background_weight: float = 1.0
 
 
-def augment(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how: Augmentation
-) -> tuple[np.ndarray, np.ndarray]:
+def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how: Augmentation) -> tuple[np.ndarray, np.ndarray]:
     """One random view: uint8 (crop, crop, 3) and uint8 (crop, crop), 255 where the view leaves the image.
 
     Scale, rotation, mirror and crop are a single warp (bilinear for the image, nearest for the label).
@@ -96,18 +95,30 @@ def augment(
     return view, target
 
 
-def base_batch(dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, seed: int,
-               how: Augmentation) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def base_batch(
+    dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, seed: int, how: Augmentation
+) -> tuple[np.ndarray, np.ndarray]:
     """Augmented images uint8 (N, crop, crop, 3) and labels uint8 (N, crop, crop) with values 0..B and 255 only."""
     table = fold.to_base_index
     views = [augment(dataset.image(s), table[dataset.mask(s)], seeded("augment", seed, epoch, s), how) for s in ids]
     return np.stack([v for v, _ in views]), np.stack([t for _, t in views])
 
 
-def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, schedule: BaseSchedule,
-               how: Augmentation, seed: int, checkpoint: AnyPath | None = None, freeze_backbone: bool = False,
-               cached_on: Canvas | None = None, bfloat16: bool = False,
-               progress: Callable[[dict], None] | None = None) -> np.ndarray:  # fmt: skip
+def train_base(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    fold: Fold,
+    ids: Sequence[str],
+    *,
+    schedule: BaseSchedule,
+    how: Augmentation,
+    seed: int,
+    checkpoint: AnyPath | None = None,
+    freeze_backbone: bool = False,
+    cached_on: Canvas | None = None,
+    bfloat16: bool = False,
+    progress: Callable[[dict], None] | None = None,
+) -> np.ndarray:
     """Trains in place, on the device where the segmenter is, and leaves it in eval mode.
 
     In a process group each process takes its share of every batch; loss, batch statistics and dropout are those of the
@@ -127,14 +138,22 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
         int64 (256,): labelled pixels per class index that were trained on, all epochs together, unlabeled ones too.
 
     Raises:
-        ValueError: the classifier's rows are not 1 + B, `cached_on` without `freeze_backbone`, fewer ids than a batch, a
+        UserError: the classifier's rows are not 1 + B, `cached_on` without `freeze_backbone`, fewer ids than a batch, a
             batch that the processes cannot share, a batch norm of the backbone that they cannot, a checkpoint of another
             training, or one that not every process sees.
     """
     _check(segmenter, fold, ids, schedule, freeze_backbone, cached_on is not None)
     optimizer = _optimizer(segmenter, schedule, freeze_backbone)
-    facts = {**asdict(schedule), "how": str(how), "seed": seed, "images": len(ids), "base": str(fold.base),
-             "freeze": freeze_backbone, "cached": str(cached_on), "classifier": str(tuple(segmenter.weight.shape))}  # fmt: skip
+    facts = {
+        **asdict(schedule),
+        "how": str(how),
+        "seed": seed,
+        "images": len(ids),
+        "base": str(fold.base),
+        "freeze": freeze_backbone,
+        "cached": str(cached_on),
+        "classifier": str(tuple(segmenter.weight.shape)),
+    }
     first, seen = _resume(segmenter, optimizer, checkpoint, facts)
     _same_everywhere(first, checkpoint, segmenter.weight.device)
     start_alike(segmenter)
@@ -169,22 +188,20 @@ def train_base(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence
 def check_shares(batch: int, world: int) -> None:
     """Raises a ValueError if `world` processes cannot have equally many images of every batch."""
     if batch % world:
-        raise ValueError(f"base.batch={batch} is not a multiple of placement.training.workers={world}: each worker takes equally "
-                         "many images of every batch; change one of the two")  # fmt: skip
+        raise UserError(
+            f"base.batch={batch} is not a multiple of placement.training.workers={world}: each worker takes equally "
+            "many images of every batch; change one of the two"
+        )
 
 
-def _check(
-    segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseSchedule, frozen: bool, cached: bool
-) -> None:
+def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseSchedule, frozen: bool, cached: bool) -> None:
     rows, wanted = len(segmenter.weight), 1 + len(fold.base)
     if rows != wanted:
-        raise ValueError(f"the segmenter has {rows} classes; expected {wanted} (background and base)")
+        raise UserError(f"the segmenter has {rows} classes; expected {wanted} (background and base)")
     if cached and not frozen:
-        raise ValueError("cached features need freeze_backbone = true: the head alone learns from them")
+        raise UserError("cached features need freeze_backbone = true: the head alone learns from them")
     if len(ids) < schedule.batch:
-        raise ValueError(
-            f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images"
-        )
+        raise UserError(f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images")
     check_shares(schedule.batch, ranks()[1])
 
 
@@ -195,12 +212,20 @@ def _same_everywhere(first: int, checkpoint: AnyPath | None, device: torch.devic
     epochs[rank] = first
     found = total(epochs).tolist()
     if len(set(found)) > 1:
-        raise ValueError(f"checkpoint {checkpoint}: the workers found {found} finished epochs in it; the run directory must be on "
-                         "a file system that every node shares")  # fmt: skip
+        raise UserError(
+            f"checkpoint {checkpoint}: the workers found {found} finished epochs in it; the run directory must be on "
+            "a file system that every node shares"
+        )
 
 
-def _run_epoch(forward: Callable[[Tensor, tuple[int, int]], Tensor], batches: Batches, order: list[str], epoch: int,
-               schedule: BaseSchedule, optimizer: torch.optim.Optimizer) -> tuple[float, np.ndarray]:  # fmt: skip
+def _run_epoch(
+    forward: Callable[[Tensor, tuple[int, int]], Tensor],
+    batches: Batches,
+    order: list[str],
+    epoch: int,
+    schedule: BaseSchedule,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[float, np.ndarray]:
     """One pass over `order`; returns the mean loss and the pixels per label, int64 (256,), of all processes together."""
     (rank, world), steps, summed = ranks(), len(order) // schedule.batch, 0.0
     labels = torch.zeros(256, dtype=torch.int64)
@@ -276,20 +301,22 @@ def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: Canvas, 
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
-def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath, facts: dict, epoch: int,
-          seen: np.ndarray) -> None:  # fmt: skip
+def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath, facts: dict, epoch: int, seen: np.ndarray) -> None:
     data = io.BytesIO()
     torch.save(
-        {"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict(), "facts": facts, "epoch": epoch,
-         "seen": torch.from_numpy(seen)},
+        {
+            "segmenter": segmenter.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "facts": facts,
+            "epoch": epoch,
+            "seen": torch.from_numpy(seen),
+        },
         data,
-    )  # fmt: skip
+    )
     write_atomically(path, data.getvalue())
 
 
-def _resume(
-    segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath | None, facts: dict
-) -> tuple[int, np.ndarray]:
+def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath | None, facts: dict) -> tuple[int, np.ndarray]:
     """Loads a checkpoint if there is one; returns the number of finished epochs and the labels seen in them."""
     if path is None or not path.is_file():
         return 0, np.zeros(256, np.int64)
@@ -297,7 +324,7 @@ def _resume(
     differs = {k: (state["facts"].get(k), v) for k, v in facts.items() if state["facts"].get(k) != v}
     if differs:
         key, (old, new) = next(iter(differs.items()))
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} is of another training: {key} was {old}, now {new}; restore the setting or choose another path"
         )
     segmenter.load_state_dict(state["segmenter"])

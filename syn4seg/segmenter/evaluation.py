@@ -16,6 +16,7 @@ from torch import Tensor
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED
 from syn4seg.segmenter.network import Classifier, Segmenter, frozen_features, upsample
 
@@ -61,7 +62,7 @@ def metrics(matrix: np.ndarray, base: int, novel: int) -> Metrics:
         IoU. Absent classes are nan and left out of means.
     """
     if matrix.shape != (1 + base + novel,) * 2:
-        raise ValueError(
+        raise UserError(
             f"confusion matrix is {matrix.shape}; expected {(1 + base + novel,) * 2} for {base} base and {novel} novel classes"
         )
     iou = class_iou(matrix)
@@ -111,8 +112,16 @@ Predictor = Callable[[Query], np.ndarray]
 """A query's class indices uint8, as large as its label."""
 
 
-def queries(segmenter: Segmenter, dataset: Dataset, fold: Fold, ids: Sequence[str], *, canvas: Canvas,
-            space: Literal["original", "canvas"] = "original", batch: int = 16) -> Iterator[Query]:  # fmt: skip
+def queries(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    fold: Fold,
+    ids: Sequence[str],
+    *,
+    canvas: Canvas,
+    space: Literal["original", "canvas"] = "original",
+    batch: int = 16,
+) -> Iterator[Query]:
     """Query by query, features computed `batch` at a time.
 
     Args:
@@ -148,8 +157,12 @@ def winners(query: Query, scores: Tensor) -> np.ndarray:
 Name = TypeVar("Name")
 
 
-def evaluate(stream: Iterable[Query], predictors: Mapping[Name, Predictor], classes: int,
-             counts: Callable[[Name, str], bool] = lambda name, sample_id: True) -> dict[Name, np.ndarray]:  # fmt: skip
+def evaluate(
+    stream: Iterable[Query],
+    predictors: Mapping[Name, Predictor],
+    classes: int,
+    counts: Callable[[Name, str], bool] = lambda name, sample_id: True,
+) -> dict[Name, np.ndarray]:
     """Confusion matrix int64 (classes, classes) per predictor.
 
     Args:

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syn4seg.data.embedded import seeded
+from syn4seg.errors import UserError
+from syn4seg.seeds import seeded
 from syn4seg.segmenter.backbones import load_backbone, read_tensors
 from syn4seg.segmenter.network import Segmenter
 from syn4seg.segmenter.resnet import CHANNELS
@@ -75,7 +76,7 @@ def import_checkpoint(path: str | Path, classes: int | None = None) -> tuple[Seg
         sentences on what is not as in the public code.
 
     Raises:
-        ValueError: not such a file, tensors are missing or of other shapes, or it has other classes.
+        UserError: not such a file, tensors are missing or of other shapes, or it has other classes.
     """
     state, what = read_tensors(path), f"checkpoint {str(path)!r}"
     name = _family(state, what)
@@ -83,8 +84,17 @@ def import_checkpoint(path: str | Path, classes: int | None = None) -> tuple[Seg
     backbone = f"resnet{_layers(state, name, what)}-deep"
     count = _classes(_length(state, family.rows, what), name, classes, what)
     width = _length(state, f"{family.bottleneck}.0.weight", what)
-    net = Segmenter(load_backbone(backbone), count, width, BINS, family.dropout, cosine=name == "CAPL", align_corners=True,
-                    pool_align_corners=name != "POP", project=name in ("CAPL", "POP"))  # fmt: skip
+    net = Segmenter(
+        load_backbone(backbone),
+        count,
+        width,
+        BINS,
+        family.dropout,
+        cosine=name == "CAPL",
+        align_corners=True,
+        pool_align_corners=name != "POP",
+        project=name in ("CAPL", "POP"),
+    )
     own = {k: v.shape for k, v in net.state_dict().items() if k not in ("weight", "bias")}
     names = {k: _public_name(k, name) for k in own}
     tensors = {k: _tensor(state, names[k], what, shape) for k, shape in own.items() if _needed(names[k], state)}
@@ -102,7 +112,7 @@ def _family(state: dict[str, Tensor], what: str) -> str:
     for name, family in FAMILIES.items():
         if family.mark in state:
             if "layer0.0.bias" in state:
-                raise ValueError(f"{what} ({name}) has a VGG16 backbone; expected one of a ResNet-50 or ResNet-101")
+                raise UserError(f"{what} ({name}) has a VGG16 backbone; expected one of a ResNet-50 or ResNet-101")
             return name
     kinds = {
         "learner_base.1.0.weight": "BAM's whole model; give its base learner (initmodel/PSPNet/.../best.pth)",
@@ -111,21 +121,23 @@ def _family(state: dict[str, Tensor], what: str) -> str:
     }
     for mark, kind in kinds.items():
         if mark in state:
-            raise ValueError(f"{what} is {kind}")
-    raise ValueError(f"{what} is of no family known here ({', '.join(FAMILIES)}): it has none of "
-                     f"{', '.join(family.mark for family in FAMILIES.values())}, but e.g. {sorted(state)[:3]}")  # fmt: skip
+            raise UserError(f"{what} is {kind}")
+    raise UserError(
+        f"{what} is of no family known here ({', '.join(FAMILIES)}): it has none of "
+        f"{', '.join(family.mark for family in FAMILIES.values())}, but e.g. {sorted(state)[:3]}"
+    )
 
 
 def _layers(state: dict[str, Tensor], name: str, what: str) -> int:
     start = _public_name("backbone.layer3.", name)
     blocks = len({k.removeprefix(start).split(".")[0] for k in state if k.startswith(start)})
     if blocks not in LAYERS:
-        raise ValueError(
+        raise UserError(
             f"{what} has {blocks} blocks in {start[:-1]}; expected 6 (ResNet-50) or 23 (ResNet-101). Is the file complete?"
         )
     first = _public_name("backbone.conv1.weight", name)
     if tuple(_tensor(state, first, what).shape[2:]) != (3, 3):
-        raise ValueError(f"{what}: {first!r} is {tuple(state[first].shape)}; expected the deep stem, (64, 3, 3, 3)")
+        raise UserError(f"{what}: {first!r} is {tuple(state[first].shape)}; expected the deep stem, (64, 3, 3, 3)")
     return LAYERS[blocks]
 
 
@@ -135,8 +147,10 @@ def _classes(rows: int, name: str, wanted: int | None, what: str) -> int:
     if name == "CAPL" and wanted is not None and wanted <= rows:
         return wanted
     if wanted not in (None, found):
-        raise ValueError(f"{what} has {found} classes, the background included; expected {wanted}: 1 + the fold's base classes "
-                         "(16 on PASCAL-5i, 61 on COCO-20i). Is it of this data set?")  # fmt: skip
+        raise UserError(
+            f"{what} has {found} classes, the background included; expected {wanted}: 1 + the fold's base classes "
+            "(16 on PASCAL-5i, 61 on COCO-20i). Is it of this data set?"
+        )
     return found
 
 
@@ -164,34 +178,30 @@ def _needed(public: str, state: dict[str, Tensor]) -> bool:
 def _tensor(state: dict[str, Tensor], public: str, what: str, shape: torch.Size | None = None) -> Tensor:
     """A tensor of the file, floats as float32; a ValueError if it is not there in that shape."""
     if public not in state:
-        raise ValueError(f"{what} has no tensor {public!r}; is it complete, and a base checkpoint?")
+        raise UserError(f"{what} has no tensor {public!r}; is it complete, and a base checkpoint?")
     found = state[public]
     if shape is not None and found.shape != shape:
-        raise ValueError(f"{what}: {public!r} is {tuple(found.shape)}; expected {tuple(shape)}")
+        raise UserError(f"{what}: {public!r} is {tuple(found.shape)}; expected {tuple(shape)}")
     if not found.isfinite().all():
-        raise ValueError(f"{what}: {public!r} holds NaN or infinity; the file is damaged, or its training failed")
+        raise UserError(f"{what}: {public!r} holds NaN or infinity; the file is damaged, or its training failed")
     return found.float() if found.is_floating_point() else found
 
 
 def _length(state: dict[str, Tensor], public: str, what: str) -> int:
     found = _tensor(state, public, what)
     if found.ndim == 0:
-        raise ValueError(f"{what}: {public!r} is a single number; expected a tensor with one row per class or channel")
+        raise UserError(f"{what}: {public!r} is a single number; expected a tensor with one row per class or channel")
     return len(found)
 
 
-def _rows(
-    net: Segmenter, state: dict[str, Tensor], name: str, count: int, what: str
-) -> tuple[Tensor, Tensor, list[str]]:
+def _rows(net: Segmenter, state: dict[str, Tensor], name: str, count: int, what: str) -> tuple[Tensor, Tensor, list[str]]:
     """Classifier weight (count, D) and bias (count,), and notes."""
     width, source = net.weight.shape[1], FAMILIES[name].rows
     if name == "POP":
         return _pop_rows(net, state, what)
     if name == "CAPL":
         rows = _tensor(state, source, what, torch.Size([len(state[source]), width]))
-        note = (
-            "CAPL's prototypes are as learned; their refinement by the query and by support context is not carried over"
-        )
+        note = "CAPL's prototypes are as learned; their refinement by the query and by support context is not carried over"
         return rows[:count], torch.zeros(count), [note]
     rows = _tensor(state, source, what, torch.Size([count, width, 1, 1]))
     return rows[..., 0, 0], _tensor(state, source.replace("weight", "bias"), what, torch.Size([count])), []
@@ -207,8 +217,10 @@ def _pop_rows(net: Segmenter, state: dict[str, Tensor], what: str) -> tuple[Tens
     """
     width = net.weight.shape[1]
     prototypes = F.normalize(_tensor(state, "base_emb", what, torch.Size([len(state["base_emb"]), width])), dim=1)
-    layers = [_tensor(state, f"classifier.{i}.weight", what, torch.Size([n, width, 1, 1]))[..., 0, 0]
-              for i, n in ((0, width), (2, width), (4, 1))]  # fmt: skip
+    layers = [
+        _tensor(state, f"classifier.{i}.weight", what, torch.Size([n, width, 1, 1]))[..., 0, 0]
+        for i, n in ((0, width), (2, width), (4, 1))
+    ]
 
     def g(x: Tensor) -> Tensor:
         return (F.relu(F.relu(x @ layers[0].T) @ layers[1].T) @ layers[2].T)[:, 0]
@@ -222,9 +234,11 @@ def _pop_rows(net: Segmenter, state: dict[str, Tensor], what: str) -> tuple[Tens
     share = 1 - ((x[half:] @ fit - rest).square().sum() / (rest - rest.mean()).square().sum().clamp_min(1e-12)).item()
     weight = torch.cat([fit[None, :-1].float(), g(prototypes)[:, None] * prototypes])
     bias = torch.cat([fit[-1:].float(), torch.zeros(len(prototypes))])
-    notes = ["POP's class logits are exact where a feature does not point away from the prototype, linear beyond",
-             f"POP's background is approximated by a linear row (R2 {share:.2f} on features drawn from the batch-norm statistics): "
-             "base scores differ from POP's"]  # fmt: skip
+    notes = [
+        "POP's class logits are exact where a feature does not point away from the prototype, linear beyond",
+        f"POP's background is approximated by a linear row (R2 {share:.2f} on features drawn from the batch-norm statistics): "
+        "base scores differ from POP's",
+    ]
     if "novel_emb" in state:
         notes.append("a fine-tuned checkpoint: its novel classes are left out")
     return weight, bias, notes

@@ -23,8 +23,15 @@ def alone(value: Tensor) -> Tensor:
     return value
 
 
-def pixel_loss(logits: Tensor, label: Tensor, *, weight: Tensor | None = None, merged: Tensor | None = None,
-               background_weight: float = 1.0, total: Total = alone) -> Tensor:  # fmt: skip
+def pixel_loss(
+    logits: Tensor,
+    label: Tensor,
+    *,
+    weight: Tensor | None = None,
+    merged: Tensor | None = None,
+    background_weight: float = 1.0,
+    total: Total = alone,
+) -> Tensor:
     """Weighted mean cross-entropy over labelled pixels, with merged backgrounds.
 
     On pixels labelled 0 the probability is p'(0) = sum of p over the image's merged classes (DIaM; method 5).

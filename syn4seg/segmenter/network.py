@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syn4seg.files import at, write_atomically
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.segmenter.backbones import Backbone, load_backbone
-from syn4seg.tensors import load
+from syn4seg.store.files import at, write_atomically
+from syn4seg.store.tensors import load
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 COSINE_SCALE = 10.0
 
@@ -44,9 +45,7 @@ class Classifier:
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (N, C, h, w) of features (N, D, h, w)."""
         if self.cosine:
-            return (
-                F.conv2d(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)[..., None, None]) * COSINE_SCALE
-            )
+            return F.conv2d(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)[..., None, None]) * COSINE_SCALE
         return F.conv2d(features, self.weight[..., None, None], self.bias)
 
     def pixels(self, features: Tensor, size: int) -> Tensor:
@@ -94,9 +93,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [
-            F.interpolate(
-                branch(F.adaptive_avg_pool2d(x, size)), x.shape[2:], mode="bilinear", align_corners=self.align_corners
-            )
+            F.interpolate(branch(F.adaptive_avg_pool2d(x, size)), x.shape[2:], mode="bilinear", align_corners=self.align_corners)
             for size, branch in zip(self.bins, self.branches, strict=True)
         ]
         return torch.cat([x, *pooled], 1)
@@ -120,16 +117,20 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, classes: int, channels: int = 512, ppm_bins: tuple[int, ...] = (1, 2, 3, 6),
-                 dropout: float = 0.1, cosine: bool = False, align_corners: bool = False,
-                 pool_align_corners: bool | None = None, project: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        channels: int = 512,
+        ppm_bins: tuple[int, ...] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+        cosine: bool = False,
+        align_corners: bool = False,
+        pool_align_corners: bool | None = None,
+        project: bool = False,
+    ):
         super().__init__()
-        self.backbone, self.stride, self.cosine, self.align_corners = (
-            backbone.module,
-            backbone.stride,
-            cosine,
-            align_corners,
-        )
+        self.backbone, self.stride, self.cosine, self.align_corners = (backbone.module, backbone.stride, cosine, align_corners)
         pool_corners = align_corners if pool_align_corners is None else pool_align_corners
         self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins), pool_corners)
         self.bottleneck = nn.Sequential(
@@ -199,9 +200,16 @@ def save_segmenter(segmenter: Segmenter, path: str | AnyPath, *, backbone: str, 
     from safetensors.torch import save
 
     state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
-    shape = {"backbone": backbone, "classes": len(segmenter.weight), "channels": segmenter.weight.shape[1],
-             "ppm_bins": segmenter.ppm.bins, "cosine": segmenter.cosine, "align_corners": segmenter.align_corners,
-             "pool_align_corners": segmenter.ppm.align_corners, "project": len(segmenter.bottleneck) > 4}  # fmt: skip
+    shape = {
+        "backbone": backbone,
+        "classes": len(segmenter.weight),
+        "channels": segmenter.weight.shape[1],
+        "ppm_bins": segmenter.ppm.bins,
+        "cosine": segmenter.cosine,
+        "align_corners": segmenter.align_corners,
+        "pool_align_corners": segmenter.ppm.align_corners,
+        "project": len(segmenter.bottleneck) > 4,
+    }
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
     write_atomically(at(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
 
@@ -210,27 +218,36 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
     """The segmenter of `save_segmenter` (float32, eval mode) and its facts.
 
     Raises:
-        ValueError: the file is missing or was written by something else.
+        UserError: the file is missing or was written by something else.
     """
     try:
         state, header = load(at(path))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"segmenter checkpoint {str(path)!r} does not exist; train the base stage first or correct the path"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"segmenter checkpoint {str(path)!r} is not a safetensors file ({error})") from error
+    except DamagedError as error:
+        raise UserError(f"segmenter checkpoint {str(path)!r} is not a safetensors file ({error})") from error
     if "network" not in header:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} is no segmenter checkpoint: its header has no 'network'; expected a file of `save_segmenter`"
         )
     shape = json.loads(header["network"])
-    net = Segmenter(load_backbone(shape["backbone"], "none"), shape["classes"], shape["channels"], tuple(shape["ppm_bins"]),
-                    cosine=shape["cosine"], align_corners=shape.get("align_corners", False),
-                    pool_align_corners=shape.get("pool_align_corners"), project=shape.get("project", False))  # fmt: skip
+    net = Segmenter(
+        load_backbone(shape["backbone"], "none"),
+        shape["classes"],
+        shape["channels"],
+        tuple(shape["ppm_bins"]),
+        cosine=shape["cosine"],
+        align_corners=shape.get("align_corners", False),
+        pool_align_corners=shape.get("pool_align_corners"),
+        project=shape.get("project", False),
+    )
     try:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except RuntimeError as error:
-        raise ValueError(f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
-                         f"({' '.join(str(error).split())[:200]}); take a complete file") from None  # fmt: skip
+        raise UserError(
+            f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
+            f"({' '.join(str(error).split())[:200]}); take a complete file"
+        ) from None
     return net.eval(), json.loads(header["facts"])

@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syn4seg.data.embedded import seeded
+from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
+from syn4seg.seeds import seeded
 from syn4seg.segmenter.losses import distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, upsample
 from syn4seg.segmenter.parallel import ranks, sum_gradients, total
@@ -119,14 +120,23 @@ class NovelTraining:
         bottleneck: trained in place in eval mode (normalisation statistics stay); `features` are then its input.
 
     Raises:
-        ValueError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
+        UserError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
     """
 
-    def __init__(self, start: Classifier, samples: Sequence[Sample], planned: Sequence[str] = (), *, base_classes: int,
-                 schedule: NovelSchedule, seed: int, bottleneck: nn.Module | None = None):  # fmt: skip
+    def __init__(
+        self,
+        start: Classifier,
+        samples: Sequence[Sample],
+        planned: Sequence[str] = (),
+        *,
+        base_classes: int,
+        schedule: NovelSchedule,
+        seed: int,
+        bottleneck: nn.Module | None = None,
+    ):
         unknown = {*schedule.per_step, *(s.kind for s in samples)} - set(KINDS)
         if unknown:
-            raise ValueError(f"sample kind {min(unknown)!r} is unknown; expected {', '.join(KINDS)}")
+            raise UserError(f"sample kind {min(unknown)!r} is unknown; expected {', '.join(KINDS)}")
         self.schedule, self.seed, self.planned = schedule, seed, list(planned)
         self.start, self.base_rows, self.bottleneck = start, 1 + base_classes, bottleneck
         self.base = start.replaced(start.weight[: self.base_rows].detach(), start.bias[: self.base_rows].detach())
@@ -146,7 +156,7 @@ class NovelTraining:
         self.fixed = {kind: sorted(s.sample_id for s in samples if s.kind == kind) for kind in KINDS}
         self.resumed: dict[str, Tensor] | None = None
         if not (self.planned and schedule.per_step.get("synthetic", 0)) and not any(self._counts(k) for k in KINDS):
-            raise ValueError(self._nothing())
+            raise UserError(self._nothing())
 
     def verdict(self, sample_id: str, accepted: bool, sample: Sample | None = None) -> None:
         """What became of a planned sample.
@@ -207,8 +217,12 @@ class NovelTraining:
     def state(self) -> dict[str, Tensor]:
         """Everything that continues this training bit for bit: weights, moments, steps done, verdicts relied on."""
         relied = self.planned[: self.admitted]
-        found = {"steps_done": torch.tensor(self.steps_done), "weight": self.now.weight.detach(), "bias": self.now.bias.detach(),
-                 "accepted": torch.tensor([self.accepted[s] for s in relied], dtype=torch.bool)}  # fmt: skip
+        found = {
+            "steps_done": torch.tensor(self.steps_done),
+            "weight": self.now.weight.detach(),
+            "bias": self.now.bias.detach(),
+            "accepted": torch.tensor([self.accepted[s] for s in relied], dtype=torch.bool),
+        }
         if self.bottleneck is not None:
             found |= {f"bottleneck.{key}": value for key, value in self.bottleneck.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
@@ -224,9 +238,7 @@ class NovelTraining:
 
     def _resume(self) -> None:
         state, self.resumed = self.resumed, None
-        if state is None or state["accepted"].tolist() != [
-            self.accepted[s] for s in self.planned[: len(state["accepted"])]
-        ]:
+        if state is None or state["accepted"].tolist() != [self.accepted[s] for s in self.planned[: len(state["accepted"])]]:
             return
         with torch.no_grad():
             self.now.weight.copy_(state["weight"])
@@ -241,21 +253,19 @@ class NovelTraining:
         self.steps_done = int(state["steps_done"])
 
     def _keep(self, sample: Sample) -> None:
-        found, rows = (
-            np.flatnonzero(np.bincount(sample.label.ravel(), minlength=256)[:UNLABELED]),
-            len(self.start.weight),
-        )
+        found, rows = (np.flatnonzero(np.bincount(sample.label.ravel(), minlength=256)[:UNLABELED]), len(self.start.weight))
         if len(found) and found[-1] >= rows:
-            raise ValueError(f"the label of {sample.kind} sample {sample.sample_id!r} has class index {found[-1]}; expected "
-                             f"0..{rows - 1} or {UNLABELED}: map dataset ids to class indices first")  # fmt: skip
+            raise UserError(
+                f"the label of {sample.kind} sample {sample.sample_id!r} has class index {found[-1]}; expected "
+                f"0..{rows - 1} or {UNLABELED}: map dataset ids to class indices first"
+            )
         self.kept[sample.kind, sample.sample_id] = sample
 
     def _counts(self, kind: str) -> bool:
         return self.schedule.per_step.get(kind, 0) > 0 and bool(self.pool if kind == "synthetic" else self.fixed[kind])
 
     def _nothing(self) -> str:
-        return (f"the novel stage got no sample of the kinds in per_step = {self.schedule.per_step}; give it support images at "
-                "least")  # fmt: skip
+        return f"the novel stage got no sample of the kinds in per_step = {self.schedule.per_step}; give it support images at least"
 
     def _batch(self) -> list[tuple[str, str]]:
         """(kind, id) of the samples of the next step."""
@@ -266,9 +276,12 @@ class NovelTraining:
         self.admitted = allowed
         pools = {kind: self.pool if kind == "synthetic" else self.fixed[kind] for kind in KINDS if self._counts(kind)}
         if not pools and self.admitted == len(self.planned):
-            raise ValueError(self._nothing())
-        return [(kind, pool[place]) for kind, pool in pools.items()
-                for place in _draw(len(pool), kind, self.steps_done, self.schedule.per_step[kind], self.seed)]  # fmt: skip
+            raise UserError(self._nothing())
+        return [
+            (kind, pool[place])
+            for kind, pool in pools.items()
+            for place in _draw(len(pool), kind, self.steps_done, self.schedule.per_step[kind], self.seed)
+        ]
 
     def _loss(self, batch: list[Sample]) -> Tensor:
         """This process's part of the loss of a step: sums over its samples, divided by the sums over all of them."""
@@ -283,8 +296,14 @@ class NovelTraining:
         logits = _logits(self.now, f)
         full = upsample(logits, (label.shape[1], label.shape[2]), self.start.align_corners)
         merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
-        loss = pixel_loss(full, label, weight=_weights(batch, label), merged=merged,
-                          background_weight=self.schedule.background_weight, total=total)  # fmt: skip
+        loss = pixel_loss(
+            full,
+            label,
+            weight=_weights(batch, label),
+            merged=merged,
+            background_weight=self.schedule.background_weight,
+            total=total,
+        )
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = _logits(self.base, f if self.frozen is None else self.frozen(x))
@@ -293,9 +312,17 @@ class NovelTraining:
         return loss
 
 
-def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: int, schedule: NovelSchedule, seed: int,
-                planned: Sequence[str] | None = None, bottleneck: nn.Module | None = None,
-                progress: Callable[[dict], None] | None = None) -> Classifier:  # fmt: skip
+def train_novel(
+    start: Classifier,
+    samples: Sequence[Sample],
+    *,
+    base_classes: int,
+    schedule: NovelSchedule,
+    seed: int,
+    planned: Sequence[str] | None = None,
+    bottleneck: nn.Module | None = None,
+    progress: Callable[[dict], None] | None = None,
+) -> Classifier:
     """Fine-tunes all rows of `start` on frozen features, all of which are there: `NovelTraining` from start to end.
 
     Args:
@@ -311,11 +338,18 @@ def train_novel(start: Classifier, samples: Sequence[Sample], *, base_classes: i
         The new classifier, detached; `start` is left as it was.
 
     Raises:
-        ValueError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
+        UserError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
     """
     synthetic = {s.sample_id: s for s in samples if s.kind == "synthetic"}
-    training = NovelTraining(start, [s for s in samples if s.kind != "synthetic"], planned or sorted(synthetic),
-                             base_classes=base_classes, schedule=schedule, seed=seed, bottleneck=bottleneck)  # fmt: skip
+    training = NovelTraining(
+        start,
+        [s for s in samples if s.kind != "synthetic"],
+        planned or sorted(synthetic),
+        base_classes=base_classes,
+        schedule=schedule,
+        seed=seed,
+        bottleneck=bottleneck,
+    )
     for name in training.planned:
         training.verdict(name, name in synthetic, synthetic.get(name))
     while not training.finished:
@@ -332,9 +366,7 @@ def _draw(size: int, kind: str, step: int, count: int, seed: int) -> list[int]:
     return [int(orders[p // size][p % size]) for p in places]
 
 
-def _optimizer(
-    now: Classifier, base: Classifier, bottleneck: nn.Module | None, schedule: NovelSchedule
-) -> torch.optim.Adam:
+def _optimizer(now: Classifier, base: Classifier, bottleneck: nn.Module | None, schedule: NovelSchedule) -> torch.optim.Adam:
     rate = schedule.lr * base.weight.square().mean().sqrt().item()
     groups = [{"params": [now.weight, now.bias], "lr": rate, "top": rate}]
     if bottleneck is not None:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from syn4seg.errors import UserError
+
 
 def ranks() -> tuple[int, int]:
     """(number of this process, number of processes); (0, 1) where no process group is set up."""
@@ -56,20 +58,25 @@ def whole_batches(module: nn.Module) -> Iterator[None]:
     Process r of w has the rows r, r + w, r + 2 w, ... of every batch, equally many as the others.
 
     Raises:
-        ValueError: a batch norm that cannot be shared.
+        UserError: a batch norm that cannot be shared.
     """
     if ranks()[1] == 1:
         yield
         return
     plain: list[tuple[Any, type]] = []
     on_gpu = any(p.is_cuda for p in module.parameters())
-    shared = {nn.BatchNorm2d: nn.SyncBatchNorm if on_gpu else SharedBatchNorm, nn.Dropout: SharedDropout,
-              nn.Dropout2d: SharedDropout2d}  # fmt: skip
+    shared = {
+        nn.BatchNorm2d: nn.SyncBatchNorm if on_gpu else SharedBatchNorm,
+        nn.Dropout: SharedDropout,
+        nn.Dropout2d: SharedDropout2d,
+    }
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training and not _can_be_shared(part):
-            raise ValueError(f"placement.training.workers={ranks()[1]}: the statistics of {name} ({part}) cannot be those of the "
-                             "whole batch; expected torch.nn.BatchNorm2d with weights, running statistics and momentum; set "
-                             "placement.training.workers=1")  # fmt: skip
+            raise UserError(
+                f"placement.training.workers={ranks()[1]}: the statistics of {name} ({part}) cannot be those of the "
+                "whole batch; expected torch.nn.BatchNorm2d with weights, running statistics and momentum; set "
+                "placement.training.workers=1"
+            )
         if type(part) in shared:
             plain.append((part, type(part)))
     try:

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syn4seg.errors import UserError
 from syn4seg.segmenter.resnet import RESNETS
 
-EXPECTED = (f"expected 'embedded', {', '.join(map(repr, RESNETS))}, a transformers AutoBackbone folder or hub id, or "
-            "'package.module:factory'")  # fmt: skip
+EXPECTED = (
+    f"expected 'embedded', {', '.join(map(repr, RESNETS))}, a transformers AutoBackbone folder or hub id, or "
+    "'package.module:factory'"
+)
 Triple = tuple[float, float, float]
 PROBE = 6720
 """Side of the image on which the stride is counted: a multiple of every stride in use, 2^6 x 3 x 5 x 7."""
@@ -51,7 +54,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Tripl
     """Module (float32, eval mode), channels, stride, and (mean, standard deviation) in units of [0, 1] if the folder says them.
 
     Raises:
-        ValueError: unknown, of another kind, or not whole.
+        UserError: unknown, of another kind, or not whole.
     """
     from transformers.utils import logging
 
@@ -62,16 +65,20 @@ def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Tripl
     try:
         net, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
-        raise ValueError(f"backbone {name!r} cannot be loaded ({_reason(error)}); expected config.json and a whole "
-                         "model.safetensors: download it again") from error  # fmt: skip
+        raise UserError(
+            f"backbone {name!r} cannot be loaded ({_reason(error)}); expected config.json and a whole "
+            "model.safetensors: download it again"
+        ) from error
     finally:
         logging.set_verbosity(loudness)
     # norms of the outputs start as plain normalisations; a checkpoint of the bare network does not have them
     lost = sorted(k for k in report["missing_keys"] if not k.startswith("hidden_states_norms."))
     lost += sorted(str(k) for k in report["mismatched_keys"])
     if lost:
-        raise ValueError(f"backbone {name!r}: its weights lack {len(lost)} tensors of {kind.__name__}, e.g. {lost[0]!r}; is the "
-                         "folder's config.json of another network?")  # fmt: skip
+        raise UserError(
+            f"backbone {name!r}: its weights lack {len(lost)} tensors of {kind.__name__}, e.g. {lost[0]!r}; is the "
+            "folder's config.json of another network?"
+        )
     return LastMap(net.eval(), stride), channels, stride, _normalisation(name)
 
 
@@ -82,13 +89,15 @@ def check_pretrained(name: str, size: int) -> None:
         size: side of the canvas, `segmenter.size`.
 
     Raises:
-        ValueError: it will not, or it is not.
+        UserError: it will not, or it is not.
     """
     skeleton = _skeleton(name)[1]
     stride = _shape(name, skeleton)[1]
     if size < 2 * stride:
-        raise ValueError(f"backbone {name!r} has stride {stride}: a canvas of segmenter.size={size} gives it a single cell; set "
-                         f"segmenter.size to {2 * stride} or more")  # fmt: skip
+        raise UserError(
+            f"backbone {name!r} has stride {stride}: a canvas of segmenter.size={size} gives it a single cell; set "
+            f"segmenter.size to {2 * stride} or more"
+        )
     folder = Path(name)
     if not folder.is_dir():
         return
@@ -96,33 +105,26 @@ def check_pretrained(name: str, size: int) -> None:
 
     for part in _weight_files(folder):
         if not part.is_file():
-            raise ValueError(f"backbone {name!r}: {part.name} is missing from the folder; download it again")
+            raise UserError(f"backbone {name!r}: {part.name} is missing from the folder; download it again")
         try:
             if part.suffix == ".safetensors":  # its header says how long the file is
                 with safe_open(part, "pt"):
                     pass
         except SafetensorError as error:
-            raise ValueError(f"backbone {name!r}: {part.name} is cut short ({error}); download it again") from error
+            raise UserError(f"backbone {name!r}: {part.name} is cut short ({error}); download it again") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """Files that hold, or should hold, a folder's weights; in the order in which transformers looks for them."""
-    for name in (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ):
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
         if not (folder / name).is_file():
             continue
         if not name.endswith(".json"):
             return [folder / name]
         try:
-            return sorted(
-                folder / Path(part).name for part in json.loads((folder / name).read_text())["weight_map"].values()
-            )
+            return sorted(folder / Path(part).name for part in json.loads((folder / name).read_text())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / name} is no index of weight files; download the folder again") from error
+            raise UserError(f"{folder / name} is no index of weight files; download the folder again") from error
     return [folder / "model.safetensors"]
 
 
@@ -133,12 +135,12 @@ def _skeleton(name: str) -> tuple[Any, nn.Module]:
     try:  # AutoBackbone.from_pretrained asks the hub even for a folder, so the class is looked up here
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise ValueError(f"transformers has no AutoBackbone of the kind {config.model_type!r}")
+            raise UserError(f"transformers has no AutoBackbone of the kind {config.model_type!r}")
         kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         with torch.device("meta"):
             return kind, kind(config).eval()
     except Exception as error:
-        raise ValueError(f"backbone {name!r} is unknown ({_reason(error)}); {EXPECTED}") from error
+        raise UserError(f"backbone {name!r} is unknown ({_reason(error)}); {EXPECTED}") from error
 
 
 def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
@@ -147,7 +149,7 @@ def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
         with torch.device("meta"), torch.no_grad():
             _, channels, side, _ = skeleton(torch.zeros(1, 3, PROBE, PROBE)).feature_maps[-1].shape
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"backbone {name!r} takes no images of other sizes than its own ({_reason(error)}); choose another"
         ) from error
     return channels, PROBE // side
@@ -167,8 +169,10 @@ def _normalisation(name: str) -> tuple[Triple, Triple] | None:
     if mean is None or std is None:
         return None
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"backbone {name!r}: preprocessor_config.json has image_mean {mean} and image_std {std}; expected three "
-                         "numbers each, the latter above 0")  # fmt: skip
+        raise UserError(
+            f"backbone {name!r}: preprocessor_config.json has image_mean {mean} and image_std {std}; expected three "
+            "numbers each, the latter above 0"
+        )
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 

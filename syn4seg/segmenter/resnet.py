@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from syn4seg.errors import UserError
+
 RESNETS = ("resnet50", "resnet101", "resnet50-deep", "resnet101-deep")
 CHANNELS, STRIDE = 2048, 8
 
@@ -68,7 +70,7 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
     """torchvision's ImageNet weights of "resnet50" or "resnet101", downloaded once.
 
     Raises:
-        ValueError: they cannot be downloaded, or the backbone has the deep stem, which torchvision never trained.
+        UserError: they cannot be downloaded, or the backbone has the deep stem, which torchvision never trained.
     """
     import torchvision
 
@@ -77,16 +79,20 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
         weights = torchvision.models.get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.DEFAULT")
         return dict(weights.get_state_dict(check_hash=True))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"weights 'imagenet' of {name!r} cannot be downloaded ({error}); download the file of torchvision "
-                         "elsewhere and give its path") from error  # fmt: skip
+        raise UserError(
+            f"weights 'imagenet' of {name!r} cannot be downloaded ({error}); download the file of torchvision "
+            "elsewhere and give its path"
+        ) from error
 
 
 def check_imagenet(name: str) -> None:
     """Raises a ValueError unless torchvision has ImageNet weights of this backbone."""
     if name.endswith("-deep"):
         plain = name.removesuffix("-deep")
-        raise ValueError(f"weights 'imagenet' are torchvision's, which has none for {name!r}; give the path of the public file "
-                         f"({plain}_v2.pth of PSPNet's authors), or name the backbone {plain!r}")  # fmt: skip
+        raise UserError(
+            f"weights 'imagenet' are torchvision's, which has none for {name!r}; give the path of the public file "
+            f"({plain}_v2.pth of PSPNet's authors), or name the backbone {plain!r}"
+        )
 
 
 def stem_hint(name: str, state: dict[str, Tensor]) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.files import StoreError
-from syn4seg.rundir import RunDir
-from syn4seg.samples import Sample
+from syn4seg.errors import DamagedError
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,10 +57,7 @@ class Arrivals:
         new = self.waiting.filter(there)
         if len(new):
             self.waiting = self.waiting.filter(pc.invert(there))
-            for key, known in (
-                ("image_at", self.run.samples.images()),
-                ("label_at", self.run.samples.places(self.draw)),
-            ):
+            for key, known in (("image_at", self.run.samples.images()), ("label_at", self.run.samples.places(self.draw))):
                 index = pc.index_in(new["sample_id"], known["sample_id"].combine_chunks())
                 new = new.append_column(key, pc.fill_null(known[key].take(index), ""))
             self.arrived += new.to_pylist()
@@ -74,7 +71,7 @@ class Arrivals:
             final: nothing more will be made or mended, so a file that cannot be read is an error and no reason to wait.
 
         Raises:
-            ValueError: a file is missing or damaged, and `final`.
+            UserError: a file is missing or damaged, and `final`.
             StoreError: the file system fails.
         """
         if not self.arrived and len(self.waiting) and (final or time.monotonic() >= self.next_look):
@@ -84,9 +81,7 @@ class Arrivals:
             return []
         try:
             found = self.run.draw(self.draw).read(rows)
-        except StoreError:
-            raise
-        except ValueError:  # a record whose files were lost: they are being made anew
+        except DamagedError:  # a record whose files were lost: they are being made anew
             if final:
                 raise
             again = pa.Table.from_pylist(rows).select(self.waiting.column_names)

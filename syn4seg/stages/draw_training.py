@@ -6,34 +6,29 @@ late it sees a label, so their sums over all processes meet.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from syn4seg.files import remove, write_atomically
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.schema import FAULT, LABEL_STAGES
 from syn4seg.segmenter.novel import NovelTraining, Sample, owned
 from syn4seg.segmenter.parallel import ranks
 from syn4seg.stages.arrivals import Arrivals
-from syn4seg.stages.novel import (
-    ROWS,
-    digest_of_ids,
-    learned_by,
-    rows_of,
-    save_classifier,
-    schedule_of,
-    seed_of,
-    start_of,
-    training_device,
-)
+from syn4seg.stages.classifiers import digest_of_ids, learned_by, save_classifier, schedule_of, seed_of, start_of
+from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import planned
-from syn4seg.tensors import load
+from syn4seg.stages.rows import ROWS, rows_of
+from syn4seg.stages.setup import training_device
+from syn4seg.store.files import remove, write_atomically
+from syn4seg.store.tensors import load
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from syn4seg.stages.novel import NovelStage
 
 CHECKPOINT_STEPS = 50
 """Steps between two checkpoints of a row."""
@@ -41,6 +36,38 @@ AT_ONCE = 16
 """Samples that are read between two steps."""
 
 T = TypeVar("T")
+
+
+WAIT_SECONDS = 0.2
+"""Pause between two looks where there is neither a new label nor a step that can be taken."""
+
+
+def train_draw(
+    stage: NovelStage, draw: int, progress: Callable[[int, int], None], is_labelled: Callable[[int], bool] = lambda draw: True
+) -> None:
+    """Train every row of a draw that has no classifier yet, on labels that may still be coming in.
+
+    Args:
+        progress: called with (steps done, steps in all) after each step.
+        is_labelled: whether the labels of a draw are complete; it may raise to end the training.
+
+    Raises:
+        UserError: they are complete, but some sample has none.
+    """
+    training = DrawTraining(stage, draw)
+    while not training.finished:
+        complete = is_labelled(draw)  # asked first: what is finished by then is read below
+        took, stepped = training.take(complete), training.step()
+        if stepped:
+            stage.loss = training.loss
+            progress(*training.steps)
+        elif not took and complete:
+            raise UserError(
+                f"{stage.run.root}: {training.arrivals.left} samples of draw {draw} have no label; run "
+                "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
+            )
+        elif not took:
+            time.sleep(WAIT_SECONDS)
 
 
 class DrawTraining:
@@ -71,8 +98,9 @@ class DrawTraining:
         ids, banks = plan["sample_id"].to_pylist(), plan["bank"].to_pylist()
         for row in learning:
             mine = [sample for sample, bank in zip(ids, banks, strict=True) if bank == ROWS[row][0]]
-            self.trainings[row] = NovelTraining(start, fixed, mine, base_classes=len(stage.fold.base),
-                                                schedule=schedule_of(config), seed=seed_of(config, draw))  # fmt: skip
+            self.trainings[row] = NovelTraining(
+                start, fixed, mine, base_classes=len(stage.fold.base), schedule=schedule_of(config), seed=seed_of(config, draw)
+            )
             if row in states:
                 self.trainings[row].load(states[row])
         self.total = sum(training.schedule.steps for training in self.trainings.values())
@@ -104,8 +132,9 @@ class DrawTraining:
                     self._tell(training, row["sample_id"], columns.get(column), features, weight)
         return bool(found)
 
-    def _tell(self, training: NovelTraining, name: str, label: np.ndarray | None, features: Tensor | None,
-              weight: np.ndarray | None) -> None:  # fmt: skip
+    def _tell(
+        self, training: NovelTraining, name: str, label: np.ndarray | None, features: Tensor | None, weight: np.ndarray | None
+    ) -> None:
         sample = None
         if label is not None and features is not None:
             sample = Sample(name, features, label, "synthetic", weight)
@@ -152,9 +181,7 @@ class DrawTraining:
             mine = {s: reasons[s] for s, b in zip(plan["sample_id"].to_pylist(), banks, strict=True) if b == bank}
             faults = {s for s, reason in mine.items() if reason.startswith(FAULT)}
             now = digest_of_ids(s for s, reason in mine.items() if not reason or (raw and s not in faults))
-            if digest is None or (
-                digest and (digest != now or faults - noted)
-            ):  # without its note a fault is made again
+            if digest is None or (digest and (digest != now or faults - noted)):  # without its note a fault is made again
                 stale.append(row)
         return stale
 
@@ -166,7 +193,7 @@ class DrawTraining:
         for row in rows:
             try:
                 states[row] = load(self._checkpoint(row))[0]
-            except (FileNotFoundError, ValueError):  # none, or damaged: the row starts over and ends the same
+            except (FileNotFoundError, DamagedError):  # none, or damaged: the row starts over and ends the same
                 continue
         return _told((rows, states))
 

@@ -10,25 +10,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.config import Config
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
-from syn4seg.files import exists
-from syn4seg.prompts.agents import GrammarAgent, PromptAgent, plain_prompt
+from syn4seg.errors import UserError
 from syn4seg.prompts.bank import Bank, build_bank, diversity, unit_rows
+from syn4seg.prompts.grammar import GrammarAgent, plain_prompt
 from syn4seg.prompts.proposals import Recorded
-from syn4seg.rundir import RunDir, noise_seed
+from syn4seg.prompts.protocol import PromptAgent
+from syn4seg.seeds import noise_seed
+from syn4seg.stages.rows import CLASS_NAME, HDIG
 from syn4seg.stages.setup import EMBEDDED_MODELS, imported_files
-from syn4seg.tables import write_parquet
+from syn4seg.store.files import exists
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.tables import write_parquet
 
 if TYPE_CHECKING:
-    from syn4seg.models.generators import TextEncoder
-
-HDIG, CLASS_NAME = "hdig", "class_name"
-"""The two prompt banks: de-duplicated diverse prompts, and the plain class name (an ablation)."""
+    from syn4seg.models.protocols import TextEncoder
 
 
-def make_plan(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent | None,
-              encoder: TextEncoder | None) -> None:  # fmt: skip
+def make_plan(
+    config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent | None, encoder: TextEncoder | None
+) -> None:
     """Writes prompts.parquet, embeddings.safetensors and plan.parquet, unless they are there already.
 
     What a language model proposes is also kept, in proposals/CLASS.jsonl, and not asked for again; a grammar repeats itself.
@@ -39,7 +41,7 @@ def make_plan(config: Config, run: RunDir, fold: Fold, note: Callable[[str], Non
         encoder: embeds them; None for imported images.
 
     Raises:
-        ValueError: no prompt of a class was accepted, the agent or the encoder fails, or a class has no images to import.
+        UserError: no prompt of a class was accepted, the agent or the encoder fails, or a class has no images to import.
     """
     if exists(run.plan):
         return
@@ -56,7 +58,7 @@ def planned(run: RunDir) -> pa.Table:
     """The plan without its padding: one row per sample.
 
     Raises:
-        ValueError: there is no plan yet.
+        UserError: there is no plan yet.
     """
     table = run.read_plan()
     return table.filter(pc.field("padding") == False).drop_columns(["padding"])  # noqa: E712 - an Arrow expression
@@ -68,13 +70,18 @@ def _rows(config: Config, samples: list[tuple[str, int, str, str, int]]) -> pa.T
     padding = -len(samples) % size
     padded = samples + samples[-1:] * padding
     ids, classes, banks, prompts, prompt_rows = (list(column) for column in zip(*padded, strict=True))
-    return pa.table({
-        "sample_id": ids, "class_id": pa.array(classes, pa.int32()), "bank": banks, "prompt": prompts,
-        "prompt_row": pa.array(prompt_rows, pa.int32()),
-        "noise_seed": pa.array([noise_seed(config.seed, sample) for sample in ids], pa.int64()),
-        "batch": pa.array([i // size for i in range(len(padded))], pa.int32()),
-        "padding": pa.array([i >= len(samples) for i in range(len(padded))], pa.bool_()),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "sample_id": ids,
+            "class_id": pa.array(classes, pa.int32()),
+            "bank": banks,
+            "prompt": prompts,
+            "prompt_row": pa.array(prompt_rows, pa.int32()),
+            "noise_seed": pa.array([noise_seed(config.seed, sample) for sample in ids], pa.int64()),
+            "batch": pa.array([i // size for i in range(len(padded))], pa.int32()),
+            "padding": pa.array([i >= len(samples) for i in range(len(padded))], pa.bool_()),
+        }
+    )
 
 
 def _interleaved(groups: list[list]) -> list:
@@ -95,9 +102,10 @@ def _imported(config: Config, fold: Fold) -> pa.Table:
     return _rows(config, _interleaved(groups))
 
 
-def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent,
-               encoder: TextEncoder) -> pa.Table:  # fmt: skip
-    from syn4seg.models.generators import Encoded, joined, save_embeddings
+def _generated(
+    config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent, encoder: TextEncoder
+) -> pa.Table:
+    from syn4seg.models.embeddings import Encoded, joined, save_embeddings
 
     world = "embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural"
     kept: dict[str, Encoded] = {}
@@ -112,8 +120,14 @@ def _generated(config: Config, run: RunDir, fold: Fold, note: Callable[[str], No
     alone = dict(zip(names, encode(list(plain.values())), strict=True))
     banks: dict[str, Bank] = {}
     for name in names:
-        banks[name] = build_bank(agent, encode, name, size=config.prompts.bank_size, lambda_prompt=config.prompts.lambda_prompt,
-                                 patience=config.prompts.patience)  # fmt: skip
+        banks[name] = build_bank(
+            agent,
+            encode,
+            name,
+            size=config.prompts.bank_size,
+            lambda_prompt=config.prompts.lambda_prompt,
+            patience=config.prompts.patience,
+        )
         _report(run, note, banks[name], alone[name])
     texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *plain.values()]))
     save_embeddings(run.embeddings, joined([kept[text] for text in texts]))
@@ -126,16 +140,27 @@ def _report(run: RunDir, note: Callable[[str], None], bank: Bank, plain: np.ndar
     """Notes and logs how diverse a bank is, beside its class-name prompt (float32 (E,)) repeated as often."""
     name, count = bank.class_name, len(bank.accepted)
     if not count:
-        raise ValueError(f"{bank.warning}. Nothing can be generated for this class. What a language model proposed is in "
-                         f"{run.root / 'proposals'}: delete the file of the class to have the model asked again")  # fmt: skip
+        raise UserError(
+            f"{bank.warning}. Nothing can be generated for this class. What a language model proposed is in "
+            f"{run.root / 'proposals'}: delete the file of the class to have the model asked again"
+        )
     spread, repeated = diversity(bank.embeddings), diversity(np.repeat(plain[None], count, 0))
     ours, plainly = (f"mean cosine {d['mean_cosine']:.3f}, Vendi {d['vendi']:.1f}" for d in (spread, repeated))
-    note(f"{name}: {count} prompts, {bank.acceptance_rate:.0%} of the candidates accepted, {ours} (its class-name prompt {count} "
-         f"times: {plainly})")  # fmt: skip
+    note(
+        f"{name}: {count} prompts, {bank.acceptance_rate:.0%} of the candidates accepted, {ours} (its class-name prompt {count} "
+        f"times: {plainly})"
+    )
     if bank.warning:
         note(f"warning: {bank.warning}")
-    run.log(stage="prompts", class_name=name, accepted=count, refused=len(bank.refused), stopped=bank.stopped,
-            class_name_prompt=repeated, **spread)  # fmt: skip
+    run.log(
+        stage="prompts",
+        class_name=name,
+        accepted=count,
+        refused=len(bank.refused),
+        stopped=bank.stopped,
+        class_name_prompt=repeated,
+        **spread,
+    )
 
 
 def _samples(config: Config, fold: Fold, banks: dict[str, Bank], plain: dict[str, str], row: dict[str, int]) -> list:
@@ -156,8 +181,31 @@ def _prompt_table(fold: Fold, banks: dict[str, Bank], plain: dict[str, str]) -> 
     for name, bank in banks.items():
         index = fold.index_names.index(name)
         judged = sorted([*bank.accepted, *bank.refused], key=lambda c: c.order)
-        rows += [{"class": name, "class_id": index, "bank": HDIG, "prompt": c.text, "order": c.order, "accepted": not c.why,
-                  "similarity": c.similarity, "nearest": c.nearest, "why": c.why} for c in judged]  # fmt: skip
-        rows.append({"class": name, "class_id": index, "bank": CLASS_NAME, "prompt": plain[name], "order": 0, "accepted": True,
-                     "similarity": None, "nearest": "", "why": ""})  # fmt: skip
+        rows += [
+            {
+                "class": name,
+                "class_id": index,
+                "bank": HDIG,
+                "prompt": c.text,
+                "order": c.order,
+                "accepted": not c.why,
+                "similarity": c.similarity,
+                "nearest": c.nearest,
+                "why": c.why,
+            }
+            for c in judged
+        ]
+        rows.append(
+            {
+                "class": name,
+                "class_id": index,
+                "bank": CLASS_NAME,
+                "prompt": plain[name],
+                "order": 0,
+                "accepted": True,
+                "similarity": None,
+                "nearest": "",
+                "why": "",
+            }
+        )
     return pa.Table.from_pylist(rows)

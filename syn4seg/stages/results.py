@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.config import Config, config_digest
+from syn4seg.config.fingerprint import config_digest
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
-from syn4seg.files import exists, stating, write_json
-from syn4seg.rundir import Draw, RunDir, table_digest
-from syn4seg.samples import check_names
+from syn4seg.errors import UserError
 from syn4seg.schema import FAULT, LABEL_STAGES, RECORD
-from syn4seg.stages.novel import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.plan import planned
-from syn4seg.tables import read_parquet, write_parquet
+from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
+from syn4seg.store.files import exists, stating, write_json
+from syn4seg.store.rundir import Draw, RunDir, table_digest
+from syn4seg.store.samples import check_names
+from syn4seg.store.tables import read_parquet, write_parquet
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
 
@@ -48,16 +50,17 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
         The digest over all images and labels (`quick`: that of the manifests), and one line per mismatch (none if all is well).
 
     Raises:
-        ValueError: the run has no manifest yet, or it or the plan is damaged.
+        UserError: the run has no manifest yet, or it or the plan is damaged.
     """
     draws = [draw for draw in run.draws() if exists(draw.manifest)]
     if not draws:
-        raise ValueError(
-            f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it"
-        )
+        raise UserError(f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it")
     wanted = planned(run)["sample_id"]
-    problems = [f"draw {draw.number}: has no manifest; run the same command again to finish it"
-                for draw in run.draws() if draw not in draws and _begun(draw)]  # fmt: skip
+    problems = [
+        f"draw {draw.number}: has no manifest; run the same command again to finish it"
+        for draw in run.draws()
+        if draw not in draws and _begun(draw)
+    ]
     columns, samples = [], RunDir(run.root).samples  # which knows nothing from before
     for draw in draws:
         table = _manifest(draw)
@@ -72,8 +75,9 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
         said = pc.if_else(pc.equal(pc.fill_null(found["label"], ""), ""), _verdicts(table["reason"]), found["label"])
         names = pc.binary_join_element_wise(f"{draw.number}", table["sample_id"], "/")
         columns.append((names, pc.fill_null(found["image"], ""), said))
-    return table_digest(*(pa.chunked_array([chunk for c in column for chunk in c.chunks], pa.string())
-                          for column in zip(*columns, strict=True))), problems  # fmt: skip
+    return table_digest(
+        *(pa.chunked_array([chunk for c in column for chunk in c.chunks], pa.string()) for column in zip(*columns, strict=True))
+    ), problems
 
 
 def _begun(draw: Draw) -> bool:
@@ -97,9 +101,10 @@ def _lacking(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> list[str]:
 
 def _differing(draw: int, key: str, table: pa.Table, found: pa.ChunkedArray) -> list[str]:
     wrong = pc.fill_null(pc.not_equal(table[key], found), False)
-    return [f"draw {draw}: {key} of {sample} {'differs' if value else 'is missing'}"
-            for sample, value in zip(table["sample_id"].filter(wrong).to_pylist(), found.filter(wrong).to_pylist(),
-                                     strict=True)]  # fmt: skip
+    return [
+        f"draw {draw}: {key} of {sample} {'differs' if value else 'is missing'}"
+        for sample, value in zip(table["sample_id"].filter(wrong).to_pylist(), found.filter(wrong).to_pylist(), strict=True)
+    ]
 
 
 def _verdicts(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -108,8 +113,9 @@ def _verdicts(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 # ------------------------------------------------------------------------------------------------- results
-def summarise(config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]],
-              unpublished: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
+def summarise(
+    config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]], unpublished: Sequence[str] = ()
+) -> dict[str, Any]:
     """results.json: every metric of every row and baseline as mean, standard deviation and number of draws.
 
     Args:
@@ -140,8 +146,10 @@ def _figures(fold: Fold, row: str, matrices: dict[int, dict[str, np.ndarray]]) -
 
     found = [metrics(rows[row], len(fold.base), len(fold.novel)) for _, rows in sorted(matrices.items())]
     ious = np.array([f["per_class"] for f in found], float)
-    return ({m: spread([f[m] for f in found]) for m in METRICS},
-            {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)})  # fmt: skip
+    return (
+        {m: spread([f[m] for f in found]) for m in METRICS},
+        {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)},
+    )
 
 
 def spread(values) -> dict[str, Any]:
@@ -157,25 +165,41 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
     data, evaluation, strange = config.data, config.evaluation, unpublished if config.protocol != "none" else ()
     lists = {"pascal": data.train_list, "coco": "train2014"}.get(data.source, "train list")
     return {
-        "preset": config.protocol, "deviations": [*config.deviations(), *strange], "data": data.source, "train_list": lists,
-        "backbone": config.segmenter.backbone, "weights": config.segmenter.weights or "none",
-        "masks": data.masks if data.source == "coco" else "as given", "canvas": config.segmenter.size,
-        "canvas_kind": config.segmenter.canvas, "align_corners": config.segmenter.align_corners,
-        "first_draw": data.first_draw, "fold": data.fold, "shots": data.shots, "draws": data.draws,
-        "novel": [fold.names[k - 1] for k in fold.novel], "support_from": f"{data.support_from} list",
-        "support_draw": data.support_draw, "support_reserve": data.support_reserve,
-        "min_support_pixels": data.min_support_pixels, "only_one_novel_in_support": data.only_one_novel,
-        "base_in_support": data.base_in_support, "base_images": config.base.images, "base_checkpoint": config.base.checkpoint,
+        "preset": config.protocol,
+        "deviations": [*config.deviations(), *strange],
+        "data": data.source,
+        "train_list": lists,
+        "backbone": config.segmenter.backbone,
+        "weights": config.segmenter.weights or "none",
+        "masks": data.masks if data.source == "coco" else "as given",
+        "canvas": config.segmenter.size,
+        "canvas_kind": config.segmenter.canvas,
+        "align_corners": config.segmenter.align_corners,
+        "first_draw": data.first_draw,
+        "fold": data.fold,
+        "shots": data.shots,
+        "draws": data.draws,
+        "novel": [fold.names[k - 1] for k in fold.novel],
+        "support_from": f"{data.support_from} list",
+        "support_draw": data.support_draw,
+        "support_reserve": data.support_reserve,
+        "min_support_pixels": data.min_support_pixels,
+        "only_one_novel_in_support": data.only_one_novel,
+        "base_in_support": data.base_in_support,
+        "base_images": config.base.images,
+        "base_checkpoint": config.base.checkpoint,
         "evaluation_space": "original pixels" if evaluation.space == "original" else f"{config.segmenter.size} canvas",
-        "queries": "val list" + (" without the draw's support" if data.support_from == "val" else "")
+        "queries": "val list"
+        + (" without the draw's support" if data.support_from == "val" else "")
         + (f", {evaluation.queries} of them by a named draw" if evaluation.queries else ""),
         "base_mIoU": "with the background" if evaluation.background_in_base else "foreground base classes",
         "mean": "(base + novel) / 2" if evaluation.mean == "base_novel" else "over all classes (total)",
-        "harmonic": "2bn / (b + n), per draw, of the base and novel mIoU shown", "replayed_base_images": config.novel.replay_images,
+        "harmonic": "2bn / (b + n), per draw, of the base and novel mIoU shown",
+        "replayed_base_images": config.novel.replay_images,
         "base_prototype_images": config.labeling.base_prototype_images,
         "transductive": config.synthesis.source != "generate",
         "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
-    }  # fmt: skip
+    }
 
 
 def funnel(run: RunDir) -> dict[str, Any]:
@@ -187,13 +211,12 @@ def funnel(run: RunDir) -> dict[str, Any]:
     return {"planned": planned(run).num_rows, "draws": draws}
 
 
-def write_results(run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]],
-                  unpublished: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
+def write_results(
+    run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]], unpublished: Sequence[str] = ()
+) -> dict[str, Any]:
     """Writes results.json, returns it, and logs the mean of every row and metric; `unpublished` as in `summarise`."""
     found = summarise(config, fold, matrices, unpublished) | {"funnel": funnel(run)}
     write_json(run.results, found)
     shown = found["rows"] | {name: told["metrics"] for name, told in found["baselines"].items()}
-    run.log(
-        stage="results", **{row: {metric: told[metric]["mean"] for metric in METRICS} for row, told in shown.items()}
-    )
+    run.log(stage="results", **{row: {metric: told[metric]["mean"] for metric in METRICS} for row, told in shown.items()})
     return found

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from syn4seg.config import Config
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.files import write_json
-from syn4seg.labeling.enhance import load_on_device
-from syn4seg.pulse import Pulse
-from syn4seg.rundir import RunDir
-from syn4seg.stages.novel import BASELINE, base_classifier, load_classifier, rows_of
-from syn4seg.stages.setup import draws_of, queries_of, support_of
+from syn4seg.stages.classifiers import base_classifier, load_classifier
+from syn4seg.stages.labels import load_on_device
+from syn4seg.stages.rows import BASELINE, rows_of
+from syn4seg.stages.setup import canvas_of, draws_of, queries_of, support_of
 from syn4seg.stages.support import Registration, features_of, support_samples
+from syn4seg.store.files import write_json
+from syn4seg.store.pulse import Pulse
+from syn4seg.store.rundir import RunDir
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.evaluation import Predictor
@@ -44,11 +45,12 @@ class Scorer:
         device: where it is loaded to otherwise, as `placement.device`.
 
     Raises:
-        ValueError: the base checkpoint or a classifier is not there, or a draw has not been registered (baselines need it).
+        UserError: the base checkpoint or a classifier is not there, or a draw has not been registered (baselines need it).
     """
 
-    def __init__(self, config: Config, run: RunDir, dataset: Dataset, fold: Fold, *, device: str = "auto",
-                 segmenter: Segmenter | None = None):  # fmt: skip
+    def __init__(
+        self, config: Config, run: RunDir, dataset: Dataset, fold: Fold, *, device: str = "auto", segmenter: Segmenter | None = None
+    ):
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = segmenter or load_on_device(run, device)
         self.asked = {draw: set(ids) for draw, ids in asked(config, dataset, fold).items()}
@@ -70,29 +72,42 @@ class Scorer:
             support = support_samples(self.config, self.dataset, self.fold, chosen, real)
             prototypes = torch.from_numpy(Registration.load(self.run.draw(draw)).prototypes[: len(base.weight)])
             for name in self.config.evaluation.baselines:
-                found[BASELINE + name] = build(name, base=base, support=support, base_classes=len(self.fold.base),
-                                               novel_classes=len(self.fold.novel), shots=self.config.data.shots,
-                                               seed=self.config.seed, prototypes=prototypes)  # fmt: skip
+                found[BASELINE + name] = build(
+                    name,
+                    base=base,
+                    support=support,
+                    base_classes=len(self.fold.base),
+                    novel_classes=len(self.fold.novel),
+                    shots=self.config.data.shots,
+                    seed=self.config.seed,
+                    prototypes=prototypes,
+                )
         return found
 
     def __call__(self, ids: list[str]) -> Matrices:
         """The matrices of a chunk; every query is seen by the network once, and scored in its draws."""
         from syn4seg.segmenter.evaluation import evaluate, queries
 
-        stream = queries(self.segmenter, self.dataset, self.fold, ids, canvas=self.config.segmenter.on_canvas(),
-                         space=self.config.evaluation.space, batch=CHUNK)  # fmt: skip
+        stream = queries(
+            self.segmenter,
+            self.dataset,
+            self.fold,
+            ids,
+            canvas=canvas_of(self.config),
+            space=self.config.evaluation.space,
+            batch=CHUNK,
+        )
         return evaluate(stream, self.predictors, len(self.fold.index_names), lambda key, s: s in self.asked[key[0]])
 
 
 def asked(config: Config, dataset: Dataset, fold: Fold) -> dict[int, list[str]]:
     """The queries of every draw."""
-    return {
-        draw: queries_of(config, dataset, support_of(config, dataset, fold, draw), draw) for draw in draws_of(config)
-    }
+    return {draw: queries_of(config, dataset, support_of(config, dataset, fold, draw), draw) for draw in draws_of(config)}
 
 
-def evaluate_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold, score: Scoring,
-                 done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:  # fmt: skip
+def evaluate_run(
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, score: Scoring, done: Callable[[int, int], None]
+) -> dict[int, dict[str, np.ndarray]]:
     """Confusion matrix int64 of every draw and row; writes queries.json and confusion.json of every draw.
 
     Args:

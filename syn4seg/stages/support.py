@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from syn4seg.config import Config
+from syn4seg.config.sections import SupportQuantile
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.support import support_label
-from syn4seg.files import exists, write_atomically, write_json
+from syn4seg.errors import UserError
 from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, support_prototypes
-from syn4seg.rundir import Draw, RunDir
-from syn4seg.sections import SupportQuantile
-from syn4seg.stages.setup import base_images, support_of
-from syn4seg.tensors import load
+from syn4seg.stages.setup import base_images, canvas_of, support_of
+from syn4seg.store.files import exists, write_atomically, write_json
+from syn4seg.store.rundir import Draw, RunDir
+from syn4seg.store.tensors import load
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +53,11 @@ class Registration:
         from safetensors.numpy import save
 
         tensors = {"weight": self.weight, "bias": self.bias, "prototypes": self.prototypes}
-        facts = {"thresholds": json.dumps({str(k): v for k, v in self.thresholds.items()}),
-                 "cosine": json.dumps(self.cosine), "align_corners": json.dumps(self.align_corners)}  # fmt: skip
+        facts = {
+            "thresholds": json.dumps({str(k): v for k, v in self.thresholds.items()}),
+            "cosine": json.dumps(self.cosine),
+            "align_corners": json.dumps(self.align_corners),
+        }
         write_atomically(draw.support, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=facts))
 
     @staticmethod
@@ -61,22 +65,19 @@ class Registration:
         """Reads support.safetensors.
 
         Raises:
-            ValueError: the draw has not been registered yet.
+            UserError: the draw has not been registered yet.
         """
         try:
             tensors, header = load(draw.support)
         except FileNotFoundError:
-            raise ValueError(
+            raise UserError(
                 f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
             ) from None
         facts = {key: json.loads(text) for key, text in header.items()}
         parts = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
         thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
         return Registration(
-            **parts,
-            thresholds=thresholds,
-            cosine=facts.get("cosine", False),
-            align_corners=facts.get("align_corners", False),
+            **parts, thresholds=thresholds, cosine=facts.get("cosine", False), align_corners=facts.get("align_corners", False)
         )
 
     def classifier_on(self, device: torch.device | str) -> Classifier:
@@ -105,7 +106,7 @@ def features_of(config: Config, segmenter: Segmenter, dataset: Dataset) -> Featu
     """Computes them anew at every call."""
     from syn4seg.segmenter.network import frozen_features
 
-    canvas = config.segmenter.on_canvas()
+    canvas = canvas_of(config)
     return lambda ids: [frozen_features(segmenter, canvas.image(dataset.image(i))[None])[0] for i in ids]
 
 
@@ -115,7 +116,7 @@ def support_samples(
     """Frozen features and class-index labels of the support images, on the canvas."""
     from syn4seg.segmenter.novel import Sample
 
-    canvas, kept, samples = config.segmenter.on_canvas(), config.data.base_in_support, []
+    canvas, kept, samples = canvas_of(config), config.data.base_in_support, []
     for target, ids in support.items():
         for image_id, made in zip(ids, features(ids), strict=True):
             label = support_label(dataset.mask(image_id), fold, target, base_in_support=kept)
@@ -132,22 +133,24 @@ def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Feature
 
     replayed, shown = config.novel.replay_images, config.labeling.base_prototype_images
     ids = drawn_base_images(config, dataset, fold)[: max(replayed, shown)]
-    table, canvas = fold.to_base_index, config.segmenter.on_canvas()
-    samples = {i: Sample(i, made, canvas.label(table[dataset.mask(i)]), "replay")
-               for i, made in zip(ids, features(ids), strict=True)}  # fmt: skip
+    table, canvas = fold.to_base_index, canvas_of(config)
+    samples = {
+        i: Sample(i, made, canvas.label(table[dataset.mask(i)]), "replay") for i, made in zip(ids, features(ids), strict=True)
+    }
     return BaseSamples([samples[i] for i in sorted(ids[:replayed])], [samples[i] for i in sorted(ids[:shown])])
 
 
 def drawn_base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
     """The base training images in the order in which they are drawn for replay and prototypes."""
-    from syn4seg.data.embedded import seeded
+    from syn4seg.seeds import seeded
 
     ids = base_images(config, dataset, fold)
     return [ids[i] for i in seeded("replay", config.seed).permutation(len(ids))]
 
 
-def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset, fold: Fold, draw: int,
-             base: BaseSamples) -> Registration:  # fmt: skip
+def register(
+    config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset, fold: Fold, draw: int, base: BaseSamples
+) -> Registration:
     """Draws the support set, computes prototypes and thresholds, trains round 0; done once per draw and kept.
 
     Args:
@@ -159,31 +162,40 @@ def register(config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset
     support = support_of(config, dataset, fold, draw)
     samples = support_samples(config, dataset, fold, support, features_of(config, segmenter, dataset))
     made = learn(config, segmenter, fold, samples, base, draw)
-    write_json(paths.support_json, {
-        "draw": draw, "shots": config.data.shots, "support": {fold.names[k - 1]: ids for k, ids in support.items()},
-        "lambda_keep": {fold.index_names[k]: v for k, v in made.thresholds.items()},
-        "support_from": config.data.support_from, "replayed": [s.sample_id for s in base.replayed],
-        "base_prototypes_from": [s.sample_id for s in base.shown],
-    })  # fmt: skip
+    write_json(
+        paths.support_json,
+        {
+            "draw": draw,
+            "shots": config.data.shots,
+            "support": {fold.names[k - 1]: ids for k, ids in support.items()},
+            "lambda_keep": {fold.index_names[k]: v for k, v in made.thresholds.items()},
+            "support_from": config.data.support_from,
+            "replayed": [s.sample_id for s in base.replayed],
+            "base_prototypes_from": [s.sample_id for s in base.shown],
+        },
+    )
     made.save(paths)
     return made
 
 
-def learn(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], base: BaseSamples,
-          draw: int) -> Registration:  # fmt: skip
+def learn(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], base: BaseSamples, draw: int) -> Registration:
     """Round 0: prototypes and thresholds, and a classifier that has seen the support set and replayed base images only."""
-    from syn4seg.stages.novel import start_of, train_row
+    from syn4seg.stages.classifiers import start_of, train_row
 
     prototypes = _prototypes(config, segmenter, fold, support, base.shown)
     start = start_of(segmenter, prototypes, fold)
     classifier = train_row(config, fold, start, [*support, *base.replayed], draw)
-    return Registration(classifier.weight.cpu().numpy(), classifier.bias.cpu().numpy(), prototypes,
-                        thresholds_of(config, fold, support), start.cosine, start.align_corners)  # fmt: skip
+    return Registration(
+        classifier.weight.cpu().numpy(),
+        classifier.bias.cpu().numpy(),
+        prototypes,
+        thresholds_of(config, fold, support),
+        start.cosine,
+        start.align_corners,
+    )
 
 
-def _prototypes(
-    config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], shown: list[Sample]
-) -> np.ndarray:
+def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], shown: list[Sample]) -> np.ndarray:
     """Unit global prototypes (1+B+M, D): novel and background from the support set, base from base training images."""
     import torch
 
@@ -199,9 +211,7 @@ def _prototypes(
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
     there = [i for i in range(1, 1 + len(fold.base)) if any((s.label == i).any() for s in shown)]
     if there:
-        base[np.array(there) - 1] = support_prototypes(
-            [s.features.float().numpy() for s in shown], [s.label for s in shown], there
-        )
+        base[np.array(there) - 1] = support_prototypes([s.features.float().numpy() for s in shown], [s.label for s in shown], there)
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 
 

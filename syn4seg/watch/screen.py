@@ -11,13 +11,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from syn4seg.files import StoreError
+from syn4seg.errors import StoreError, UserError
 from syn4seg.schema import FAULT
 from syn4seg.terminal import TITLES, table_columns
 from syn4seg.watch.state import State, Watcher
 
 if TYPE_CHECKING:
-    from syn4seg.rundir import RunDir
+    from syn4seg.store.rundir import RunDir
 
 INTERVAL, OFF_TERMINAL = 2.0, 10.0
 """Seconds between two looks, in a terminal and elsewhere."""
@@ -27,8 +27,13 @@ REASONS = 8
 """Reasons that are shown of a draw, the most frequent ones."""
 
 
-def follow(run: RunDir, interval: float | None = None, once: bool = False, console: Console | None = None,
-           sleep: Callable[[float], None] = time.sleep) -> None:  # fmt: skip
+def follow(
+    run: RunDir,
+    interval: float | None = None,
+    once: bool = False,
+    console: Console | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Shows a run until it is finished.
 
     Args:
@@ -37,7 +42,7 @@ def follow(run: RunDir, interval: float | None = None, once: bool = False, conso
         once: show it as it is now, and return.
 
     Raises:
-        ValueError: no run has begun there, and `once`.
+        UserError: no run has begun there, and `once`.
         StoreError: it cannot be read, and `once`; otherwise that is shown, and tried again.
     """
     console = console or Console(highlight=False)
@@ -45,7 +50,7 @@ def follow(run: RunDir, interval: float | None = None, once: bool = False, conso
     if once:
         state = watcher.look()
         if state.kind == "waiting":
-            raise ValueError(f"{run.root}: no run has begun there (no config.yaml); without --once this waits for it")
+            raise UserError(f"{run.root}: no run has begun there (no config.yaml); without --once this waits for it")
         console.print(picture(state))
         return
     last = _followed(watcher, wait, console, sleep)
@@ -75,9 +80,7 @@ def line(state: State) -> Text:
     parts = [state.phase]
     for work in (work for work in state.works if work.open):
         rate, left = _rate(work.rate()), _duration(work.left(state.now))
-        parts.append(
-            " ".join([f"{work.title} {_ratio(work.done, work.total)}", f"{rate}/s, {left} left", work.note]).rstrip()
-        )
+        parts.append(" ".join([f"{work.title} {_ratio(work.done, work.total)}", f"{rate}/s, {left} left", work.note]).rstrip())
     if state.loads:
         parts.append(f"busy {', '.join(f'{load.name} {load.busy:.0%}' for load in state.loads)}")
     text = _clean("; ".join([*parts, *_facts(state)]))
@@ -88,14 +91,15 @@ def picture(state: State) -> RenderableType:
     """A run as it is: works with bars, stages of the stream, draws with reasons, and the result of a finished one."""
     if state.kind == "waiting":
         return Text(_clean(state.phase))
-    parts: list[RenderableType] = [
-        Text(_clean(f"{state.name}: {state.phase}"), style="bold"),
-        Text("; ".join(_facts(state))),
-    ]
+    parts: list[RenderableType] = [Text(_clean(f"{state.name}: {state.phase}"), style="bold"), Text("; ".join(_facts(state)))]
     if state.stale:
         when = time.strftime("%F %T", time.localtime(state.now - (state.silent or 0)))
-        parts.append(_red(f"no new line since {when}: the command has ended, or is in one long step; where it has ended, the same "
-                          "command goes on from there"))  # fmt: skip
+        parts.append(
+            _red(
+                f"no new line since {when}: the command has ended, or is in one long step; where it has ended, the same "
+                "command goes on from there"
+            )
+        )
     if state.works:
         parts.append(_works(state))
     if state.loads and state.kind == "running":
@@ -118,11 +122,7 @@ def headline(results: dict[str, Any]) -> list[str]:
 
 
 def _facts(state: State) -> list[str]:
-    found = (
-        []
-        if state.elapsed is None
-        else [f"{'took' if state.kind == 'finished' else 'elapsed'} {_duration(state.elapsed)}"]
-    )
+    found = [] if state.elapsed is None else [f"{'took' if state.kind == 'finished' else 'elapsed'} {_duration(state.elapsed)}"]
     if state.planned is not None:
         found.append(f"{state.planned} samples planned")
     if state.store_gib is not None and state.kind == "running":
@@ -140,24 +140,28 @@ def _works(state: State) -> Table:
     for work in state.works:
         filled = int(BAR * min(1.0, work.done / work.total)) if work.total else 0
         bar = "█" * filled + "░" * (BAR - filled) if work.total else ""
-        cells = (
-            work.title,
-            _ratio(work.done, work.total),
-            bar,
-            _rate(work.rate()),
-            _duration(work.left(state.now)),
-            work.note,
-        )
+        cells = (work.title, _ratio(work.done, work.total), bar, _rate(work.rate()), _duration(work.left(state.now)), work.note)
         table.add_row(*(Text(_clean(cell)) for cell in cells))
     return table
 
 
 def _stages(state: State) -> Table:
-    table = _table(("stage", "left"), *((title, "right") for title in ("done", "per s", "busy", "queued", "rejected", "faults",
-                                                                       "actors", "left")))  # fmt: skip
+    table = _table(
+        ("stage", "left"),
+        *((title, "right") for title in ("done", "per s", "busy", "queued", "rejected", "faults", "actors", "left")),
+    )
     for load in state.loads:
-        cells = (load.name, _ratio(load.rows, load.total), f"{load.rate:.4g}", f"{load.busy:.0%}", f"{load.queued:.0f}",
-                 f"{load.rejected:.0f}", f"{load.quarantined:.0f}", f"{load.actors:.0f}", _duration(load.left))  # fmt: skip
+        cells = (
+            load.name,
+            _ratio(load.rows, load.total),
+            f"{load.rate:.4g}",
+            f"{load.busy:.0%}",
+            f"{load.queued:.0f}",
+            f"{load.rejected:.0f}",
+            f"{load.quarantined:.0f}",
+            f"{load.actors:.0f}",
+            _duration(load.left),
+        )
         table.add_row(*(Text(_clean(cell)) for cell in cells))
     return table
 
@@ -179,12 +183,7 @@ def _funnel(state: State) -> list[str]:
         what = "images" if draw is None else f"draw {draw}"
         said = "made" if draw is None else "accepted"
         found.append(
-            "; ".join(
-                [
-                    f"{what}: {reasons.get('', 0)} of {sum(reasons.values())} {said}",
-                    *([", ".join(shown)] if shown else []),
-                ]
-            )
+            "; ".join([f"{what}: {reasons.get('', 0)} of {sum(reasons.values())} {said}", *([", ".join(shown)] if shown else [])])
         )
         if draw is not None and any(reason.startswith(FAULT) for _, reason in why):
             found[-1] += " (notes in quarantined/)"
@@ -213,6 +212,4 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     whole = round(seconds)
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
-    )
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"

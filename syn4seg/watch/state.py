@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 
-from syn4seg.files import exists, read_json, stating, steadily
-from syn4seg.rundir import RunDir
 from syn4seg.schema import FAULT
-from syn4seg.tables import read_parquet
+from syn4seg.store.files import exists, read_json, stating, steadily
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.tables import read_parquet
 from syn4seg.watch.story import PHASES, Load, Story, Work, number
 
 if TYPE_CHECKING:
-    from syn4seg.files import AnyPath
+    from syn4seg.store.files import AnyPath
 
 STALE_SECONDS = 600.0
 """A run that is under way and has said nothing for so long has probably ended; long epochs are the exception."""
@@ -76,9 +76,7 @@ class State:
     @property
     def faults(self) -> int:
         """How many samples are quarantined, as far as the lines say."""
-        counted = max(
-            (sum(n for r, n in found.items() if r.startswith(FAULT)) for found in self.funnel.values()), default=0
-        )
+        counted = max((sum(n for r, n in found.items() if r.startswith(FAULT)) for found in self.funnel.values()), default=0)
         return max(counted, int(sum(load.quarantined for load in self.loads)))
 
 
@@ -148,15 +146,13 @@ class Watcher:
 
         Raises:
             StoreError: it cannot be read.
-            ValueError: its config.yaml or results.json is not of this program.
+            UserError: its config.yaml or results.json is not of this program.
         """
         now = time.time() if now is None else now
         if not self.name:
             stored = self.run.stored()
             if stored is None:
-                return State(
-                    str(self.run.root), "waiting", f"waiting for {self.run.root} to begin (no config.yaml yet)", now
-                )
+                return State(str(self.run.root), "waiting", f"waiting for {self.run.root} to begin (no config.yaml yet)", now)
             self.name = stored.name
         lines = self.journal.new()
         if lines is None:
@@ -177,12 +173,19 @@ class Watcher:
         last = story.last if story.last is not None else self._written()
         ended = now if kind == "running" and last and now - last <= STALE_SECONDS else last
         found = State(
-            self.name, kind, phase or "begins", now,
+            self.name,
+            kind,
+            phase or "begins",
+            now,
             elapsed=max(0.0, ended - story.begun) if story.begun and ended else story.spent or None,
-            silent=None if last is None else max(0.0, now - last), planned=self.planned,
-            works=tuple(work for work in story.works.values() if work.ours), funnel=story.funnel(), loads=loads,
-            store_gib=number(story.loads[-1].get("object_store_gib")) if loads else None, results=results,
-        )  # fmt: skip
+            silent=None if last is None else max(0.0, now - last),
+            planned=self.planned,
+            works=tuple(work for work in story.works.values() if work.ours),
+            funnel=story.funnel(),
+            loads=loads,
+            store_gib=number(story.loads[-1].get("object_store_gib")) if loads else None,
+            results=results,
+        )
         return replace(found, quarantined=self._names(found.faults))
 
     def _written(self) -> float | None:

@@ -1,6 +1,6 @@
 """What the lines of a run's metrics.jsonl tell: which phase it is in, how far each piece of work is, how busy the stages are.
 
-Kinds of lines: `begin` and the end of a phase (`seconds`), `pulse` (done and total of a piece of work, see `syn4seg.pulse`), `load`
+Kinds of lines: `begin` and the end of a phase (`seconds`), `pulse` (done and total of a piece of work, see `syn4seg.store.pulse`), `load`
 (how busy each stage is, see `actors.metrics`), prompt banks, epochs of the base stage. A line of another kind or with other
 values tells nothing and harms nothing.
 """
@@ -15,8 +15,16 @@ from typing import Any
 WINDOWS = 6
 """Lines back to which rates are looked at: about a minute."""
 STAGES = ("synthesis", "labeling", "refinement", "writing")
-PHASES = {"prompts": "prompts", "base": "base stage", "register": "support sets", "synthesize": "images", "labels": "labels",
-          "labels and novel": "labels and training", "novel": "training", "evaluate": "evaluation"}  # fmt: skip
+PHASES = {
+    "prompts": "prompts",
+    "base": "base stage",
+    "register": "support sets",
+    "synthesize": "images",
+    "labels": "labels",
+    "labels and novel": "labels and training",
+    "novel": "training",
+    "evaluate": "evaluation",
+}
 """What the phases of `actors.pipeline` are to people."""
 
 Mark = tuple[float, float]
@@ -175,8 +183,19 @@ class Story:
 
         marks = [(_seconds(line), number(line["stages"].get(name, {}).get("rows")) or 0.0) for line in self.loads]
         slowest, rest = pace(marks, marks[-1][0]), total - of("rows")
-        return Load(name, of("rows"), total, of("rows_per_second"), of("busy_share"), of("queued"), of("rejected"),
-                    of("quarantined"), of("deaths"), of("actors"), rest / slowest if slowest and rest > 0 else None)  # fmt: skip
+        return Load(
+            name,
+            of("rows"),
+            total,
+            of("rows_per_second"),
+            of("busy_share"),
+            of("queued"),
+            of("rejected"),
+            of("quarantined"),
+            of("deaths"),
+            of("actors"),
+            rest / slowest if slowest and rest > 0 else None,
+        )
 
     def funnel(self) -> dict[int | None, dict[str, int]]:
         """Reasons by draw."""

@@ -1,0 +1,1 @@
+"""The configuration: one frozen tree, its sections, the published protocols, fingerprints."""

@@ -1,0 +1,372 @@
+"""The sections of the configuration: one class per section, a docstring under every field, closed choices.
+
+Every key but those of `Placement` and `Logging` is science: it may change a result.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the tree; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    source: Literal["embedded", "folder", "pascal", "coco"] = "embedded"
+    """`embedded`: the drawn world, no files. `folder`: any data set in VOC layout under `data.root`. `pascal`, `coco`: the
+    official files of VOC 2012 + SBD, or of COCO 2014, under `data.root` (see `syn4seg prepare`)."""
+    root: Path | None = None
+    """Folder of the data set; for `folder`: images/, masks/, train.txt, val.txt, classes.json."""
+    train_list: Literal["noduplicate", "trainaug"] = "noduplicate"
+    """PASCAL's train list: the 5,953 images of BAM, DIaM and BCM, or the 10,582 of CAPL and POP."""
+    masks: Literal["all_polygons", "first_polygon", "crowd255"] = "all_polygons"
+    """COCO's masks: every polygon without crowds; DIaM's first polygon of each instance; or crowds as 255 (CAPL)."""
+    fold: Whole = 0
+    """Which fold's classes are novel."""
+    shots: Count = 1
+    """Annotated images per novel class (K)."""
+    draws: Count = 1
+    """How many support draws are labelled, trained and scored; results report their mean and spread."""
+    first_draw: Whole = 0
+    """Number of the first support draw; draws are named, so draw 3 is the same in every run."""
+    train_images: Count | None = None
+    """Use only the first N training images (embedded: how many exist; default 6000)."""
+    val_images: Count | None = None
+    """Use only the first N query images (embedded: how many exist; default 300)."""
+    support_from: Literal["train", "val"] = "train"
+    """List that support images are drawn from; with `val` (DIaM) a draw's support images are not its queries."""
+    support_draw: Literal["named", "pop"] = "named"
+    """`named`: by a hash of seed, draw and class. `pop`: draw k is the published draw of POP's k-th seed (123, 234, 345...)."""
+    support_reserve: Share = 0.0
+    """Share of the train list (by a hash of the id) kept for support draws and out of base training; 0 lets them overlap."""
+    min_support_area: Share = 0.02
+    """Least share of a support image that its class must cover."""
+    min_support_pixels: Whole = 0
+    """Least number of pixels that it must cover (16384 in the field)."""
+    base_in_support: Literal["background", "kept"] = "background"
+    """Labels of base objects in support images: `background` as DIaM, or `kept` as POP."""
+    only_one_novel: bool = False
+    """Skip support candidates that show more than one novel class."""
+
+    @model_validator(mode="after")
+    def _root_is_given(self) -> Data:
+        if self.source != "embedded" and self.root is None:
+            raise ValueError(f"data.root is empty, but data.source is {self.source!r}: set data.root=FOLDER")
+        if self.support_from == "val" and self.support_reserve:
+            raise ValueError("data.support_reserve is a share of the train list, but data.support_from is 'val'; set one of them")
+        return self
+
+
+class Prompts(Section):
+    agent: Literal["grammar", "chat", "transformers"] = "grammar"
+    """Who proposes prompts: `grammar` needs no language model; `chat` asks an OpenAI-compatible endpoint; `transformers`
+    runs a causal language model here."""
+    llm: str | None = None
+    """`chat`: the model's name at the endpoint. `transformers`: a folder or hub id."""
+    base_url: str | None = None
+    """`chat`: address of the endpoint, e.g. http://127.0.0.1:8000/v1 (vLLM, Ollama); empty for OpenAI's own."""
+    key_variable: str = "OPENAI_API_KEY"
+    """`chat`: environment variable that holds the key; its value is never written anywhere."""
+    per_round: Count = 16
+    """Prompts that a language model is asked for at once."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Sampling temperature of a language model."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """`chat`: seconds to wait for a reply; late, 429 and 5xx replies are asked for again, a few times."""
+    bank_size: Count = 48
+    """Prompts wanted per novel class."""
+    lambda_prompt: Cosine = 0.97
+    """A prompt is accepted iff its largest cosine to an accepted one is below this (HDIG)."""
+    patience: Count = 400
+    """Stop after this many candidates in a row without an acceptance."""
+
+    @model_validator(mode="after")
+    def _llm_is_given_and_no_key(self) -> Prompts:
+        if self.agent != "grammar" and not self.llm:
+            raise ValueError(f"prompts.llm is empty, but prompts.agent is {self.agent!r}: name the language model")
+        if "@" in (self.base_url or ""):  # refused here, before any agent or file sees it
+            raise ValueError(
+                "prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
+                "environment variable of prompts.key_variable and nowhere else"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.key_variable):
+            raise ValueError(
+                "prompts.key_variable is not the name of an environment variable (is it the key itself? That would be "
+                "written to the run); set the variable to the key, and this to its name"
+            )
+        return self
+
+
+class Synthesis(Section):
+    source: Literal["generate", "folder"] = "generate"
+    """`generate`: from the prompt bank. `folder`: import images, one folder per class under `synthesis.root`."""
+    root: Path | None = None
+    """Folder of images to import: ROOT/CLASS/*.jpg|png."""
+    model: str = "renderer"
+    """`renderer`, `embedded-sd3`, or a folder or hub id in diffusers' Stable Diffusion 3 format."""
+    images_per_class: Count = 48
+    """Synthetic images per novel class and prompt bank; prompts are used in turn."""
+    class_name_bank: bool = True
+    """Also make images from the plain class-name prompt, for the ablation row `class_name_raw`."""
+    batch: Count = 8
+    """Images per generator batch. It is part of the plan because rounding depends on it."""
+    steps: Count = 16
+    """Denoising steps."""
+    guidance: Annotated[float, Field(ge=0)] = 3.0
+    """Classifier-free guidance scale; 1 or less switches it off."""
+    size: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 64
+    """Side of an image in pixels."""
+    compile: bool = False
+    """Compile the transformer's blocks: faster after a minute; rounding may change."""
+    attention: str = "default"
+    """Attention backend of diffusers (`native`, `flash`, `sage`, ...); rounding may change."""
+    vae_slicing: bool = False
+    """Decode one image at a time: less memory; rounding may change."""
+    weights: Literal["full", "nf4", "fp8"] = "full"
+    """Precision of the transformer's weights on a GPU: `nf4` and `fp8` fit small cards and change the images."""
+    step_cache: Annotated[float, Field(ge=0)] = 0.0
+    """Above 0: skip most of the transformer where its first block changed by less than this share since the last full step.
+    Decided for each image alone; changes the images."""
+
+    @model_validator(mode="after")
+    def _root_is_given(self) -> Synthesis:
+        if self.source == "folder" and self.root is None:
+            raise ValueError("synthesis.root is empty, but synthesis.source is 'folder': set synthesis.root=FOLDER")
+        return self
+
+
+class Segmenter(Section):
+    backbone: str = "embedded"
+    """`embedded`, `resnet50`, `resnet101` (`-deep` behind it: the 3-convolution stem), a transformers AutoBackbone (folder or
+    hub id), or `package.module:factory`."""
+    weights: str | None = None
+    """Weights of the backbone: a local file, `imagenet`, or none (start from random numbers)."""
+    size: Annotated[int, Field(ge=16, le=4096)] = 64
+    """Side in pixels of the square canvas to which an image's long side is brought."""
+    canvas: Literal["plain", "diam"] = "plain"
+    """`plain`: sides rounded, shrunk by area, mean colour beside the image. `diam`: that of BAM, DIaM and BCM: sides floored to
+    a multiple of 8, bilinear, black beside the image."""
+    align_corners: bool = False
+    """Upsample with the corner cells on the corner pixels (DIaM, POP)."""
+    cosine: bool = False
+    """Classifier of 10 x cosine (CAPL) instead of a linear one."""
+    channels: Count = 128
+    """Feature channels D after the bottleneck."""
+    ppm_bins: tuple[Count, ...] = (1, 2, 3, 6)
+    """Grid sizes of the pyramid pooling module."""
+    dropout: Share = 0.1
+    """Dropout before the classifier while the base stage trains."""
+    freeze_backbone: bool = False
+    """Keep the backbone as loaded; its maps are then computed once per image."""
+
+
+class Base(Section):
+    checkpoint: str = "shipped"
+    """`shipped`: the packaged checkpoint of the embedded world's fold. `train`: train in this run. Or a file: ours, or a public
+    base checkpoint of DIaM/BAM, BCM or POP, which is imported."""
+    images: Literal["all", "with_base", "without_novel"] = "all"
+    """Base training images: all of the train list (BAM, DIaM), those with a base class (POP), or without a novel one (CAPL)."""
+    epochs: Count = 5
+    """Passes over the base training images."""
+    batch: Count = 8
+    """Images per step."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """`sgd` (momentum 0.9) is the field's choice for pretrained backbones; `adamw` starts from nothing."""
+    lr: Annotated[float, Field(gt=0)] = 0.002
+    """Learning rate of the backbone; polynomial decay of power 0.9."""
+    head_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the learning rate of everything behind the backbone (10 in the field's SGD recipe)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay (1e-4 in the field's SGD recipe)."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    background_weight: Annotated[float, Field(gt=0)] = 0.2
+    """Factor on background pixels in the loss at the start, rising to 1; helps networks that start from nothing."""
+    scale: tuple[float, float] = (0.75, 1.33)
+    """Range of the random scale (0.5 to 2 in the field's recipe)."""
+    blur: Share = 0.0
+    """Chance of a Gaussian blur (0.5 in the field's recipe)."""
+    crop: Count | None = None
+    """Side of the random crop in pixels; the canvas's own size when empty."""
+
+
+class SupportQuantile(Section):
+    support_quantile: Share
+    """lambda_keep of a class is this quantile of its held-out support regions' similarities."""
+
+
+class Labeling(Section):
+    lambda_keep: Cosine | SupportQuantile = 0.5
+    """APF keeps a region iff its similarity to the class's global prototype is at least this."""
+    min_region: Whole = 12
+    """Regions with fewer pixels become free."""
+    base_prototype_images: Count = 200
+    """Base training images whose features make the base classes' prototypes."""
+    tau_base: Share = 0.6
+    """Base predictions are kept where the segmenter's confidence is at least this."""
+    tau_background: Share = 0.0
+    """The same for background predictions (0 keeps them all)."""
+    beta: Share = 0.5
+    """Adaptive prototype = beta * global + (1 - beta) * local (APR)."""
+    tau: Annotated[float, Field(gt=0)] = 0.1
+    """Temperature of the softmax over cosines."""
+    theta: Share = 0.6
+    """A free pixel is relabeled iff its confidence is at least this; otherwise it stays unlabeled."""
+    min_target: Share = 0.005
+    """Reject an image whose target class covers less than this share."""
+    max_target: Share = 0.95
+    """Reject an image whose target class covers more than this share."""
+
+
+class Refinement(Section):
+    model: str = "embedded-sam"
+    """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), or a checkpoint file of segment-anything."""
+    band_width: Whole = 3
+    """Half-width in pixels of the band around changes of label in which SAM may edit."""
+    margin: Whole = 1
+    """Pixels added around a component's box before it becomes SAM's hint."""
+    min_agreement: Share = 0.5
+    """SAM masks whose IoU with their component is lower are ignored and counted."""
+    images_per_pass: Count = 1
+    """Images in one pass of SAM's encoder, always exactly that many (the last pass is padded), because rounding depends on it."""
+
+
+class Novel(Section):
+    steps: Count = 300
+    """Optimiser steps of the novel stage."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Learning rate, relative to the root mean square of the base classifier's weights."""
+    support_batch: Count = 4
+    """Support images per step."""
+    synthetic_batch: Count = 8
+    """Synthetic images per step (0 synthetic samples in the row `support_only`)."""
+    replay_images: Whole = 200
+    """Base training images replayed with their base labels; stated in every result."""
+    replay_batch: Whole = 4
+    """Replayed images per step."""
+    synthetic_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the synthetic loss."""
+    confidence_weight: Share = 0.0
+    """How much the registered segmenter's confidence c weighs a synthetic pixel: 1 - this * (1 - c)."""
+    background_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on pixels of support images labelled background in the cross-entropy."""
+    distillation: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the distillation to the base classifier on pixels that are not novel."""
+    ramp: Share = 0.0
+    """Share of the steps over which the synthetic samples are admitted, in the order of the plan: step s of S draws from the
+    first ceil(N (s + 1) / (ramp S)) of N. Above 0 the stage starts on the first labels and overlaps synthesis; 0 admits all
+    from the first step. The same result whenever the labels arrive."""
+
+
+class Evaluation(Section):
+    space: Literal["original", "canvas"] = "original"
+    """Where pixels are counted: the original image (CAPL, POP) or the segmenter's canvas (DIaM, BCM)."""
+    queries: Count | None = None
+    """Score a random sample of this many queries, another one in each draw (10000 on COCO in DIaM)."""
+    background_in_base: bool = False
+    """Which base mIoU the table shows: foreground classes (DIaM), or with the background (CAPL, POP)."""
+    mean: Literal["base_novel", "all_classes"] = "base_novel"
+    """Which mean the table shows: (base + novel) / 2 (DIaM), or over all classes, `total` (CAPL, POP)."""
+    baselines: tuple[Literal["imprinting", "finetuning", "diam", "bcm"], ...] = ()
+    """Baselines scored beside ours on the same features: prototype imprinting (CAPL's), support fine-tuning, DIaM's
+    transductive objective, BCM."""
+
+
+class Pool(Section):
+    size: Count = 1
+    """Actors of this stage."""
+    batch: Count = 16
+    """Rows per call."""
+    cpus: Annotated[float, Field(ge=0)] = 0.25
+    """Logical CPUs per actor."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs per actor, whole or a fraction."""
+    max_size: Count | None = None
+    """Grow the pool up to this many actors while it runs, when nodes join; empty: always `size`."""
+    accelerator: str | None = None
+    """Only on nodes with this accelerator, as Ray names it (`A100`, `L4`, ...)."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources per actor, as the nodes declare them: `{synth: 1}`."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> Pool:
+        if self.max_size is not None and self.max_size < self.size:
+            raise ValueError(f"max_size={self.max_size} is less than size={self.size}; raise it, or leave it empty")
+        return self
+
+
+class Training(Section):
+    workers: Whole = 0
+    """Ray Train workers of base stage, novel stage and evaluation; 0: in the process of the command itself."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs per worker."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs per worker."""
+    accelerator: str | None = None
+    """Only on nodes with this accelerator."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources per worker."""
+    max_failures: Whole = 3
+    """How often lost workers are replaced; training goes on from its last checkpoint."""
+
+
+class Trial(Section):
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs per trial of a sweep."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs per trial: a fraction lets several trials share one."""
+    accelerator: str | None = None
+    """Only on nodes with this accelerator."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources per trial."""
+
+
+class Placement(Section):
+    runner: Literal["ray", "inline"] = "ray"
+    """`ray`: streamed through actors. `inline`: the same classes chained in one process; the same bytes."""
+    address: str = "here"
+    """Ray cluster. `here`: that of the Ray job which this command is, else as `local`; `local` starts one on this machine, on
+    loopback only; `auto` or HOST:PORT joins a running one."""
+    sizes: Literal["fixed", "auto"] = "fixed"
+    """`fixed`: the size of every pool as given. `auto` (also `placement=auto`): measure each stage on a few samples, then
+    share out the cluster's GPUs and CPUs so that no stage starves."""
+    encoding: Pool = Pool(cpus=1)
+    """The short-lived actor of the text encoders (and of a local language model)."""
+    synthesis: Pool = Pool()
+    """Generator actors; `batch` is rounded up to whole generator batches."""
+    labeling: Pool = Pool()
+    """Feature extractor actors (draft, APF, APR)."""
+    refinement: Pool = Pool()
+    """SAM actors (SABR)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the GPU for pools with `gpus` above 0, else the CPU; training takes a GPU if there is one."""
+    training: Training = Training()
+    """Base stage, novel stage and evaluation."""
+    trial: Trial = Trial()
+    """The trials of a sweep (`syn4seg sweep`); how many run at a time says --concurrency."""
+    max_quarantined: Share = 0.5
+    """Stop when more than this share of the samples that have ended (64 at least) is quarantined by faults."""
+    row_deadline: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that one row may spend in one stage under Ray (a generator batch: per image; loading a model does not count). Then
+    its process ends itself and the call is repeated; a row that does so again and again is quarantined."""
+    object_store_gib: Annotated[float, Field(ge=0.1)] | None = None
+    """Object store in GiB: its size with `local` (1 when empty), what the stream may fill of the cluster's otherwise (30 % of it
+    when empty). Slow stages hold fast ones back before it is full."""
+
+
+class Logging(Section):
+    to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where the numbers of metrics.jsonl are shown while the run goes on: `tensorboard` (RUN/tensorboard; not for runs in an object
+    store), `mlflow` and `wandb` (if installed; their own environment variables hold). `[]`: nowhere else."""

@@ -1,0 +1,126 @@
+"""The configuration: one frozen tree. Defaults here, then one short YAML file, then `section.key=value`; nothing else.
+
+Every key but `name`, `layout` and the sections `placement` and `logging` is science: it may change a result, so it is part of
+the fingerprint of the stages that depend on it. The docstring under a field is its documentation (`syn4seg config` prints them).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, model_validator
+
+from syn4seg.config.protocols import deviations
+from syn4seg.config.sections import (
+    Base,
+    Data,
+    Evaluation,
+    Labeling,
+    Logging,
+    Novel,
+    Placement,
+    Prompts,
+    Refinement,
+    Section,
+    Segmenter,
+    SupportQuantile,
+    Synthesis,
+    Whole,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+class Config(Section):
+    name: str = "embedded"
+    """Name of the run; the default of --out is runs/NAME."""
+    protocol: Literal["none", "diam", "pop"] = "none"
+    """A published protocol: sets every key that makes numbers comparable; deviations from it are printed in every result."""
+    seed: Whole = 0
+    """Every random choice is a hash of this and a name."""
+    layout: Literal["files", "sharded"] = "files"
+    """How samples are kept on disk: `files`, a PNG per image and label, or `sharded`, Parquet files of about 512 MB with
+    the same columns, for runs of more than some 100,000 images. Chosen when a run is begun."""
+    data: Data = Data()
+    prompts: Prompts = Prompts()
+    synthesis: Synthesis = Synthesis()
+    segmenter: Segmenter = Segmenter()
+    base: Base = Base()
+    labeling: Labeling = Labeling()
+    refinement: Refinement = Refinement()
+    novel: Novel = Novel()
+    evaluation: Evaluation = Evaluation()
+    placement: Placement = Placement()
+    logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _shipped_base_fits(self) -> Config:
+        if self.base.checkpoint == "shipped" and self.data.source != "embedded":
+            raise ValueError(
+                f"base.checkpoint is 'shipped', but data.source is {self.data.source!r}: checkpoints are "
+                "shipped for the embedded world only; set base.checkpoint=train, or a file"
+            )
+        return self
+
+    def deviations(self) -> list[str]:
+        """What this configuration does otherwise than its `protocol`."""
+        return deviations(self.protocol, self.data.source, self.science(), self.data.draws)
+
+    def science(self) -> dict[str, Any]:
+        """Everything that may change a result, as plain JSON values."""
+        tree = self.model_dump(mode="json")
+        del tree["name"], tree["layout"], tree["placement"], tree["logging"]
+        del tree["data"]["draws"], tree["data"]["first_draw"]
+        for key in ("timeout", "base_url", "key_variable"):  # where and how patiently a language model is asked
+            del tree["prompts"][key]
+        return tree
+
+
+# -------------------------------------------------------------------------------------------------- loading
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> pydantic field, of the whole tree, in order."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= keys(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" of two science trees."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def annotated(config: Config) -> str:
+    """The tree as YAML, each key under its documentation; loading it gives `config` back."""
+    lines: list[str] = []
+
+    def walk(node: Section, indent: str) -> None:
+        for name, field in type(node).model_fields.items():
+            value = getattr(node, name)
+            if field.description:
+                lines.extend(f"{indent}# {line.strip()}" for line in field.description.strip().splitlines())
+            if isinstance(value, Section) and not isinstance(value, SupportQuantile):
+                lines.append(f"{indent}{name}:")
+                walk(value, indent + "  ")
+            else:
+                plain = node.model_dump(mode="json", include={name})[name]
+                text = yaml.safe_dump(plain, default_flow_style=True).strip().removesuffix("...").strip()
+                lines.append(f"{indent}{name}: {text}")
+
+    walk(config, "")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,115 @@
+"""Text embeddings of prompts, and the file in which a run keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from syn4seg.errors import DamagedError, UserError
+from syn4seg.store.files import at, published
+from syn4seg.store.tensors import TensorFile
+
+if TYPE_CHECKING:
+    import torch
+
+    from syn4seg.store.files import AnyPath
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Text embeddings of P prompts, and of the empty prompt, which classifier-free guidance steers away from.
+
+    Attributes:
+        pooled: float32 (P, E), the vector that a prompt is compared and conditioned by.
+        sequence: float32 (P, T, C), one vector per token.
+        empty_pooled: float32 (1, E).
+        empty_sequence: float32 (1, T, C).
+    """
+
+    pooled: np.ndarray
+    sequence: np.ndarray
+    empty_pooled: np.ndarray
+    empty_sequence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def rows(self, indices: Sequence[int]) -> Encoded:
+        """The prompts `indices`, in that order; repeats are allowed."""
+        at = np.asarray(indices, np.int64)
+        return Encoded(self.pooled[at], self.sequence[at], self.empty_pooled, self.empty_sequence)
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """The prompts of one or more parts, made by the same text encoder, one after another."""
+    pooled, sequence = np.concatenate([p.pooled for p in parts]), np.concatenate([p.sequence for p in parts])
+    return Encoded(pooled, sequence, parts[0].empty_pooled, parts[0].empty_sequence)
+
+
+def save_embeddings(path: AnyPath, encoded: Encoded) -> None:
+    """Writes one safetensors file, complete or not at all; bfloat16 where that loses no bit, else float32."""
+    from safetensors.torch import save_file
+
+    with published(path) as partial:
+        save_file({name: _compact(values) for name, values in vars(encoded).items()}, partial)
+
+
+def _compact(values: np.ndarray) -> torch.Tensor:
+    import torch
+
+    tensor = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+    half = tensor.to(torch.bfloat16)
+    return half if torch.equal(half.float(), tensor) else tensor
+
+
+class EmbeddingStore:
+    """A file of `save_embeddings`, of which only the rows asked for are read. It keeps no file open: it can be pickled.
+
+    Raises:
+        UserError: the file is not there, is cut short, or is something else; or a row does not exist.
+    """
+
+    def __init__(self, path: str | AnyPath):
+        self.path = at(path)
+        try:
+            self.file = TensorFile(self.path)
+        except (FileNotFoundError, IsADirectoryError, KeyError, TypeError, DamagedError) as error:
+            raise UserError(
+                f"embeddings {self.path} cannot be read ({error}); delete the file and, beside it, prompts.parquet "
+                "and plan.parquet (not proposals/), and run the same command again: the same prompts, plan and "
+                "embeddings are made anew"
+            ) from error
+        if missing := set(Encoded.__dataclass_fields__) - set(self.file.tensors):
+            raise UserError(
+                f"embeddings {self.path}: no {', '.join(sorted(missing))} in it; expected a file written by `save_embeddings`"
+            )
+        self.count = self.file.tensors["pooled"][1][0]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def pooled(self, indices: Sequence[int]) -> np.ndarray:
+        """Only the vectors float32 (P, E) of the prompts `indices` in that order; the tokens are not read."""
+        wanted = self._checked(indices)
+        place = {row: i for i, row in enumerate(wanted)}
+        return self.file.rows("pooled", wanted)[[place[row] for row in indices]]
+
+    def rows(self, indices: Sequence[int]) -> Encoded:
+        """The prompts `indices` in that order, with the empty prompt; repeats are allowed and read once."""
+        wanted = self._checked(indices)
+        place = {row: i for i, row in enumerate(wanted)}
+        parts = [self.file.rows(name, wanted) for name in ("pooled", "sequence")]
+        empty = [self.file.rows(name, [0]) for name in ("empty_pooled", "empty_sequence")]
+        return Encoded(*parts, *empty).rows([place[row] for row in indices])
+
+    def _checked(self, indices: Sequence[int]) -> list[int]:
+        wanted = sorted(set(indices))
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.count:
+            raise UserError(
+                f"embeddings {self.path}: asked for rows {wanted[0]} to {wanted[-1]}, but they are 0 to "
+                f"{self.count - 1}; the plan and this file are of different runs"
+            )
+        return wanted

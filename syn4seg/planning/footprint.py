@@ -1,0 +1,128 @@
+"""Memory of every actor and disk of every stage, before anything is loaded: weights exactly, the rest by stated formulas."""
+
+from __future__ import annotations
+
+import math
+
+from syn4seg.config.tree import Config
+from syn4seg.planning.rates import Rates
+from syn4seg.planning.sizes import WEIGHT_BYTES, generator_size
+from syn4seg.planning.sizes_vision import sam_size
+from syn4seg.planning.workload import Facts, cached_images, kind_of, prompts_of, samples_of, segmenter_of, step_images, work
+from syn4seg.stages.rows import rows_of
+
+IMAGE_BITS = 14.0
+"""Stated bits per pixel of an RGB PNG: 13.8 on 40 photos and 13.9 on the embedded world, both measured."""
+LABEL_BITS, LABEL_BYTES, RECORD_BYTES = 0.2, 200, 1500
+"""Stated size of a label PNG: bits per pixel and a fixed part (0.23 bits measured on 40 photos' masks); of a record."""
+CACHE_BYTES = 4 * 2**30
+"""Bytes of features that the novel stage keeps in main memory; the rest is in files while it lasts."""
+CUDA_BYTES = 6 * 10**8
+"""Stated bytes of a CUDA context."""
+ENCODED_AT_ONCE, FEATURES_AT_ONCE = 8, 32
+FORMULAS = {
+    "encoding": "weights + 8 prompts x tokens x 16 x 4096",
+    "synthesis": "weights + the larger of 16 x images (2 with guidance) x tokens x width and, for the VAE, 8 x first channels x "
+    "pixels of the images decoded at once",
+    "labeling": "weights + 3 x input of the bottleneck + 4 x logits on the canvas",
+    "refinement": "weights + 3 x heads x tokens^2 x images per pass; on a GPU 1.5 x weights (the bfloat16 copy) + 2500 x heads x "
+    "tokens x images per pass (fused attention; measured with ViT-B and ViT-H)",
+    "base": "weights x (weight, gradient, moments) + batch x (outputs of all trained layers + 4 x logits on the crop)",
+    "features": "weights + 32 images x 3 x input of the bottleneck",
+    "novel": "images of a step x (features + 6 x logits on the canvas); in main memory at most 4 GiB of features",
+    "evaluation": "4 x logits on the canvas",
+}
+"""How memory is reckoned where it was not measured, in numbers of 2 bytes (SD3 and SAM's encoder on a GPU) or 4."""
+
+
+def memory_of(config: Config, facts: Facts) -> dict[str, tuple[int, int]]:
+    """Bytes of weights and of everything else, per stage and actor, after `FORMULAS`; on a GPU with a CUDA context."""
+    net, side = segmenter_of(config, facts), config.segmenter.size
+    logits = 4 * (1 + facts.base + facts.novel) * side**2
+    step = step_images(config) * (4 * math.prod(net.features) + 6 * logits)
+    cache = min(CACHE_BYTES, feature_bytes(config, facts)) if kind_of(config) == "cpu" else 0
+    found = {
+        "encoding": _encoder(config),
+        "synthesis": _generator(config),
+        "refinement": _sam(config),
+        "labeling": (net.part.bytes(4), 12 * net.trunk + 4 * logits),
+        "base": _training(config, facts),
+        "features": (net.part.bytes(4), FEATURES_AT_ONCE * 12 * net.trunk),
+        "novel": (0, step + cache),
+        "evaluation": (0, 4 * logits),
+    }
+    on_gpu = {stage.stage for stage in work(config, facts) if stage.kind == "gpu"}
+    return {name: (weights, more + (CUDA_BYTES if name in on_gpu else 0)) for name, (weights, more) in found.items()}
+
+
+def _encoder(config: Config) -> tuple[int, int]:
+    size, width = (generator_size(config.synthesis.model), 2 if kind_of(config, config.placement.encoding) == "gpu" else 4)
+    return size.text_bytes(width), ENCODED_AT_ONCE * size.text_tokens * 16 * 4096 * width if size.text else 0
+
+
+def _generator(config: Config) -> tuple[int, int]:
+    make, size = config.synthesis, generator_size(config.synthesis.model)
+    if not size.transformer:
+        return 0, 0
+    on_gpu = kind_of(config, config.placement.synthesis) == "gpu"
+    width = 2 if on_gpu else 4
+    quantised = WEIGHT_BYTES[make.weights] if on_gpu else width
+    inner = size.transformer["attention_head_dim"] * size.transformer["num_attention_heads"]
+    rows = make.batch * (2 if make.guidance > 1 else 1)
+    tokens = (make.size // size.latent_cell) ** 2 + size.text_tokens
+    decoded = 8 * size.vae["block_out_channels"][0] * make.size**2 * (1 if make.vae_slicing else make.batch)
+    return size.image_bytes(width, quantised), width * max(16 * rows * tokens * inner, decoded)
+
+
+def _sam(config: Config) -> tuple[int, int]:
+    sam, on_gpu = sam_size(config.refinement.model), kind_of(config, config.placement.refinement) == "gpu"
+    rows = sam.heads * sam.tokens * config.refinement.images_per_pass
+    if on_gpu:
+        return round(1.5 * sam.part.bytes(4)), 2 * 2500 * rows
+    return sam.part.bytes(4), 4 * 3 * sam.tokens * rows
+
+
+def _training(config: Config, facts: Facts) -> tuple[int, int]:
+    base, frozen = config.base, config.segmenter.freeze_backbone
+    crop = base.crop or config.segmenter.size
+    net = segmenter_of(config, facts, crop)
+    trained = net.part.parameters - (net.backbone.parameters if frozen else 0)
+    kept = net.kept - (net.backbone_kept if frozen else 0) + 4 * (1 + facts.base) * crop**2
+    return net.part.bytes(4) + trained * 4 * (1 + _moments(config)), 4 * base.batch * kept
+
+
+def _moments(config: Config) -> int:
+    """Numbers that the optimiser keeps for each parameter."""
+    return 2 if config.base.optimizer == "adamw" else 1
+
+
+def feature_bytes(config: Config, facts: Facts) -> int:
+    """Bytes of the float16 features that the novel stage keeps."""
+    return 2 * math.prod(segmenter_of(config, facts).features) * cached_images(config, facts)
+
+
+def disk_of(config: Config, facts: Facts, rates: Rates) -> dict[str, int]:
+    """Bytes that each stage leaves in the run directory; images and labels by a measured sample where there is one.
+
+    `features` are the features that do not fit in memory; their files are gone when the stage ends.
+    """
+    samples, size, draws = samples_of(config, facts)[0], config.synthesis.size, config.data.draws
+    generator, net = generator_size(config.synthesis.model), segmenter_of(config, facts)
+    stored = 2 if generator.transformer and kind_of(config, config.placement.encoding) == "gpu" else 4
+    label = LABEL_BITS / 8 * size**2 + LABEL_BYTES
+    each = {"synthesis": IMAGE_BITS / 8 * size**2, "labeling": 3 * label + RECORD_BYTES, "refinement": label}
+    for stage in work(config, facts):
+        rate = rates.of(stage)[2]
+        if rate is not None and rate.file_bytes and stage.stage in each:
+            each[stage.stage] = rate.file_bytes
+    training = net.part.bytes(4) + 4 * _moments(config) * net.part.parameters if config.base.checkpoint == "train" else 0
+    classifier = 4 * (1 + facts.base + facts.novel) * (net.features[0] + 1)
+    return {
+        "encoding": prompts_of(config, facts) * generator.embedding_numbers * stored,
+        "synthesis": round(samples * each["synthesis"]),
+        "labeling": round(samples * draws * each["labeling"]),
+        "refinement": round(samples * draws * each["refinement"]),
+        "base": net.part.bytes(2) + training,
+        "features": max(0, feature_bytes(config, facts) - CACHE_BYTES),
+        "novel": len(rows_of(config)) * draws * classifier,
+    }

@@ -1,0 +1,259 @@
+"""Measured rates: a miniature of the configured run in a temporary folder, with the real models, timed stage by stage.
+
+The first call of every network is left out. Files are not counted but encoded, so images cost disk as they will.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from syn4seg.config.tree import Config
+from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.data.embedded import CLASSES
+from syn4seg.errors import UserError
+from syn4seg.planning.estimate import Estimate, estimate
+from syn4seg.planning.rates import GPUS, Card, Kind, Rate, Rates, joined_rates, read_rates, stated_rates
+from syn4seg.planning.workload import facts_of, kind_of, work
+from syn4seg.prompts.grammar import GrammarAgent
+from syn4seg.schema import LABEL_STAGES
+from syn4seg.stages.rows import CLASS_NAME, HDIG
+from syn4seg.stages.setup import EMBEDDED_MODELS, base_images, canvas_of, is_prepared, load_dataset, speed_of
+from syn4seg.store.rundir import RunDir
+
+STEPS = 20  # of the novel stage's miniature
+
+
+def plan_run(config: Config, rates_file: Path | None = None, measured: int = 0, card: str = "h100") -> Estimate:
+    """The plan that `syn4seg plan` prints: with the data set if it is there, else with its published numbers.
+
+    Args:
+        rates_file: measured rates; what it does not hold is stated.
+        measured: above 0, this many samples are measured here first.
+        card: the stated GPU where no file is given.
+
+    Raises:
+        UserError: an unknown card, a damaged rates file, or a model, data set or device that is not there.
+    """
+    there = is_prepared(config)
+    dataset, fold = load_dataset(config) if there else (None, None)
+    rates = read_rates(rates_file) if rates_file else stated_rates(card)
+    if measured:
+        here = measure(config, measured, dataset, fold)
+        rates = joined_rates(here, rates.measured) if rates_file is None else joined_rates(rates, here.measured)
+    return estimate(config, facts_of(config, dataset, fold), rates)
+
+
+def measure(config: Config, count: int, dataset: Dataset | None = None, fold: Fold | None = None) -> Rates:
+    """Rates of `count` samples of every stage, made here; without a data set, of the text encoders and the generator alone.
+
+    Raises:
+        UserError: a stage is placed on a GPU and this process has none, or a model cannot be loaded.
+    """
+    import torch
+
+    facts = facts_of(config, dataset, fold)
+    stages = {stage.stage: stage for stage in work(config, facts)}
+    if any(stage.kind == "gpu" for stage in stages.values()) and not torch.cuda.is_available():
+        raise UserError(
+            "--measure: the placement asks for a GPU, and this process has none; measure where the run will be, or "
+            "add placement.device=cpu to measure on the CPU"
+        )
+    with tempfile.TemporaryDirectory(prefix="syn4seg-measure-") as folder:
+        sample = _Miniature(config, max(2, count), Path(folder))
+        images = sample.images(fold) if config.synthesis.source == "generate" else sample.imported()
+        if dataset is not None and fold is not None:
+            sample.labels(images, dataset, fold)
+    found = [
+        Rate(name, stages[name].kind, stages[name].what, seconds, stages[name].flops, memory, sample.files.get(name, 0.0))
+        for name, (seconds, memory) in sample.found.items()
+        if name in stages and seconds > 0
+    ]
+    device, card = _device()
+    return Rates(device, card, tuple(found), date=datetime.date.today().isoformat(), about=f"{count} samples of each stage, here")
+
+
+def _device() -> tuple[str, Card]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return platform.processor() or platform.machine(), GPUS["H100"]
+    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+    known = next((card for key, card in GPUS.items() if key in name), GPUS["H100"])
+    return name, Card(known.flops, memory)
+
+
+class _Miniature:
+    """`found`: stage -> seconds per unit and peak bytes on the GPU; `files`: stage -> bytes per unit on disk."""
+
+    def __init__(self, config: Config, count: int, folder: Path):
+        self.config, self.count, self.folder = config, count, folder
+        self.found: dict[str, tuple[float, int]] = {}
+        self.files: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, stage: str, kind: Kind, units: int) -> Iterator[None]:
+        import torch
+
+        if kind == "gpu":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        yield
+        if kind == "gpu":
+            torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() if kind == "gpu" else 0
+        self.found[stage] = (time.perf_counter() - started) / units, peak
+
+    def _on(self, stage: str) -> tuple[Kind, str]:
+        kind = kind_of(self.config, getattr(self.config.placement, stage))
+        return kind, "cuda" if kind == "gpu" else "cpu"
+
+    def images(self, fold: Fold | None) -> list[np.ndarray]:
+        """Encodes prompts and makes whole generator batches; at least `count` images."""
+        from syn4seg.models.generators import load_generator, load_text_encoder
+
+        make, (kind, device) = self.config.synthesis, self._on("encoding")
+        batches = -(-self.count // make.batch)
+        world = "embedded" if make.model in EMBEDDED_MODELS else "natural"
+        unknown = CLASSES[:2] if world == "embedded" else ("dog", "bicycle")
+        names = [fold.index_names[i] for i in fold.novel_indices] if fold else unknown
+        agent = GrammarAgent(world, self.config.seed, per_round=-(-batches * make.batch // len(names)))
+        texts = [text for name in names for text in agent.propose(name, 0, [], [])]
+        encoder = load_text_encoder(make.model, device=device)
+        encoder.encode(texts[:1])
+        with self.timed("encoding", kind, len(texts)):
+            encoded = encoder.encode(texts)
+        del encoder
+        kind, device = self._on("synthesis")
+        load: Any = {
+            "steps": make.steps,
+            "guidance": make.guidance,
+            "size": make.size,
+            "device": device,
+            "speed": speed_of(self.config),
+        }
+        generator, images = load_generator(make.model, **load), []
+
+        def batch(number: int) -> np.ndarray:
+            rows = [(number * make.batch + i) % len(texts) for i in range(make.batch)]
+            return generator.generate([texts[i] for i in rows], encoded.rows(rows), list(range(make.batch)))[0]
+
+        batch(0)
+        with self.timed("synthesis", kind, batches * make.batch):
+            for number in range(batches):
+                images += list(batch(number))
+        self.files["synthesis"] = float(np.mean([_png_bytes(image) for image in images]))
+        return images
+
+    def imported(self) -> list[np.ndarray]:
+        """The first images of the imported folder."""
+        from syn4seg.data.folder import decode_image
+
+        paths = sorted(p for p in Path(str(self.config.synthesis.root)).glob("*/*") if p.suffix.lower() in (".jpg", ".png"))
+        return [decode_image(path) for path in paths[: self.count]]
+
+    def labels(self, images: list[np.ndarray], dataset: Dataset, fold: Fold) -> None:
+        """Everything behind the images, on small lists: base stage, support, labels, novel stage, queries."""
+        from syn4seg.stages.base import make_base
+        from syn4seg.stages.novel import NovelStage
+
+        small, run = self._small(), RunDir(self.folder / "run")
+        run.open(small)
+        ends: list[float] = []
+        lists = dataset.train, dataset.val
+        try:
+            if small.base.checkpoint == "train":
+                dataset.train = lists[0][: max(4 * small.base.batch, self.count)]
+            make_base(small, run, dataset, fold, lambda *_: ends.append(time.perf_counter()))
+            if len(ends) > 1:
+                self.found["base"] = (
+                    (ends[1] - ends[0]) / (len(base_images(small, dataset, fold)) // small.base.batch * small.base.batch),
+                    0,
+                )
+            dataset.train, dataset.val = lists[0], lists[1][: self.count]
+            stage = NovelStage(small, run, dataset, fold)
+            stage.register(0)
+            self._novel(stage, images, self._labelled(run, images, fold))
+        finally:
+            dataset.train, dataset.val = lists
+
+    def _small(self) -> Config:
+        """The configuration with one draw, two epochs and few steps; the models are the same."""
+        config = self.config
+        return config.model_copy(
+            update={
+                "data": config.data.model_copy(update={"draws": 1, "first_draw": 0}),
+                "base": config.base.model_copy(update={"epochs": 2}),
+                "novel": config.novel.model_copy(update={"steps": STEPS, "replay_images": min(8, config.novel.replay_images)}),
+                "labeling": config.labeling.model_copy(update={"base_prototype_images": 8}),
+                "evaluation": config.evaluation.model_copy(update={"queries": None, "baselines": ()}),
+            }
+        )
+
+    def _labelled(self, run: RunDir, images: list[np.ndarray], fold: Fold) -> list[list[np.ndarray]]:
+        """The four labels of every image."""
+        from syn4seg.stages.labels import BoundaryRefiner, Enhancer
+
+        tree = self.config.model_dump(mode="json")
+        kind, device = self._on("labeling")
+        enhance, targets = Enhancer.from_run(str(run.root), 0, tree, device), list(fold.novel_indices)
+        enhance(images[0], targets[0])
+        with self.timed("labeling", kind, len(images)):
+            made = [enhance(image, targets[i % len(targets)]) for i, image in enumerate(images)]
+        kind, device = self._on("refinement")
+        refine, some = BoundaryRefiner.from_config(tree, device), self.config.refinement.images_per_pass
+        refine(images[:1], [made[0].relabeled])
+        with self.timed("refinement", kind, len(images)):
+            parts = [slice(i, i + some) for i in range(0, len(images), some)]
+            final = [label for at in parts for label, _ in refine(images[at], [m.relabeled for m in made[at]])]
+        labels = [[m.draft, m.kept, m.relabeled, label] for m, label in zip(made, final, strict=True)]
+        sizes = np.array([[_png_bytes(label) for label in four] for four in labels], float)
+        records = np.mean([len(str(m.audit)) for m in made]) + 700
+        self.files |= {"labeling": float(sizes[:, :3].sum(1).mean() + records), "refinement": float(sizes[:, 3].mean())}
+        return labels
+
+    def _novel(self, stage: Any, images: list[np.ndarray], labels: list[list[np.ndarray]]) -> None:
+        """Features, classifiers and predictions."""
+        from syn4seg.segmenter.novel import Sample
+        from syn4seg.stages.classifiers import save_classifier, start_of, train_row
+        from syn4seg.stages.rows import ROWS, rows_of
+
+        kind, count = kind_of(self.config), len(images)
+        with self.timed("features", kind, count):
+            features = [stage.features_of(f"sample-{i:05d}", image) for i, image in enumerate(images)]
+        fixed, start = (
+            [*stage.support(0), *stage.base.replayed],
+            start_of(stage.segmenter, stage.register(0).prototypes, stage.fold),
+        )
+        canvas, seconds = canvas_of(stage.config), []
+        with self.timed("novel", kind, 1):
+            for row in rows_of(stage.config):
+                bank, column = ROWS[row]
+                drawn = [
+                    Sample(f"sample-{i:05d}", features[i], canvas.label(four[LABEL_STAGES.index(column)]), "synthetic")
+                    for i, four in enumerate(labels)
+                    if column and bank == (HDIG, CLASS_NAME)[i % 2]
+                ]
+                began = time.perf_counter()
+                save_classifier(stage.run.draw(0).checkpoint(row), train_row(stage.config, stage.fold, start, fixed + drawn, 0))
+                seconds.append(time.perf_counter() - began)
+        self.found["novel"] = float(np.median(seconds)) / STEPS, self.found["novel"][1]
+        with self.timed("evaluation", kind, len(stage.dataset.val)):
+            stage.evaluate(lambda *_: None)
+        per_query = self.found["evaluation"][0] - self.found["features"][0]
+        self.found["evaluation"] = max(per_query, 0.0) / len(seconds), self.found["evaluation"][1]
+
+
+def _png_bytes(pixels: np.ndarray) -> int:
+    import cv2
+
+    return len(cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1])

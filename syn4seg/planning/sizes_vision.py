@@ -1,0 +1,153 @@
+"""Parameters, bytes and FLOPs of SAM and of the segmenter, from their architectures on the meta device (see `sizes`)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from syn4seg.errors import UserError
+from syn4seg.planning.sizes import Part, flops_of, part_of, read_json, tensor_shapes
+
+
+@dataclass(frozen=True)
+class SamSize:
+    """A SAM.
+
+    Attributes:
+        part: all of it.
+        encode_flops: per image, also where the image is not square (it is padded).
+        box_flops: per box, decoding from the image's embedding.
+        tokens: of the image encoder.
+        heads: of its attention.
+    """
+
+    part: Part
+    encode_flops: int
+    box_flops: int
+    tokens: int
+    heads: int
+
+
+@functools.cache
+def sam_size(model: str) -> SamSize:
+    """Counts of `embedded-sam`, `vit-b`, `vit-l`, `vit-h`, a folder with config.json, or a checkpoint file (its header).
+
+    Raises:
+        UserError: it is none of these, or cannot be read.
+    """
+    import torch
+
+    with torch.device("meta"):
+        sam: Any = _sam_architecture(model)().requires_grad_(False)
+        side, grid = sam.image_encoder.img_size, sam.prompt_encoder.image_embedding_size
+        encode = flops_of(sam.image_encoder, torch.empty(1, 3, side, side))
+        sparse, dense = sam.prompt_encoder(points=None, boxes=torch.empty(1, 4), masks=None)
+        embedding = torch.empty(1, sam.prompt_encoder.embed_dim, *grid)
+        box = flops_of(sam.mask_decoder, embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
+    return SamSize(part_of("sam", sam), encode, box, grid[0] * grid[1], sam.image_encoder.blocks[-1].attn.num_heads)
+
+
+def _sam_architecture(model: str) -> Callable[[], Any]:
+    from syn4seg.models.sam import ARCHITECTURES, build_sam, encoder_shape
+    from syn4seg.models.sam_files import EMBEDDED, PUBLISHED, WEIGHTS, known_sam
+
+    known_sam(model)
+    if model in PUBLISHED:
+        return ARCHITECTURES[PUBLISHED[model].encoder]
+    path = WEIGHTS if model == EMBEDDED else Path(model)
+    if path.is_dir():
+        return functools.partial(build_sam, read_json(path / "config.json"))
+    return ARCHITECTURES[encoder_shape(_meta_tensors(path), path)]
+
+
+def _meta_tensors(path: Path) -> dict[str, Any]:
+    """Name -> tensor on the meta device, of a checkpoint of which only the header is read."""
+    import torch
+
+    if path.suffix == ".safetensors":
+        return {name: torch.empty(shape, device="meta") for name, (_, shape) in tensor_shapes(path).items()}
+    try:
+        state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"SAM weights {path} cannot be read ({type(error).__name__}); download the file again") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}; expected a SAM checkpoint, a table of tensors")
+    return state
+
+
+@dataclass(frozen=True)
+class SegmenterSize:
+    """A segmenter on its canvas.
+
+    Attributes:
+        part: all of it.
+        backbone: its backbone alone.
+        flops: of one forward pass of one image; with the backward pass it is three times as many.
+        backbone_flops: the backbone's share of them.
+        features: D, h, w of the features before the classifier.
+        trunk: numbers of one image that go into the bottleneck.
+        kept: numbers that one image leaves for the backward pass: the outputs of all layers with parameters.
+        backbone_kept: the backbone's share of them.
+    """
+
+    part: Part
+    backbone: Part
+    flops: int
+    backbone_flops: int
+    features: tuple[int, int, int]
+    trunk: int
+    kept: int
+    backbone_kept: int
+
+
+@functools.cache
+def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[int, ...], size: int) -> SegmenterSize:
+    """Counts of the segmenter for images on a canvas of `size` pixels; a transformers backbone is loaded for it.
+
+    Args:
+        backbone: as for `load_backbone`.
+        classes: rows of the classifier, background included.
+
+    Raises:
+        UserError: the backbone is unknown.
+    """
+    import torch
+
+    from syn4seg.segmenter.backbones import load_backbone
+    from syn4seg.segmenter.network import Segmenter
+
+    built_here = backbone == "embedded" or backbone.startswith("resnet") or ":" in backbone
+    with torch.device("meta") if built_here else contextlib.nullcontext():
+        net = Segmenter(load_backbone(backbone, "none"), classes, channels, ppm_bins)
+    net = net.to("meta").requires_grad_(False).eval()
+    image = torch.empty(1, 3, size, size, device="meta")
+    flops, backbone_flops = flops_of(net, image), flops_of(net.backbone, image)
+    with torch.no_grad(), _counted(net) as kept, _counted(net.backbone) as backbone_kept:
+        trunk = net.trunk(image)
+        shape = net.bottleneck(trunk).shape
+    return SegmenterSize(
+        part_of("segmenter", net),
+        part_of("backbone", net.backbone),
+        flops,
+        backbone_flops,
+        (shape[1], shape[2], shape[3]),
+        trunk.numel(),
+        sum(kept),
+        sum(backbone_kept),
+    )
+
+
+@contextlib.contextmanager
+def _counted(net: Any):
+    """A list that fills with the number of outputs of every layer with parameters of its own."""
+    counts: list[int] = []
+    layers = [m for m in net.modules() if next(m.parameters(recurse=False), None) is not None and not hasattr(m, "ppm")]
+    hooks = [layer.register_forward_hook(lambda _m, _x, y: counts.append(y.numel())) for layer in layers]
+    yield counts
+    for hook in hooks:
+        hook.remove()

@@ -1,0 +1,237 @@
+"""What a run has to do, counted from its configuration alone: the units of work of every stage, with their FLOPs.
+
+Nothing is loaded and no data set is needed where its numbers are published; `footprint` has memory and disk, `estimate`
+turns counts into hours.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from syn4seg.config.sections import Pool
+from syn4seg.config.tree import Config
+from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.errors import UserError
+from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, Work
+from syn4seg.planning.sizes import generator_size
+from syn4seg.planning.sizes_vision import SegmenterSize, sam_size, segmenter_size
+from syn4seg.stages.rows import rows_of
+
+EMBEDDED_FACTS = (4, 12, 6000, 300)
+LISTS = {
+    ("pascal", "noduplicate"): 5953,
+    ("pascal", "trainaug"): 10582,
+    ("coco", "noduplicate"): 82081,
+    ("coco", "trainaug"): 82081,
+}
+COMPONENTS = 3
+"""Stated number of labelled components (SAM's boxes) of an image."""
+DRAW_SECONDS, APE_SECONDS, SABR_SECONDS = 0.5, 0.05, 0.012
+"""Stated seconds on a core per million pixels: rendering; APF and APR; SABR (benchmarks/label_arithmetic.py)."""
+COUNT_SECONDS = 0.006
+"""Stated seconds on a core per million pixels to count a prediction."""
+READ_SECONDS = 0.004
+"""Stated seconds on a core to read a photo with its mask, and to warp or resize it (measured on photos of 0.15 megapixels)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the plan needs to know of a data set: novel and base classes of the fold, training images, queries."""
+
+    novel: int
+    base: int
+    train_images: int
+    queries: int
+
+
+def facts_of(config: Config, dataset: Dataset | None = None, fold: Fold | None = None) -> Facts:
+    """The facts of a data set; without one, the published ones of PASCAL and COCO, or those of the embedded world.
+
+    Raises:
+        UserError: a folder is planned for without its data set.
+    """
+    data = config.data
+    if dataset is not None and fold is not None:
+        return Facts(len(fold.novel), len(fold.base), len(dataset.train), len(dataset.val))
+    if data.source == "folder":
+        raise UserError("data.source=folder: its classes and lists are needed for a plan; check data.root")
+    if data.source == "embedded":
+        novel, base, train, queries = EMBEDDED_FACTS
+        return Facts(novel, base, data.train_images or train, data.val_images or queries)
+    novel, base, queries = (5, 15, 1449) if data.source == "pascal" else (20, 60, 40137)
+    train = min(LISTS[data.source, data.train_list], data.train_images or 10**9)
+    return Facts(novel, base, train, min(queries, data.val_images or 10**9))
+
+
+# ------------------------------------------------------------------------------------------------------ what there is to do
+def samples_of(config: Config, facts: Facts) -> tuple[int, int]:
+    """Synthetic samples, and images made for them: whole generator batches (imported images are not padded)."""
+    synthesis = config.synthesis
+    banks = 1 + (synthesis.class_name_bank and synthesis.source == "generate")
+    samples = facts.novel * synthesis.images_per_class * banks
+    return samples, math.ceil(samples / synthesis.batch) * synthesis.batch if synthesis.source == "generate" else samples
+
+
+def prompts_of(config: Config, facts: Facts) -> int:
+    """Distinct texts that are encoded: the bank, the class names and the empty prompt (refused candidates come on top)."""
+    if config.synthesis.source == "folder":
+        return 0
+    return facts.novel * (config.prompts.bank_size + 1) + 1
+
+
+def kind_of(config: Config, pool: Pool | None = None) -> Kind:
+    """The device of a pool, or (None) of training: a GPU if `placement` has one anywhere."""
+    place = config.placement
+    if place.device != "auto":
+        return "gpu" if place.device == "cuda" else "cpu"
+    pools = [pool] if pool else [place.encoding, place.synthesis, place.labeling, place.refinement]
+    return "gpu" if any(p.gpus for p in pools) else "cpu"
+
+
+def segmenter_of(config: Config, facts: Facts, side: int | None = None) -> SegmenterSize:
+    """Size of the configured segmenter with its base classifier, on its canvas or on crops of `side` pixels."""
+    net = config.segmenter
+    return segmenter_size(net.backbone, 1 + facts.base, net.channels, net.ppm_bins, side or net.size)
+
+
+def _pooled(config: Config, pool: Pool) -> Any:
+    return {
+        "kind": kind_of(config, pool),
+        "cores": max(1.0, pool.cpus),
+        "actors": 1 if config.placement.runner == "inline" else pool.size,
+    }
+
+
+def work(config: Config, facts: Facts) -> list[Work]:
+    """Everything that a run does, stage by stage; a stage without work is left out."""
+    stages = [*_stream_work(config, facts), *_training_work(config, facts)]
+    return [stage for stage in stages if stage.count]
+
+
+def _stream_work(config: Config, facts: Facts) -> list[Work]:
+    make, place, draws = config.synthesis, config.placement, config.data.draws
+    samples, images = samples_of(config, facts)
+    generator, sam, net = generator_size(make.model), sam_size(config.refinement.model), segmenter_of(config, facts)
+    pixels, canvas = make.size**2 / 1e6, config.segmenter.size**2 / 1e6
+    generated = make.source == "generate"
+    how = make.model_dump(
+        mode="json", include={"model", "size", "steps", "batch", "compile", "attention", "vae_slicing", "weights", "step_cache"}
+    )
+    seen = {"backbone": config.segmenter.backbone, "size": config.segmenter.size, "channels": config.segmenter.channels}
+    return [
+        Work(
+            "encoding",
+            "prompt",
+            prompts_of(config, facts),
+            generator.text_flops(),
+            what={"model": make.model},
+            extra=0.001,
+            **_pooled(config, place.encoding) | {"actors": 1},
+        ),
+        Work(
+            "synthesis",
+            "image",
+            images if generated else 0,
+            generator.image_flops(make.size, make.steps, make.guidance),
+            what=how | {"guided": make.guidance > 1},
+            extra=0.0 if generator.transformer else DRAW_SECONDS * pixels,
+            **_pooled(config, place.synthesis),
+        ),
+        Work(
+            "labeling",
+            "image",
+            samples * draws,
+            net.flops,
+            what=seen | {"classes": 1 + facts.base + facts.novel},
+            tensor_share=TF32,
+            extra=APE_SECONDS * canvas,
+            **_pooled(config, place.labeling),
+        ),
+        Work(
+            "refinement",
+            "image",
+            samples * draws,
+            sam.encode_flops + COMPONENTS * sam.box_flops,
+            what={"model": config.refinement.model, "size": make.size, "images_per_pass": config.refinement.images_per_pass},
+            extra=SABR_SECONDS * pixels,
+            **_pooled(config, place.refinement),
+        ),
+    ]
+
+
+def cached_images(config: Config, facts: Facts) -> int:
+    """Synthetic, support and replayed images of the novel stage, whose features are kept."""
+    data = config.data
+    return samples_of(config, facts)[0] + facts.novel * data.shots * data.draws + config.novel.replay_images
+
+
+def step_images(config: Config) -> int:
+    """Images in a step of the novel stage."""
+    novel = config.novel
+    return novel.support_batch + novel.synthetic_batch + (novel.replay_batch if novel.replay_images else 0)
+
+
+def _training_work(config: Config, facts: Facts) -> list[Work]:
+    settings, novel, draws, rows = config.segmenter, config.novel, config.data.draws, len(rows_of(config))
+    net, step, side = segmenter_of(config, facts), step_images(config), settings.size
+    queries = min(config.evaluation.queries or facts.queries, facts.queries)
+    looked_at = min(facts.queries, queries * draws) if config.evaluation.queries else queries
+    images = cached_images(config, facts) + config.labeling.base_prototype_images + looked_at
+    classes, (width, h, w) = 1 + facts.base + facts.novel, net.features
+    logits = 4.0 * classes * side**2
+    pixel_flops = 2.0 * classes * (width * h * w + side * h * w + side * w * side)
+    head = {"classes": classes, "features": [width, h, w], "size": side}
+    here: Any = {"kind": kind_of(config), "cores": float(os.cpu_count() or 1), "tensor_share": TF32}
+    reading = 0.0 if config.data.source == "embedded" else READ_SECONDS
+    return [
+        _base_work(config, facts, here | {"extra": reading}),
+        Work(
+            "features",
+            "image",
+            images,
+            net.flops,
+            extra=reading,
+            what={"backbone": settings.backbone, "size": side, "channels": settings.channels},
+            **here,
+        ),
+        Work(
+            "novel",
+            "step",
+            novel.steps * rows * draws,
+            3.0 * step * pixel_flops,
+            what=head | {"images": step},
+            moved=20 * step * logits,
+            extra=2 * step * width * h * w / CPU_BYTES,
+            **here,
+        ),
+        Work(
+            "evaluation",
+            "call",
+            queries * rows * draws,
+            pixel_flops,
+            what=head,
+            moved=6 * logits,
+            extra=COUNT_SECONDS * side**2 / 1e6,
+            **here,
+        ),
+    ]
+
+
+def _base_work(config: Config, facts: Facts, here: Any) -> Work:
+    base, settings = config.base, config.segmenter
+    crop = base.crop or settings.size
+    net, images = segmenter_of(config, facts, crop), round(facts.train_images * (1 - config.data.support_reserve))
+    flops = 3.0 * net.flops
+    if settings.freeze_backbone:  # its maps of every image and its mirror image are computed once
+        flops = 3.0 * (net.flops - net.backbone_flops) + 2.0 * net.backbone_flops / base.epochs
+    what = {
+        "backbone": settings.backbone,
+        "size": crop,
+        "channels": settings.channels,
+        "batch": base.batch,
+        "frozen": settings.freeze_backbone,
+    }
+    return Work("base", "image", images * base.epochs if base.checkpoint == "train" else 0, flops, what=what, **here)

@@ -1,0 +1,102 @@
+"""The grammar agent: prompts without a language model, from a product of word lists.
+
+A seeded permutation of that product is cut into rounds, so the proposals of a round are a pure function of (seed, class,
+round), and no sentence ever comes twice. There are two grammars: the sentences of the embedded world, and natural English
+for any class name, with words that suit the kind of thing (an animal runs, a pizza does not).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from syn4seg.data import embedded
+from syn4seg.errors import UserError
+from syn4seg.prompts.english import _group, spoken
+from syn4seg.prompts.protocol import World
+from syn4seg.prompts.words import COUNTS, KINDS, LIGHTS, OPENINGS, THING, VIEWS
+
+
+def plain_prompt(class_name: str, world: World) -> str:
+    """The class-name prompt of the ablation: "a star" in the embedded world, "a photo of a star" in the natural one."""
+    _check_world(class_name, world)
+    phrase = _group("a", "", class_name)
+    return phrase if world == "embedded" else f"a photo of {phrase}"
+
+
+def _check_world(class_name: str, world: World) -> None:
+    if world not in ("embedded", "natural"):
+        raise UserError(f'world is {world!r}; expected "embedded" or "natural"')
+    if not spoken(class_name):
+        raise UserError("class name is empty; expected the name of the novel class, such as 'bicycle'")
+    if world == "embedded" and class_name not in embedded.CLASSES:
+        raise UserError(
+            f"class {class_name!r} is unknown to the embedded world; expected one of "
+            f'{", ".join(embedded.CLASSES)}, or world="natural"'
+        )
+
+
+@dataclass(frozen=True)
+class GrammarAgent:
+    """Draws from a grammar: attributes x states x places x views x lights x counts.
+
+    Attributes:
+        world: "embedded" for `embedded.prompt_of`'s sentences (1,152 per class), "natural" for English (over 500,000).
+        seed: names the order in which the sentences come.
+        per_round: prompts per round, at least 1.
+    """
+
+    world: World
+    seed: int
+    per_round: int = 64
+
+    def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
+        """Prompts `per_round * round_index` onwards of the class; fewer, then none, once the grammar is exhausted.
+
+        `accepted` and `refused` are the interface's: a grammar that never repeats a sentence has no use for them.
+
+        Raises:
+            UserError: `class_name` is not of this world.
+        """
+        _check_world(class_name, self.world)
+        words = _embedded_words() if self.world == "embedded" else _natural_words(class_name)
+        shape = tuple(map(len, words))
+        order = _order(self.seed, self.world, class_name, math.prod(shape))
+        part = order[round_index * self.per_round : (round_index + 1) * self.per_round]
+        picks = [[w[d] for w, d in zip(words, digits, strict=True)] for digits in zip(*np.unravel_index(part, shape), strict=True)]
+        return [_embedded_sentence(class_name, p) if self.world == "embedded" else _sentence(class_name, p) for p in picks]
+
+
+@lru_cache(maxsize=2)  # a permutation of a million takes 30 ms, and an agent serves one class after another
+def _order(seed: int, world: World, class_name: str, count: int) -> np.ndarray:
+    return embedded.seeded("prompts", seed, world, class_name).permutation(count)
+
+
+def _embedded_words() -> tuple[tuple[str, ...], ...]:
+    return (
+        tuple(embedded.COUNTS),
+        embedded.SIZES,
+        tuple(embedded.COLOURS),
+        embedded.PATTERNS,
+        embedded.POSES,
+        tuple(embedded.BACKGROUNDS),
+    )
+
+
+def _embedded_sentence(class_name: str, pick: list[str]) -> str:
+    count, size, colour, pattern, pose, background = pick
+    return embedded.prompt_of(class_name, colour=colour, pattern=pattern, size=size, pose=pose, background=background, count=count)
+
+
+def _natural_words(class_name: str) -> tuple[tuple[str, ...], ...]:
+    noun = spoken(class_name).lower()
+    kind = next((k for k in KINDS if noun in k.names), THING)
+    return (OPENINGS, COUNTS, kind.adjectives, kind.states, kind.places, VIEWS, LIGHTS)
+
+
+def _sentence(class_name: str, pick: list[str]) -> str:
+    opening, count, adjective, state, place, view, light = pick
+    return f"{opening} {_group(count, adjective, class_name)} {state} {place}, {view}, {light}"

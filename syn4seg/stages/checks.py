@@ -1,0 +1,87 @@
+"""Every check that can be made before a model loads."""
+
+from __future__ import annotations
+
+from syn4seg.config.tree import Config
+from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.data.embedded import CLASSES
+from syn4seg.errors import UserError
+from syn4seg.stages.setup import (
+    EMBEDDED_MODELS,
+    base_images,
+    draws_of,
+    imported_files,
+    load_dataset,
+    shipped_base,
+    speed_of,
+    support_of,
+)
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import checked_name
+
+
+def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
+    """Everything checkable before any model loads; returns the data set and the fold.
+
+    Args:
+        run: where the run is or will be; what it has made already needs no model any more.
+
+    Raises:
+        UserError: the first thing that is wrong: key, value, what was expected, the remedy.
+    """
+    dataset, fold = load_dataset(config)
+    for name in fold.index_names:
+        checked_name(name, "class")
+    for draw in draws_of(config):
+        support_of(config, dataset, fold, draw)
+    novel = [fold.names[k - 1] for k in fold.novel]
+    if config.synthesis.source == "folder":
+        for name in novel:
+            imported_files(config, name)
+    elif config.synthesis.model in EMBEDDED_MODELS:
+        foreign = [name for name in novel if name not in CLASSES]
+        if foreign:
+            raise UserError(
+                f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
+                "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder"
+            )
+    if config.base.checkpoint == "shipped" and not shipped_base(config.data.fold).is_file():
+        raise UserError(
+            f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train"
+        )
+    elif config.base.checkpoint == "train":
+        base_images(config, dataset, fold)
+    elif config.base.checkpoint != "shipped" and (run is None or not run.base.is_file()):
+        from syn4seg.stages.base import check_checkpoint
+
+        check_checkpoint(config, fold)
+    check_models(config, run)
+    return dataset, fold
+
+
+def check_models(config: Config, run: RunDir | None) -> None:
+    """Every model that the run will still load can be found, and fits, as far as that can be told without loading it.
+
+    Raises:
+        UserError: the first model that is missing, damaged or unusable here.
+    """
+    from syn4seg.models.generators import check_model
+    from syn4seg.models.sam_files import known_sam
+    from syn4seg.prompts.agents import check_agent
+    from syn4seg.segmenter.backbones import check_backbone
+
+    synthesis, prompts, segmenter = config.synthesis, config.prompts, config.segmenter
+    if synthesis.source == "generate":
+        if run is None or not run.has_images():
+            check_model(synthesis.model, speed_of(config))
+        if run is None or not run.plan.is_file():
+            check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
+    if config.base.checkpoint == "train" and (run is None or not run.base.is_file()):
+        try:
+            check_backbone(segmenter.backbone, segmenter.weights or "none", segmenter.size)
+        except UserError as error:
+            raise UserError(f"segmenter.backbone={segmenter.backbone}, segmenter.weights={segmenter.weights}: {error}") from None
+    try:
+        known_sam(config.refinement.model)
+    except UserError as error:
+        raise UserError(f"refinement.model={config.refinement.model}: {error}") from None

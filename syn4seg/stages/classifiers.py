@@ -1,0 +1,135 @@
+"""The classifiers of the novel stage: how they start, how they train, and the file that keeps one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from syn4seg.config.tree import Config
+from syn4seg.data.datasets import Fold
+from syn4seg.errors import UserError
+from syn4seg.stages.setup import training_device
+from syn4seg.store.files import write_atomically
+from syn4seg.store.tensors import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from syn4seg.segmenter.network import Classifier, Segmenter
+    from syn4seg.segmenter.novel import NovelSchedule, Sample
+
+
+def start_of(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold) -> Classifier:
+    """The base classifier with novel rows imprinted from the support prototypes."""
+    import torch
+
+    from syn4seg.segmenter.novel import imprint
+
+    return imprint(base_classifier(segmenter), torch.from_numpy(prototypes[list(fold.novel_indices)]))
+
+
+def base_classifier(segmenter: Segmenter) -> Classifier:
+    """The 1 + B rows of the base stage, float32 on the CPU."""
+    weight, bias = (t.detach().cpu().float() for t in (segmenter.weight, segmenter.bias))
+    return segmenter.classifier.replaced(weight, bias)
+
+
+def train_row(config: Config, fold: Fold, start: Classifier, samples: list[Sample], draw: int) -> Classifier:
+    """Fine-tunes one classifier on samples that are all there (round 0)."""
+    from syn4seg.segmenter.novel import train_novel
+
+    return train_novel(
+        start.to(training_device(config)),
+        samples,
+        base_classes=len(fold.base),
+        schedule=schedule_of(config),
+        seed=seed_of(config, draw),
+    )
+
+
+def schedule_of(config: Config) -> NovelSchedule:
+    """How the novel stage of a config learns."""
+    from syn4seg.segmenter.novel import NovelSchedule
+
+    novel = config.novel
+    per_step = {"support": novel.support_batch, "synthetic": novel.synthetic_batch, "replay": novel.replay_batch}
+    return NovelSchedule(
+        steps=novel.steps,
+        lr=novel.lr,
+        per_step=per_step,
+        distill=novel.distillation,
+        background_weight=novel.background_weight,
+        ramp=novel.ramp,
+        merge_support=config.data.base_in_support == "background",
+    )
+
+
+def seed_of(config: Config, draw: int) -> int:
+    """The seed of a draw's trainings: the same for every row, so rows differ by their samples alone."""
+    return config.seed + 1000 * draw
+
+
+def trust_of(config: Config, registered: Classifier | None, features: Tensor) -> np.ndarray | None:
+    """Weight float16 (H, W) of each pixel of a synthetic image with frozen features (D, h, w), or None where every weight is 1.
+
+    Args:
+        registered: the classifier of round 0, on the CPU; only `novel.confidence_weight` above 0 needs it.
+    """
+    novel, size = config.novel, config.segmenter.size
+    if novel.confidence_weight == 0:
+        return None if novel.synthetic_weight == 1 else np.full((size, size), novel.synthetic_weight, np.float16)
+    import torch
+
+    assert registered is not None
+    with torch.no_grad():
+        odds = registered.pixels(features.float()[None], size).softmax(1)
+    sure = odds[0].amax(0).numpy()
+    return (novel.synthetic_weight * (1 - novel.confidence_weight * (1 - sure))).astype(np.float16)
+
+
+def save_classifier(path, classifier: Classifier, learned: str = "") -> None:
+    """Writes a classifier as safetensors, atomically; equal classifiers give equal bytes.
+
+    Args:
+        learned: digest of the synthetic samples that it has learned from, see `digest_of_ids`.
+    """
+    from safetensors.torch import save
+
+    tensors = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
+    facts = json.dumps({"cosine": classifier.cosine, "align_corners": classifier.align_corners, "learned": learned})
+    write_atomically(path, save(tensors, metadata={"facts": facts}))  # of several keys the order would be random
+
+
+def load_classifier(path) -> Classifier:
+    """Reads a classifier.
+
+    Raises:
+        UserError: it has not been trained yet, or is none.
+    """
+    from syn4seg.segmenter.network import Classifier
+
+    try:
+        tensors, header = load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating") from None
+    if "facts" not in header:
+        raise UserError(f"{path}: no classifier of this version; delete it, and run the same command again")
+    facts = json.loads(header["facts"])
+    return Classifier(tensors["weight"], tensors["bias"], facts["cosine"], facts["align_corners"])
+
+
+def learned_by(path) -> str | None:
+    """What `save_classifier` was told that a classifier has learned from; None if there is no such classifier."""
+    try:
+        return json.loads(load(path)[1]["facts"])["learned"]
+    except (FileNotFoundError, KeyError):
+        return None
+
+
+def digest_of_ids(ids: Iterable[str]) -> str:
+    """Hash (32 hex digits) of a set of sample ids."""
+    return hashlib.blake2b("\x1f".join(sorted(ids)).encode(), digest_size=16).hexdigest()

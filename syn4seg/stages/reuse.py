@@ -1,0 +1,92 @@
+"""Take over the stages of an earlier run whose fingerprints are the same (`--reuse`)."""
+
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+
+from syn4seg.config.fingerprint import fingerprint
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
+from syn4seg.store.files import MAX_TABLE, each, exists, listing, read_bytes, read_json, write_atomically
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import Image
+
+if TYPE_CHECKING:
+    from syn4seg.store.files import AnyPath
+
+INPUT_STAGES = {
+    "synthesis.model": "images",
+    "synthesis.root": "images",
+    "base.checkpoint": "base",
+    "segmenter.weights": "base",
+    "data.root": "base",
+}
+"""Inputs that are files, and the stage of `reuse` that is no longer the same when they change."""
+
+
+def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
+    """Takes from another run every stage whose fingerprint is the same, as hard links (copies across file systems and layouts).
+
+    Returns:
+        Names of the stages taken: prompts, images, base.
+
+    Raises:
+        UserError: `old` is not a run.
+    """
+    before = old.stored()
+    if before is None:
+        raise UserError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
+    theirs, ours = (read_json(run.inputs) if exists(run.inputs) else {} for run in (old, new))
+    other = {stage for key, stage in INPUT_STAGES.items() if theirs.get(key) != ours.get(key)}
+    same = {s: fingerprint(before, s) == fingerprint(config, s) and s not in other for s in ("prompts", "images", "base")}
+    taken = {
+        "prompts": ["prompts.parquet", "embeddings.safetensors", "plan.parquet"]
+        + [f"proposals/{name}" for name in listing(old.root / "proposals")],
+        "base": ["checkpoints/base.safetensors", "checkpoints/base.json"],
+        "images": [f"images/{name}" for name in listing(old.root / "images")] if before.layout == config.layout else [],
+    }
+    found = []
+    for stage in (s for s in ("prompts", "images", "base") if same[s]):
+        if stage == "images" and _bytes(new.plan) != _bytes(old.plan):  # a language model does not repeat its prompts
+            continue
+        each(lambda name: _link(old.root / name, new.root / name), taken[stage])
+        if stage == "images" and before.layout != config.layout:
+            _copy_images(old, new, config)
+        found.append(stage)
+    return found
+
+
+def _copy_images(old: RunDir, new: RunDir, config: Config) -> None:
+    """Writes the images of a run in the layout of another."""
+    from syn4seg.stages.setup import load_dataset
+
+    names, there = load_dataset(config)[1].index_names, old.samples.images()
+    plan = old.read_plan()
+    index = pc.index_in(plan["sample_id"], value_set=there["sample_id"].combine_chunks())
+    rows = plan.append_column("at", there["image_at"].take(index)).filter(index.is_valid())
+    rows = rows.filter(pc.invert(rows["padding"])).select(["sample_id", "class_id", "batch", "at"])
+    for part in rows.to_batches(max_chunksize=64):
+        wanted = [Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, r["at"]) for r in part.to_pylist()]
+        new.samples.write_images([image for image in old.samples.read_images(wanted) if image])
+
+
+def _bytes(path: AnyPath) -> bytes:
+    return read_bytes(path, MAX_TABLE) if exists(path) else b""
+
+
+def _link(source: AnyPath, target: AnyPath) -> None:
+    if exists(target) or not exists(source):
+        return
+    if isinstance(source, Path) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            return os.link(source, target)
+    write_atomically(target, read_bytes(source, MAX_TABLE))

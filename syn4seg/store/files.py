@@ -1,0 +1,410 @@
+"""Files of a run on any file system: a folder here or on the network, or an object store (`s3://`, `gs://`, `memory://`).
+
+What is relied on, and nothing else: a rename inside a folder is atomic (folders), one PUT is atomic (object stores), and what
+has been written is seen by everybody who reads or lists afterwards. No lock, no mapped file, no file that several processes
+append to. Folders are written to a `.partial` file, which is synced and renamed; a `.partial` that a crash left behind counts
+as nothing. Whether a rename itself survives a power cut is not relied on: every reader checks that what it needs is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import cv2
+import numpy as np
+
+from syn4seg.errors import DamagedError, StoreError, UserError
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    AnyPath = Path | UPath
+
+MAX_PIXELS = 64_000_000
+"""Pixels of the largest image or label that is read from a run."""
+MAX_FILE = 2**28
+"""Bytes of the largest JSON or PNG file that is read from a run."""
+MAX_TABLE = 2**33
+"""Bytes, decoded, of the largest table or file of tensors that is read from a run."""
+
+STORES = ("s3", "gs", "s3a", "gcs", "memory")
+"""Kinds of URLs that a run may be kept in. What writes in place (sftp, hdfs, smb) may be used through a mount."""
+WAITS = (0.1, 0.3, 0.9)
+"""Seconds before each further try to read a file that went stale or was merged meanwhile."""
+
+_APPENDING = threading.Lock()
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Stale(FileNotFoundError):
+    """What NFS says (ESTALE) of a file that another machine has deleted or replaced since it was looked up."""
+
+
+def at(root: str | AnyPath) -> AnyPath:
+    """The path of a folder, or of a URL: `file://`, or one of the object stores `STORES`, where one PUT is atomic.
+
+    Options of object stores come from their usual environment (AWS_ENDPOINT_URL, AWS_PROFILE, fsspec's configuration).
+
+    Raises:
+        UserError: another kind of URL, one with a password in it (which is not repeated), or a package is not installed.
+    """
+    if not isinstance(root, str) or "://" not in root:
+        return Path(root) if isinstance(root, str) else root
+    kind, _, rest = root.partition("://")
+    if "@" in rest.partition("/")[0] or (":" in rest.partition("/")[0] and "@" in rest):  # secrets may have slashes
+        raise UserError(
+            "a run's URL holds a user name or password; leave them out of it, and give them by AWS_PROFILE, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or Google Cloud's login"
+        )
+    if kind in ("file", "local"):
+        return Path(url2pathname(urlsplit(root).path))
+    if kind not in STORES:
+        raise UserError(
+            f"{root}: {kind}:// is not supported, as a run needs files that appear whole or not at all; expected a "
+            f"folder (network mounts too), file:// or {', '.join(f'{name}://' for name in STORES[:3])}"
+        )
+    from upath import UPath
+
+    try:
+        path = UPath(root, use_listings_cache=False)
+        assert path.fs is not None
+    except ImportError as error:
+        raise UserError(f"{root}: {error}; pip install 'syn4seg-ray[{kind}]' (extras: s3, gs)") from None
+    return path
+
+
+def is_local(path: AnyPath) -> bool:
+    """Whether a path is a folder or file that the operating system knows, a network mount included."""
+    return isinstance(path, Path)
+
+
+def reach(root: AnyPath) -> None:
+    """Asks an object store for the bucket, so that a wrong name or missing rights are found before anything is made.
+
+    Raises:
+        UserError: with the remedy, in one line.
+    """
+    if isinstance(root, Path):
+        return
+    bucket = root.path.strip("/").partition("/")[0]
+    try:
+        if root.protocol != "memory":
+            root.fs.info(bucket)
+    except FileNotFoundError:
+        raise UserError(f"{root}: there is no bucket {bucket!r}; create it, or correct the name") from None
+    except Exception as error:  # noqa: BLE001 - every client library has errors of its own
+        raise UserError(
+            f"{root}: cannot be reached ({one_line(error)}); check the bucket, the credentials (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or Google Cloud's) and AWS_ENDPOINT_URL"
+        ) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:300]
+
+
+@contextlib.contextmanager
+def stating(path: AnyPath, doing: str) -> Iterator[None]:
+    """Turns what a file system says into one `StoreError` that names the file, the free space and what to do; missing files pass.
+
+    Args:
+        doing: what was being done: "written", "read" or "deleted".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(path, Path) and not isinstance(error, OSError):
+            raise
+        if isinstance(error, FileNotFoundError) and doing == "read":
+            raise
+        if isinstance(error, OSError) and error.errno == errno.ESTALE and doing == "read":
+            raise Stale(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
+        raise StoreError(
+            f"{path}: cannot be {doing} ({one_line(error)}{_free(path)}); make room there, or mend the rights or the "
+            "connection, and run the same command again, which goes on from here"
+        ) from error
+
+
+def _free(path: AnyPath) -> str:
+    if not isinstance(path, Path):
+        return ""
+    there = next((p for p in path.parents if p.is_dir()), None)
+    return f"; {shutil.disk_usage(there).free / 2**20:,.1f} MiB free" if there else ""
+
+
+def steadily(path: AnyPath, read: Callable[[], Out]) -> Out:
+    """What `read` returns; a file that went stale is looked up anew, after short waits.
+
+    Raises:
+        StoreError: it stays stale.
+    """
+    for wait in WAITS:
+        try:
+            return read()
+        except Stale:
+            time.sleep(wait)
+    try:
+        return read()
+    except Stale as error:
+        raise StoreError(
+            f"{path}: cannot be read ({one_line(error)}); mend the connection, and run the same command again, which "
+            "goes on from here"
+        ) from error
+
+
+def exists(path: AnyPath) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        StoreError: the file system does not say.
+    """
+
+    def look() -> bool:
+        with stating(path, "read"):
+            return path.is_file()
+
+    return steadily(path, look)
+
+
+def remove(path: AnyPath) -> None:
+    """Deletes a file, if it is there.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    with stating(path, "deleted"):
+        try:
+            path.unlink()
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and error.errno != errno.ESTALE:
+                raise
+
+
+def each(work: Callable[[In], Out], items: Iterable[In], threads: int = 16) -> list[Out]:
+    """`work` of every item, in order, by several threads: object stores and network folders answer slowly, PNGs free the GIL."""
+    items = list(items)
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(work, items))
+
+
+# ------------------------------------------------------------------------------------------------- writing
+def write_atomically(path: AnyPath, data: bytes) -> None:
+    """Writes a file so that it is either absent, old or complete, also after a power cut.
+
+    Raises:
+        StoreError: it cannot be written; nothing of it is there then, or the old file.
+    """
+    if not isinstance(path, Path):
+        with stating(path, "written"):
+            path.fs.pipe_file(path.path, data)
+        return
+    with published(path) as partial, partial.open("wb") as f:
+        f.write(data)
+
+
+@contextlib.contextmanager
+def published(path: AnyPath) -> Iterator[Path]:
+    """A local file to write to, which becomes `path` in one step when the block ends, and is nothing if it fails.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with stating(path, "written"):
+        if not isinstance(path, Path):
+            with tempfile.TemporaryDirectory() as folder:
+                partial = Path(folder) / path.name
+                yield partial
+                path.fs.put_file(str(partial), path.path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            yield partial
+            with partial.open("rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def append_line(path: AnyPath, line: str) -> None:
+    """Adds one line to a file that only this process writes: appended and synced; on object stores the file is written anew.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    data = (line + "\n").encode()
+    if not isinstance(path, Path):
+        with _APPENDING:
+            old = read_bytes(path) if exists(path) else b""
+            return write_atomically(path, old + data)
+    with stating(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as f:
+            if f.write(data) < len(data):
+                raise OSError(28, os.strerror(28), str(path))
+            os.fsync(f.fileno())
+
+
+def write_json(path: AnyPath, value: Any) -> None:
+    """Writes plain JSON atomically; nan is written as null, as JSON has no nan."""
+    write_atomically(path, (json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def plain(value: Any) -> Any:
+    """`value` with nothing but what JSON has."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return bool(value) if isinstance(value, np.bool_) else value
+
+
+# ------------------------------------------------------------------------------------------------- reading
+def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
+    """The whole of a file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StoreError: it cannot be read.
+        DamagedError: it is larger than `limit` bytes.
+    """
+
+    def read() -> bytes:
+        with stating(path, "read"):
+            size = path.stat().st_size
+            if size > limit:
+                raise DamagedError(f"{path}: has {size:,} bytes, at most {limit:,} were expected; this program did not write it")
+            return path.read_bytes()
+
+    return steadily(path, read)
+
+
+def read_json(path: AnyPath) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DamagedError: it is damaged or too large.
+    """
+    data = read_bytes(path)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise DamagedError(f"{path}: damaged; delete it and run the same command again to make it anew") from None
+
+
+def listing(folder: AnyPath) -> dict[str, int]:
+    """Size in bytes by path below `folder`, of every file there; what starts with a dot (`.partial` files) is left out."""
+    if not isinstance(folder, Path):
+        prefix = folder.path.strip("/") + "/"
+        with stating(folder, "read"):
+            try:
+                entries: Any = folder.fs.find(folder.path, detail=True)
+            except FileNotFoundError:
+                return {}
+        below = {name.strip("/").removeprefix(prefix): facts["size"] for name, facts in entries.items()}
+        return {name: size for name, size in below.items() if not any(part.startswith(".") for part in name.split("/"))}
+    return steadily(folder, lambda: _local_listing(folder))
+
+
+def _local_listing(folder: Path) -> dict[str, int]:
+    found, open_folders = {}, [("", str(folder))]
+    with stating(folder, "read"):
+        while open_folders:
+            below, name = open_folders.pop()
+            with contextlib.suppress(FileNotFoundError), os.scandir(name) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        open_folders.append((f"{below}{entry.name}/", entry.path))
+                    else:
+                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                            found[below + entry.name] = entry.stat().st_size
+    return found
+
+
+def leftovers(folder: AnyPath) -> int:
+    """How many `.partial` files crashes have left below a folder."""
+    return sum(1 for _ in folder.rglob(".*.partial")) if isinstance(folder, Path) else 0
+
+
+# -------------------------------------------------------------------------------------------------- images
+def encode_image(pixels: np.ndarray) -> bytes:
+    """PNG of uint8 (H, W, 3) RGB or uint8 (H, W)."""
+    ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    done, data = cv2.imencode(".png", np.ascontiguousarray(ordered))
+    assert done and pixels.dtype == np.uint8, (pixels.dtype, pixels.shape)
+    return data.tobytes()
+
+
+def decode_image(data: bytes, what: str = "image") -> np.ndarray:
+    """uint8 (H, W, 3) RGB or (H, W) of a PNG that `encode_image` made; its size is looked at before anything is decoded.
+
+    Raises:
+        DamagedError: it is damaged, of another kind, or has more than `MAX_PIXELS`.
+    """
+    broken = f"{what}: missing or damaged; delete it and run the same command again to make it anew"
+    if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
+        raise DamagedError(broken)
+    columns, rows = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    if rows * columns > MAX_PIXELS:
+        raise DamagedError(f"{what}: claims {columns} x {rows} pixels; at most {MAX_PIXELS:,} were expected")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise DamagedError(broken)
+    return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
+
+
+def write_image(path: AnyPath, pixels: np.ndarray) -> None:
+    """Writes uint8 (H, W, 3) RGB or uint8 (H, W) as PNG, atomically."""
+    write_atomically(path, encode_image(pixels))
+
+
+def read_image(path: AnyPath) -> np.ndarray:
+    """uint8 (H, W, 3) RGB or (H, W) of a PNG that `write_image` wrote.
+
+    Raises:
+        DamagedError: the file is missing or damaged.
+    """
+    try:
+        data = read_bytes(path)
+    except FileNotFoundError:
+        data = b""
+    return decode_image(data, str(path))
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """Hash (32 hex digits) of shape and pixels; independent of how the file is compressed."""
+    text = f"{pixels.dtype}{pixels.shape}".encode()
+    return hashlib.blake2b(text + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,253 @@
+"""Samples as files, `layout: files`: a PNG per image and label, a JSON record per sample and draw.
+
+    RUN/images/CLASS/ID.png (and ID.json, if there is anything to say about how it was made)
+    RUN/draws/K/labels/CLASS/ID.png  stages/{draft,kept,relabeled}/CLASS/ID.png  records/CLASS/ID.json
+
+The record is written last: it says that the sample is done in that draw, labelled or rejected with its reason. A record of a
+fault counts only while its note lies in quarantined/: delete the note, and the sample is made again.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from syn4seg.errors import DamagedError
+from syn4seg.schema import FAULT, LABEL_STAGES
+from syn4seg.store.files import each, listing, pixel_digest, read_image, read_json, write_image, write_json
+from syn4seg.store.samples import (
+    _SAFE,
+    Image,
+    Pair,
+    Sample,
+    all_sound,
+    check_there,
+    not_waiting,
+    notes_of,
+    notes_path,
+    or_error,
+    record_table,
+)
+
+if TYPE_CHECKING:
+    from syn4seg.store.files import AnyPath
+
+
+class FileSamples:
+    """Samples of a run as files. `ShardSamples` has the same methods."""
+
+    def __init__(self, root: AnyPath):
+        self.root = root
+        self._known: dict[int, dict[str, bool]] = {}  # by draw: finished samples, and whether they are faults
+
+    def image(self, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a synthetic image."""
+        return self.root / "images" / class_name / f"{sample_id}.png"
+
+    def label(self, draw: int, stage: str, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a label image; `stage` is one of `schema.LABEL_STAGES`."""
+        assert stage in LABEL_STAGES, stage
+        folder = "labels" if stage == "label" else f"stages/{stage}"
+        return self.root / "draws" / str(draw) / folder / class_name / f"{sample_id}.png"
+
+    def record(self, draw: int, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a sample's record; its existence means done."""
+        return self.root / "draws" / str(draw) / "records" / class_name / f"{sample_id}.json"
+
+    # --------------------------------------------------------------------------------------------- images
+    def images(self) -> pa.Table:
+        """`sample_id` and `image_at` (what `read_images` wants to be given) of every image that is there."""
+        found = _by_class(listing(self.root / "images"), ".png")
+        return pa.table(
+            {
+                "sample_id": pa.array([s for _, s in found], pa.string()),
+                "image_at": pa.array([f"{c}/{s}" for c, s in found], pa.string()),
+            }
+        )
+
+    def read_images(self, wanted: Sequence[Image]) -> list[Image | None]:
+        """The images that are wanted (their pixels and audits are not looked at); None for one that is not there or damaged."""
+
+        def one(image: Image) -> Image | None:
+            path = self.image(image.class_name, image.sample_id)
+            try:
+                return Image(image.sample_id, image.class_name, image.batch, read_image(path), notes_of(path), image.at)
+            except DamagedError:
+                return None
+
+        return each(one, wanted)
+
+    def made_before(self, wanted: Sequence[Image]) -> list[Image | None]:
+        """Images that an earlier call with the same ones may have kept since the stream began; None for others."""
+        return self.read_images(wanted)
+
+    def write_images(self, made: Sequence[Image]) -> None:
+        """Keeps images: what there is to say about one first, the image last. Writing the same again leaves the same.
+
+        Raises:
+            StoreError: they cannot be written.
+        """
+        check_there(self.root)
+
+        def one(image: Image) -> None:
+            path = self.image(image.class_name, image.sample_id)
+            if notes_of(path) != image.audit:
+                write_json(notes_path(path), image.audit)
+            write_image(path, image.pixels)
+
+        each(one, made)
+
+    def image_digests(self) -> list[str]:
+        """Digest of the pixels of every image, recomputed.
+
+        Raises:
+            DamagedError: an image is damaged.
+        """
+        names = _by_class(listing(self.root / "images"), ".png")
+        return each(lambda name: pixel_digest(read_image(self.image(*name))), sorted(names))
+
+    # --------------------------------------------------------------------------------------------- labels
+    def write(self, draw: int, samples: Sequence[Sample]) -> None:
+        """Keeps what a draw knows of samples: labels first, the record last.
+
+        Raises:
+            StoreError: they cannot be written.
+        """
+        check_there(self.root)
+
+        def one(sample: Sample) -> None:
+            name, sample_id = sample.record["class"], sample.record["sample_id"]
+            for stage, label in sample.labels.items():
+                write_image(self.label(draw, stage, name, sample_id), label)
+            write_json(self.record(draw, name, sample_id), sample.record)
+
+        each(one, samples)
+
+    def records(self, draw: int) -> pa.Table:
+        """Every record of a draw, once each, sorted by sample id: columns `schema.RECORD`; damaged ones are left out."""
+        found = _by_class(listing(self.root / "draws" / str(draw) / "records"), ".json")
+        rows = [row for row in each(lambda name: self._record(draw, *name), found) if row]
+        return record_table(sorted(rows, key=lambda row: row["sample_id"]))
+
+    def _record(self, draw: int, class_name: str, sample_id: str) -> dict[str, Any] | None:
+        try:
+            row = read_json(self.record(draw, class_name, sample_id))
+            if (row["class"], row["sample_id"]) != (class_name, sample_id) or not isinstance(row["reason"], str):
+                return None
+            record_table([row])
+        except (FileNotFoundError, DamagedError, TypeError, KeyError, pa.ArrowException):  # damaged, or somebody else's
+            return None
+        return row
+
+    def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
+        """Columns sample_id, reason and image of the samples that need nothing more: every file that their record names is there.
+
+        Args:
+            notes: ids of the samples with a note in quarantined/.
+        """
+        records = not_waiting(self.records(draw), notes)
+        at = pc.binary_join_element_wise(records["class"], records["sample_id"], "/")
+        whole = pa.array(np.ones(len(records), bool))
+        for key, folder in self._folders(draw).items():
+            there = pa.array([f"{c}/{s}" for c, s in _by_class(listing(folder), ".png")], pa.string())
+            whole = pc.and_(whole, pc.or_(pc.is_null(records[key]), pc.is_in(at, there)))
+        return records.filter(whole).select(["sample_id", "reason", "image"])
+
+    def _folders(self, draw: int) -> dict[str, AnyPath]:
+        """Folder of the images and of each stage's labels, by column."""
+        folders = {stage: self.root / "draws" / str(draw) / f"stages/{stage}" for stage in LABEL_STAGES}
+        return folders | {"image": self.root / "images", "label": self.root / "draws" / str(draw) / "labels"}
+
+    def finished(self, draw: int, ids: Iterable[str], notes: Sequence[str]) -> set[str]:
+        """Which of `ids` are done in a draw by now; each record is read once, so asking again costs a listing."""
+        known = self._known.setdefault(draw, {})
+        found = _by_class(listing(self.root / "draws" / str(draw) / "records"), ".json")
+        new = [name for name in found if known.get(name[1], True)]  # faults may have been made again
+        for (_, sample), row in zip(new, each(lambda name: self._record(draw, *name), new), strict=True):
+            if row:
+                known[sample] = row["reason"].startswith(FAULT)
+        return {sample for sample in ids if sample in known and (not known[sample] or sample in notes)}
+
+    def read(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair]:
+        """What a draw knows of finished samples, and their images (None for a fault, which has none).
+
+        Args:
+            rows: sample_id and class (name) of each; `image_at` and `label_at` are not needed.
+
+        Raises:
+            DamagedError: a record, label or image is missing or damaged.
+        """
+        return all_sound(self.read_each(draw, rows))
+
+    def read_each(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | DamagedError]:
+        """As `read`; in place of a sample of which something is missing or damaged, what `read` would raise."""
+
+        @or_error
+        def one(row: dict[str, Any]) -> Pair:
+            name, sample = row["class"], row["sample_id"]
+            record = self._record(draw, name, sample)
+            if record is None:
+                raise DamagedError(
+                    f"{self.record(draw, name, sample)}: missing or damaged; delete it and run the same command again"
+                )
+            labels = {s: read_image(self.label(draw, s, name, sample)) for s in LABEL_STAGES if record.get(s)}
+            return Sample(record, labels), read_image(self.image(name, sample)) if record.get("image") else None
+
+        return each(one, rows)
+
+    def places(self, draw: int) -> pa.Table:
+        """`sample_id` and `label_at` of finished samples: here the names say it, so there is nothing to look up."""
+        return pa.table({"sample_id": pa.array([], pa.string()), "label_at": pa.array([], pa.string())})
+
+    # --------------------------------------------------------------------------------------------- verify
+    def digests(self, draw: int, manifest: pa.Table, quick: bool) -> tuple[pa.Table, list[str]]:
+        """What is there of what a manifest names: digests of the pixels by column, "" where nothing can be read.
+
+        Args:
+            quick: do not decode; take the manifest's word for what is there at all.
+
+        Returns:
+            Columns image and `LABEL_STAGES`, a row per row of the manifest; and one line per file that is damaged.
+        """
+        if quick:
+            return self._there(draw, manifest), []
+        columns, names = {}, list(zip(manifest["class"].to_pylist(), manifest["sample_id"].to_pylist(), strict=True))
+        for key in ("image", *LABEL_STAGES):
+            wanted = manifest[key].is_valid().to_pylist()
+
+            def one(at: tuple[str, str], key: str = key) -> str:
+                with contextlib.suppress(ValueError):
+                    return pixel_digest(read_image(self.image(*at) if key == "image" else self.label(draw, key, *at)))
+                return ""
+
+            there = iter(each(one, [at for at, there in zip(names, wanted, strict=True) if there]))
+            columns[key] = pa.array([next(there) if w else None for w in wanted], pa.string())
+        return pa.table(columns), []
+
+    def _there(self, draw: int, manifest: pa.Table) -> pa.Table:
+        at = pc.binary_join_element_wise(manifest["class"], manifest["sample_id"], "/")
+        columns = {}
+        for key, folder in self._folders(draw).items():
+            there = pa.array([f"{c}/{s}" for c, s in _by_class(listing(folder), ".png")], pa.string())
+            columns[key] = pc.if_else(pc.or_(pc.is_in(at, there), pc.is_null(manifest[key])), manifest[key], "")
+        return pa.table(columns)
+
+    def compact(self, draw: int | None, whole: bool = True) -> None:
+        """Nothing: files stay files."""
+
+
+def _by_class(found: dict[str, int], suffix: str) -> list[tuple[str, str]]:
+    """(class, sample id) of every file CLASS/ID.suffix that is not empty and has plain names."""
+    names = []
+    for path, size in found.items():
+        parts = path.removesuffix(suffix).split("/")
+        if size and path.endswith(suffix) and len(parts) == 2 and all(map(_SAFE.fullmatch, parts)):
+            names.append((parts[0], parts[1]))
+    return names

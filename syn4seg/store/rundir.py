@@ -1,0 +1,319 @@
+"""The run directory, in a folder or an object store: every path of a run, the plan, the records, the digest.
+
+    RUN/config.yaml inputs.json provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
+    RUN/proposals/CLASS.jsonl (of a language model)  generators/HASH.json (how an image model was run)  quarantined/ID.json
+    RUN/checkpoints/{base.safetensors,base.json}  images/... (see `samples.py`, `shards.py`)
+    RUN/draws/K/support.json support.safetensors queries.json manifest.parquet checkpoints/ROW.safetensors labels/... records/...
+
+Only the driver writes metrics.jsonl; actors write files of their own. How files are written, and what is relied on, is in
+`files.py`. Nothing is deleted on start.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from syn4seg.config.fingerprint import UPSTREAM, fingerprint
+from syn4seg.config.tree import Config, annotated, differences
+from syn4seg.errors import DamagedError, UserError
+from syn4seg.store.files import (
+    append_line,
+    at,
+    each,
+    exists,
+    listing,
+    plain,
+    reach,
+    read_bytes,
+    read_json,
+    stating,
+    write_atomically,
+    write_json,
+)
+from syn4seg.store.layout_files import FileSamples
+from syn4seg.store.layout_sharded import ShardSamples
+from syn4seg.store.samples import Pair, Sample, check_names
+from syn4seg.store.tables import read_parquet
+
+if TYPE_CHECKING:
+    from syn4seg.store.files import AnyPath
+
+
+# ------------------------------------------------------------------------------------------------ the paths
+class Draw:
+    """Paths and samples of one support draw inside a run."""
+
+    def __init__(self, run: RunDir, number: int):
+        self.run, self.number = run, number
+        self.root = run.root / "draws" / str(number)
+        self.support = self.root / "support.safetensors"
+        self.support_json = self.root / "support.json"
+        self.queries = self.root / "queries.json"
+        self.manifest = self.root / "manifest.parquet"
+
+    def checkpoint(self, row: str) -> AnyPath:
+        """Path of the classifier trained for one ablation row."""
+        return self.root / "checkpoints" / f"{row}.safetensors"
+
+    def label(self, stage: str, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a label image, in the layout `files`."""
+        assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per label"
+        return self.run.samples.label(self.number, stage, class_name, sample_id)
+
+    def record(self, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a sample's record, in the layout `files`."""
+        assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per record"
+        return self.run.samples.record(self.number, class_name, sample_id)
+
+    def write(self, samples: list[Sample]) -> None:
+        """Keeps samples, so that they are finished; see `FileSamples.write`."""
+        self.run.samples.write(self.number, samples)
+
+    def read(self, rows: list[dict[str, Any]]) -> list[Pair]:
+        """Finished samples with their labels and images; see `FileSamples.read`."""
+        return self.run.samples.read(self.number, rows)
+
+    def read_each(self, rows: list[dict[str, Any]]) -> list[Pair | DamagedError]:
+        """As `read`, with what is wrong in place of a damaged sample; see `FileSamples.read_each`."""
+        return self.run.samples.read_each(self.number, rows)
+
+    def table(self) -> pa.Table:
+        """Every record, once each, sorted by sample id: columns `schema.RECORD`."""
+        return self.run.samples.records(self.number)
+
+    def complete(self) -> pa.Table:
+        """Columns sample_id, reason and image (digest) of the samples that are done, with every file that their record names; a
+        deleted file is made anew."""
+        return self.run.samples.complete(self.number, self.run.noted())
+
+    def done(self) -> set[str]:
+        """Ids of the samples of `complete`."""
+        return set(self.complete()["sample_id"].to_pylist())
+
+    def finished(self, ids: Iterable[str]) -> set[str]:
+        """Which of `ids` are done by now, for a reader that asks again and again; files are not looked for. Cheap: a listing,
+        and only what is new since the last call on this object is opened."""
+        return self.run.samples.finished(self.number, ids, self.run.noted())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every record as plain values, sorted by sample id."""
+        for row in self.table().to_pylist():
+            yield {k: v for k, v in row.items() if v is not None} | {"audit": json.loads(row["audit"])}
+
+
+class RunDir:
+    """One run, in a folder or an object store (`s3://bucket/run`).
+
+    Args:
+        layout: of the samples; by default that of the config.yaml in it, or `files`.
+
+    Raises:
+        UserError: a URL of an unknown kind, or its package is not installed.
+    """
+
+    def __init__(self, root: AnyPath | str, layout: str | None = None):
+        self.root, self._layout = at(root), layout
+        self._draws: dict[int, Draw] = {}
+        self.config = self.root / "config.yaml"
+        self.provenance = self.root / "provenance.json"
+        self.inputs = self.root / "inputs.json"
+        self.prompts = self.root / "prompts.parquet"
+        self.embeddings = self.root / "embeddings.safetensors"
+        self.plan = self.root / "plan.parquet"
+        self.base = self.root / "checkpoints" / "base.safetensors"
+        self.base_facts = self.root / "checkpoints" / "base.json"
+        self.results = self.root / "results.json"
+        self.metrics = self.root / "metrics.jsonl"
+
+    @property
+    def address(self) -> str:
+        """What an actor makes its own `RunDir` of: an absolute path or a URL."""
+        return str(self.root.absolute())
+
+    @cached_property
+    def samples(self) -> FileSamples | ShardSamples:
+        """The samples, in the layout of the run."""
+        stored = self.stored() if self._layout is None else None
+        layout = self._layout or (stored.layout if stored else "files")
+        return ShardSamples(self.root) if layout == "sharded" else FileSamples(self.root)
+
+    def stored(self) -> Config | None:
+        """The configuration that the run was begun with, or None."""
+        if not exists(self.config):
+            return None
+        return Config.model_validate(yaml.safe_load(read_bytes(self.config, 2**20)))
+
+    def image(self, class_name: str, sample_id: str) -> AnyPath:
+        """Path of a synthetic image, in the layout `files`."""
+        assert isinstance(self.samples, FileSamples), "a sharded run has no file per image"
+        return self.samples.image(class_name, sample_id)
+
+    def quarantined(self, sample_id: str) -> AnyPath:
+        """Path of the note on a sample that could not be made or read."""
+        return self.root / "quarantined" / f"{sample_id}.json"
+
+    def noted(self) -> list[str]:
+        """Ids of the samples with a note in quarantined/."""
+        return sorted(name[:-5] for name in listing(self.root / "quarantined") if name.endswith(".json"))
+
+    def quarantine(self) -> dict[str, dict[str, Any]]:
+        """Notes of the quarantined samples by id."""
+        names = self.noted()
+        return dict(zip(names, each(lambda name: read_json(self.root / "quarantined" / f"{name}.json"), names), strict=True))
+
+    def read_plan(self) -> pa.Table:
+        """The plan as it was written, padding included.
+
+        Raises:
+            UserError: there is none yet, it is damaged, or an id in it is not safe as a file name.
+        """
+        try:
+            plan = read_parquet(self.plan)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.root}: no plan yet; run `syn4seg refine` (or `syn4seg run`) with the same configuration first"
+            ) from None
+        lacking = {"sample_id", "class_id", "batch", "padding"} - set(plan.column_names)
+        if lacking:
+            raise DamagedError(f"{self.plan}: has no column {min(lacking)!r}; this program did not write it")
+        check_names(plan["sample_id"], f"{self.plan}: sample")
+        return plan
+
+    def has_images(self) -> bool:
+        """Whether every planned sample has an image or a note that it could not be made."""
+        if not exists(self.plan):
+            return False
+        made = pa.chunked_array([*self.samples.images()["sample_id"].chunks, pa.array(self.noted(), pa.string())])
+        return pc.all(pc.is_in(self.read_plan()["sample_id"], made.combine_chunks())).as_py() is not False
+
+    def draw(self, number: int) -> Draw:
+        """One support draw, the same object every time."""
+        return self._draws.setdefault(number, Draw(self, number))
+
+    def draws(self) -> list[Draw]:
+        """The draws that have a folder, in order."""
+        with stating(self.root, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = {p.name for p in (self.root / "draws").iterdir()}
+            return [self.draw(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
+        return []
+
+    def log(self, **values: Any) -> None:
+        """Adds one line to metrics.jsonl, with its time (Unix seconds); for the driver alone, since no file has two writers."""
+        append_line(self.metrics, json.dumps(plain({"time": round(time.time(), 3), **values}), sort_keys=True))
+
+    def note_generator(self, facts: dict[str, Any]) -> None:
+        """Keeps how an image model was run, in a file named by the facts: every actor with the same facts writes the same."""
+        name = hashlib.blake2b(json.dumps(plain(facts), sort_keys=True).encode(), digest_size=8).hexdigest()
+        write_json(self.root / "generators" / f"{name}.json", facts)
+
+    def check(self, config: Config) -> None:
+        """Checks that what is in the directory, if anything, belongs to the same science; writes nothing.
+
+        The section `evaluation` may differ: scores are the last stage, and results.json says how they were made.
+
+        Raises:
+            UserError: another science config made this directory (the differences are listed), it has another layout, it is
+                not a run, or its object store cannot be reached.
+        """
+        reach(self.root)
+        stored = self.stored()
+        if stored is not None:
+            if stored.layout != config.layout:
+                raise UserError(
+                    f"layout={config.layout}: --out {self.root} was begun with layout={stored.layout}; keep that, "
+                    f"or use another --out (and `--reuse {self.root}` to take its images over)"
+                )
+            changed = [d for d in differences(stored.science(), config.science()) if not d.startswith("evaluation.")]
+            if changed:
+                lines = "\n  ".join(changed)
+                raise UserError(
+                    f"--out {self.root}: made with another configuration:\n  {lines}\n"
+                    f"use another --out (and `--reuse {self.root}` to keep the stages that still fit)"
+                )
+        elif _anything(self.root):
+            raise UserError(f"--out {self.root}: not empty and not a run (no config.yaml); choose another folder")
+
+    def open(self, config: Config) -> None:
+        """`check`, then the directory and its config.yaml."""
+        self.check(config)
+        write_atomically(self.config, annotated(config).encode())
+        self._layout = config.layout
+
+    def check_inputs(self, inputs: dict[str, str]) -> None:
+        """Refuses other files under the names that the configuration gives.
+
+        Args:
+            inputs: `setup.inputs_of(config)`.
+
+        Raises:
+            UserError: a file is not the one that the run was begun with.
+        """
+        if not exists(self.inputs):
+            return
+        for key, digest in read_json(self.inputs).items():
+            if inputs.get(key, digest) != digest:
+                raise UserError(
+                    f"{key}: other files are there than when {self.root} was begun; put the old ones back, or use another --out"
+                )
+
+    def write_inputs(self, inputs: dict[str, str]) -> None:
+        """Keeps the digests of the run's inputs, those known already and new ones."""
+        known = read_json(self.inputs) if exists(self.inputs) else {}
+        write_json(self.inputs, inputs | known)
+
+    def write_provenance(self, config: Config, versions: dict[str, str]) -> None:
+        """What made the run: versions (of its first start) and the fingerprint of each stage; no user name, path or secret."""
+        if exists(self.provenance):
+            versions = read_json(self.provenance)["versions"]
+        stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
+        write_json(self.provenance, {"versions": versions, "fingerprints": stages})
+
+
+def opened(place: str) -> RunDir:
+    """The run that is at a path or URL.
+
+    Raises:
+        UserError: there is none, or it cannot be reached.
+    """
+    run = RunDir(place)
+    reach(run.root)
+    if not exists(run.config):
+        raise UserError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    return run
+
+
+def _anything(root: AnyPath) -> bool:
+    with stating(root, "read"), contextlib.suppress(FileNotFoundError):
+        return root.is_dir() and any(True for _ in root.iterdir())
+    return False
+
+
+# -------------------------------------------------------------------------------------------------- verify
+def run_digest(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Digest (64 hex digits) over (sample id, image digest, label digest or reason) rows, sorted."""
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    return table_digest(*(pa.chunked_array([pa.array(column, pa.string())]) for column in columns))
+
+
+def table_digest(ids: pa.ChunkedArray, images: pa.ChunkedArray, labels: pa.ChunkedArray) -> str:
+    """`run_digest` of columns, without a Python object per row."""
+    table = pa.table({"a": ids, "b": images, "c": labels})
+    order = pc.sort_indices(table, [(name, "ascending") for name in "abc"])
+    total = hashlib.blake2b(digest_size=32)
+    for start in range(0, len(order), 65_536):
+        part = table.take(order[start : start + 65_536])
+        joined = pc.binary_join_element_wise(part["a"], part["b"], part["c"], "\x1f")
+        total.update("".join(f"{row}\x1e" for row in joined.to_pylist()).encode())
+    return total.hexdigest()

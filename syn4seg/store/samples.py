@@ -1,0 +1,134 @@
+"""Samples of a run: what is read and written whatever the layout, and names that are safe as file names."""
+
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from syn4seg.errors import DamagedError, StoreError, UserError
+from syn4seg.schema import FAULT, RECORD
+from syn4seg.store.files import In, Out, plain, read_json
+
+if TYPE_CHECKING:
+    from syn4seg.store.files import AnyPath
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}"
+_SAFE = re.compile(NAME)
+
+
+def checked_name(name: str, what: str) -> str:
+    """`name` if it is safe as one part of a path.
+
+    Raises:
+        DamagedError: it is empty, starts with a dot, or has other characters than letters, digits, space and ._+-
+    """
+    if not _SAFE.fullmatch(name):
+        raise UserError(
+            f"{what} {name!r}: cannot be part of a file name; expected letters, digits, space or ._+-, "
+            "not starting with a dot; rename it"
+        )
+    return name
+
+
+def check_names(names: pa.ChunkedArray | pa.Array, what: str) -> None:
+    """`checked_name` of a whole column, which has no null either."""
+    safe = pc.fill_null(pc.match_substring_regex(names, f"^(?:{NAME})$"), False)
+    if not pc.all(safe).as_py() and len(names):
+        bad = names.filter(pc.invert(safe))[0].as_py()
+        checked_name(bad or "", what)
+        raise DamagedError(f"{what} {bad!r}: cannot be part of a file name")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A synthetic image: uint8 (H, W, 3) RGB, whose it is, and what there is to say about how it was made."""
+
+    sample_id: str
+    class_name: str
+    batch: int
+    pixels: np.ndarray
+    audit: dict[str, Any]
+    at: str = ""
+    """Where it lies, as `images()` says; empty for a new one."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a draw knows of a sample: its record (columns `schema.RECORD`) and, by stage, labels uint8 (H, W)."""
+
+    record: dict[str, Any]
+    labels: dict[str, np.ndarray]
+
+
+Pair = tuple[Sample, np.ndarray | None]
+"""A finished sample and its image uint8 (H, W, 3), which a fault does not have."""
+
+
+def or_error(read: Callable[[In], Out]) -> Callable[[In], Out | DamagedError]:
+    """`read`, but what is wrong with a file is returned; a `StoreError` is still raised."""
+
+    def one(item: In) -> Out | DamagedError:
+        try:
+            return read(item)
+        except DamagedError as error:
+            return error
+
+    return one
+
+
+def all_sound(found: list[Pair | DamagedError]) -> list[Pair]:
+    """What was found, if nothing of it is an error; else raises the first one."""
+    for one in found:
+        if isinstance(one, DamagedError):
+            raise one
+    return [one for one in found if not isinstance(one, DamagedError)]
+
+
+def notes_path(image: AnyPath) -> AnyPath:
+    """Where the audit of an image lies, if there is anything to say."""
+    return image.with_suffix(".json")
+
+
+def notes_of(image: AnyPath) -> dict[str, Any]:
+    """The audit that lies beside an image; empty if there is nothing to say."""
+    try:
+        notes = read_json(notes_path(image))
+    except (FileNotFoundError, DamagedError):  # most images have none
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def check_there(root: AnyPath) -> None:
+    """Refuses to write into a run directory that somebody has taken away; making it anew would hide what is lost.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    if isinstance(root, Path) and not root.is_dir():
+        raise StoreError(
+            f"{root}: the run directory was removed or unmounted while it was written to; put it back, and run the "
+            "same command again, which goes on from what is there"
+        )
+
+
+def record_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Records as a table of the columns `schema.RECORD`; an audit becomes JSON text."""
+    rows = [row | {"audit": json.dumps(plain(row.get("audit", {})), sort_keys=True)} for row in rows]
+    return pa.Table.from_pylist(rows, schema=RECORD)
+
+
+def not_waiting(records: pa.Table, notes: Sequence[str]) -> pa.Table:
+    """The records without those of faults whose note is gone: these samples are to be made again."""
+    fault = pc.starts_with(records["reason"], FAULT)
+    noted = pc.is_in(records["sample_id"], pa.array(list(notes), pa.string()))
+    return records.filter(pc.or_(pc.invert(fault), noted))

@@ -1,0 +1,1 @@
+"""Trials of a sweep: the stage cache, and a run's last row made from cached stages."""

@@ -1,0 +1,284 @@
+"""The stage cache: what a stage made of given inputs and keys, kept once for all trials and studies that ask for it.
+
+An entry is a file `CACHE/STAGE/HASH.bin`, named by a hash of everything its content depends on. It holds named arrays (in the
+safetensors format; labels and masks compressed) behind a digest of themselves: a damaged entry is noticed and made again.
+Whoever finds no entry makes it under a lock of its own, so processes that ask at the same time make it once. Nothing relies
+on an entry being there: the least recently used ones are deleted when the cache grows over its bound.
+
+The cache is a folder of this machine or a network mount with locks (NFS 4); it never holds the only copy of anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from syn4seg.errors import StoreError, UserError
+from syn4seg.store.files import stating
+
+Arrays = dict[str, np.ndarray]
+
+SUFFIX = ".bin"
+RUNS = "runs"
+"""The stage whose entries are whole run directories: prompts, images and base checkpoint of a configuration."""
+DIGEST = 32
+MAX_ENTRY = 2**33
+"""Bytes of the largest entry that is read."""
+LEVEL = 1
+"""zlib's level. Labels and masks shrink twentyfold at it; features hardly would at any, so they are not compressed."""
+SLACK = 0.9
+"""A cache over its bound is pruned to this share of it."""
+LOOK_SHARE = 0.05
+"""The folder is measured again when this share of the bound was written since."""
+FRESH_SECONDS = 3600.0
+"""A run directory that was used this recently is not deleted to make room."""
+LOCK_SECONDS = 86_400.0
+"""A lock that was not asked for this long is deleted."""
+
+
+@dataclass(frozen=True)
+class StageUse:
+    """What the cache holds of a stage: entries, their bytes, and when one was last used (seconds since 1970)."""
+
+    stage: str
+    entries: int
+    bytes: int
+    used: float
+
+
+def key_hash(key: Any) -> str:
+    """Hash (32 hex digits) of plain JSON values."""
+    return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class StageCache:
+    """Entries by stage and key, and the recently used ones in memory.
+
+    Args:
+        root: folder; made if it is not there.
+        limit: bytes that the folder may hold.
+        memory: bytes of decoded entries that this process keeps.
+
+    Raises:
+        UserError: a URL.
+    """
+
+    def __init__(self, root: Path | str, limit: int = 20 * 2**30, memory: int = 2**30):
+        if "://" in str(root):
+            raise UserError(f"--cache {root}: the cache needs locks, so it must be a folder of this machine or a network mount")
+        self.root, self.limit, self.memory, self.used = Path(root), limit, memory, 0
+        self.kept: OrderedDict[tuple[str, str], Arrays] = OrderedDict()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.written = limit  # so that the first write looks at the folder
+
+    def path(self, stage: str, key: Any) -> Path:
+        """Where an entry lies."""
+        return self.root / stage / (key_hash(key) + SUFFIX)
+
+    def get(self, stage: str, key: Any, make: Callable[[], Arrays]) -> Arrays:
+        """An entry; made and kept if it is not there. The arrays are shared: nobody writes into them.
+
+        Args:
+            stage: name of the stage.
+            key: plain JSON values that name everything the arrays depend on.
+            make: makes them; it may ask for entries of earlier stages.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        found = self.find(stage, key)
+        if found is None:
+            path = self.path(stage, key)
+            with self.lock(path):
+                found = self.find(stage, key)  # somebody else may have been faster
+                if found is None:
+                    self.counts[stage, "damaged"] += path.exists()
+                    found = make()
+                    self.put(stage, key, found)
+        return found
+
+    def find(self, stage: str, key: Any) -> Arrays | None:
+        """An entry, or None if it is not there or damaged."""
+        path = self.path(stage, key)
+        name = (stage, path.name)
+        if name in self.kept:
+            self.kept.move_to_end(name)
+            self.counts[stage, "memory"] += 1
+            return self.kept[name]
+        arrays = self._read(path)
+        if arrays is not None:
+            self.counts[stage, "read"] += 1
+            self._keep(name, arrays)
+        return arrays
+
+    def put(self, stage: str, key: Any, arrays: Arrays) -> None:
+        """Keeps what was made, under the `lock` of its path."""
+        path = self.path(stage, key)
+        self.counts[stage, "made"] += 1
+        self._write(path, arrays)
+        self._keep((stage, path.name), arrays)
+
+    @contextlib.contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        """Only one process at a time makes what is at `path`; the lock of a process that dies is free."""
+        with FileLock(self._lock(path)):
+            yield
+
+    def _lock(self, path: Path) -> Path:
+        lock = self.root / "locks" / path.parent.name / (path.name + ".lock")
+        with stating(lock, "write"):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock
+
+    def _keep(self, name: tuple[str, str], arrays: Arrays) -> None:
+        size = sum(a.nbytes for a in arrays.values())
+        for array in arrays.values():
+            array.flags.writeable = False
+        if size > self.memory:
+            return
+        self.kept[name], self.used = arrays, self.used + size
+        while self.used > self.memory:
+            _, old = self.kept.popitem(last=False)
+            self.used -= sum(a.nbytes for a in old.values())
+
+    def _read(self, path: Path) -> Arrays | None:
+        try:
+            with stating(path, "read"):
+                if path.stat().st_size > MAX_ENTRY:
+                    raise StoreError(f"{path}: larger than any entry of the cache; delete it")
+                data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        arrays = decode(data)
+        if arrays is None:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # when it was last used
+        return arrays
+
+    def _write(self, path: Path, arrays: Arrays) -> None:
+        data = encode(arrays)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with stating(path, "write"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_bytes(data)  # not synced: what a power cut damages is noticed and made again
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        self.written += len(data)
+        if self.written > LOOK_SHARE * self.limit:
+            self.written = 0
+            self.prune(self.limit, idle=FRESH_SECONDS)
+
+    # ------------------------------------------------------------------------------------------ ls and prune
+    def entries(self) -> list[tuple[float, int, Path]]:
+        """(last use, bytes, path) of every entry; run directories count as one."""
+        found = []
+        for folder in self.root.iterdir() if self.root.is_dir() else ():
+            if folder.name == RUNS:
+                for run in (p for p in folder.iterdir() if p.is_dir()):
+                    with contextlib.suppress(FileNotFoundError):
+                        size = sum(p.stat().st_size for p in run.rglob("*") if p.is_file())
+                        found.append((run.stat().st_mtime, size, run))
+            elif folder.name != "locks" and folder.is_dir():
+                for path in (p for p in folder.iterdir() if p.name.endswith((SUFFIX, ".partial"))):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((path.stat().st_mtime, path.stat().st_size, path))
+        return sorted(found, key=lambda entry: (entry[0], entry[2]))
+
+    def uses(self) -> list[StageUse]:
+        """What is there, stage by stage."""
+        by_stage: dict[str, list[tuple[float, int, Path]]] = {}
+        for entry in self.entries():
+            by_stage.setdefault(entry[2].parent.name, []).append(entry)
+        return [
+            StageUse(stage, len(found), sum(size for _, size, _ in found), found[-1][0])
+            for stage, found in sorted(by_stage.items())
+        ]
+
+    def prune(self, limit: int, stage: str | None = None, idle: float = 0.0) -> tuple[int, int]:
+        """Deletes the least recently used entries until at most `SLACK * limit` bytes are left, if there are more than `limit`.
+
+        Run directories go last: they are what a study costs. One that is being made is left alone. Whoever reads another entry
+        meanwhile finds it missing and makes it again.
+
+        Args:
+            stage: only entries of this stage, and only its bytes count.
+            idle: seconds that a run directory must have lain unused.
+
+        Returns:
+            How many entries were deleted, and their bytes.
+        """
+        found = [entry for entry in self.entries() if stage is None or entry[2].parent.name == stage]
+        total, gone, freed = sum(size for _, size, _ in found), 0, 0
+        if total <= limit:
+            return 0, 0
+        self._drop_locks()
+        for used, size, path in sorted(found, key=lambda entry: entry[2].parent.name == RUNS):
+            if total - freed <= SLACK * limit:
+                break
+            if path.parent.name == RUNS and not (time.time() - used >= idle and self._drop_run(path)):
+                continue
+            if path.parent.name != RUNS:
+                with stating(path, "delete"):
+                    path.unlink(missing_ok=True)
+            gone, freed = gone + 1, freed + size
+        return gone, freed
+
+    def _drop_run(self, path: Path) -> bool:
+        """Deletes a run directory that nobody is making; whether it is gone."""
+        with contextlib.suppress(Timeout), FileLock(self._lock(path), timeout=0):
+            shutil.rmtree(path, ignore_errors=True)
+            return True
+        return False
+
+    def _drop_locks(self) -> None:
+        """Deletes the locks that nobody has asked for in a day."""
+        for lock in (self.root / "locks").rglob("*.lock"):
+            with contextlib.suppress(OSError):
+                if time.time() - lock.stat().st_mtime > LOCK_SECONDS:
+                    lock.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------- an entry
+def encode(arrays: Arrays) -> bytes:
+    """An entry's bytes: a digest, then the compressed arrays."""
+    from safetensors.numpy import save
+
+    data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    small = not any(a.dtype.kind == "f" and a.nbytes > 2**16 for a in arrays.values())
+    data = b"z" + zlib.compress(data, LEVEL) if small else b"-" + data
+    return hashlib.blake2b(data, digest_size=DIGEST).digest() + data
+
+
+def decode(data: bytes) -> Arrays | None:
+    """The arrays of an entry's bytes; None if they are not what `encode` wrote."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    kind, rest = data[DIGEST : DIGEST + 1], data[DIGEST + 1 :]
+    if hashlib.blake2b(data[DIGEST:], digest_size=DIGEST).digest() != data[:DIGEST]:
+        return None
+    try:
+        if kind == b"z":
+            stream = zlib.decompressobj()
+            rest = stream.decompress(rest, MAX_ENTRY)
+            if not stream.eof:
+                return None
+        return load(rest)
+    except (zlib.error, SafetensorError):
+        return None

@@ -1,0 +1,136 @@
+"""What trials need of a run in their process: its network, its images by digest, frozen features that were used before."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from syn4seg.config.fingerprint import fingerprint
+from syn4seg.config.tree import Config
+from syn4seg.errors import UserError
+from syn4seg.stages.arrivals import FeatureCache
+from syn4seg.stages.labels import load_on_device
+from syn4seg.stages.plan import planned
+from syn4seg.stages.reuse import INPUT_STAGES
+from syn4seg.stages.rows import ROWS
+from syn4seg.stages.setup import canvas_of, inputs_of, load_dataset
+from syn4seg.store.files import MAX_TABLE, pixel_digest, read_bytes
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import Image
+from syn4seg.trials.cache import key_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROW = "syn4seg"
+"""The ablation row that a trial trains: the whole method."""
+TOGETHER = 64
+"""Images whose results share an entry of the cache."""
+
+
+def world_key(config: Config) -> str:
+    """Hash of everything that prompts, images and base checkpoint of a configuration depend on, input files included."""
+    inputs = {key: digest for key, digest in inputs_of(config).items() if key in INPUT_STAGES}
+    return key_hash([fingerprint(config, "images"), fingerprint(config, "base"), inputs])
+
+
+@dataclass(frozen=True)
+class Made:
+    """A synthetic image of a run: its plan row's id and target, the digest of its pixels, and its (H, W, 3)."""
+
+    sample_id: str
+    target: int
+    class_name: str
+    batch: int
+    digest: str
+    shape: tuple[int, int, int]
+    at: str
+
+
+def _version() -> str:
+    """Version of this program: another one may compute otherwise."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("syn4seg-ray")
+    return ""
+
+
+class World:
+    """A run that has prompts, images and base checkpoint, and what trials need of it in this process.
+
+    Attributes:
+        planned: ids of the samples of the row's bank, in the order of the plan.
+        images: those of them that could be made.
+        network: what features depend on besides an image.
+    """
+
+    def __init__(self, config: Config, run: RunDir, device: str):
+        import torch
+
+        self.run, self.canvas = run, canvas_of(config)
+        self.dataset, self.fold = load_dataset(config)
+        self.segmenter = load_on_device(run, device)
+        self.device = self.segmenter.weight.device
+        weights = hashlib.blake2b(read_bytes(run.base, MAX_TABLE), digest_size=16).hexdigest()
+        self.software = [_version(), torch.__version__, self.device.type]
+        self.network = [*self.software, weights, self.canvas.size, self.canvas.kind]
+        rows = [row for row in planned(run).to_pylist() if row["bank"] == ROWS[ROW][0]]
+        self.planned = [row["sample_id"] for row in rows]
+        self.images = self._images(rows)
+        self.features = FeatureCache()
+        self.digests: dict[str, str] = {}
+
+    def _images(self, rows: list[dict[str, Any]]) -> list[Made]:
+        names, there = self.fold.index_names, self.run.samples.images()
+        at = dict(zip(there["sample_id"].to_pylist(), there["image_at"].to_pylist(), strict=True))
+        rows, found = [row for row in rows if row["sample_id"] in at], []
+        for start in range(0, len(rows), TOGETHER):
+            part = rows[start : start + TOGETHER]
+            wanted = [Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, at[r["sample_id"]]) for r in part]
+            for row, image in zip(part, self.run.samples.read_images(wanted), strict=True):
+                if image is not None:
+                    found.append(
+                        Made(
+                            row["sample_id"],
+                            row["class_id"],
+                            image.class_name,
+                            image.batch,
+                            pixel_digest(image.pixels),
+                            (*image.pixels.shape[:2], 3),
+                            image.at,
+                        )
+                    )
+        return found
+
+    def pixels(self, images: Sequence[Made]) -> list[np.ndarray]:
+        """RGB uint8 (H, W, 3) of images that are there.
+
+        Raises:
+            UserError: one has been deleted or damaged since.
+        """
+        wanted = [Image(m.sample_id, m.class_name, m.batch, np.zeros(0), {}, m.at) for m in images]
+        found = self.run.samples.read_images(wanted)
+        for made, image in zip(images, found, strict=True):
+            if image is None or pixel_digest(image.pixels) != made.digest:
+                raise UserError(
+                    f"{self.run.root}: image {made.sample_id} was deleted or changed while trials used it; run the "
+                    "command that made the run again"
+                )
+        return [image.pixels for image in found if image is not None]
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """A copy on the segmenter's device."""
+        import torch
+
+        return torch.from_numpy(array.copy()).to(self.device)
+
+    def digest(self, image_id: str) -> str:
+        """Digest of a real image's pixels."""
+        if image_id not in self.digests:
+            self.digests[image_id] = pixel_digest(self.dataset.image(image_id))
+        return self.digests[image_id]

@@ -1,0 +1,259 @@
+"""The stream: the same bytes however it is run, stopped or resumed; one bad row costs one row."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from actors import graph
+from actors.columns import column, each_row
+from actors.graph import stages, stream, todo
+from actors.streaming import run_inline
+from syn4seg.config.loading import load
+from syn4seg.errors import UserError
+from syn4seg.models.generators import load_generator
+from syn4seg.schema import LABEL_STAGES
+from syn4seg.stages.results import verify, write_manifest
+from syn4seg.store.files import read_image, write_image
+
+
+def quiet(*_):
+    return None
+
+
+def test_every_planned_sample_ends_with_one_record_and_its_labels(finish, fresh, small):
+    run, names = fresh
+    finish(load(None, small), run, names)
+    plan = pq.read_table(run.plan).to_pylist()
+    planned = {row["sample_id"] for row in plan if not row["padding"]}
+    assert len(planned) == 24
+    assert run.draw(0).done() == planned
+    for record in run.draw(0).records():
+        image = read_image(run.image(record["class"], record["sample_id"]))
+        for stage in LABEL_STAGES:
+            path = run.draw(0).label(stage, record["class"], record["sample_id"])
+            assert path.is_file() == (stage != "label" or not record["reason"])
+            if path.is_file():
+                assert read_image(path).shape == image.shape[:2]
+
+
+def test_the_last_generator_batch_is_padded_and_the_padding_leaves_no_file(finish, fresh, small):
+    run, names = fresh
+    plan = pq.read_table(run.plan)
+    assert Counter(plan["batch"].to_pylist()) == dict.fromkeys(range(5), 5)
+    assert sum(plan["padding"].to_pylist()) == 1
+    finish(load(None, small), run, names)
+    assert len(list(run.root.glob("images/*/*.png"))) == 24
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["placement.synthesis.batch=5"],
+        ["placement.synthesis.batch=11"],
+        ["placement.synthesis.batch=99", "placement.labeling.batch=1"],
+    ],
+)
+def test_batch_sizes_of_the_pools_change_no_byte(finish, fresh, small, reference, keys):
+    run, names = fresh
+    assert finish(load(None, [*small, *keys]), run, names) == reference[0]
+
+
+class Stop(Exception):
+    """A person pressing Ctrl-C at a known moment."""
+
+
+def test_a_stopped_run_is_finished_by_the_same_command_without_redoing_finished_samples(finish, fresh, small, reference):
+    run, names = fresh
+    config = load(None, [*small, "placement.synthesis.batch=5"])
+
+    def stop_at_ten(done, *_):
+        if done >= 10:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stream(config, run, names, 0, stop_at_ten)
+    before = {p: p.stat().st_mtime_ns for p in run.root.glob("draws/0/records/*/*.json")}
+    assert 10 <= len(before) < 24
+    assert finish(config, run, names) == reference[0]
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_a_deleted_or_damaged_file_is_made_anew_with_the_same_bytes(finish, fresh, small, reference):
+    run, names = fresh
+    config = load(None, small)
+    finish(config, run, names)
+    record = next(r for r in run.draw(0).records() if not r["reason"])
+    run.draw(0).label("label", record["class"], record["sample_id"]).unlink()
+    run.image(record["class"], record["sample_id"]).write_bytes(b"damaged")
+    assert finish(config, run, names) == reference[0]
+
+
+def test_repeating_a_refused_run_is_refused_again(fresh, small, monkeypatch):
+    run, names = fresh
+
+    class Broken:
+        def generate(self, prompts, encoded, noise_seeds):
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(graph, "load_generator", lambda *_, **__: Broken())
+    for _ in range(3):
+        with pytest.raises(UserError, match="fault: synthesis: RuntimeError: out of memory"):
+            stream(load(None, small), run, names, 0, quiet)
+
+
+@pytest.mark.slow
+def test_an_actor_that_cannot_start_is_one_sentence_and_no_traceback(fresh, small, tmp_path, ray_cluster):
+    run, names = fresh
+    (tmp_path / "sam.pth").write_bytes(b"not a checkpoint")
+    config = load(None, [*small, "placement.runner=ray", f"refinement.model={tmp_path / 'sam.pth'}"])
+    with pytest.raises(UserError, match="an actor failed: ") as caught:
+        stream(config, run, names, 0, quiet)
+    assert "sam.pth" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_lost_in_the_middle_of_a_batch_come_back_with_the_same_bytes(finish, fresh, small, reference):
+    run, names = fresh
+    config = load(None, small)
+    finish(config, run, names)
+    lost = ["hdig-ball-00001", "class_name-moon-00002", "hdig-heart-00002"]
+    for sample in lost:
+        name = sample.split("-")[1]
+        run.image(name, sample).unlink()
+        run.draw(0).record(name, sample).unlink()
+    assert finish(config, run, names) == reference[0]
+
+
+@pytest.mark.slow
+def test_the_ray_stream_gives_the_same_bytes_as_the_plain_loop(finish, fresh, small, reference, ray_cluster):
+    run, names = fresh
+    keys = ["placement.runner=ray", "placement.synthesis.size=2", "placement.synthesis.batch=5", "placement.labeling.batch=3"]
+    assert finish(load(None, [*small, *keys]), run, names) == reference[0]
+
+
+class Faulty:
+    """The renderer, but images of one noise seed come out faulty."""
+
+    def __init__(self, seed: int):
+        self.seed, self.inner = seed, load_generator("renderer", steps=1, guidance=1.0, size=64)
+
+    def generate(self, prompts, encoded, noise_seeds):
+        images, faults = self.inner.generate(prompts, encoded, noise_seeds)
+        return images, ["nan" if s == self.seed else f for s, f in zip(noise_seeds, faults, strict=True)]
+
+
+def test_one_faulty_image_costs_one_row(fresh, small, prepared):
+    run, names = fresh
+    config = load(None, small)
+    rows = todo(pq.read_table(run.plan), set())
+    bad = rows.to_pylist()[7]
+    steps = stages(config, run, names, 0)
+    steps[0] = replace(steps[0], kwargs=steps[0].kwargs | {"load": functools.partial(Faulty, bad["noise_seed"])})
+    for _ in run_inline(rows, steps, 5):
+        pass
+    notes = run.quarantine()
+    assert list(notes) == [bad["sample_id"]]
+    assert notes[bad["sample_id"]]["reason"] == "fault: synthesis: nan image"
+    assert not run.image(names[bad["class_id"]], bad["sample_id"]).exists()
+    assert len(run.draw(0).done()) == 24
+    write_manifest(run, 0)
+    assert verify(run)[1] == []
+
+
+def test_a_run_that_fails_everywhere_stops_with_the_most_frequent_reason(fresh, small, monkeypatch):
+    run, names = fresh
+
+    class Broken:
+        def generate(self, prompts, encoded, noise_seeds):
+            return np.zeros((len(prompts), 64, 64, 3), np.uint8), ["black"] * len(prompts)
+
+    monkeypatch.setattr(graph, "load_generator", lambda *_, **__: Broken())
+    with pytest.raises(UserError, match=r"of 24 samples are quarantined.*fault: synthesis: black image"):
+        stream(load(None, small), run, names, 0, quiet)
+
+
+def test_a_row_that_raises_is_quarantined_with_stage_and_reason_and_its_neighbours_go_on():
+    batch = {"reason": np.array(["", "", "early"], object), "traceback": np.array(["", "", "as it was"], object)}
+
+    def work(i):
+        if i == 1:
+            raise MemoryError("no room")
+        return 10 + i, ""
+
+    values, reasons, traces = each_row(batch, "labeling", work, lambda _: (-1,))
+    assert values == [10, -1, -1]
+    assert reasons[0] == ""
+    assert reasons[1].startswith("fault: labeling: MemoryError: no room")
+    assert reasons[2] == "early"
+    assert "no room" in traces[1] and "in work" in traces[1]
+    assert traces[::2] == ["", "as it was"]
+
+
+def test_columns_of_equal_and_of_different_shapes():
+    same, mixed = column([np.zeros((2, 3)), np.ones((2, 3))]), column([np.zeros((2, 3)), np.ones((4, 1))])
+    assert same.shape == (2, 2, 3)
+    assert mixed.dtype == object
+    assert [a.shape for a in mixed] == [(2, 3), (4, 1)]
+
+
+def test_verify_sees_one_changed_pixel_a_missing_file_and_a_missing_record(finish, fresh, small):
+    run, names = fresh
+    config = load(None, small)
+    digest = finish(config, run, names)
+    record = next(r for r in run.draw(0).records() if not r["reason"])
+    path = run.draw(0).label("label", record["class"], record["sample_id"])
+    label = read_image(path)
+    label[0, 0] ^= 1
+    write_image(path, label)
+    other, problems = verify(run)
+    assert other != digest
+    assert problems == [f"draw 0: label of {record['sample_id']} differs"]
+    path.unlink()
+    assert verify(run)[1] == [f"draw 0: label of {record['sample_id']} is missing"]
+    run.draw(0).record(record["class"], record["sample_id"]).unlink()
+    write_manifest(run, 0)
+    assert any("not in both" in line for line in verify(run)[1])
+
+
+def imported(run, small, folder, *keys):
+    """A plan of four images of four sizes and one file that is no image."""
+    from syn4seg.stages.checks import check
+    from syn4seg.stages.plan import make_plan
+
+    for k, name in enumerate(("ball", "donut", "moon", "heart")):
+        write_image(folder / name / "a.png", np.full((40 + 8 * k, 64, 3), 90, np.uint8))
+    (folder / "moon" / "b.jpg").write_bytes(b"not an image")
+    config = load(None, [*small, "synthesis.source=folder", f"synthesis.root={folder}", *keys])
+    run.plan.unlink()
+    make_plan(config, run, check(config)[1], quiet, None, None)
+    return config
+
+
+def test_imported_images_of_any_size_are_labelled_and_a_bad_file_costs_one_row(tmp_path, fresh, small):
+    run, names = fresh
+    reasons = stream(imported(run, small, tmp_path / "in"), run, names, 0, quiet)
+    assert sum(reasons.values()) == 5
+    assert [r for r in reasons if r.startswith("fault: import:") and "b.jpg" in r]
+    assert read_image(run.draw(0).label("draft", "moon", "import-moon-00000")).shape == (56, 64)
+    assert json.loads(run.draw(0).record("moon", "import-moon-00001").read_text())["reason"].startswith("fault")
+
+
+@pytest.mark.slow
+def test_images_of_different_sizes_go_through_ray_with_the_same_bytes(finish, tmp_path, fresh, small, ray_cluster):
+    import shutil
+
+    from syn4seg.store.rundir import RunDir
+
+    run, names = fresh
+    shutil.copytree(run.root, tmp_path / "other")
+    other = RunDir(tmp_path / "other")
+    plain = imported(run, small, tmp_path / "in")
+    through_ray = imported(other, small, tmp_path / "in", "placement.runner=ray", "placement.refinement.batch=2")
+    assert finish(through_ray, other, names) == finish(plain, run, names)

@@ -1,0 +1,187 @@
+"""Poison rows: whatever a row does to its stage, it costs that row, and the note says which stage, why, and where."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from actors import watch
+from actors.columns import FAULT, each_row, texts
+from actors.guard import ALONE, _joined
+from actors.ledger import Ledger
+from actors.metrics import loads
+from actors.placement import Stage
+from actors.streaming import run_inline, run_stream
+from syn4seg.config.sections import Pool
+
+
+class Doubler:
+    """Doubles a number; what a row's `harm` says happens to its process, every time."""
+
+    reads = ("sample_id", "number", "harm", "reason", "traceback")
+    adds = ("double",)
+
+    def __call__(self, rows):
+        def work(i: int):
+            hurt(str(rows["harm"][i]))
+            return 2 * int(rows["number"][i]), ""
+
+        double, reason, trace = each_row(rows, "doubling", work, lambda _: (-1,))
+        return rows | {"double": np.array(double), "reason": texts(reason), "traceback": texts(trace)}
+
+
+class Batched(Doubler):
+    """The same, as a stage whose rows belong together: it notes the sizes of its calls that came to an end."""
+
+    whole_attempts = 3
+
+    def __init__(self, notes: str):
+        self.notes = notes
+
+    def __call__(self, rows):
+        out = super().__call__(rows)
+        with open(self.notes, "a") as f:
+            f.write(f"{len(rows['sample_id'])}\n")
+        return out
+
+
+def hurt(harm: str) -> None:
+    if harm == "exception":
+        raise KeyError("no such colour")
+    if harm == "memory":
+        raise MemoryError("no room")
+    if harm == "segfault":
+        ctypes.string_at(0)
+    if harm == "exit":
+        os._exit(3)
+    if harm == "hang":
+        time.sleep(1000)
+    if harm == "hang in C":
+        ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter's lock
+
+
+def table(harms: dict[int, str], count: int) -> pa.Table:
+    empty = [""] * count
+    return pa.table(
+        {
+            "sample_id": [f"s{i:02d}" for i in range(count)],
+            "number": list(range(count)),
+            "reason": empty,
+            "harm": [harms.get(i, "") for i in range(count)],
+            "traceback": empty,
+        }
+    )
+
+
+def by_value() -> None:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.slow
+def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_and_traceback(ray_cluster):
+    by_value()
+    harms = {2: "exception", 5: "segfault", 9: "hang", 13: "memory", 18: "hang in C", 21: "exit"}
+    step = Stage(Doubler, {}, Pool(size=2, batch=4, cpus=0.25), "doubling")
+    found, reports = {}, []
+    for batch in run_stream(table(harms, 24), [step], 4, deadline=2.0, report=reports.append):
+        for i, sample in enumerate(batch["sample_id"]):
+            assert sample not in found, "a row came out twice"
+            found[sample] = {name: values[i] for name, values in batch.items()}
+    assert len(found) == 24
+    for number, row in enumerate(found[s] for s in sorted(found)):
+        if number not in harms:
+            assert (row["double"], row["reason"], row["traceback"]) == (2 * number, "", "")
+    rows = {harm: found[f"s{i:02d}"] for i, harm in harms.items()}
+    assert all(row["double"] == -1 and row["reason"].startswith(FAULT + "doubling: ") for row in rows.values())
+    assert "KeyError: 'no such colour' (hurt:" in rows["exception"]["reason"]
+    assert "MemoryError: no room" in rows["memory"]["reason"]
+    for harm in ("segfault", "hang", "hang in C", "exit"):
+        assert f"killed its process {ALONE} times" in rows[harm]["reason"]
+        assert "row_deadline=2 s" in rows[harm]["reason"]
+    for harm in ("exception", "memory", "segfault", "hang", "hang in C"):  # os._exit leaves nothing
+        assert "hurt" in rows[harm]["traceback"], harm
+    last = reports[-1]["doubling"]
+    assert last["rows"] == 24 and last["quarantined"] == 6 and last["deaths"] == 4 * (1 + ALONE)
+
+
+@pytest.mark.slow
+def test_a_stage_whose_rows_belong_together_is_tried_whole_three_times(ray_cluster, tmp_path):
+    by_value()
+    step = Stage(Batched, {"notes": str(tmp_path / "calls")}, Pool(batch=4, cpus=0.25), "doubling")
+    reports = []
+    rows = [r for b in run_stream(table({1: "exit"}, 8), [step], 4, deadline=60.0, report=reports.append) for r in b["reason"]]
+    assert Counter(bool(r) for r in rows) == {False: 7, True: 1}
+    assert reports[-1]["doubling"]["deaths"] == 3 + ALONE
+    sizes = Counter(int(line) for line in (tmp_path / "calls").read_text().split())
+    assert sizes[4] == 1 and set(sizes) == {1, 4}, "the other batch stays whole"
+
+
+def test_without_a_guard_nothing_is_watched_and_the_plain_loop_gives_the_same_rows():
+    watch.tick()
+    step = Stage(Doubler, {}, Pool(batch=4), "doubling")
+    rows = [b for b in run_inline(table({2: "exception"}, 8), [step], 4)]
+    assert [int(d) for b in rows for d in b["double"]] == [0, 2, -1, 6, 8, 10, 12, 14]
+
+
+def test_the_ledger_remembers_calls_that_never_ended_and_forgets_those_that_did():
+    ledger = Ledger(lambda: {"here"})
+    assert ledger.begin("a", "k", "note1", "x", "here") == []
+    assert ledger.begin("a", "k", "note2", "y", "here") == ["note1"]
+    assert ledger.begin("b", "k", "note3", "z", "here") == []
+    ledger.end("a", "k", "y", {"rows": 4, "seconds": 2.0, "gpu_bytes": 7})
+    assert ledger.begin("a", "k", "note4", "y", "here") == []
+    ledger.end("a", "k", "y", {"rows": 4, "seconds": 1.0, "gpu_bytes": 5})
+    totals = ledger.totals()["a"]
+    assert (totals["rows"], totals["seconds"], totals["gpu_bytes"], totals["actors"]) == (8, 3.0, 7, 2)
+    assert (totals["warm_rows"], totals["warm_seconds"]) == (4, 1.0), "an actor's first call does not count as warm"
+
+
+def test_whoever_went_with_its_node_is_not_counted():
+    living = {"spot1", "spot2"}
+    ledger = Ledger(lambda: living)
+    for number in range(3):
+        assert ledger.begin("a", "k", f"note{number}", "x", "spot1") == [f"note{i}" for i in range(number)]
+    living.remove("spot1")
+    assert ledger.begin("a", "k", "note3", "x", "spot2") == []
+    assert ledger.begin("a", "k", "note4", "x", "spot2") == ["note3"]
+
+
+def test_parts_are_joined_column_by_column_whatever_they_hold():
+    one = {"sample_id": texts(["a"]), "image": np.zeros((1, 4, 4, 3), np.uint8), "n": np.array([1], np.int64)}
+    other = {"sample_id": texts(["b"]), "image": np.ones((1, 2, 4, 3), np.uint8), "n": np.array([2], np.int64)}
+    none = {name: values[:0] for name, values in one.items()}
+    joined = _joined([one, none, other])
+    assert list(joined["sample_id"]) == ["a", "b"] and joined["n"].tolist() == [1, 2] and joined["n"].dtype == np.int64
+    assert [image.shape for image in joined["image"]] == [(4, 4, 3), (2, 4, 3)]
+    assert len(_joined([none, none])["sample_id"]) == 0
+
+
+def test_load_is_told_by_stage_between_two_looks():
+    before = {"make": {"rows": 10, "seconds": 5.0, "actors": 2}, "label": {"rows": 4, "seconds": 1.0, "actors": 1}}
+    now = {
+        "make": {"rows": 30, "seconds": 21.0, "actors": 2, "quarantined": 3, "gpu_bytes": 2**31},
+        "label": {"rows": 24, "seconds": 3.0, "actors": 1},
+    }
+    found = loads(["make", "label", "write"], 100, now, before, 10.0)
+    assert found["make"] == {
+        "rows": 30,
+        "rows_per_second": 2.0,
+        "busy_share": 0.8,
+        "queued": 70,
+        "rejected": 0,
+        "quarantined": 3,
+        "deaths": 0,
+        "actors": 2,
+        "gpu_gib": 2.0,
+    }
+    assert (found["label"]["rows_per_second"], found["label"]["busy_share"], found["label"]["queued"]) == (2.0, 0.2, 6)
+    assert (found["write"]["rows"], found["write"]["queued"]) == (0, 24)

@@ -1,0 +1,217 @@
+"""Filtering (APF) against a loop over flood-filled regions and pixels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from syn4seg.labeling.filtering import filter_regions, held_out_similarities, support_threshold
+from syn4seg.labeling.prototypes import normalised
+from syn4seg.seeds import seeded
+
+TARGET, NOVEL = 5, (4, 5, 6)
+
+
+def slow_regions(label: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(class, mask) of every 8-connected region."""
+    found = []
+    for index in (k for k in range(1, 255) if (label == k).any()):
+        labelled: Any = ndimage.label(label == index, np.ones((3, 3)))
+        ids, count = labelled
+        found += [(index, ids == r) for r in range(1, count + 1)]
+    return found
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def mean_feature(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean over the mask's pixels of the feature of the cell that holds each pixel; the grid must divide the image."""
+    sy, sx = mask.shape[0] // features.shape[1], mask.shape[1] // features.shape[2]
+    return np.mean([features[:, y // sy, x // sx] for y, x in np.argwhere(mask)], axis=0)
+
+
+def slow_filter(draft, features, prototypes, confidence, *, lambda_keep, min_region, tau_base, tau_background):
+    kept, verdicts = draft.copy(), []
+    for index, mask in slow_regions(draft):
+        known = index in prototypes
+        similarity = cosine(mean_feature(features, mask), prototypes[index]) if known else math.nan
+        why = ""
+        if index == TARGET:
+            why = "similarity" if similarity < lambda_keep else "area" if mask.sum() < min_region else ""
+            if why:
+                kept[mask] = 255
+        elif index in NOVEL:
+            why = "other_novel"
+            kept[mask] = 255
+        elif confidence is not None:
+            for y, x in np.argwhere(mask):
+                if confidence[y, x] < tau_base:
+                    kept[y, x] = 255
+            why = "" if (kept[mask] == index).any() else "confidence"
+        verdicts.append((index, int(mask.sum()), similarity, why))
+    if confidence is not None:
+        kept[(draft == 0) & (confidence < tau_background)] = 255
+    return kept, verdicts
+
+
+def case(seed: object, shape: tuple[int, int] = (24, 32), grid: tuple[int, int] = (6, 8)):
+    """A blobby draft, features that follow it noisily, prototypes for some classes and a confidence map."""
+    rng = seeded("filtering", seed)
+    coarse = rng.choice(np.array([0, 0, 1, 2, 4, 5, 5, 6, 255], np.uint8), (6, 8))
+    rows, columns = (np.arange(n) * g // n for n, g in zip(shape, coarse.shape, strict=True))
+    draft = coarse[rows][:, columns]
+    speckle = rng.random(shape) < 0.06
+    draft = np.where(speckle, rng.choice(np.array([0, 1, 5, 255], np.uint8), shape), draft)
+    features = rng.normal(size=(10, *grid)).astype(np.float32) + 0.5
+    prototypes = {k: v for k, v in zip((1, 5, 6), normalised(rng.normal(size=(3, 10)) + 0.5), strict=True)}
+    return draft, features, prototypes, rng.random(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_filtering_equals_the_loop_over_regions_and_pixels(seed):
+    draft, features, prototypes, confidence = case(seed)
+    settings: dict[str, Any] = dict(lambda_keep=0.3, min_region=4, tau_base=0.6, tau_background=0.2)
+    confidence = None if seed % 3 == 0 else confidence
+    got = filter_regions(draft, features, prototypes, target=TARGET, novel=NOVEL, confidence=confidence, **settings)
+    kept, verdicts = slow_filter(draft, features, prototypes, confidence, **settings)
+    np.testing.assert_array_equal(got.kept, kept)
+    records = [(r.class_index, r.area, round(r.similarity, 4), r.why) for r in got.regions]
+    assert sorted(map(str, records)) == sorted(str((k, a, round(s, 4), w)) for k, a, s, w in verdicts)
+    assert all(r.kept == (r.why == "") for r in got.regions)
+
+
+def test_a_region_record_carries_the_tight_box_and_the_area():
+    draft = np.zeros((16, 16), np.uint8)
+    draft[3:7, 5:11] = TARGET
+    features = np.ones((4, 4, 4), np.float32)
+    got = filter_regions(draft, features, {TARGET: np.full(4, 0.5)}, target=TARGET, novel=NOVEL, lambda_keep=0.99, min_region=1)
+    (region,) = got.regions
+    assert region.box == (5, 3, 11, 7) and region.area == 24 and region.kept and abs(region.similarity - 1) < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_raising_lambda_or_min_region_or_tau_never_adds_kept_pixels(seed):
+    draft, features, prototypes, confidence = case(("monotone", seed))
+    settings: dict[str, Any] = dict(lambda_keep=-1.0, min_region=1, tau_base=0.0, tau_background=0.0)
+    ladders = dict(lambda_keep=(-0.2, 0.1, 0.4, 0.8, 1.1), min_region=(3, 30, 900), tau_base=(0.5, 0.9), tau_background=(0.5, 2))
+    for key, values in ladders.items():
+        free = np.zeros(draft.shape, bool)
+        for value in values:
+            stricter = {**settings, key: value}
+            got = filter_regions(draft, features, prototypes, target=TARGET, novel=NOVEL, confidence=confidence, **stricter).kept
+            assert (got[free] == 255).all()
+            free = got == 255
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_filtering_only_ever_frees_pixels_and_keeps_whole_target_regions(seed):
+    draft, features, prototypes, confidence = case(("frees", seed))
+    got = filter_regions(
+        draft, features, prototypes, target=TARGET, novel=NOVEL, lambda_keep=0.2, min_region=3, confidence=confidence, tau_base=0.5
+    )
+    assert ((got.kept == draft) | (got.kept == 255)).all()
+    assert not np.isin(got.kept, [k for k in NOVEL if k != TARGET]).any()
+    for index, mask in slow_regions(draft):
+        if index == TARGET:
+            assert len(np.unique(got.kept[mask])) == 1
+    assert (got.kept[draft == 0] == 0).all()
+
+
+def test_the_order_of_novel_classes_and_prototypes_does_not_matter():
+    draft, features, prototypes, confidence = case("order")
+    settings: dict[str, Any] = dict(target=TARGET, lambda_keep=0.2, min_region=2, confidence=confidence, tau_base=0.5)
+    first = filter_regions(draft, features, prototypes, novel=NOVEL, **settings)
+    second = filter_regions(draft, features, dict(reversed(prototypes.items())), novel=frozenset(NOVEL[::-1]), **settings)
+    np.testing.assert_array_equal(first.kept, second.kept)
+    assert str(first.regions) == str(second.regions)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (24, 32), (1, 1)])
+def test_a_region_of_one_feature_has_similarity_one_on_any_grid(grid):
+    draft, _, prototypes, _ = case("grid")
+    features = np.broadcast_to(prototypes[TARGET][:, None, None] * 3, (10, *grid)).astype(np.float32)
+    got = filter_regions(draft, features, prototypes, target=TARGET, novel=NOVEL, lambda_keep=0.999, min_region=1)
+    of_target = [r for r in got.regions if r.class_index == TARGET]
+    assert of_target and all(r.kept for r in of_target)
+
+
+@pytest.mark.parametrize("value", [0, 255, TARGET, 1])
+def test_an_image_of_one_label_is_filtered(value):
+    features = np.ones((3, 2, 2), np.float32)
+    draft = np.full((7, 5), value, np.uint8)
+    got = filter_regions(draft, features, {TARGET: np.ones(3)}, target=TARGET, novel=NOVEL, lambda_keep=0.5, min_region=1)
+    np.testing.assert_array_equal(got.kept, draft)
+    assert len(got.regions) == (0 if value in (0, 255) else 1)
+
+
+def test_wrong_arguments_are_explained():
+    draft, features, prototypes, confidence = case("errors")
+    with pytest.raises(ValueError, match="target 4"):
+        filter_regions(draft, features, prototypes, target=4, novel=NOVEL, lambda_keep=0, min_region=1)
+    with pytest.raises(ValueError, match="confidence has shape"):
+        filter_regions(draft, features, prototypes, target=5, novel=NOVEL, lambda_keep=0, min_region=1, confidence=confidence[1:])
+
+
+# ------------------------------------------------------------------------------------------ lambda_keep from support
+def shots(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Shots 16 x 16 with a big and a small region of class 5, and one of class 2."""
+    features, masks = [], []
+    for shot in range(count):
+        rng = seeded("shots", shot)
+        mask = np.zeros((16, 16), np.uint8)
+        mask[1:9, 2:9], mask[11:13, 12:15], mask[12:, 1:4] = 5, 5, 2
+        masks.append(mask)
+        features.append(rng.normal(size=(6, 4, 4)).astype(np.float32) + 1)
+    return features, masks
+
+
+def test_with_several_shots_each_region_meets_the_prototype_of_the_other_shots():
+    features, masks = shots(3)
+    want = []
+    for shot in range(3):
+        rest = [mean_feature(f, m == 5) * (m == 5).sum() for j, (f, m) in enumerate(zip(features, masks, strict=True)) if j != shot]
+        regions = [mask for index, mask in slow_regions(masks[shot]) if index == 5]
+        want += [cosine(mean_feature(features[shot], r), np.sum(rest, axis=0)) for r in regions]
+    got = held_out_similarities(features, masks, 5)
+    np.testing.assert_allclose(sorted(got), sorted(want), atol=1e-5)
+    for q in (0.0, 0.25, 1.0):
+        assert support_threshold(features, masks, 5, q) == pytest.approx(np.quantile(want, q), abs=1e-5)
+
+
+def test_with_one_shot_each_region_meets_the_prototype_of_the_other_regions():
+    features, masks = shots(1)
+    big, small = (mean_feature(features[0], mask) for index, mask in slow_regions(masks[0]) if index == 5)
+    np.testing.assert_allclose(held_out_similarities(features, masks, 5), [cosine(big, small)] * 2, atol=1e-5)
+    empty = [*masks, np.zeros((16, 16), np.uint8)]
+    np.testing.assert_allclose(held_out_similarities(features * 2, empty, 5), [cosine(big, small)] * 2, atol=1e-5)
+
+
+def test_with_one_region_its_quadrants_are_held_out_in_turn():
+    features, _ = shots(1)
+    mask = np.zeros((16, 16), bool)
+    mask[6:10, 2:7] = True  # cut at row 8 and column 4.5
+    parts = []
+    for rows in (np.s_[6:8], np.s_[8:10]):
+        for columns in (np.s_[2:5], np.s_[5:7]):
+            part = np.zeros_like(mask)
+            part[rows, columns] = True
+            parts.append(mean_feature(features[0], part) * part.sum())
+    masks = [2 * mask.astype(np.uint8)]
+    want = [cosine(p, np.sum(parts, axis=0) - p) for p in parts]
+    np.testing.assert_allclose(held_out_similarities(features, masks, 2), want, atol=1e-5)
+
+
+def test_a_support_that_cannot_be_held_out_is_an_error():
+    features, masks = shots(1)
+    masks[0][0, 15] = 7
+    for index in (7, 8):
+        with pytest.raises(ValueError, match=f"class index {index}"):
+            support_threshold(features, masks, index, 0.1)
+    with pytest.raises(ValueError, match="support_quantile is"):
+        support_threshold(features, masks, 5, 1.5)

@@ -1,0 +1,398 @@
+"""The chat agent against a real server on this machine that answers as badly as servers do."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from syn4seg.config.loading import load
+from syn4seg.errors import UserError
+from syn4seg.models.renderer import BagOfWords
+from syn4seg.prompts import chat
+from syn4seg.prompts.agents import load_agent
+from syn4seg.prompts.bank import NEAR, OFF_CLASS, REPEATED, build_bank, unit_rows
+from syn4seg.prompts.chat import SILENT_ROUNDS, TRIES, ChatAgent, endpoint
+from syn4seg.prompts.grammar import GrammarAgent
+from syn4seg.stages.checks import check
+from syn4seg.stages.plan import make_plan
+from syn4seg.store.rundir import RunDir
+
+KEY = "sk-this-must-never-be-seen"
+STAR = ["a red star on sand", "two small blue striped stars on night", "a big green dotted tilted star on grass"]
+
+
+def said(content: Any, **message: Any) -> tuple[int, dict[str, str], bytes]:
+    """A chat completion with this text."""
+    text = content if content is None or isinstance(content, str) else json.dumps(content)
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text} | message}
+    body = {"id": "x", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice]}
+    return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
+
+
+def failed(status: int, error: Any = "no", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """An error as OpenAI words it."""
+    inside = error if isinstance(error, dict) else {"message": error}
+    return status, {"Content-Type": "application/json"} | headers, json.dumps({"error": inside}).encode()
+
+
+LATE = (0, {}, b"")  # an answer that comes after the client's patience
+
+
+class Endpoint:
+    """A server that gives its answers in turn, the last one for ever, and remembers what it was asked."""
+
+    def __init__(self, *answers: Any):
+        self.answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        this = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.0"  # a connection ends with its answer, so that a stopped server is gone
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                this.asked.append(body)
+                this.headers.append({k.lower(): v for k, v in self.headers.items()} | {"path": self.path})
+                answer: Any = this.answers.pop(0) if len(this.answers) > 1 else this.answers[0]
+                given: Any = answer(body) if callable(answer) else answer
+                status, headers, content = given
+                if not status:
+                    time.sleep(0.6)
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for name, value in (headers | {"Content-Length": str(len(content))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    def __enter__(self) -> Endpoint:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def question(self, number: int) -> str:
+        return self.asked[number]["messages"][-1]["content"]
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("A_KEY", KEY)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def agent(server: Endpoint | str, **changes: Any) -> ChatAgent:
+    url = server if isinstance(server, str) else server.url
+    given = {
+        "world": "embedded",
+        "seed": 0,
+        "base_url": url,
+        "key_variable": "A_KEY",
+        "per_round": 3,
+        "timeout": 0.3,
+        "first_wait": 0.001,
+    }
+    return ChatAgent("tiny", **(given | changes))
+
+
+def bank_of(asked: ChatAgent, size: int = 3, patience: int = 50):
+    encoder = BagOfWords()
+    return build_bank(
+        asked, lambda texts: unit_rows(encoder.encode(texts).pooled), "star", size=size, lambda_prompt=0.97, patience=patience
+    )
+
+
+# ------------------------------------------------------------------------------------------------ bad answers
+def test_a_bank_is_built_through_every_kind_of_bad_answer():
+    page = (200, {"Content-Type": "text/html"}, b"<html>busy</html>")
+    broken = (200, {"Content-Type": "application/json"}, b'{"choices": [')
+    answers = [
+        said(""),
+        said(None),
+        said([STAR[0]]),
+        said([STAR[0], STAR[0].upper() + "."]),
+        said(["a red moon on sand"]),
+        said("I cannot help with that."),
+        LATE,
+        failed(429),
+        failed(500),
+        said(STAR[:1]),
+        page,
+        broken,
+        (200, {"Content-Type": "application/json"}, b'{"choices": []}'),
+        failed(503),
+        failed(502),
+        LATE,
+        failed(529),
+        said({"prompts": [3, STAR[1], STAR[2], "never read"]}),
+    ]
+    with Endpoint(*answers) as server:
+        bank = bank_of(agent(server))
+        assert [c.text for c in bank.accepted] == STAR and bank.stopped == "size" and not bank.warning
+        assert len(server.answers) == 1 and len(server.asked) == len(answers)
+        whys = [c.why for c in bank.refused]
+        assert whys == [REPEATED, REPEATED, OFF_CLASS, OFF_CLASS, REPEATED, "empty"]
+        last = server.question(-1)
+        assert json.dumps(STAR[0]) in last.partition("Refused")[0]
+        assert '"a red moon on sand": does not name the class' in last and f"{json.dumps(STAR[0])}: proposed before" in last
+        assert '"I cannot help with that.": does not name the class' in last
+
+
+def test_the_endpoint_is_told_what_was_too_close_to_what_was_accepted():
+    with Endpoint(said([STAR[0], "on sand a red star"]), said(STAR)) as server:
+        bank = bank_of(agent(server))
+        assert NEAR in [c.why for c in bank.refused]
+        assert '"on sand a red star": too similar to an accepted prompt' in server.question(1)
+        assert "Refused" not in server.question(0) and "Accepted" not in server.question(0)
+
+
+def test_a_request_names_model_temperature_and_a_seed_of_its_own():
+    with Endpoint(said(STAR)) as server:
+        asked = agent(server, temperature=0.5)
+        for name, number in (("star", 0), ("star", 1), ("moon", 0), ("star", 0)):
+            asked.propose(name, number, [], [])
+        agent(server, seed=1).propose("star", 0, [], [])
+        assert {(a["model"], a["temperature"]) for a in server.asked} == {("tiny", 0.5), ("tiny", 1.0)}
+        seeds = [a["seed"] for a in server.asked]
+        assert seeds[0] == seeds[3] and len(set(seeds)) == 4
+        assert server.headers[0]["path"] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_an_endpoint_that_takes_no_seed_is_asked_without(status: int):
+    def picky(body):
+        return failed(status, "Unrecognized argument: seed") if "seed" in body else said(STAR)
+
+    with Endpoint(picky) as server:
+        asked = agent(server)
+        assert asked.propose("star", 0, [], []) == STAR == asked.propose("star", 1, [], [])
+        assert ["seed" in a for a in server.asked] == [True, False, False]
+
+
+# ------------------------------------------------------------------------------------------------- no answers
+def test_an_endpoint_that_is_silent_for_good_ends_with_an_error_after_a_few_rounds():
+    with Endpoint(failed(500, f"overloaded {KEY}")) as server:
+        with pytest.raises(
+            ValueError, match=rf"has not answered for {SILENT_ROUNDS} rounds of {TRIES} tries.*500.*prompts\.timeout"
+        ):
+            bank_of(agent(server), patience=10_000)
+        assert len(server.asked) == SILENT_ROUNDS * TRIES
+
+
+def test_a_reply_in_between_starts_the_count_anew():
+    silent = [failed(503)] * (TRIES * (SILENT_ROUNDS - 1))
+    with Endpoint(*silent, said(STAR[:1]), *silent, said(STAR)) as server:
+        assert len(bank_of(agent(server)).accepted) == 3
+
+
+def test_silent_rounds_cost_patience():
+    with Endpoint(failed(503)) as server:
+        bank = bank_of(agent(server), patience=SILENT_ROUNDS - 1)
+    assert bank.stopped == "patience" and "0 of 3 prompts" in bank.warning
+
+
+def test_waits_double_and_the_endpoint_may_ask_for_longer_ones_within_reason(monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    monkeypatch.setattr(chat.time, "sleep", waits.append)
+    with Endpoint(failed(500), failed(500), failed(500), said(STAR)) as server:
+        agent(server, first_wait=2.0).propose("star", 0, [], [])
+    assert waits == [2, 4, 8]
+    waits.clear()
+    longer = [failed(429, "slow down", **{"Retry-After": wait}) for wait in ("7", "1e9", "soon", "0")]
+    with Endpoint(*longer) as server:
+        assert agent(server, first_wait=2.0).propose("star", 0, [], []) == []
+    assert waits == [7, 60, 8]
+
+
+@pytest.mark.parametrize(
+    "status, error, remedy",
+    [
+        (401, f"Incorrect API key provided: {KEY}", "environment variable A_KEY to a key that may use tiny"),
+        (403, "not allowed", "environment variable A_KEY"),
+        (404, "The model `tiny` does not exist", r"check prompts\.llm=tiny.*/v1/models.*ends in /v1"),
+        (400, "temperature must be 1", r"prompts\.temperature=1"),
+        (413, "too large", r"check prompts\.llm=tiny"),
+        (429, {"message": "You exceeded your quota", "code": "insufficient_quota"}, "no credit"),
+    ],
+)
+def test_what_no_waiting_can_mend_is_an_error_at_once(status: int, error: Any, remedy: str):
+    with Endpoint(failed(status, error)) as server:
+        with pytest.raises(ValueError, match=rf"http://127\.0\.0\.1:\d+/v1 refuses the request .*{status}.*{remedy}") as caught:
+            bank_of(agent(server))
+        assert len(server.asked) == (2 if status == 400 else 1)
+        assert KEY not in str(caught.value) and caught.value.__context__ is None and caught.value.__cause__ is None
+
+
+def test_nobody_there_is_an_error_at_once_but_only_at_the_first_question():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port}/v1: nobody answers there.*refused.*prompts\.base_url"):
+        bank_of(agent(f"http://127.0.0.1:{port}/v1"))
+    with Endpoint(said(STAR[:1])) as server:
+        asked = agent(server)
+        assert asked.propose("star", 0, [], [])
+    assert asked.propose("star", 1, [], []) == []  # it was there a moment ago: a round without a reply
+
+
+# ---------------------------------------------------------------------------------------------------- the key
+def test_the_key_goes_to_the_endpoint_and_nowhere_else(small, tmp_path, caplog: pytest.LogCaptureFixture):
+    def helpful(body):
+        name = re.search(r'images of "(\w+)"', body["messages"][-1]["content"])
+        assert name
+        return said([f"your key is {KEY}, a {name[1]}", *GrammarAgent("embedded", 0, 8).propose(name[1], 0, [], [])])
+
+    caplog.set_level(logging.DEBUG)
+    with Endpoint(failed(500, f"Bearer {KEY}"), helpful) as server:
+        config = load(
+            None, [*small, "prompts.agent=chat", "prompts.llm=tiny", f"prompts.base_url={server.url}", "prompts.key_variable=A_KEY"]
+        )
+        run, notes = RunDir(tmp_path / "run"), []
+        run.open(config)
+        asked = agent(server, per_round=9)
+        make_plan(config, run, check(config)[1], notes.append, asked, BagOfWords())
+        assert all(h["authorization"] == f"Bearer {KEY}" for h in server.headers)
+    files = [p for p in run.root.rglob("*") if p.is_file()]
+    assert len(list(run.root.glob("proposals/*.jsonl"))) == 4
+    for text in (
+        *(p.read_bytes().decode("latin-1") for p in files),
+        caplog.text,
+        *notes,
+        repr(asked),
+        f"{asked.endpoint}",
+        str(vars(asked)),
+    ):
+        assert KEY not in text
+
+
+def test_a_key_that_a_reply_spells_in_other_ways_is_hidden_too():
+    escaped = '["a star with ' + KEY.replace("-", "\\u002d") + '"]'
+    split = json.dumps([f"a star with {KEY[:5]}\u200b{KEY[5:]}"])
+    with Endpoint(said(escaped), said(split)) as server:
+        asked = agent(server)
+        assert [asked.propose("star", i, [], []) for i in range(2)] == [["a star with ***"]] * 2
+
+
+def test_a_word_that_stands_for_no_key_does_not_mangle_the_replies(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("A_KEY", "x")
+    with Endpoint(said(["six foxes under a star"])) as server:
+        assert agent(server).propose("star", 0, [], []) == ["six foxes under a star"]
+        assert server.headers[0]["authorization"] == "Bearer x"
+
+
+def test_the_key_does_not_follow_a_redirect_to_another_server():
+    with Endpoint(said(STAR)) as other:
+        moved = 307, {"Location": f"{other.url}/chat/completions"}, b""
+        with Endpoint(moved) as server:
+            agent(server).propose("star", 0, [], [])
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+        assert other.headers and all(KEY not in str(headers) for headers in other.headers)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 200_000,
+        b'{"choices":' * 100_000,
+        b"3",
+        b'{"choices": ["a"]}',
+        b'{"choices": [null]}',
+        b'{"choices": [{"message": [1]}]}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_body_of_any_shape_is_a_round_without_prompts(body: bytes):
+    with Endpoint((200, {"Content-Type": "application/json"}, body)) as server:
+        assert agent(server, timeout=5.0).propose("star", 0, [], []) == []
+
+
+def test_an_endpoint_on_this_machine_needs_no_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("A_KEY")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nor a proxy
+    with Endpoint(said(STAR)) as server:
+        made = load_agent("chat", world="embedded", seed=0, llm="tiny", base_url=server.url, key_variable="A_KEY")
+        assert made.propose("star", 0, [], []) == STAR
+    for url in ("http://localhost:1/v1", "http://[::1]:1/v1", "http://127.1.2.3/v1"):
+        assert endpoint(url, "A_KEY").is_local
+
+
+@pytest.mark.parametrize("url", [None, "https://example.org/v1", "http://10.0.0.7:8000/v1", "http://localhost.example.org/v1"])
+def test_an_endpoint_elsewhere_needs_one_before_anything_is_sent(url: str | None, monkeypatch: pytest.MonkeyPatch):
+    assert endpoint(url, "A_KEY").key == KEY
+    monkeypatch.setenv("A_KEY", "  ")
+    with pytest.raises(ValueError, match=r"prompts\.key_variable=A_KEY: this environment variable is not set.*set it to your key"):
+        load_agent("chat", world="natural", seed=0, llm="tiny", base_url=url, key_variable="A_KEY")
+
+
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch):
+    for wrong in (f"{KEY}\nX: y", f"{KEY} {KEY}", f"{KEY}é"):
+        monkeypatch.setenv("A_KEY", wrong)
+        with pytest.raises(UserError, match="letters that no key has") as caught:
+            endpoint(None, "A_KEY")
+        assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://host/v1",
+        "http://",
+        "http://host:99999/v1",
+        "http://[x/v1",
+        "https://host/v1?key=x",
+        "https://host/v1#x",
+        "http://a b/v1",
+        "http://ho\x01st/v1",
+        "http://host/v1\n",
+        "http://.../v1",
+        f"http://{'a' * 70}.org/v1",
+    ],
+)
+def test_addresses_that_are_none_are_refused(url: str):
+    with pytest.raises(UserError, match=r"prompts\.base_url=.*expected an address such as"):
+        endpoint(url, "A_KEY")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://me:{KEY}@host/v1",
+        f"https://{KEY}@host/v1",
+        f"ftp://me:{KEY}@host/v1",
+        f"http://me:{KEY}@host:99999/v1",
+        f"me:{KEY}@host",
+        f"https://me:{KEY}?x@host/v1",
+        f"https://host/v1?key={KEY}",
+        f"https://host/v1#{KEY}",
+        f"https://host/{KEY}/v1",
+        f"https://{KEY}/v1",
+    ],
+)
+def test_an_address_with_a_key_in_it_is_refused_without_showing_it(url: str):
+    with pytest.raises(UserError, match=r"put the key into the environment variable A_KEY") as caught:
+        endpoint(url, "A_KEY")
+    assert KEY not in str(caught.value)
+
+
+def test_an_address_that_the_http_library_refuses_is_an_error_of_ours():
+    with pytest.raises(UserError, match=r"http://1\.2\.3\.999/v1 cannot be used .*correct prompts\.base_url"):
+        agent("http://1.2.3.999/v1")

@@ -1,0 +1,220 @@
+"""Disks that are full, read-only or taken away: the stream stops with one sentence, and the same command finishes the run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.graph import stream
+from syn4seg.config.loading import load
+from syn4seg.config.tree import annotated
+from syn4seg.errors import StoreError, UserError
+from syn4seg.stages.results import verify
+from syn4seg.store.files import leftovers, write_atomically
+from syn4seg.store.rundir import RunDir
+
+
+def quiet(*_):
+    return None
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 8 MB, mounted for the test, with a run that is ready to be streamed in `fill`."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that leaves so many bytes free."""
+    free = shutil.disk_usage(disk).free
+    (disk / "other").write_bytes(bytes(max(0, free - leave)))
+    return disk / "other"
+
+
+@pytest.mark.parametrize("layout", ["files", "sharded"])
+@pytest.mark.parametrize("leave", [0, 40_000, 150_000])
+def test_a_full_disk_stops_the_stream_and_the_same_command_goes_on(finish, prepared, small, reference, disk, layout, leave):
+    original, names = prepared
+    shutil.copytree(original.root, disk / "run")
+    config = load(None, [*small, f"layout={layout}", "placement.synthesis.batch=5"])
+    write_atomically(disk / "run" / "config.yaml", annotated(config).encode())
+    other = fill(disk, leave)
+    with pytest.raises(
+        StoreError, match=r"cannot be written \(No space left on device; [\d.,]+ MiB free\).*same command"
+    ) as caught:
+        stream(config, RunDir(disk / "run"), names, 0, quiet)
+    assert str(disk / "run") in str(caught.value) and "\n" not in str(caught.value)
+    run = RunDir(disk / "run")
+    assert run.noted() == [], "a full disk is no fault of any row"
+    done = run.draw(0).done()
+    assert len(done) < 24 and all(r["reason"].startswith("fault") is False for r in run.draw(0).records())
+    other.unlink()
+    assert finish(config, run, names) == reference[0]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_from_an_actor_too_and_quarantines_nothing(
+    finish, prepared, small, reference, disk, ray_cluster
+):
+    original, names = prepared
+    shutil.copytree(original.root, disk / "run")
+    config = load(None, [*small, "placement.runner=ray", "placement.synthesis.batch=5"])
+    other = fill(disk, 40_000)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device.*same command") as caught:
+        stream(config, RunDir(disk / "run"), names, 0, quiet)
+    assert "\n" not in str(caught.value)
+    assert RunDir(disk / "run").noted() == []
+    other.unlink()
+    assert finish(config, RunDir(disk / "run"), names) == reference[0]
+
+
+def test_a_read_only_target_is_one_sentence(prepared, small, disk):
+    original, names = prepared
+    shutil.copytree(original.root, disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StoreError, match=r"cannot be written \(Read-only file system.*mend the rights"):
+        stream(load(None, small), RunDir(disk / "run"), names, 0, quiet)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("layout", ["files", "sharded"])
+def test_a_run_directory_that_is_taken_away_is_not_made_anew_in_its_place(fresh, small, layout):
+    run, names = fresh
+    config = load(None, [*small, f"layout={layout}", "placement.synthesis.batch=5"])
+    write_atomically(run.config, annotated(config).encode())
+
+    def take_away(done, *_):
+        if done == 5:
+            run.root.rename(run.root.with_name("elsewhere"))
+
+    with pytest.raises(StoreError, match="removed or unmounted"):
+        stream(config, RunDir(run.root), names, 0, take_away)
+    assert not run.root.exists()
+    run.root.with_name("elsewhere").rename(run.root)
+    assert len(RunDir(run.root).draw(0).done()) == 5
+
+
+def test_unfinished_files_count_for_nothing_and_are_counted(finish, fresh, small, reference):
+    run, names = fresh
+    config = load(None, small)
+    for folder in ("images/ball", "draws/0/records/ball", "draws/0/labels/ball", "quarantined"):
+        (run.root / folder).mkdir(parents=True, exist_ok=True)
+        (run.root / folder / ".hdig-ball-00000.png.0011aabb.partial").write_bytes(b"half")
+        (run.root / folder / ".hdig-ball-00000.json.0011aabb.partial").write_bytes(b"half")
+    assert finish(config, run, names) == reference[0]
+    assert leftovers(run.root) == 8
+    assert run.noted() == []
+
+
+def test_an_empty_or_damaged_record_is_a_sample_that_is_not_done(finish, fresh, small, reference):
+    run, names = fresh
+    config = load(None, small)
+    finish(config, run, names)
+    records = sorted(run.root.glob("draws/0/records/*/*.json"))
+    for path, data in zip(records, (b"", b"{", b"[]", b'{"sample_id": "other"}', b"\xff\xfe", b'{"reason": 3}'), strict=False):
+        path.write_bytes(data)
+    assert len(run.draw(0).done()) == 18
+    assert finish(config, run, names) == reference[0]
+
+
+# ------------------------------------------------------------------------------------------------- hostile
+def test_a_plan_with_a_strange_id_is_refused_before_a_path_is_made_of_it(fresh, small):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run, names = fresh
+    plan = pq.read_table(run.plan)
+    for bad in ("../../x", "/etc/passwd", "a\x00b", ""):
+        ids = [bad, *plan["sample_id"].to_pylist()[1:]]
+        pq.write_table(plan.set_column(plan.column_names.index("sample_id"), "sample_id", pa.array(ids)), run.plan)
+        with pytest.raises(UserError, match=r"plan\.parquet: sample .* cannot be part of a file name"):
+            stream(load(None, small), RunDir(run.root), names, 0, quiet)
+    run.plan.write_bytes(b"PAR1 but no table")
+    with pytest.raises(UserError, match=r"plan\.parquet: damaged"):
+        stream(load(None, small), RunDir(run.root), names, 0, quiet)
+
+
+def test_a_manifest_that_points_elsewhere_is_refused(finish, fresh, small):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run, names = fresh
+    finish(load(None, small), run, names)
+    good = pq.read_table(run.draw(0).manifest)
+    for key in ("class", "sample_id"):
+        column = ["../../../../etc", *good[key].to_pylist()[1:]]
+        pq.write_table(good.set_column(good.column_names.index(key), key, pa.array(column)), run.draw(0).manifest)
+        with pytest.raises(UserError, match=r"manifest\.parquet: .*cannot be part of a file name"):
+            verify(run)
+    pq.write_table(good.drop_columns(["image"]), run.draw(0).manifest)
+    with pytest.raises(UserError, match=r"manifest\.parquet: has no column 'image'"):
+        verify(run)
+    run.draw(0).manifest.write_bytes(b"")
+    with pytest.raises(UserError, match=r"manifest\.parquet: damaged"):
+        verify(run)
+
+
+def png(rows: int, columns: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+
+
+def test_images_are_bounded_before_they_are_decoded(finish, fresh, small, monkeypatch):
+    from syn4seg.store import files
+
+    run, names = fresh
+    config = load(None, small)
+    finish(config, run, names)
+    record = next(r for r in run.draw(0).records() if not r["reason"])
+    path = run.draw(0).label("label", record["class"], record["sample_id"])
+    path.write_bytes(png(60_000, 60_000))
+    with pytest.raises(UserError, match="claims 60000 x 60000 pixels"):
+        files.read_image(path)
+    assert verify(run)[1] == [f"draw 0: label of {record['sample_id']} is missing"]
+    monkeypatch.setattr(files, "MAX_FILE", 100)
+    os.truncate(path, 2**28 + 1)  # sparse: it takes no room
+    with pytest.raises(UserError, match="at most"):
+        files.read_image(path)
+    with pytest.raises(UserError, match="at most"):
+        files.read_json(path)
+
+
+def test_links_out_of_the_run_and_numbers_that_are_none_are_no_draws(fresh):
+    run, _ = fresh
+    for name in ("x", "-1", "1.5", "٣"):
+        (run.root / "draws" / name).mkdir()
+    assert [draw.number for draw in run.draws()] == [0]
+    assert np.all([draw.root.name == "0" for draw in run.draws()])
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_verify_names_a_sample_that_a_manifest_holds_twice(finish, fresh, small, quick):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run, names = fresh
+    finish(load(None, small), run, names)
+    manifest = run.draw(0).manifest
+    table = pq.read_table(manifest)
+    pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), manifest)
+    assert verify(run, quick)[1] == [f"draw 0: {table['sample_id'][3]} is in the manifest more than once"]
