@@ -1,6 +1,7 @@
 """The one command `syn4seg VERB`. Heavy imports wait inside the verbs, so `--help` answers at once.
 
-Exit codes: 0 done, 1 a check failed (`verify`, `doctor`), 2 a user error (one clear message), 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a check failed (`verify`, `doctor`), 2 an error that a person can mend, 3 a fault of this program (the
+traceback is kept in a file; SYN4SEG_DEBUG=1 shows it), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, explained
 from syn4seg.exports.command import export
 from syn4seg.report.command import compare, report
 
@@ -51,12 +52,12 @@ Reuse = Annotated[str | None, typer.Option(help="Earlier run whose fitting stage
 def _config(settings: list[str] | None, out: str | None = None) -> Config:
     """The configuration of the words of a command; without a file in them, that of the run in `out`, if there is one."""
     from syn4seg.config.loading import load
-    from syn4seg.store.files import at, exists
+    from syn4seg.store.files import as_path, exists
 
     words = list(settings or [])
     path = None
     if words and "=" not in words[0]:
-        path, packaged = at(words.pop(0)), Path(__file__).parent / "configs"
+        path, packaged = as_path(words.pop(0)), Path(__file__).parent / "configs"
         if (path / "config.yaml").is_file():
             path = path / "config.yaml"
         elif not path.is_file():
@@ -388,10 +389,6 @@ class Stopped(BaseException):
     """Ctrl-C or a termination signal; a class of its own, because the command line library swallows KeyboardInterrupt."""
 
 
-STORE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp", "fsspec")
-"""Packages whose errors are those of an object store; not all of them are OSError."""
-
-
 def _stop(*_: object) -> None:
     raise Stopped
 
@@ -402,34 +399,19 @@ def _catch_signals() -> None:
 
 
 def main() -> None:
-    """Entry point: user errors become one message and exit code 2, Ctrl-C becomes 130."""
+    """Entry point: what a person can mend is one message and exit code 2, a fault of ours exit code 3, Ctrl-C 130."""
     _catch_signals()
     sys.path.insert(0, str(Path.cwd()))  # segmenter.backbone may name a module of the user's
     try:
         app()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; free space or rights there, then run the same command again", file=sys.stderr
-        )
-        sys.exit(2)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in STORE_CLIENTS:
-            raise
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        print(
-            f"error: the object store: {said}; mend the rights or the connection, and run the same command again, which goes "
-            "on from here",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     except Stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - every exception ends as one line
+        code, line = explained(error)
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

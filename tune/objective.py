@@ -16,7 +16,7 @@ from syn4seg.config.tree import Config
 from syn4seg.errors import StoreError
 from syn4seg.stages.results import METRICS, spread
 from syn4seg.stages.reuse import reuse
-from syn4seg.store.files import plain
+from syn4seg.store.files import to_json
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import StageCache
 from syn4seg.trials.trial import Trials
@@ -86,7 +86,7 @@ class Objective(ray_tune.Trainable):
             "seconds": round(time.perf_counter() - self.started, 3),
             **facts,
         }
-        return {"done": True, "report": len(self.reports), "record": json.dumps(plain(record))}
+        return {"done": True, "report": len(self.reports), "record": json.dumps(to_json(record))}
 
     def _make_run(self, config: Config, path: Path) -> None:
         """Prompts, images and base checkpoint in a folder, in this process; what the reference run has already is linked."""

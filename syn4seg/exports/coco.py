@@ -22,7 +22,7 @@ import numpy as np
 from syn4seg.exports.about import About, Parts, palette
 from syn4seg.labeling.components import Components, components
 from syn4seg.schema import BACKGROUND, UNLABELED
-from syn4seg.store.files import each, encode_image, stating
+from syn4seg.store.files import encode_image, explain_errors, map_threads
 
 if TYPE_CHECKING:
     from syn4seg.exports.choosing import Item
@@ -40,7 +40,7 @@ def coco(parts: Parts, target: Target, about: About) -> None:
             _lists(target, f"annotations/panoptic_{split}.json", _head(about, things_only=False)) as panoptic,
         ):
             for _, items in some:
-                for item, found in zip(items, each(lambda item: _written(item, target), items), strict=True):
+                for item, found in zip(items, map_threads(lambda item: _written(item, target), items), strict=True):
                     number = next(image_id)
                     image = _image(item, number)
                     instances.add("images", image)
@@ -145,7 +145,7 @@ def _lists(target: Target, name: str, head: dict[str, Any]) -> Iterator[_Lists]:
         StoreError: it or its temporary files, which have no name, cannot be written.
     """
     temporary = Path(tempfile.gettempdir(), "a temporary file of the export")
-    with stating(temporary, "written"), contextlib.ExitStack() as stack:
+    with explain_errors(temporary, "written"), contextlib.ExitStack() as stack:
         lists = _Lists({key: stack.enter_context(tempfile.TemporaryFile("w+")) for key in ("images", "annotations")})
         yield lists
         for file in lists.files.values():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.exports.about import About, Parts, palette
-from syn4seg.store.files import each, encode_image
+from syn4seg.store.files import encode_image, map_threads
 
 if TYPE_CHECKING:
     from syn4seg.exports.choosing import Item
@@ -28,7 +28,7 @@ def voc(parts: Parts, target: Target, about: About) -> None:
     for split, some in itertools.groupby(parts, key=itemgetter(0)):
         with target.published(f"ImageSets/Segmentation/{split}.txt") as partial, partial.open("w", newline="\n") as ids:
             for _, items in some:
-                each(one, items)
+                map_threads(one, items)
                 ids.writelines(f"{item.sample_id}\n" for item in items)
 
 
@@ -69,6 +69,6 @@ def mmseg(parts: Parts, target: Target, about: About) -> None:
     for split, some in itertools.groupby(parts, key=itemgetter(0)):
         splits.append(split)
         for _, items in some:
-            each(one, items)
+            map_threads(one, items)
     facts = {"name": about.name, "classes": about.classes, "palette": palette(len(about.classes)).tolist(), "splits": splits}
     target.write("dataset.py", _MMSEG.format(**facts).encode())

@@ -14,7 +14,7 @@ import pyarrow as pa
 from syn4seg.config.fingerprint import UPSTREAM, config_digest
 from syn4seg.config.tree import Config
 from syn4seg.schema import FAULT
-from syn4seg.store.files import exists, listing, plain, read_json
+from syn4seg.store.files import exists, listing, read_json, to_json
 
 if TYPE_CHECKING:
     from syn4seg.store.rundir import RunDir
@@ -120,7 +120,7 @@ def row_of(record: dict[str, Any], common: dict[str, str], draw: int, split: str
             "label_stage": stage,
             "image_digest": record.get("image"),
             "label_digest": record.get(stage),
-            "audit": json.dumps(plain(record.get("audit", {})), sort_keys=True),
+            "audit": json.dumps(to_json(record.get("audit", {})), sort_keys=True),
         }
     )
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from syn4seg.exports.about import About, Parts
 from syn4seg.exports.card import card
 from syn4seg.exports.lineage import LINEAGE
-from syn4seg.store.files import each, encode_image
+from syn4seg.store.files import encode_image, map_threads
 
 if TYPE_CHECKING:
     from syn4seg.exports.choosing import Item
@@ -52,7 +52,7 @@ def shards(parts: Parts, limit: int) -> Iterator[tuple[str, Iterator[Encoded]]]:
         size += len(sample.image) + len(sample.label)
         return f"{split}-{number:05d}"
 
-    yield from itertools.groupby((sample for _, items in parts for sample in each(encode, items)), key=name)
+    yield from itertools.groupby((sample for _, items in parts for sample in map_threads(encode, items)), key=name)
 
 
 # --------------------------------------------------------------------------------------------------- tars

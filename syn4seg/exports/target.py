@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.errors import UserError
-from syn4seg.store.files import at, exists, listing, published, reach, read_json, remove, write_atomically, write_json
+from syn4seg.store.files import as_path, exists, listing, published, reach, read_json, remove, write_atomically, write_json
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -33,7 +33,7 @@ class Target:
     """
 
     def __init__(self, place: str, run: AnyPath):
-        self.root = at(place)
+        self.root = as_path(place)
         reach(self.root)
         if exists(self.root):
             raise UserError(f"--to {place}: is a file; give a folder that is empty or not there yet")

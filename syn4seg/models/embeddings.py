@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.store.files import at, published
+from syn4seg.store.files import as_path, published
 from syn4seg.store.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class EmbeddingStore:
     """
 
     def __init__(self, path: str | AnyPath):
-        self.path = at(path)
+        self.path = as_path(path)
         try:
             self.file = TensorFile(self.path)
         except (FileNotFoundError, IsADirectoryError, KeyError, TypeError, DamagedError) as error:

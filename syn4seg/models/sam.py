@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from syn4seg.errors import UserError
 from syn4seg.models.attention import fuse_attention
 from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
-from syn4seg.store.files import each
+from syn4seg.store.files import map_threads
 
 
 @contextlib.contextmanager
@@ -299,7 +299,7 @@ class SamRefiner:
     def embed(self, images: list[np.ndarray]) -> Tensor:
         """Embeddings float32 (images_per_pass, C, h, w): of the images, each padded to the encoder's square, and of the padding."""
         longest = self.sam.image_encoder.img_size
-        resized = each(partial(_resized, longest=longest), images)
+        resized = map_threads(partial(_resized, longest=longest), images)
         squares = [self.sam.preprocess(torch.from_numpy(one).to(self.device).permute(2, 0, 1)) for one in resized]
         squares += squares[-1:] * (self.images_per_pass - len(squares))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -21,7 +21,7 @@ from syn4seg.report.page import chosen_draw, table_of_funnel
 from syn4seg.report.reading import Shown, exact_names, pages, records_of
 from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
 from syn4seg.schema import FAULT, UNLABELED
-from syn4seg.store.files import at, write_atomically
+from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import TITLES, in_order, percent, table_columns
 
@@ -95,7 +95,7 @@ def write_comparison(
         "damage": made.damage,
         "warnings": _warnings(results, labels),
     }
-    target = at(to)
+    target = as_path(to)
     write_atomically(target, environment().get_template("compare.html").render(values).encode("utf-8"))
     return target, [*sentences, *matched], made.damage
 

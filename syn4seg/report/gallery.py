@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from syn4seg.report.reading import Shown, Truth, pages
 from syn4seg.report.sheets import ROW, WHO_COLORS, label_url, photo_url, provenance, sheet, shrunk
 from syn4seg.schema import FAULT, LABEL_STAGES
-from syn4seg.store.files import each
+from syn4seg.store.files import map_threads
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.rundir import RunDir
 
@@ -99,7 +99,7 @@ def gallery(
     seen = (_with_truth(page, truth) for page in pages(run, draw, ordered, AT_ONCE))
     for thumbs, items in sheets_of(seen, lambda one: thumbs_of(one, made.side), item_of):
         paint = partial(layer_url, thumbs=thumbs, side=made.side, colors=colors)
-        urls = dict(zip(layers, each(paint, layers), strict=True))
+        urls = dict(zip(layers, map_threads(paint, layers), strict=True))
         spent += sum(map(len, urls.values())) + len(json.dumps(items))
         if spent > budget:
             break

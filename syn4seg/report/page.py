@@ -19,7 +19,7 @@ from syn4seg.report.html import WORDS, chart, environment, section, style
 from syn4seg.report.reading import STAGE_TITLES, class_names, records_of
 from syn4seg.report.sheets import WHO, WHO_COLORS, colors_of
 from syn4seg.stages.setup import draws_of
-from syn4seg.store.files import at, read_json, write_atomically
+from syn4seg.store.files import as_path, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import BASELINES, TITLES, about_results, in_order, percent, table_columns
 
@@ -55,7 +55,7 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
     colors = colors_of(len(names))
     truth = numbers.truth_of(config)
     made = gallery(run, draw, records, colors, progress, truth)
-    target, plane = at(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
+    target, plane = as_path(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
     panes = [{"title": "image", "photo": "image"}]
     panes += [{"title": title, "photo": "image", "label": stage, "who": "who"} for stage, title in STAGE_TITLES.items()]
     panes += [] if truth is None else [{"title": "truth", "photo": "image", "label": "truth"}]

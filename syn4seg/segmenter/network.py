@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.segmenter.backbones import Backbone, load_backbone
-from syn4seg.store.files import at, write_atomically
+from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.tensors import load
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def save_segmenter(segmenter: Segmenter, path: str | AnyPath, *, backbone: str, 
         "project": len(segmenter.bottleneck) > 4,
     }
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
-    write_atomically(at(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
+    write_atomically(as_path(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
 
 
 def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
@@ -221,7 +221,7 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
         UserError: the file is missing or was written by something else.
     """
     try:
-        state, header = load(at(path))
+        state, header = load(as_path(path))
     except FileNotFoundError:
         raise UserError(
             f"segmenter checkpoint {str(path)!r} does not exist; train the base stage first or correct the path"

@@ -19,7 +19,7 @@ from syn4seg.errors import UserError
 from syn4seg.schema import FAULT, LABEL_STAGES, RECORD
 from syn4seg.stages.plan import planned
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
-from syn4seg.store.files import exists, stating, write_json
+from syn4seg.store.files import exists, explain_errors, write_json
 from syn4seg.store.rundir import Draw, RunDir, table_digest
 from syn4seg.store.samples import check_names
 from syn4seg.store.tables import read_parquet, write_parquet
@@ -81,7 +81,7 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
 
 
 def _begun(draw: Draw) -> bool:
-    with stating(draw.root, "read"):
+    with explain_errors(draw.root, "read"):
         return any((draw.root / name).is_dir() for name in ("records", "labels"))
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from syn4seg.config.fingerprint import fingerprint
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.store.files import MAX_TABLE, each, exists, listing, read_bytes, read_json, write_atomically
+from syn4seg.store.files import MAX_TABLE, exists, listing, map_threads, read_bytes, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import Image
 
@@ -57,7 +57,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     for stage in (s for s in ("prompts", "images", "base") if same[s]):
         if stage == "images" and _bytes(new.plan) != _bytes(old.plan):  # a language model does not repeat its prompts
             continue
-        each(lambda name: _link(old.root / name, new.root / name), taken[stage])
+        map_threads(lambda name: _link(old.root / name, new.root / name), taken[stage])
         if stage == "images" and before.layout != config.layout:
             _copy_images(old, new, config)
         found.append(stage)

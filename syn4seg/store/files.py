@@ -56,7 +56,7 @@ class Stale(FileNotFoundError):
     """What NFS says (ESTALE) of a file that another machine has deleted or replaced since it was looked up."""
 
 
-def at(root: str | AnyPath) -> AnyPath:
+def as_path(root: str | AnyPath) -> AnyPath:
     """The path of a folder, or of a URL: `file://`, or one of the object stores `STORES`, where one PUT is atomic.
 
     Options of object stores come from their usual environment (AWS_ENDPOINT_URL, AWS_PROFILE, fsspec's configuration).
@@ -122,7 +122,7 @@ def one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def stating(path: AnyPath, doing: str) -> Iterator[None]:
+def explain_errors(path: AnyPath, doing: str) -> Iterator[None]:
     """Turns what a file system says into one `StoreError` that names the file, the free space and what to do; missing files pass.
 
     Args:
@@ -180,7 +180,7 @@ def exists(path: AnyPath) -> bool:
     """
 
     def look() -> bool:
-        with stating(path, "read"):
+        with explain_errors(path, "read"):
             return path.is_file()
 
     return steadily(path, look)
@@ -192,7 +192,7 @@ def remove(path: AnyPath) -> None:
     Raises:
         StoreError: it cannot be deleted.
     """
-    with stating(path, "deleted"):
+    with explain_errors(path, "deleted"):
         try:
             path.unlink()
         except OSError as error:
@@ -200,7 +200,7 @@ def remove(path: AnyPath) -> None:
                 raise
 
 
-def each(work: Callable[[In], Out], items: Iterable[In], threads: int = 16) -> list[Out]:
+def map_threads(work: Callable[[In], Out], items: Iterable[In], threads: int = 16) -> list[Out]:
     """`work` of every item, in order, by several threads: object stores and network folders answer slowly, PNGs free the GIL."""
     items = list(items)
     if len(items) < 2:
@@ -217,7 +217,7 @@ def write_atomically(path: AnyPath, data: bytes) -> None:
         StoreError: it cannot be written; nothing of it is there then, or the old file.
     """
     if not isinstance(path, Path):
-        with stating(path, "written"):
+        with explain_errors(path, "written"):
             path.fs.pipe_file(path.path, data)
         return
     with published(path) as partial, partial.open("wb") as f:
@@ -231,7 +231,7 @@ def published(path: AnyPath) -> Iterator[Path]:
     Raises:
         StoreError: it cannot be written.
     """
-    with stating(path, "written"):
+    with explain_errors(path, "written"):
         if not isinstance(path, Path):
             with tempfile.TemporaryDirectory() as folder:
                 partial = Path(folder) / path.name
@@ -261,7 +261,7 @@ def append_line(path: AnyPath, line: str) -> None:
         with _APPENDING:
             old = read_bytes(path) if exists(path) else b""
             return write_atomically(path, old + data)
-    with stating(path, "written"):
+    with explain_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as f:
             if f.write(data) < len(data):
@@ -271,17 +271,17 @@ def append_line(path: AnyPath, line: str) -> None:
 
 def write_json(path: AnyPath, value: Any) -> None:
     """Writes plain JSON atomically; nan is written as null, as JSON has no nan."""
-    write_atomically(path, (json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(to_json(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """`value` with nothing but what JSON has."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_json(v) for v in value]
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_json(value.tolist())
     if isinstance(value, (float, np.floating)):
         return float(value) if np.isfinite(value) else None
     if isinstance(value, np.integer):
@@ -300,7 +300,7 @@ def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
     """
 
     def read() -> bytes:
-        with stating(path, "read"):
+        with explain_errors(path, "read"):
             size = path.stat().st_size
             if size > limit:
                 raise DamagedError(f"{path}: has {size:,} bytes, at most {limit:,} were expected; this program did not write it")
@@ -327,7 +327,7 @@ def listing(folder: AnyPath) -> dict[str, int]:
     """Size in bytes by path below `folder`, of every file there; what starts with a dot (`.partial` files) is left out."""
     if not isinstance(folder, Path):
         prefix = folder.path.strip("/") + "/"
-        with stating(folder, "read"):
+        with explain_errors(folder, "read"):
             try:
                 entries: Any = folder.fs.find(folder.path, detail=True)
             except FileNotFoundError:
@@ -339,7 +339,7 @@ def listing(folder: AnyPath) -> dict[str, int]:
 
 def _local_listing(folder: Path) -> dict[str, int]:
     found, open_folders = {}, [("", str(folder))]
-    with stating(folder, "read"):
+    with explain_errors(folder, "read"):
         while open_folders:
             below, name = open_folders.pop()
             with contextlib.suppress(FileNotFoundError), os.scandir(name) as entries:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
 from syn4seg.schema import FAULT, LABEL_STAGES
-from syn4seg.store.files import each, listing, pixel_digest, read_image, read_json, write_image, write_json
+from syn4seg.store.files import listing, map_threads, pixel_digest, read_image, read_json, write_image, write_json
 from syn4seg.store.samples import (
     _SAFE,
     Image,
@@ -82,7 +82,7 @@ class FileSamples:
             except DamagedError:
                 return None
 
-        return each(one, wanted)
+        return map_threads(one, wanted)
 
     def made_before(self, wanted: Sequence[Image]) -> list[Image | None]:
         """Images that an earlier call with the same ones may have kept since the stream began; None for others."""
@@ -102,7 +102,7 @@ class FileSamples:
                 write_json(notes_path(path), image.audit)
             write_image(path, image.pixels)
 
-        each(one, made)
+        map_threads(one, made)
 
     def image_digests(self) -> list[str]:
         """Digest of the pixels of every image, recomputed.
@@ -111,7 +111,7 @@ class FileSamples:
             DamagedError: an image is damaged.
         """
         names = _by_class(listing(self.root / "images"), ".png")
-        return each(lambda name: pixel_digest(read_image(self.image(*name))), sorted(names))
+        return map_threads(lambda name: pixel_digest(read_image(self.image(*name))), sorted(names))
 
     # --------------------------------------------------------------------------------------------- labels
     def write(self, draw: int, samples: Sequence[Sample]) -> None:
@@ -128,12 +128,12 @@ class FileSamples:
                 write_image(self.label(draw, stage, name, sample_id), label)
             write_json(self.record(draw, name, sample_id), sample.record)
 
-        each(one, samples)
+        map_threads(one, samples)
 
     def records(self, draw: int) -> pa.Table:
         """Every record of a draw, once each, sorted by sample id: columns `schema.RECORD`; damaged ones are left out."""
         found = _by_class(listing(self.root / "draws" / str(draw) / "records"), ".json")
-        rows = [row for row in each(lambda name: self._record(draw, *name), found) if row]
+        rows = [row for row in map_threads(lambda name: self._record(draw, *name), found) if row]
         return record_table(sorted(rows, key=lambda row: row["sample_id"]))
 
     def _record(self, draw: int, class_name: str, sample_id: str) -> dict[str, Any] | None:
@@ -170,7 +170,7 @@ class FileSamples:
         known = self._known.setdefault(draw, {})
         found = _by_class(listing(self.root / "draws" / str(draw) / "records"), ".json")
         new = [name for name in found if known.get(name[1], True)]  # faults may have been made again
-        for (_, sample), row in zip(new, each(lambda name: self._record(draw, *name), new), strict=True):
+        for (_, sample), row in zip(new, map_threads(lambda name: self._record(draw, *name), new), strict=True):
             if row:
                 known[sample] = row["reason"].startswith(FAULT)
         return {sample for sample in ids if sample in known and (not known[sample] or sample in notes)}
@@ -200,7 +200,7 @@ class FileSamples:
             labels = {s: read_image(self.label(draw, s, name, sample)) for s in LABEL_STAGES if record.get(s)}
             return Sample(record, labels), read_image(self.image(name, sample)) if record.get("image") else None
 
-        return each(one, rows)
+        return map_threads(one, rows)
 
     def places(self, draw: int) -> pa.Table:
         """`sample_id` and `label_at` of finished samples: here the names say it, so there is nothing to look up."""
@@ -227,7 +227,7 @@ class FileSamples:
                     return pixel_digest(read_image(self.image(*at) if key == "image" else self.label(draw, key, *at)))
                 return ""
 
-            there = iter(each(one, [at for at, there in zip(names, wanted, strict=True) if there]))
+            there = iter(map_threads(one, [at for at, there in zip(names, wanted, strict=True) if there]))
             columns[key] = pa.array([next(there) if w else None for w in wanted], pa.string())
         return pa.table(columns), []
 

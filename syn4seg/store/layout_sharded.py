@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
 from syn4seg.schema import LABEL_STAGES, RECORD
-from syn4seg.store.files import decode_image, each, encode_image, pixel_digest, plain
+from syn4seg.store.files import decode_image, encode_image, map_threads, pixel_digest, to_json
 from syn4seg.store.parquet_parts import Shards
 from syn4seg.store.samples import Image, Pair, Sample, all_sound, check_there, not_waiting, or_error, record_table
 
@@ -71,7 +71,7 @@ class ShardSamples:
     def read_images(self, wanted: Sequence[Image]) -> list[Image | None]:
         """The images that are wanted; None for one that is not there or damaged."""
         rows = self._images.rows([image.sample_id for image in wanted], [image.at for image in wanted])
-        return each(lambda pair: _image(*pair), list(zip(wanted, rows, strict=True)))
+        return map_threads(lambda pair: _image(*pair), list(zip(wanted, rows, strict=True)))
 
     def made_before(self, wanted: Sequence[Image]) -> list[Image | None]:
         """Images that an earlier call with exactly the same ones kept as one part, if it has not been merged since."""
@@ -87,7 +87,7 @@ class ShardSamples:
                     "sample_id": image.sample_id,
                     "class": image.class_name,
                     "batch": image.batch,
-                    "audit": json.dumps(plain(image.audit), sort_keys=True),
+                    "audit": json.dumps(to_json(image.audit), sort_keys=True),
                     "image": pixel_digest(image.pixels),
                     "image_png": encode_image(image.pixels),
                 }
@@ -175,7 +175,7 @@ class ShardSamples:
             record = {key: row[key] for key in RECORD.names if row[key] is not None} | {"audit": json.loads(row["audit"])}
             return Sample(record, labels), None if image is None else image.pixels
 
-        return each(one, list(zip(ids, found, strict=True)))
+        return map_threads(one, list(zip(ids, found, strict=True)))
 
     def places(self, draw: int) -> pa.Table:
         """`sample_id` and `label_at` of finished samples."""

@@ -27,7 +27,17 @@ import pyarrow.parquet as pq
 
 from syn4seg.errors import DamagedError, StoreError
 from syn4seg.schema import FAULT
-from syn4seg.store.files import MAX_TABLE, WAITS, decode_image, each, listing, pixel_digest, published, remove, write_atomically
+from syn4seg.store.files import (
+    MAX_TABLE,
+    WAITS,
+    decode_image,
+    listing,
+    map_threads,
+    pixel_digest,
+    published,
+    remove,
+    write_atomically,
+)
 from syn4seg.store.samples import check_names
 from syn4seg.store.tables import parquet
 
@@ -74,7 +84,7 @@ class Shards:
             files = {name: known for name, known in self.files.items() if name in found}
             damaged = {name: why for name, why in self.damaged.items() if self.sizes.get(name) == found.get(name, -1)}
             new = [name for name in found if name not in files and name not in damaged]
-            for name, known in zip(new, each(self._open, new), strict=True):
+            for name, known in zip(new, map_threads(self._open, new), strict=True):
                 if isinstance(known, Known):
                     files[name] = known
                 elif known:
@@ -189,7 +199,7 @@ class Shards:
             time.sleep(wait)
             names = self.look()
             try:
-                parts = each(lambda name: self._columns(name, columns), names)
+                parts = map_threads(lambda name: self._columns(name, columns), names)
             except FileNotFoundError:  # merged meanwhile
                 continue
             if any(name in self.damaged for name in names):  # what it replaced, if that is there, counts again
@@ -282,7 +292,7 @@ class Shards:
             raise _Damaged from None
 
     def _delete(self, names: list[str]) -> None:
-        each(lambda name: remove(self.folder / name), names)
+        map_threads(lambda name: remove(self.folder / name), names)
 
     # -------------------------------------------------------------------------------------------------- verify
     def recomputed(self, columns: Sequence[str]) -> pa.Table:
@@ -330,7 +340,7 @@ def _digests(column: pa.ChunkedArray) -> list[str | None]:
     def some(part: list[bytes | None]) -> list[str | None]:
         return [None if data is None else _digest(data) for data in part]
 
-    return [digest for part in each(some, [values[i : i + 256] for i in range(0, len(values), 256)], 8) for digest in part]
+    return [digest for part in map_threads(some, [values[i : i + 256] for i in range(0, len(values), 256)], 8) for digest in part]
 
 
 def _digest(data: bytes) -> str:

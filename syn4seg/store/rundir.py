@@ -30,15 +30,15 @@ from syn4seg.config.tree import Config, annotated, differences
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.store.files import (
     append_line,
-    at,
-    each,
+    as_path,
     exists,
+    explain_errors,
     listing,
-    plain,
+    map_threads,
     reach,
     read_bytes,
     read_json,
-    stating,
+    to_json,
     write_atomically,
     write_json,
 )
@@ -124,7 +124,7 @@ class RunDir:
     """
 
     def __init__(self, root: AnyPath | str, layout: str | None = None):
-        self.root, self._layout = at(root), layout
+        self.root, self._layout = as_path(root), layout
         self._draws: dict[int, Draw] = {}
         self.config = self.root / "config.yaml"
         self.provenance = self.root / "provenance.json"
@@ -171,7 +171,7 @@ class RunDir:
     def quarantine(self) -> dict[str, dict[str, Any]]:
         """Notes of the quarantined samples by id."""
         names = self.noted()
-        return dict(zip(names, each(lambda name: read_json(self.root / "quarantined" / f"{name}.json"), names), strict=True))
+        return dict(zip(names, map_threads(lambda name: read_json(self.root / "quarantined" / f"{name}.json"), names), strict=True))
 
     def read_plan(self) -> pa.Table:
         """The plan as it was written, padding included.
@@ -204,18 +204,18 @@ class RunDir:
 
     def draws(self) -> list[Draw]:
         """The draws that have a folder, in order."""
-        with stating(self.root, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with explain_errors(self.root, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = {p.name for p in (self.root / "draws").iterdir()}
             return [self.draw(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
         return []
 
     def log(self, **values: Any) -> None:
         """Adds one line to metrics.jsonl, with its time (Unix seconds); for the driver alone, since no file has two writers."""
-        append_line(self.metrics, json.dumps(plain({"time": round(time.time(), 3), **values}), sort_keys=True))
+        append_line(self.metrics, json.dumps(to_json({"time": round(time.time(), 3), **values}), sort_keys=True))
 
     def note_generator(self, facts: dict[str, Any]) -> None:
         """Keeps how an image model was run, in a file named by the facts: every actor with the same facts writes the same."""
-        name = hashlib.blake2b(json.dumps(plain(facts), sort_keys=True).encode(), digest_size=8).hexdigest()
+        name = hashlib.blake2b(json.dumps(to_json(facts), sort_keys=True).encode(), digest_size=8).hexdigest()
         write_json(self.root / "generators" / f"{name}.json", facts)
 
     def check(self, config: Config) -> None:
@@ -295,7 +295,7 @@ def opened(place: str) -> RunDir:
 
 
 def _anything(root: AnyPath) -> bool:
-    with stating(root, "read"), contextlib.suppress(FileNotFoundError):
+    with explain_errors(root, "read"), contextlib.suppress(FileNotFoundError):
         return root.is_dir() and any(True for _ in root.iterdir())
     return False
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError, StoreError, UserError
 from syn4seg.schema import FAULT, RECORD
-from syn4seg.store.files import In, Out, plain, read_json
+from syn4seg.store.files import In, Out, read_json, to_json
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -123,7 +123,7 @@ def check_there(root: AnyPath) -> None:
 
 def record_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     """Records as a table of the columns `schema.RECORD`; an audit becomes JSON text."""
-    rows = [row | {"audit": json.dumps(plain(row.get("audit", {})), sort_keys=True)} for row in rows]
+    rows = [row | {"audit": json.dumps(to_json(row.get("audit", {})), sort_keys=True)} for row in rows]
     return pa.Table.from_pylist(rows, schema=RECORD)
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from syn4seg.errors import DamagedError
-from syn4seg.store.files import MAX_TABLE, one_line, stating, steadily, write_atomically
+from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, steadily, write_atomically
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -103,7 +103,7 @@ def parquet(path: AnyPath) -> Iterator[Columns]:
         StoreError: it cannot be read.
         DamagedError: it is damaged, or too large.
     """
-    with stating(path, "read"), contextlib.ExitStack() as stack:
+    with explain_errors(path, "read"), contextlib.ExitStack() as stack:
         try:
             opened = stack.enter_context(path.open("rb") if isinstance(path, Path) else path.fs.open(path.path, "rb"))
             yield Columns(path, opened)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from syn4seg.errors import DamagedError, StoreError
-from syn4seg.store.files import MAX_TABLE, read_bytes, stating, steadily
+from syn4seg.store.files import MAX_TABLE, explain_errors, read_bytes, steadily
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class TensorFile:
             self.tensors[name] = (kind, shape, begin)
 
     def _open(self) -> tuple[int, bytes, dict[str, Any]]:
-        with stating(self.path, "read"):
+        with explain_errors(self.path, "read"):
             size = self.path.stat().st_size
             with self.path.open("rb") as file:
                 start = file.read(8)
@@ -89,7 +89,7 @@ class TensorFile:
         size = math.prod(shape[1:]) * _BYTES[kind]
         out = np.empty((len(indices), *shape[1:]), np.float32)
         try:
-            with stating(self.path, "read"), self.path.open("rb") as file:
+            with explain_errors(self.path, "read"), self.path.open("rb") as file:
                 for i, row in enumerate(indices):
                     file.seek(self.start + begin + row * size)
                     out[i] = _floats(file.read(size), kind).reshape(shape[1:])

@@ -27,7 +27,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from syn4seg.errors import StoreError, UserError
-from syn4seg.store.files import stating
+from syn4seg.store.files import explain_errors
 
 Arrays = dict[str, np.ndarray]
 
@@ -139,7 +139,7 @@ class StageCache:
 
     def _lock(self, path: Path) -> Path:
         lock = self.root / "locks" / path.parent.name / (path.name + ".lock")
-        with stating(lock, "write"):
+        with explain_errors(lock, "write"):
             lock.parent.mkdir(parents=True, exist_ok=True)
         return lock
 
@@ -156,7 +156,7 @@ class StageCache:
 
     def _read(self, path: Path) -> Arrays | None:
         try:
-            with stating(path, "read"):
+            with explain_errors(path, "read"):
                 if path.stat().st_size > MAX_ENTRY:
                     raise StoreError(f"{path}: larger than any entry of the cache; delete it")
                 data = path.read_bytes()
@@ -172,7 +172,7 @@ class StageCache:
     def _write(self, path: Path, arrays: Arrays) -> None:
         data = encode(arrays)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with stating(path, "write"):
+        with explain_errors(path, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 partial.write_bytes(data)  # not synced: what a power cut damages is noticed and made again
@@ -234,7 +234,7 @@ class StageCache:
             if path.parent.name == RUNS and not (time.time() - used >= idle and self._drop_run(path)):
                 continue
             if path.parent.name != RUNS:
-                with stating(path, "delete"):
+                with explain_errors(path, "delete"):
                     path.unlink(missing_ok=True)
             gone, freed = gone + 1, freed + size
         return gone, freed

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow.compute as pc
 
 from syn4seg.schema import FAULT
-from syn4seg.store.files import exists, read_json, stating, steadily
+from syn4seg.store.files import exists, explain_errors, read_json, steadily
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
 from syn4seg.watch.story import PHASES, Load, Story, Work, number
@@ -103,7 +103,7 @@ class Journal:
         return [line for line in map(_parsed, lines) if line is not None]
 
     def _read(self) -> bytes | None:
-        with stating(self.path, "read"):
+        with explain_errors(self.path, "read"):
             size = self.path.stat().st_size
             if size <= self.place:
                 return b"" if size == self.place else None
@@ -190,7 +190,7 @@ class Watcher:
 
     def _written(self) -> float | None:
         """When metrics.jsonl was written last, for runs whose lines do not say it."""
-        with contextlib.suppress(FileNotFoundError), stating(self.run.metrics, "read"):
+        with contextlib.suppress(FileNotFoundError), explain_errors(self.run.metrics, "read"):
             return self.run.metrics.stat().st_mtime
         return None
 

@@ -18,7 +18,7 @@ from syn4seg.errors import UserError
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.results import verify
 from syn4seg.stages.reuse import reuse
-from syn4seg.store.files import at, pixel_digest, write_atomically, write_json
+from syn4seg.store.files import as_path, pixel_digest, write_atomically, write_json
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.layout_sharded import IMAGES, ShardSamples
 from syn4seg.store.parquet_parts import Shards
@@ -93,7 +93,7 @@ def root(request, tmp_path):
         (tmp_path / "run").mkdir()
         yield tmp_path / "run"
         return
-    path = at(f"memory://{tmp_path.name}/run")
+    path = as_path(f"memory://{tmp_path.name}/run")
     yield path
     path.fs.rm(path.path, recursive=True)
 
@@ -410,4 +410,4 @@ def test_verify_sees_what_is_wrong_in_a_sharded_run(finish, fresh, small, refere
 
 
 def test_paths_are_the_same_whether_given_as_text_path_or_file_url(tmp_path):
-    assert at(f"file://{tmp_path}") == at(str(tmp_path)) == at(tmp_path) == Path(tmp_path)
+    assert as_path(f"file://{tmp_path}") == as_path(str(tmp_path)) == as_path(tmp_path) == Path(tmp_path)

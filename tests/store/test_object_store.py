@@ -16,7 +16,7 @@ pytest.importorskip("moto.server", reason="moto is not installed (extra: dev)")
 from syn4seg import cli
 from syn4seg.config.loading import load
 from syn4seg.stages.results import verify
-from syn4seg.store.files import at, listing, read_json
+from syn4seg.store.files import as_path, listing, read_json
 from syn4seg.store.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def bucket():
     os.environ.pop("AWS_PROFILE", None)
     os.environ.update(given)
     try:
-        at("s3://runs/x").fs.mkdir("runs")
+        as_path("s3://runs/x").fs.mkdir("runs")
         yield "s3://runs"
     finally:
         for key, value in before.items():
@@ -76,9 +76,9 @@ def test_a_run_in_a_bucket_equals_one_in_a_folder(bucket, small, reference, layo
     assert syn4seg("audit", out)[0] == 0
     results = read_json(RunDir(out).results)
     assert results["rows"] == json.loads((root / "results.json").read_text())["rows"]
-    before = listing(at(out))
+    before = listing(as_path(out))
     assert syn4seg("run", *small, f"layout={layout}", "--out", out)[0] == 0
-    after = listing(at(out))
+    after = listing(as_path(out))
     assert {k: v for k, v in after.items() if k != "metrics.jsonl"} == {k: v for k, v in before.items() if k != "metrics.jsonl"}
     assert not any(name.endswith(".partial") for name in after)
 

@@ -27,7 +27,7 @@ from syn4seg.config.loading import load
 from syn4seg.errors import StoreError
 from syn4seg.stages.plan import planned
 from syn4seg.stages.rows import rows_of
-from syn4seg.store.files import at
+from syn4seg.store.files import as_path
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import Sample
@@ -215,7 +215,7 @@ def test_both_layouts_and_object_stores_are_the_same_to_it(copied, finished, pla
     run.results.write_bytes((finished[0] / "results.json").read_bytes())
     assert watcher.look(0.0) == snapshot(RunDir(finished[0]), 0.0)
     if place != "folder":
-        at("memory://watched").fs.rm("/watched", recursive=True)
+        as_path("memory://watched").fs.rm("/watched", recursive=True)
 
 
 # ----------------------------------------------------------------------------------------------- while it is written
