@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 
+def resolve_device(device: str) -> str:
+    """The device that a name stands for: "auto" is "cuda" where torch sees a GPU and "cpu" elsewhere; other names stay."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def free_gpu() -> None:
-    """Gives back the GPU memory that this process no longer uses, for the actors that come next."""
+    """Give back the GPU memory that this process no longer uses, for the actors that come next."""
     import gc
 
     import torch
