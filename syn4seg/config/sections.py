@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["embedded", "folder", "pascal", "coco"] = "embedded"
+    source: str = "embedded"
     """`embedded`: the drawn world, no files. `folder`: any data set in VOC layout under `data.root`. `pascal`, `coco`: the
     official files of VOC 2012 + SBD, or of COCO 2014, under `data.root` (see `syn4seg prepare`)."""
     root: Path | None = None
@@ -61,9 +61,7 @@ class Data(Section):
     """Skip support candidates that show more than one novel class."""
 
     @model_validator(mode="after")
-    def _root_is_given(self) -> Data:
-        if self.source != "embedded" and self.root is None:
-            raise ValueError(f"data.root is empty, but data.source is {self.source!r}: set data.root=FOLDER")
+    def _reserve_fits(self) -> Data:
         if self.support_from == "val" and self.support_reserve:
             raise ValueError("data.support_reserve is a share of the train list, but data.support_from is 'val'; set one of them")
         return self

@@ -26,6 +26,10 @@ class Dataset(Protocol):
     train: list[str]
     val: list[str]
 
+    def check(self) -> None:
+        """Raise UserError if the file of a listed id is missing; open none."""
+        ...
+
     def image(self, sample_id: str) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
         ...
@@ -111,6 +115,9 @@ class EmbeddedDataset:
     def __init__(self, train: int = 1200, val: int = 300):
         self.train = [f"train-{i:06d}" for i in range(train)]
         self.val = [f"val-{i:06d}" for i in range(val)]
+
+    def check(self) -> None:
+        """Do nothing: there are no files."""
 
     def image(self, sample_id: str) -> np.ndarray:
         """RGB uint8 (64, 64, 3)."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.data.sources import EMBEDDED_TRAIN
 from syn4seg.errors import UserError
-from syn4seg.stages.setup import EMBEDDED_TRAIN, base_images, canvas_of, shipped_base, training_device
+from syn4seg.stages.setup import base_images, canvas_of, shipped_base, training_device
 from syn4seg.store.files import exists, write_atomically, write_json
 from syn4seg.store.rundir import RunDir
 

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
-from syn4seg.data.datasets import Dataset, EmbeddedDataset, Fold, fold_of
-from syn4seg.data.folder import FolderDataset
+from syn4seg.data.datasets import Dataset, Fold, fold_of
+from syn4seg.data.sources import DATASETS, dataset_source, open_dataset
 from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, pop_draw, query_ids, reserved, support_pools
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
 
 if TYPE_CHECKING:
-    from syn4seg.data.prepared import PreparedDataset
     from syn4seg.models.protocols import Speed
 
 EMBEDDED_MODELS = ("renderer", "embedded-sd3")
-EMBEDDED_TRAIN, EMBEDDED_VAL = 6000, 300
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -36,37 +34,21 @@ def load_dataset(config: Config) -> tuple[Dataset, Fold]:
         UserError: the folder is incomplete or not prepared, or the fold does not exist.
     """
     data = config.data
-    if data.source == "embedded":
-        dataset: Dataset = EmbeddedDataset(data.train_images or EMBEDDED_TRAIN, data.val_images or EMBEDDED_VAL)
-    else:
-        dataset = _on_disk(config)
-        dataset.check()
-        dataset.train, dataset.val = dataset.train[: data.train_images], dataset.val[: data.val_images]
+    dataset = open_dataset(data)
+    dataset.check()
+    dataset.train, dataset.val = dataset.train[: data.train_images], dataset.val[: data.val_images]
     try:
         return dataset, fold_of(dataset, data.fold)
     except UserError as error:
         raise UserError(f"data.fold={data.fold}: {error}") from None
 
 
-def _on_disk(config: Config) -> FolderDataset | PreparedDataset:
-    from syn4seg.data.coco import CocoDataset
-    from syn4seg.data.pascal import PascalDataset
-
-    data = config.data
-    assert data.root is not None
-    if data.source == "pascal":
-        return PascalDataset(data.root, data.train_list)
-    if data.source == "coco":
-        return CocoDataset(data.root, data.masks)
-    return FolderDataset(data.root)
-
-
 def is_prepared(config: Config) -> bool:
     """Whether the data set can be opened as it is; an official one is to be prepared first."""
-    if config.data.source in ("embedded", "folder"):
+    if dataset_source(config.data.source).prepare is None:
         return True
     try:
-        _on_disk(config)
+        open_dataset(config.data)
     except UserError:
         return False
     return True
@@ -75,7 +57,7 @@ def is_prepared(config: Config) -> bool:
 def prepare(
     source: str, root: Path, masks: str, progress: Callable[[int, int], None], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Masks, lists and index of an official data set; what is there already is kept.
+    """Build masks, lists and index of an official data set; what is there already is kept.
 
     Args:
         source: "pascal" or "coco".
@@ -84,13 +66,10 @@ def prepare(
     Raises:
         UserError: another source or variant; official files are missing or damaged (all of them are named).
     """
-    from syn4seg.data.prepare import prepare_coco, prepare_pascal
-
-    if source == "pascal":
-        return prepare_pascal(root, progress=progress, note=note)
-    if source == "coco":
-        return prepare_coco(root, masks, progress=progress, note=note)  # pyright: ignore[reportArgumentType]
-    raise UserError(f"{source!r}: expected pascal (VOC 2012 + SBD) or coco (2014)")
+    entry = DATASETS.get(source)
+    if entry is None or entry.prepare is None:
+        raise UserError(f"{source!r}: expected pascal (VOC 2012 + SBD) or coco (2014)")
+    return entry.prepare(root, masks, progress=progress, note=note)
 
 
 def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[int, list[str]]:
@@ -181,7 +160,7 @@ def imported_files(config: Config, name: str) -> list[str]:
     return files[: config.synthesis.images_per_class]
 
 
-def inputs_of(config: Config) -> dict[str, str]:
+def digest_inputs(config: Config) -> dict[str, str]:
     """Digest of each input that is files on this machine, by the key that names it.
 
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
@@ -194,8 +173,8 @@ def inputs_of(config: Config) -> dict[str, str]:
         "synthesis.root": config.synthesis.root,
     }
     found = {key: _digest(Path(value)) for key, value in named.items() if value and Path(value).exists()}
-    if config.data.source in ("pascal", "coco"):
-        found["data.root"] = _digest(_on_disk(config).folder / "manifest.json")  # pyright: ignore[reportAttributeAccessIssue]
+    if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
+        found["data.root"] = _digest(manifest)
     return found
 
 
