@@ -18,15 +18,15 @@ class Canvas:
 
     Attributes:
         size: side in pixels; an image's long side is brought to it.
-        kind: "plain" rounds the sides, shrinks by area and pads with ImageNet's mean colour [ours]. "diam" is the canvas of
-            BAM, DIaM and BCM: sides floored to a multiple of 8, bilinear, black beside the image (protocols 2.8).
+        kind: "plain" rounds the sides, shrinks by area and pads with ImageNet's mean colour [C]. "diam" is the canvas of
+            BAM, DIaM and BCM: sides floored to a multiple of 8, bilinear, black beside the image (method.md 7.7).
     """
 
     size: int
     kind: Literal["plain", "diam"] = "plain"
 
     def shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns that an image of `shape` (rows, columns, ...) fills."""
+        """Return the rows and columns that an image of `shape` (rows, columns, ...) fills."""
         longest = max(shape[:2])
         if self.kind == "diam":
             rows, columns = (int(n * (self.size / longest)) if n < longest else self.size for n in shape[:2])
@@ -35,7 +35,7 @@ class Canvas:
         return rows, columns
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """An RGB uint8 image (H, W, 3) on the canvas, uint8 (size, size, 3)."""
+        """Return an RGB image uint8 (H, W, 3) on the canvas, uint8 (size, size, 3)."""
         rows, columns = self.shape(image.shape)
         if image.shape[:2] != (rows, columns):
             by_area = rows < image.shape[0] and self.kind == "plain"
@@ -48,7 +48,7 @@ class Canvas:
         return canvas
 
     def label(self, label: np.ndarray) -> np.ndarray:
-        """A label or mask uint8 (H, W) on the canvas: nearest neighbour, 255 beside the image; uint8 (size, size)."""
+        """Return a label or mask uint8 (H, W) on the canvas: nearest neighbour, 255 beside the image; uint8 (size, size)."""
         rows, columns = self.shape(label.shape)
         if label.shape != (rows, columns):
             nearest = cv2.INTER_NEAREST if self.kind == "diam" else cv2.INTER_NEAREST_EXACT

@@ -24,88 +24,15 @@ from syn4seg.data.prepared import PreparedDataset
 from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED
 
-CLASSES: tuple[str, ...] = (
-    "person",
-    "bicycle",
-    "car",
-    "motorcycle",
-    "airplane",
-    "bus",
-    "train",
-    "truck",
-    "boat",
-    "traffic light",
-    "fire hydrant",
-    "stop sign",
-    "parking meter",
-    "bench",
-    "bird",
-    "cat",
-    "dog",
-    "horse",
-    "sheep",
-    "cow",
-    "elephant",
-    "bear",
-    "zebra",
-    "giraffe",
-    "backpack",
-    "umbrella",
-    "handbag",
-    "tie",
-    "suitcase",
-    "frisbee",
-    "skis",
-    "snowboard",
-    "sports ball",
-    "kite",
-    "baseball bat",
-    "baseball glove",
-    "skateboard",
-    "surfboard",
-    "tennis racket",
-    "bottle",
-    "wine glass",
-    "cup",
-    "fork",
-    "knife",
-    "spoon",
-    "bowl",
-    "banana",
-    "apple",
-    "sandwich",
-    "orange",
-    "broccoli",
-    "carrot",
-    "hot dog",
-    "pizza",
-    "donut",
-    "cake",
-    "chair",
-    "couch",
-    "potted plant",
-    "bed",
-    "dining table",
-    "toilet",
-    "tv",
-    "laptop",
-    "mouse",
-    "remote",
-    "keyboard",
-    "cell phone",
-    "microwave",
-    "oven",
-    "toaster",
-    "sink",
-    "refrigerator",
-    "book",
-    "clock",
-    "vase",
-    "scissors",
-    "teddy bear",
-    "hair drier",
-    "toothbrush",
+_NAMES = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking "
+    "meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, "
+    "suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis "
+    "racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, "
+    "pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell "
+    "phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
 )
+CLASSES: tuple[str, ...] = tuple(_NAMES.split(", "))
 """By dataset id: COCO's own names, checked against those of the annotation files."""
 FOLDS = tuple(tuple(range(f + 1, 81, 4)) for f in range(4))
 """COCO-20i, interleaved."""
@@ -141,7 +68,7 @@ class CocoDataset(PreparedDataset):
 
 
 def prepared_folder(root: Path, masks: Variant) -> Path:
-    """Where `syn4seg prepare coco` writes; the variants lie beside each other.
+    """Return the folder that `syn4seg prepare coco` writes; the variants lie beside each other.
 
     Raises:
         UserError: there is no such variant.
@@ -170,12 +97,12 @@ class Photo:
 
     @property
     def listed(self) -> bool:
-        """Whether it is on the field's lists: it has an instance that is no crowd (DIaM's script writes no mask else)."""
+        """Whether the lists of the field hold the photo: it has an instance that is no crowd, else DIaM's script writes no mask."""
         return any(not crowd for _, crowd, _ in self.objects)
 
 
 def read_annotations(path: Path) -> list[Photo]:
-    """Every image of an instances file, sorted by id.
+    """Read every image of an instances file, sorted by id.
 
     Raises:
         UserError: damaged, or not COCO's instances.
@@ -203,12 +130,12 @@ def read_annotations(path: Path) -> list[Photo]:
 
 
 def _class_ids(categories: list[dict[str, Any]]) -> dict[int, int]:
-    """COCO's category id -> dataset id."""
+    """Return a table COCO category id -> dataset id."""
     ordered = sorted(categories, key=lambda c: c["id"])
     names = tuple(c["name"] for c in ordered)
     if names != CLASSES:
-        other = next((a for a, b in zip(names, CLASSES, strict=False) if a != b), "none")
-        raise UserError(f"{len(names)} categories, the first unexpected one {other!r}; expected COCO's 80")
+        unexpected = next((a for a, b in zip(names, CLASSES, strict=False) if a != b), "none")
+        raise UserError(f"{len(names)} categories, the first unexpected one {unexpected!r}; expected COCO's 80")
     return {c["id"]: k for k, c in enumerate(ordered, 1)}
 
 
@@ -221,7 +148,7 @@ def _photo(image: dict[str, Any]) -> Photo:
 
 
 def draw_mask(photo: Photo, variant: Variant) -> np.ndarray:
-    """Dataset ids uint8 (H, W) of an image's annotations (protocols 2.9).
+    """Draw the annotations of an image as dataset ids uint8 (H, W) (method.md 7.2).
 
     Raises:
         UserError: a run-length encoding does not fit the image.
@@ -232,15 +159,15 @@ def draw_mask(photo: Photo, variant: Variant) -> np.ndarray:
             continue
         value = UNLABELED if crowd else class_id
         if isinstance(region, dict):
-            mask[_decoded(photo, region)] = value
+            mask[_decode_runs(photo, region)] = value
             continue
         for polygon in region[:1] if variant == "first_polygon" else region:
             cv2.fillPoly(mask, [polygon], value)
     return mask
 
 
-def _decoded(photo: Photo, region: dict[str, Any]) -> np.ndarray:
-    """bool (H, W) of a run-length encoding, its counts as a list or compressed."""
+def _decode_runs(photo: Photo, region: dict[str, Any]) -> np.ndarray:
+    """Decode a run-length encoding, counts as a list or compressed, to bool (H, W)."""
     from pycocotools import mask as coder
 
     shape, counts = [photo.height, photo.width], region.get("counts")

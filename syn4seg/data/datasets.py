@@ -19,7 +19,11 @@ from syn4seg.schema import BACKGROUND, UNLABELED
 
 
 class Dataset(Protocol):
-    """Images and masks by id. `folds[f]` are the novel dataset ids of fold f; everything else is base there."""
+    """Images and masks by id. `folds[f]` are the novel dataset ids of fold f; everything else is base there.
+
+    A data set may also have `pixels(sample_id)` (pixels per dataset id, from an index), `unpublished` (a line for each list that
+    is not the published one) and `manifest` (path of a file that changes whenever the data set does).
+    """
 
     classes: tuple[str, ...]
     folds: tuple[tuple[int, ...], ...]
@@ -31,15 +35,15 @@ class Dataset(Protocol):
         ...
 
     def image(self, sample_id: str) -> np.ndarray:
-        """RGB uint8 (H, W, 3)."""
+        """Return the RGB image uint8 (H, W, 3)."""
         ...
 
     def mask(self, sample_id: str) -> np.ndarray:
-        """Dataset ids uint8 (H, W): 0 background, 1..len(classes), 255 unlabeled."""
+        """Return dataset ids uint8 (H, W): 0 background, 1..len(classes), 255 unlabeled."""
         ...
 
     def areas(self, sample_id: str) -> dict[int, float]:
-        """Share of the image that each dataset id covers, in (0, 1]; kept after the first look."""
+        """Return the share of the image that each dataset id covers, in (0, 1]; masks are read once."""
         ...
 
 
@@ -66,7 +70,7 @@ class Fold:
 
     @property
     def to_base_index(self) -> np.ndarray:
-        """uint8 (256,): as `to_index`, but novel ids become background, as in base training (protocols 2.6)."""
+        """uint8 (256,): as `to_index`, but novel ids become background, as in base training (method.md 5.2)."""
         table = self.to_index
         table[list(self.novel)] = BACKGROUND
         return table
@@ -83,7 +87,7 @@ class Fold:
 
 
 def fold_of(dataset: Dataset, number: int) -> Fold:
-    """Fold `number` of a data set.
+    """Return fold `number` of a data set.
 
     Raises:
         UserError: there is no such fold.
@@ -96,7 +100,7 @@ def fold_of(dataset: Dataset, number: int) -> Fold:
 
 
 def class_areas(mask: np.ndarray) -> dict[int, float]:
-    """Share of a uint8 (H, W) mask that each value other than 0 and 255 covers."""
+    """Return the share of a uint8 (H, W) mask that each value other than 0 and 255 covers."""
     counts = np.bincount(mask.ravel(), minlength=256)
     return {int(k): float(counts[k] / mask.size) for k in np.flatnonzero(counts) if k not in (BACKGROUND, UNLABELED)}
 
@@ -120,20 +124,20 @@ class EmbeddedDataset:
         """Do nothing: there are no files."""
 
     def image(self, sample_id: str) -> np.ndarray:
-        """RGB uint8 (64, 64, 3)."""
-        return _drawn(sample_id)[0]
+        """Return the RGB image uint8 (64, 64, 3)."""
+        return _draw_sample(sample_id)[0]
 
     def mask(self, sample_id: str) -> np.ndarray:
-        """Dataset ids uint8 (64, 64)."""
-        return _drawn(sample_id)[1]
+        """Return dataset ids uint8 (64, 64)."""
+        return _draw_sample(sample_id)[1]
 
     def areas(self, sample_id: str) -> dict[int, float]:
-        """Share of the image per dataset id."""
+        """Return the share of the image per dataset id."""
         return dict(_embedded_areas(sample_id))
 
 
 @lru_cache(maxsize=8192)  # 16 KiB each
-def _drawn(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
+def _draw_sample(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
     split, _, number = sample_id.partition("-")
     if split not in ("train", "val") or not number.isdecimal():
         raise UserError(f"id {sample_id!r} is not of the embedded data set; expected e.g. 'train-000012' or 'val-000003'")
@@ -145,4 +149,4 @@ def _drawn(sample_id: str) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=65536)
 def _embedded_areas(sample_id: str) -> tuple[tuple[int, float], ...]:
-    return tuple(class_areas(_drawn(sample_id)[1]).items())
+    return tuple(class_areas(_draw_sample(sample_id)[1]).items())

@@ -20,23 +20,8 @@ import numpy as np
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
 
-CLASSES = (
-    "ball",
-    "donut",
-    "moon",
-    "heart",
-    "star",
-    "cross",
-    "tent",
-    "tree",
-    "bottle",
-    "fish",
-    "flower",
-    "arrow",
-    "kite",
-    "mushroom",
-    "hourglass",
-    "crown",
+CLASSES: tuple[str, ...] = tuple(
+    "ball donut moon heart star cross tent tree bottle fish flower arrow kite mushroom hourglass crown".split()
 )
 FOLDS = tuple(tuple(range(4 * f + 1, 4 * f + 5)) for f in range(4))
 COLOURS = {
@@ -66,7 +51,7 @@ _OVERSAMPLE = 4
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object: class name, appearance words and exact geometry (`radius`, `x`, `y` in scene units)."""
 
     name: str
@@ -84,25 +69,24 @@ class Thing:
 class Scene:
     """Objects from back to front on a background; `grain` seeds background texture and pattern phase."""
 
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
     background: str
     grain: int
 
 
-# --------------------------------------------------------------------------------------------- silhouettes
 def _polar(radius: np.ndarray, start: float = -math.pi / 2) -> np.ndarray:
     angle = start + np.linspace(0, 2 * math.pi, len(radius), endpoint=False)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
 
 
 def _mirror(half: list[tuple[float, float]]) -> np.ndarray:
-    """Closes a right half (from top to bottom) with its mirror image."""
+    """Close a right half (from top to bottom) with its mirror image."""
     right = np.array(half)
     return np.concatenate([right, (right * (-1, 1))[::-1]])
 
 
 def silhouette(name: str, variant: float) -> list[np.ndarray]:
-    """Outline of a class inside the unit disc: closed (V, 2) contours, filled by the even-odd rule.
+    """Return the outline of a class inside the unit disc: closed (V, 2) contours, filled by the even-odd rule.
 
     Args:
         name: one of `CLASSES`.
@@ -163,7 +147,6 @@ def silhouette(name: str, variant: float) -> list[np.ndarray]:
     raise UserError(f"class {name!r} is unknown to the embedded world; expected one of {', '.join(CLASSES)}")
 
 
-# ------------------------------------------------------------------------------------------------- drawing
 def _background(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
     dark, light = (np.array(c, np.float32) for c in BACKGROUNDS[name])
     coarse = rng.random((4, 4), dtype=np.float32)
@@ -174,9 +157,9 @@ def _background(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _paint(
-    thing: Thing, outline: list[np.ndarray], rng: np.random.Generator, size: int
+    thing: SceneObject, outline: list[np.ndarray], rng: np.random.Generator, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colours (size, size, 3), coverage (size, size) and edge coverage (size, size) of one object."""
+    """Return the colours (size, size, 3), coverage (size, size) and edge coverage (size, size) of one object."""
     fine, scale = size * _OVERSAMPLE, size * _OVERSAMPLE / 2
     cos, sin = math.cos(thing.angle), math.sin(thing.angle)
     turn = np.array([[cos, -sin], [sin, cos]])
@@ -211,7 +194,7 @@ def _paint(
 
 
 def compose(scene: Scene, outlines: list[list[np.ndarray]], size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a scene whose objects have any outlines; their class names are not read.
+    """Draw a scene whose objects have any outlines; their class names are not read.
 
     Args:
         outlines: per object its closed (V, 2) contours inside the unit disc, filled by the even-odd rule.
@@ -234,13 +217,12 @@ def compose(scene: Scene, outlines: list[list[np.ndarray]], size: int = SIZE) ->
 
 
 def draw(scene: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (size, size, 3) and exact class mask uint8 (size, size) of a scene."""
+    """Return the image uint8 (size, size, 3) and the exact class mask uint8 (size, size) of a scene."""
     image, owner = compose(scene, [silhouette(t.name, t.variant) for t in scene.things], size)
     classes = np.array([0] + [CLASSES.index(t.name) + 1 for t in scene.things], np.uint8)
     return image, classes[owner]
 
 
-# ---------------------------------------------------------------------------------------- scenes and words
 def _pick(rng: np.random.Generator, choices) -> str:
     choices = tuple(choices)
     return choices[int(rng.integers(len(choices)))]
@@ -251,22 +233,13 @@ def _angle(rng: np.random.Generator, pose: str) -> float:
     return math.radians(float(degrees))
 
 
-def _thing(rng: np.random.Generator, name: str, words: dict[str, str], radius: float, x: float, y: float) -> Thing:
-    return Thing(
-        name,
-        words["colour"],
-        words["pattern"],
-        radius,
-        x,
-        y,
-        _angle(rng, words["pose"]),
-        float(rng.uniform(0.85, 1.2)),
-        float(rng.random()),
-    )
+def _thing(rng: np.random.Generator, name: str, words: dict[str, str], radius: float, x: float, y: float) -> SceneObject:
+    angle, aspect, variant = _angle(rng, words["pose"]), float(rng.uniform(0.85, 1.2)), float(rng.random())
+    return SceneObject(name, words["colour"], words["pattern"], radius, x, y, angle, aspect, variant)
 
 
 def scene_of_prompt(prompt: str, noise_seed: int) -> Scene:
-    """The scene that a prompt asks for; whatever it leaves open is drawn from the seed.
+    """Return the scene that a prompt asks for; whatever it leaves open is drawn from the seed.
 
     Args:
         prompt: words of this world in any order, e.g. "a small red striped star on sand"; unknown words are ignored.
@@ -289,19 +262,19 @@ def scene_of_prompt(prompt: str, noise_seed: int) -> Scene:
         "background": _pick(rng, BACKGROUNDS),
     }
     lists = {"colour": COLOURS, "pattern": PATTERNS, "size": SIZES, "pose": POSES, "background": BACKGROUNDS}
-    said = {key: next((w for w in words if w in lists[key]), drawn[key]) for key in drawn}
+    chosen = {key: next((w for w in words if w in lists[key]), drawn[key]) for key in drawn}
     count = next((COUNTS[w] for w in words if w in COUNTS), 1)
     things = []
     for i in range(count):
-        radius = float(rng.uniform(0.42, 0.55) if said["size"] == "small" else rng.uniform(0.62, 0.8))
+        radius = float(rng.uniform(0.42, 0.55) if chosen["size"] == "small" else rng.uniform(0.62, 0.8))
         if count == 1:
             slack = max(0.0, 0.95 - radius) * 0.7
             x, y = (float(s) for s in rng.uniform(-slack, slack, 2))
         else:
             radius *= 0.72
             x, y = (-0.45 if i == 0 else 0.45) + float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.3, 0.3))
-        things.append(_thing(rng, name, said, radius, x, y))
-    return Scene(tuple(things), said["background"], int(rng.integers(2**62)))
+        things.append(_thing(rng, name, chosen, radius, x, y))
+    return Scene(tuple(things), chosen["background"], int(rng.integers(2**62)))
 
 
 def _plural(name: str) -> str:
@@ -309,27 +282,27 @@ def _plural(name: str) -> str:
 
 
 def prompt_of(name: str, *, colour: str, pattern: str, size: str, pose: str, background: str, count: str = "a") -> str:
-    """The world's sentence, always in this order: "a big red striped tilted star on sand"."""
+    """Return the sentence of the world, always in this order: "a big red striped tilted star on sand"."""
     noun = name if COUNTS[count] == 1 else _plural(name)
     middle = [size, colour] + ([] if pattern == "plain" else [pattern]) + ([] if pose == "upright" else [pose])
     return " ".join([count, *middle, noun, "on", background])
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world's sentences, sorted."""
+    """Return every word of the sentences of this world, sorted."""
     words = {*CLASSES, *map(_plural, CLASSES), *COLOURS, *PATTERNS, *SIZES, *POSES, *BACKGROUNDS, *COUNTS, "on", "photo", "of"}
     return sorted(words)
 
 
 def sample_scene(rng: np.random.Generator, names: tuple[str, ...] = CLASSES) -> Scene:
-    """A scene of the data set: one to three objects of any classes, overlapping or cut by the frame."""
+    """Draw a scene of the data set: one to three objects of any classes, overlapping or cut by the frame."""
     count = int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2)))
     things, centres = [], []
     for _ in range(count):
         radius = float(rng.uniform(0.34, 0.8) if count == 1 else rng.uniform(0.3, 0.52))
         tries = rng.uniform(-0.75, 0.75, (8, 2)) * (1.0 if count > 1 else 0.5)
-        far = [min([math.dist(p, c) for c in centres], default=9.0) for p in tries]
-        x, y = (float(s) for s in tries[int(np.argmax(far))])
+        distances = [min([math.dist(p, c) for c in centres], default=9.0) for p in tries]
+        x, y = (float(s) for s in tries[int(np.argmax(distances))])
         centres.append((x, y))
         words = {"colour": _pick(rng, COLOURS), "pattern": _pick(rng, PATTERNS), "pose": _pick(rng, POSES)}
         things.append(_thing(rng, _pick(rng, names), words, radius, x, y))
@@ -337,7 +310,7 @@ def sample_scene(rng: np.random.Generator, names: tuple[str, ...] = CLASSES) -> 
 
 
 def caption(scene: Scene) -> str:
-    """One sentence for a scene; several objects are joined by "and"."""
+    """Return one sentence for a scene; several objects are joined by "and"."""
     parts = []
     for t in scene.things:
         size = "small" if t.radius < 0.58 else "big"

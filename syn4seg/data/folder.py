@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,24 +35,22 @@ class FolderDataset:
         self.root = Path(root)
         if not self.root.is_dir():
             raise UserError(f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json")
-        self._images = _first(self.root, ("images", "JPEGImages"), "the folder of images")
-        self._masks = _first(self.root, ("masks", "SegmentationClass"), "the folder of index masks (PNG)")
-        self.classes, self.folds = _read_classes(_first(self.root, ("classes.json", "classes.yaml"), "the class table"))
+        self._images = _find(self.root, ("images", "JPEGImages"), "the folder of images")
+        self._masks = _find(self.root, ("masks", "SegmentationClass"), "the folder of index masks (PNG)")
+        self.classes, self.folds = _read_classes(_find(self.root, ("classes.json", "classes.yaml"), "the class table"))
         self.train, self.val = (self._read_list(name) for name in ("train", "val"))
         self._areas: dict[str, dict[int, float]] = {}
 
     def _read_list(self, name: str) -> list[str]:
-        path = _first(self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line")
+        path = _find(self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line")
         ids = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         if not ids:
             raise UserError(f"{path} lists no id; expected one id per line, e.g. '0001'")
         for sample_id in ids:
             if not _ID.fullmatch(sample_id) or ".." in sample_id or sample_id.startswith("."):
                 raise UserError(f"{path}: id {sample_id!r} is not a plain file name; expected ids without '/', '..' or a suffix")
-        seen = set()
-        twice = next((s for s in ids if s in seen or seen.add(s)), None)
-        if twice is not None:
-            raise UserError(f"{path}: id {twice!r} is listed twice; list every image once")
+        if repeated := [s for s, count in Counter(ids).items() if count > 1]:
+            raise UserError(f"{path}: id {repeated[0]!r} is listed twice; list every image once")
         return ids
 
     def _image_path(self, sample_id: str) -> Path:
@@ -62,7 +61,7 @@ class FolderDataset:
         raise UserError(f"image {self._images / sample_id}.jpg (or .png) is missing; add it or take the id off its list")
 
     def check(self) -> None:
-        """Looks for every listed file and for ids on both lists; opens none.
+        """Look for every listed file and for ids on both lists; open none.
 
         Raises:
             UserError: a file is missing, or an id is on the train and on the val list.
@@ -79,7 +78,7 @@ class FolderDataset:
                 raise UserError(f"mask {self._masks / sample_id}.png is missing; add it or take the id off its list")
 
     def image(self, sample_id: str) -> np.ndarray:
-        """RGB uint8 (H, W, 3); EXIF orientation is applied only where the mask fits the turned image alone.
+        """Return the RGB image uint8 (H, W, 3); EXIF orientation is applied only where the mask fits the turned image alone.
 
         Raises:
             UserError: missing, unreadable or larger than `MAX_PIXELS`.
@@ -89,7 +88,7 @@ class FolderDataset:
         return decode_photo(self._image_path(sample_id), size)
 
     def mask(self, sample_id: str) -> np.ndarray:
-        """Dataset ids uint8 (H, W), from a palette or an 8-bit grey PNG.
+        """Return dataset ids uint8 (H, W), from a palette or an 8-bit grey PNG.
 
         Raises:
             UserError: missing, of another mode, or with a value that is no class.
@@ -97,14 +96,14 @@ class FolderDataset:
         return decode_mask(self._masks / f"{sample_id}.png", len(self.classes))
 
     def areas(self, sample_id: str) -> dict[int, float]:
-        """Share of the image per dataset id; each mask is read once."""
+        """Return the share of the image per dataset id; each mask is read once."""
         if sample_id not in self._areas:
             self._areas[sample_id] = class_areas(self.mask(sample_id))
         return self._areas[sample_id]
 
 
 def decode_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of any image file, upright by its EXIF orientation.
+    """Return the RGB image uint8 (H, W, 3) of any image file, upright by its EXIF orientation.
 
     Raises:
         UserError: missing, unreadable or larger than `MAX_PIXELS`.
@@ -117,7 +116,7 @@ def decode_image(path: Path) -> np.ndarray:
 
 
 def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of a photo (grey and CMYK included) in the orientation of its mask.
+    """Return the RGB image uint8 (H, W, 3) of a photo (grey and CMYK included) in the orientation of its mask.
 
     Pixels stay as they are stored where they fit; EXIF orientation is applied only where the turned image alone fits.
 
@@ -142,7 +141,7 @@ def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED) -> np.
 
 
 def decode_mask(path: Path, classes: int, remedy: str = LISTED) -> np.ndarray:
-    """Dataset ids uint8 (H, W) of an index PNG: palette entries or grey values as stored, never colours.
+    """Return dataset ids uint8 (H, W) of an index PNG: palette entries or grey values as stored, never colours.
 
     Args:
         classes: the largest id; 255 is allowed besides.
@@ -158,8 +157,8 @@ def decode_mask(path: Path, classes: int, remedy: str = LISTED) -> np.ndarray:
             mask = np.array(stored)
         except (OSError, SyntaxError) as error:
             raise UserError(f"{path} cannot be decoded ({error}); {remedy}") from error
-    found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    wrong = [int(v) for v in found if v > classes and v != UNLABELED]
+    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    wrong = [int(v) for v in values if v > classes and v != UNLABELED]
     if wrong:
         raise UserError(
             f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{classes} (the classes in order) "
@@ -169,7 +168,7 @@ def decode_mask(path: Path, classes: int, remedy: str = LISTED) -> np.ndarray:
 
 
 def open_image(path: Path, remedy: str = LISTED) -> Image.Image:
-    """The header of an image file; nothing is decoded yet.
+    """Open an image file and read its header; decode nothing yet.
 
     Raises:
         UserError: missing, not an image, or larger than `MAX_PIXELS`.
@@ -186,15 +185,15 @@ def open_image(path: Path, remedy: str = LISTED) -> Image.Image:
     return image
 
 
-def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
-    found = next((root / name for name in names if (root / name).exists()), None)
-    if found is None:
+def _find(root: Path, names: tuple[str, ...], what: str) -> Path:
+    path = next((root / name for name in names if (root / name).exists()), None)
+    if path is None:
         raise UserError(f"{root} has no {' or '.join(names)} ({what}); add it")
-    return found
+    return path
 
 
 def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Class names and, per fold, the novel dataset ids."""
+    """Return the class names and, per fold, the novel dataset ids."""
     try:
         if path.suffix == ".json":
             table = json.loads(path.read_text())

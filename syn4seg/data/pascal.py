@@ -23,28 +23,11 @@ from syn4seg.data.prepared import PreparedDataset
 from syn4seg.data.published import VOC
 from syn4seg.errors import UserError
 
-CLASSES: tuple[str, ...] = (
-    "airplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "dining table",
-    "dog",
-    "horse",
-    "motorcycle",
-    "person",
-    "potted plant",
-    "sheep",
-    "sofa",
-    "train",
-    "tv monitor",
+_NAMES = (
+    "airplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, motorcycle, person, potted "
+    "plant, sheep, sofa, train, tv monitor"
 )
+CLASSES: tuple[str, ...] = tuple(_NAMES.split(", "))
 """By dataset id, in the order of VOC; spelled for prompts."""
 FOLDS = tuple(tuple(range(5 * f + 1, 5 * f + 6)) for f in range(4))
 """PASCAL-5i."""
@@ -87,19 +70,19 @@ def prepared_folder(root: Path) -> Path:
 
 
 def voc_folder(root: Path) -> Path | None:
-    """The folder VOC2012 of an unpacked VOCtrainval."""
-    places = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
-    return next((p for p in places if (p / "JPEGImages").is_dir() or (p / "ImageSets").is_dir()), None)
+    """Return the folder VOC2012 of an unpacked VOCtrainval."""
+    candidates = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
+    return next((p for p in candidates if (p / "JPEGImages").is_dir() or (p / "ImageSets").is_dir()), None)
 
 
 def sbd_folder(root: Path) -> Path | None:
-    """The folder with cls/, train.txt and val.txt of an unpacked SBD."""
-    places = (root / "benchmark_RELEASE" / "dataset", root / "sbd", root / "SBD")
-    return next((p for p in places if p.is_dir()), None)
+    """Return the folder with cls/, train.txt and val.txt of an unpacked SBD."""
+    candidates = (root / "benchmark_RELEASE" / "dataset", root / "sbd", root / "SBD")
+    return next((p for p in candidates if p.is_dir()), None)
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids of an official list.
+    """Read the ids of an official list.
 
     Raises:
         UserError: a line is no id.
@@ -117,7 +100,7 @@ def read_ids(path: Path) -> list[str]:
 def derive_lists(
     voc_train: Sequence[str], voc_val: Sequence[str], sbd_train: Sequence[str], sbd_val: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The field's lists, in their published order (protocols 4).
+    """Derive the lists of the field, in their published order (method.md 7.1).
 
     noduplicate: SBD's train images, then VOC's that are not among them; trainaug: all of SBD and VOC's train images; both
     without VOC's val images, each part sorted. val: VOC's.
@@ -132,14 +115,14 @@ def derive_lists(
 
 
 def sbd_mask(path: Path) -> np.ndarray:
-    """Dataset ids uint8 (H, W) of an SBD file cls/ID.mat (`GTcls.Segmentation`); SBD marks no border.
+    """Read dataset ids uint8 (H, W) from an SBD file cls/ID.mat (`GTcls.Segmentation`); SBD marks no border.
 
     Raises:
         UserError: missing, damaged, too large, or of another layout; the file is named.
     """
     from scipy.io import loadmat
 
-    data = _bounded(path)
+    data = _read_bounded(path)
     try:
         mask = np.asarray(loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
     except Exception as error:
@@ -149,22 +132,22 @@ def sbd_mask(path: Path) -> np.ndarray:
     return np.ascontiguousarray(mask, np.uint8)
 
 
-def _bounded(path: Path) -> bytes:
-    """The bytes of a .mat file (level 5), once it is known that unpacking them stays small."""
+def _read_bounded(path: Path) -> bytes:
+    """Read a .mat file (level 5) after checking that its unpacked size stays small."""
     size = path.stat().st_size if path.is_file() else 0
     if not 128 < size <= _MAX_MAT:
         raise UserError(f"{path} has {size} bytes; expected an SBD file of some kB: unpack its archive again")
     data = path.read_bytes()
     order = "little" if data[126:128] == b"IM" else "big"
-    at, room = 128, _MAX_UNPACKED
-    while at + 8 <= size:
-        kind, length = (int.from_bytes(data[at + i : at + i + 4], order) for i in (0, 4))
+    position, room = 128, _MAX_UNPACKED
+    while position + 8 <= size:
+        kind, length = (int.from_bytes(data[position + i : position + i + 4], order) for i in (0, 4))
         if kind == 15:  # a compressed element
             try:
-                room -= len(zlib.decompressobj().decompress(data[at + 8 : at + 8 + length], room + 1))
+                room -= len(zlib.decompressobj().decompress(data[position + 8 : position + 8 + length], room + 1))
             except zlib.error as error:
                 raise UserError(f"{path} is damaged ({error}); unpack its archive again") from error
         if room < 0:
             raise UserError(f"{path} unpacks to more than {_MAX_UNPACKED} bytes, which no SBD file does; refused")
-        at += 8 + length
+        position += 8 + length
     return data

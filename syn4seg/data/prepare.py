@@ -7,7 +7,7 @@ Official files that turn out to be bad are collected, and named together at the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from syn4seg.data import coco, pascal
 from syn4seg.data.folder import decode_mask, decode_photo, open_image
 from syn4seg.data.prepared import FORMAT, file_facts, index_row, write_index, write_list, write_manifest
 from syn4seg.data.published import COCO_ANNOTATIONS, COCO_IMAGES, SBD, VOC, Archive, compare, ids_digest
-from syn4seg.errors import DamagedError, UserError
+from syn4seg.errors import UserError
 from syn4seg.store.files import write_atomically, write_image, write_json
 
 Progress = Callable[[int, int], None]
@@ -38,7 +38,7 @@ class _Job:
 
 
 def prepare_pascal(root: str | Path, *, progress: Progress, note: Note) -> dict[str, Any]:
-    """Masks, index and lists of PASCAL VOC 2012 + SBD under ROOT/syn4seg-pascal.
+    """Build masks, index and lists of PASCAL VOC 2012 + SBD under ROOT/syn4seg-pascal.
 
     A mask is VOC's own where VOC has one (255 borders kept), else SBD's.
 
@@ -68,14 +68,15 @@ def prepare_pascal(root: str | Path, *, progress: Progress, note: Note) -> dict[
     voc_files = {"JPEGImages": [f"{s}.jpg" for s in needed], "SegmentationClass": [f"{s}.png" for s in sorted(own)]}
     sbd_files = {"cls": [f"{s}.mat" for s in needed if s not in own]}
     sources = list(official.values())
-    missing = _absent(root, voc, "VOCdevkit/VOC2012", VOC, sources[:2], voc_files)
-    missing += _absent(root, sbd, "benchmark_RELEASE/dataset", SBD, sources[2:], sbd_files)
+    missing = _missing_files(root, voc, "VOCdevkit/VOC2012", VOC, sources[:2], voc_files)
+    missing += _missing_files(root, sbd, "benchmark_RELEASE/dataset", SBD, sources[2:], sbd_files)
     if missing or voc is None or sbd is None:
         raise _incomplete(root, missing)
 
     jobs = [_Job(s, voc / "JPEGImages" / f"{s}.jpg", partial(_voc_or_sbd, voc, sbd, s, s in own)) for s in needed]
-    found = [path for path in sources if path]
-    return _prepare("pascal", "", root, pascal.prepared_folder(root), found, lists, jobs, progress, note)
+    return _prepare(
+        "pascal", "", root, pascal.prepared_folder(root), [path for path in sources if path], lists, jobs, progress, note
+    )
 
 
 def _voc_or_sbd(voc: Path, sbd: Path, sample_id: str, own: bool) -> np.ndarray:
@@ -85,7 +86,7 @@ def _voc_or_sbd(voc: Path, sbd: Path, sample_id: str, own: bool) -> np.ndarray:
 
 
 def prepare_coco(root: str | Path, masks: coco.Variant = "all_polygons", *, progress: Progress, note: Note) -> dict[str, Any]:
-    """Masks, index and lists of COCO 2014 under ROOT/syn4seg-coco/VARIANT.
+    """Build masks, index and lists of COCO 2014 under ROOT/syn4seg-coco/VARIANT.
 
     Listed are the images with at least one instance that is no crowd. The published lists are shuffled, and no official file
     gives their order; ours ascend by id, and the ids are compared.
@@ -105,13 +106,13 @@ def prepare_coco(root: str | Path, masks: coco.Variant = "all_polygons", *, prog
     root, folder = Path(root), coco.prepared_folder(Path(root), masks)
     sources = [root / "annotations" / f"instances_{part}.json" for part in coco.SPLITS.values()]
     photos: dict[str, list[coco.Photo]] = {}
-    missing = _absent(root, root, "annotations", COCO_ANNOTATIONS, sources, {})
+    missing = _missing_files(root, root, "annotations", COCO_ANNOTATIONS, sources, {})
     for (split, part), path in zip(coco.SPLITS.items(), sources, strict=True):
         if path.is_file():
             note(f"reading {path}")
             photos[split] = [photo for photo in coco.read_annotations(path) if photo.listed]
         names = [f"{photo.sample_id}.jpg" for photo in photos.get(split, [])]
-        missing += _absent(root, root, part, COCO_IMAGES[part], [], {part: names})
+        missing += _missing_files(root, root, part, COCO_IMAGES[part], [], {part: names})
     if missing:
         raise _incomplete(root, missing)
     lists = {split: [photo.sample_id for photo in photos[split]] for split in photos}
@@ -123,35 +124,33 @@ def prepare_coco(root: str | Path, masks: coco.Variant = "all_polygons", *, prog
     return _prepare("coco", masks, root, folder, sources, lists, jobs, progress, note)
 
 
-# --------------------------------------------------------------------------------------------- what is missing
-def _absent(
+def _missing_files(
     root: Path, folder: Path | None, name: str, archive: Archive, files: Sequence[Path | None], contents: dict[str, list[str]]
 ) -> list[str]:
-    """One line per missing file, per missing folder, and per folder that lacks files."""
+    """Return one line per missing file, per missing folder, and per folder that lacks files."""
     where = f"in {archive.where(root)}"
     if folder is None:
         return [f"{root / name}: {where}"]
     lines = [f"{path}: {where}" for path in files if path and not path.is_file()]
     for part, names in contents.items():
-        place = folder / part
-        if not place.is_dir():
-            lines.append(f"{place}/: {where}")
+        path = folder / part
+        if not path.is_dir():
+            lines.append(f"{path}/: {where}")
             continue
-        found = {p.name for p in place.iterdir()}
-        lacking = [n for n in names if n not in found]
-        if lacking:
-            first = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-            lines.append(f"{place}/: {len(lacking)} of {len(names)} files ({first}): {where}")
+        present = {p.name for p in path.iterdir()}
+        missing = [n for n in names if n not in present]
+        if missing:
+            first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            lines.append(f"{path}/: {len(missing)} of {len(names)} files ({first}): {where}")
     return lines
 
 
-def _incomplete(root: Path, missing: list[str]) -> ValueError:
-    return ValueError(
+def _incomplete(root: Path, missing: list[str]) -> UserError:
+    return UserError(
         f"{root}: official files are missing; download and unpack, then run the same command again:\n  " + "\n  ".join(missing)
     )
 
 
-# ---------------------------------------------------------------------------------------------- what is made
 def _prepare(
     dataset: str,
     variant: str,
@@ -166,45 +165,35 @@ def _prepare(
     facts = {path.relative_to(root).as_posix(): file_facts(path) for path in sources}
     classes = pascal.CLASSES if dataset == "pascal" else coco.CLASSES
     begun = {"format": FORMAT, "variant": variant, "sources": facts}
-    rows, bad, kept = _masks(folder, jobs, len(classes), _same_as_begun(folder, begun), progress)
-    listing = folder / "bad-files.txt"
+    rows, bad, kept = _masks(folder, jobs, len(classes), _begun_from_same_files(folder, begun), progress)
+    report = folder / "bad-files.txt"
     if bad:
-        write_atomically(listing, "".join(f"{line}\n" for line in bad).encode())
-        more = f"\n  and {len(bad) - _SHOWN} more, all in {listing}" if len(bad) > _SHOWN else ""
+        write_atomically(report, "".join(f"{line}\n" for line in bad).encode())
+        more = f"\n  and {len(bad) - _SHOWN} more, all in {report}" if len(bad) > _SHOWN else ""
         raise UserError(
             f"{root}: {len(bad)} official files are bad; {len(rows)} masks are done and kept. Mend these and run "
             "the same command again:\n  " + "\n  ".join(bad[:_SHOWN]) + more
         )
-    listing.unlink(missing_ok=True)
-    made = {}
+    report.unlink(missing_ok=True)
+    compared = {}
     for name, ids in lists.items():
         equal, sentence = compare(dataset, name, ids)
         note(sentence)
         write_list(folder, name, ids)
-        made[name] = {"ids": len(ids), "digest": ids_digest(ids), "published": equal}
+        compared[name] = {"ids": len(ids), "digest": ids_digest(ids), "published": equal}
     index = write_index(folder, rows)
-    write_manifest(
-        folder,
-        {
-            "dataset": dataset,
-            "variant": variant,
-            "classes": classes,
-            "images": len(rows),
-            "lists": made,
-            "index": index,
-            "sources": facts,
-        },
-    )
+    counts = {"classes": classes, "images": len(rows), "lists": compared}
+    write_manifest(folder, {"dataset": dataset, "variant": variant, **counts, "index": index, "sources": facts})
     note(f"{folder}: {len(rows)} masks, {kept} of them from an earlier call")
-    return {"folder": str(folder), "images": len(rows), "kept": kept, "lists": made}
+    return {"folder": str(folder), "images": len(rows), "kept": kept, "lists": compared}
 
 
-def _same_as_begun(folder: Path, begun: dict[str, Any]) -> bool:
-    """Whether masks on disk were begun from the same official files in the same format; notes what is begun now."""
+def _begun_from_same_files(folder: Path, begun: dict[str, Any]) -> bool:
+    """Return whether masks on disk were begun from the same official files in the same format; note what is begun now."""
     path = folder / "begun.json"
     try:
         same = json.loads(path.read_text()) == begun
-    except (OSError, DamagedError):
+    except (OSError, ValueError):
         same = False
     if not same:
         write_json(path, begun)
@@ -212,23 +201,22 @@ def _same_as_begun(folder: Path, begun: dict[str, Any]) -> bool:
 
 
 def _masks(
-    folder: Path, jobs: Iterable[_Job], classes: int, keep: bool, progress: Progress
+    folder: Path, jobs: Sequence[_Job], classes: int, keep: bool, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[str], int]:
-    """Makes every mask that is not there: index rows, what is wrong with bad files, how many masks were kept."""
-    jobs = list(jobs)
+    """Make every missing mask; return the index rows, what is wrong with bad files, and how many masks were kept."""
     rows: list[dict[str, Any]] = []
     bad: list[str] = []
     kept = 0
     for done, job in enumerate(jobs, 1):
         path = folder / "masks" / f"{job.sample_id}.png"
-        old = _readable(path, classes) if keep else None
+        existing = _read_existing_mask(path, classes) if keep else None
         try:
-            mask = job.make() if old is None else old
+            mask = job.make() if existing is None else existing
             _check_photo(job.photo, mask.shape)
         except UserError as error:
             bad.append(str(error))
         else:
-            if old is None:
+            if existing is None:
                 write_image(path, mask)
             else:
                 kept += 1
@@ -237,16 +225,16 @@ def _masks(
     return rows, bad, kept
 
 
-def _readable(path: Path, classes: int) -> np.ndarray | None:
-    """A mask that an earlier call wrote; none where it is missing or damaged, and so made anew."""
+def _read_existing_mask(path: Path, classes: int) -> np.ndarray | None:
+    """Read a mask that an earlier call wrote; None where it is missing or damaged and must be made again."""
     try:
         return decode_mask(path, classes)
-    except DamagedError:
+    except UserError:
         return None
 
 
 def _check_photo(path: Path, shape: tuple[int, ...]) -> None:
-    """A photo has its mask's size and is complete; it is decoded only where a look at its two ends leaves doubt."""
+    """Check that a photo is complete and has the size of its mask; decode it only where its header and end leave a doubt."""
     size = (shape[1], shape[0])
     with open_image(path, _AGAIN) as stored:
         fits = stored.size == size

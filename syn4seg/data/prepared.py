@@ -65,21 +65,26 @@ class PreparedDataset(ABC):
         self._start = lists.offsets.to_numpy()
         self._classes, self._counts = (c.flatten().to_numpy() for c in (lists, table["pixels"].combine_chunks()))
 
+    @property
+    def manifest(self) -> Path:
+        """Path of the file that is written last when the folder is prepared."""
+        return self.folder / "manifest.json"
+
     @abstractmethod
     def image_path(self, sample_id: str) -> Path:
-        """Official place of an image."""
+        """Return the official path of an image."""
 
     def _checked_manifest(self) -> dict[str, Any]:
-        path = self.folder / "manifest.json"
+        path = self.manifest
         if not path.is_file():
             raise UserError(f"{self.folder} is not prepared (no manifest.json); {self.remedy}")
         try:
             manifest = json.loads(path.read_text())
-            made_with, sources, _, _ = (manifest[key] for key in ("format", "sources", "lists", "index"))
+            format_number, sources, _, _ = (manifest[key] for key in ("format", "sources", "lists", "index"))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {self.remedy} again") from error
-        if made_with != FORMAT:
-            raise UserError(f"{path} has format {made_with}, expected {FORMAT}; {self.remedy} again")
+        if format_number != FORMAT:
+            raise UserError(f"{path} has format {format_number}, expected {FORMAT}; {self.remedy} again")
         for name, facts in sources.items():
             if _changed(self.root / name, facts):
                 raise UserError(
@@ -105,22 +110,22 @@ class PreparedDataset(ABC):
             raise UserError(f"{path} is missing or damaged; {self.remedy} again")
         return parquet.read_table(io.BytesIO(data))
 
-    def _at(self, sample_id: str) -> int:
+    def _row_of(self, sample_id: str) -> int:
         row = self._row.get(sample_id)
         if row is None:
             raise UserError(f"id {sample_id!r} is not in {self.folder}/index.parquet; {self.remedy} again")
         return row
 
     def check(self) -> None:
-        """Looks for every listed image and mask; opens none.
+        """Look for every listed image and mask; open none.
 
         Raises:
             UserError: files are missing; the first of them, how many, and the remedy.
         """
         ids = [*self.train, *self.val]
         for paths in ([self.image_path(s) for s in ids], [self._mask_path(s) for s in ids]):
-            found = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in paths}}
-            missing = [path for path in paths if path.name not in found[path.parent]]
+            names = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in paths}}
+            missing = [path for path in paths if path.name not in names[path.parent]]
             if missing:
                 raise UserError(f"{missing[0]} is missing, and {len(missing) - 1} more; {self.remedy}, which names the archive")
 
@@ -128,64 +133,58 @@ class PreparedDataset(ABC):
         return self.folder / "masks" / f"{sample_id}.png"
 
     def image(self, sample_id: str) -> np.ndarray:
-        """RGB uint8 (H, W, 3), grey and CMYK files included; pixels as stored unless only the EXIF-turned image fits the mask.
+        """Return the RGB image uint8 (H, W, 3), also of grey and CMYK files.
+
+        Pixels stay as they are stored unless only the image turned by EXIF fits the mask.
 
         Raises:
             UserError: missing, unreadable, truncated or too large; the file is named.
         """
-        height, width = self._shape[self._at(sample_id)]
+        height, width = self._shape[self._row_of(sample_id)]
         return decode_photo(self.image_path(sample_id), (int(width), int(height)), "unpack its archive again")
 
     def mask(self, sample_id: str) -> np.ndarray:
-        """Dataset ids uint8 (H, W).
+        """Return dataset ids uint8 (H, W).
 
         Raises:
             UserError: missing or damaged; the file is named.
         """
-        self._at(sample_id)
+        self._row_of(sample_id)
         return decode_mask(self._mask_path(sample_id), len(self.classes), f"{self.remedy} again")
 
     def pixels(self, sample_id: str) -> dict[int, int]:
-        """Pixels per dataset id (background and unlabeled left out), from the index."""
-        row = self._at(sample_id)
+        """Return the pixels per dataset id (background and unlabeled left out), from the index."""
+        row = self._row_of(sample_id)
         part = slice(self._start[row], self._start[row + 1])
         return dict(zip(self._classes[part].tolist(), self._counts[part].tolist(), strict=True))
 
     def areas(self, sample_id: str) -> dict[int, float]:
-        """Share of the image per dataset id, from the index."""
-        size = int(np.prod(self._shape[self._at(sample_id)]))
+        """Return the share of the image per dataset id, from the index."""
+        size = int(np.prod(self._shape[self._row_of(sample_id)]))
         return {k: count / size for k, count in self.pixels(sample_id).items()}
 
 
-# ------------------------------------------------------------------------------------------------- writing
 def index_row(sample_id: str, mask: np.ndarray) -> dict[str, Any]:
-    """What the index says about the uint8 (H, W) mask of an image."""
+    """Return the row of the index for the uint8 (H, W) mask of an image."""
     counts = np.bincount(mask.ravel(), minlength=256)
-    shown = [int(k) for k in np.flatnonzero(counts) if k not in (BACKGROUND, UNLABELED)]
+    classes = [int(k) for k in np.flatnonzero(counts) if k not in (BACKGROUND, UNLABELED)]
     return {
         "id": sample_id,
         "height": mask.shape[0],
         "width": mask.shape[1],
-        "classes": shown,
-        "pixels": [int(counts[k]) for k in shown],
+        "classes": classes,
+        "pixels": [int(counts[k]) for k in classes],
         "digest": pixel_digest(mask),
     }
 
 
 def write_index(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Writes index.parquet from `index_row`s, sorted by id; returns the file's SHA-256."""
+    """Write index.parquet from `index_row`s, sorted by id; return the file's SHA-256."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    columns = {
-        "id": pa.string(),
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "classes": pa.list_(pa.uint8()),
-        "pixels": pa.list_(pa.int32()),
-        "digest": pa.string(),
-    }
-    schema = pa.schema(list(columns.items()))
+    lists = [("classes", pa.list_(pa.uint8())), ("pixels", pa.list_(pa.int32()))]
+    schema = pa.schema([("id", pa.string()), ("height", pa.int32()), ("width", pa.int32()), *lists, ("digest", pa.string())])
     buffer = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema), buffer)
     write_atomically(folder / "index.parquet", buffer.getvalue())
@@ -193,23 +192,23 @@ def write_index(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_list(folder: Path, name: str, ids: Iterable[str]) -> None:
-    """Writes lists/NAME.txt."""
+    """Write lists/NAME.txt."""
     write_atomically(folder / "lists" / f"{name}.txt", "".join(f"{s}\n" for s in ids).encode())
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes manifest.json, which makes the folder valid."""
+    """Write manifest.json, which makes the folder valid."""
     write_json(folder / "manifest.json", {"format": FORMAT, **facts})
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of an official file."""
+    """Return size and SHA-256 of an official file."""
     with path.open("rb") as f:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
 def _changed(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether an official file is there and another one than `file_facts` saw; a file put away since is no change."""
+    """Return whether an official file exists and differs from `file_facts`; a file that was removed since is no change."""
     if not path.is_file():
         return False
     size = path.stat().st_size

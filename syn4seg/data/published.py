@@ -28,7 +28,7 @@ class Archive:
     unpack: str
 
     def where(self, root: object) -> str:
-        """One line: what to download, how large it is, where it goes."""
+        """Return one line: what to download, how large it is, where it goes."""
         return f"{self.name} ({self.size}, {self.source}), unpacked in {self.unpack.format(root=root)}"
 
 
@@ -64,12 +64,12 @@ LISTS = {
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-    """SHA-256 (64 hex digits) of the sorted ids joined by newlines."""
+    """Return the SHA-256 (64 hex digits) of the sorted ids joined by newlines."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def compare(dataset: str, name: str, ids: Sequence[str]) -> tuple[bool, str]:
-    """Whether a derived list has the published ids, and the sentence that says so."""
+    """Return whether a derived list has the published ids, and a sentence about it."""
     count, digest = LISTS[dataset][name]
     if len(ids) == count and ids_digest(ids) == digest:
         return True, f"{dataset} {name}: equal to the published list ({count})"

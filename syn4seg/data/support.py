@@ -1,6 +1,6 @@
 """Support draws: K annotated images per novel class, named by a seed; a support image is never a query.
 
-The field draws supports in two ways (protocols 2.3): from the val list, images with one novel class only, base objects
+The field draws supports in two ways (method.md 7.8): from the val list, images with one novel class only, base objects
 relabelled background (DIaM, BCM, VP), or from the train list with several novel classes allowed and base labels kept
 (POP, EKT). Both are choices here. `draw_support` is ours: each draw has a name and depends on no other; `pop_draw` is
 POP's, which reproduces the published draws id by id.
@@ -33,21 +33,21 @@ def support_pools(
     min_area: float = 0.0,
     reserve: float = 0.0,
 ) -> dict[int, list[str]]:
-    """The images from which each novel class may be drawn.
+    """Return the images from which each novel class may be drawn.
 
     Args:
         source: the list to look at.
         min_pixels: least number of pixels that the class must cover (16384 in the field).
         only_one_novel: skip images in which a second novel class has any pixel (DIaM, CAPL).
-        min_area: least share of the image that the class must cover, in [0, 1] [ours].
-        reserve: above 0, only the images that are `reserved` by this share, which base training leaves out.
+        min_area: least share of the image that the class must cover, in [0, 1] [C].
+        reserve: above 0, only the images that `is_reserved` names for this share, which base training leaves out.
 
     Returns:
         Novel dataset id -> image ids in the order of the list; an image may be in several pools.
     """
     pools: dict[int, list[str]] = {k: [] for k in fold.novel}
     for sample_id in getattr(dataset, source):
-        if reserve > 0 and not reserved(sample_id, reserve):
+        if reserve > 0 and not is_reserved(sample_id, reserve):
             continue
         areas = dataset.areas(sample_id)
         present = [k for k in fold.novel if areas.get(k, 0.0) > 0 and areas[k] >= min_area]
@@ -62,10 +62,11 @@ def support_pools(
 
 
 def pixel_counts(dataset: Dataset, sample_id: str) -> dict[int, int]:
-    """Pixels per dataset id: the data set's own `pixels` where it keeps an index, else from the areas and the mask's size."""
-    counted = getattr(dataset, "pixels", None)
-    if counted is not None:
-        return counted(sample_id)
+    """Return the pixels per dataset id: from the data set's own `pixels` where it keeps an index, else from
+    the areas and the size of the mask."""
+    pixels = getattr(dataset, "pixels", None)
+    if pixels is not None:
+        return pixels(sample_id)
     size = dataset.mask(sample_id).size
     return {k: round(area * size) for k, area in dataset.areas(sample_id).items()}
 
@@ -83,7 +84,7 @@ def draw_support(
     min_pixels: int = 0,
     reserve: float = 0.0,
 ) -> dict[int, list[str]]:
-    """K support images per novel class.
+    """Draw K support images per novel class.
 
     Args:
         shots: images per class.
@@ -116,7 +117,7 @@ def draw_support(
 
 
 def pop_draw(pools: dict[int, list[str]], shots: int, seed: int) -> dict[int, list[str]]:
-    """POP's draw (gen_fs_list): one stream of random picks, classes by ascending id, a pick already drawn is thrown back.
+    """Draw as POP does (gen_fs_list): one stream of random picks, classes by ascending id; an image drawn before is skipped.
 
     With the pools of `support_pools(dataset, fold, "train", 16384)` on trainaug it gives POP's and EKT's published lists.
 
@@ -136,9 +137,9 @@ def pop_draw(pools: dict[int, list[str]], shots: int, seed: int) -> dict[int, li
     drawn: dict[int, list[str]] = {}
     taken: set[str] = set()
     for k in sorted(pools):
-        left = len(set(pools[k]) - taken)
-        if left < shots:
-            raise UserError(f"class id {k} has {left} support images left, {shots} are needed; lower shots or min_pixels")
+        remaining = len(set(pools[k]) - taken)
+        if remaining < shots:
+            raise UserError(f"class id {k} has {remaining} support images left, {shots} are needed; lower shots or min_pixels")
         drawn[k] = []
         while len(drawn[k]) < shots:
             pick = stream.choice(pools[k])
@@ -153,14 +154,14 @@ def _check_shots(shots: int) -> None:
         raise UserError(f"shots = {shots}; expected at least 1 support image per novel class")
 
 
-def reserved(sample_id: str, share: float) -> bool:
-    """Whether an image belongs to the share of the train list that is kept for support draws: a hash of its id alone."""
+def is_reserved(sample_id: str, share: float) -> bool:
+    """Return whether an image belongs to the share of the train list that is kept for support draws, by a hash of its id."""
     digest = hashlib.blake2b(f"support-reserve\x1f{sample_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") < share * 2**64
 
 
 def base_ids(dataset: Dataset, fold: Fold, rule: Literal["all", "with_base", "without_novel"]) -> list[str]:
-    """The base training images, in the order of the train list (protocols 2.1).
+    """Return the base training images, in the order of the train list (method.md 5.2).
 
     "all": every image (BAM, DIaM). "with_base": those with any pixel of a base class (POP). "without_novel": of these, the
     ones without any pixel of a novel class (CAPL).
@@ -174,7 +175,7 @@ def base_ids(dataset: Dataset, fold: Fold, rule: Literal["all", "with_base", "wi
 
 
 def query_ids(dataset: Dataset, support: dict[int, list[str]]) -> list[str]:
-    """The val list without the support images, in its own order."""
+    """Return the val list without the support images, in its own order."""
     used = {sample_id for ids in support.values() for sample_id in ids}
     return [sample_id for sample_id in dataset.val if sample_id not in used]
 
@@ -187,7 +188,7 @@ def support_label(
     base_in_support: Literal["background", "kept"] = "background",
     other_novel: Literal["background", "kept"] = "kept",
 ) -> np.ndarray:
-    """Class indices uint8 (H, W) of a support image's annotation.
+    """Return class indices uint8 (H, W) of a support image's annotation.
 
     Args:
         mask: dataset ids uint8 (H, W).

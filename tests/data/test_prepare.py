@@ -220,6 +220,6 @@ def test_many_bad_files_are_cut_in_the_message_and_whole_in_the_file(pascal, mon
     monkeypatch.setattr("syn4seg.data.prepare._SHOWN", 2)
     for path in (pascal / "VOCdevkit" / "VOC2012" / "JPEGImages").iterdir():
         truncate(path)
-    with pytest.raises(ValueError, match=r"20 official files are bad; 0 masks[\s\S]*and 18 more, all in .*bad-files\.txt"):
+    with pytest.raises(UserError, match=r"20 official files are bad; 0 masks[\s\S]*and 18 more, all in .*bad-files\.txt"):
         _run(prepare_pascal, pascal)
     assert len((pascal / "syn4seg-pascal" / "bad-files.txt").read_text().splitlines()) == 20

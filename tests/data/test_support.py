@@ -15,10 +15,10 @@ from syn4seg.data.support import (
     POP_SEEDS,
     base_ids,
     draw_support,
+    is_reserved,
     pixel_counts,
     pop_draw,
     query_ids,
-    reserved,
     support_label,
     support_pools,
 )
@@ -56,7 +56,7 @@ def test_a_draw_depends_on_its_names_alone():
 
 
 def test_too_few_images_name_class_found_needed_and_remedy():
-    with pytest.raises(ValueError, match=r"class '\w+' has \d+ support images in the val list, 50 are needed.*lower shots"):
+    with pytest.raises(UserError, match=r"class '\w+' has \d+ support images in the val list, 50 are needed.*lower shots"):
         draw_support(DATASET, FOLD, 50, 0, seed=1)
     with pytest.raises(UserError, match="shots = 0"):
         draw_support(DATASET, FOLD, 0, 0, seed=1)
@@ -99,16 +99,16 @@ def test_pixel_counts_are_those_of_the_mask_with_and_without_an_index():
 def test_a_draw_obeys_pixels_and_the_reserve_and_names_the_pixels_it_missed():
     support = draw_support(DATASET, FOLD, 1, 0, seed=3, min_area=0.0, min_pixels=150, source="train", reserve=0.6)
     for k, (sample_id,) in support.items():
-        assert (DATASET.mask(sample_id) == k).sum() >= 150 and reserved(sample_id, 0.6)
+        assert (DATASET.mask(sample_id) == k).sum() >= 150 and is_reserved(sample_id, 0.6)
     with pytest.raises(UserError, match="at least 4000 pixels"):
         draw_support(DATASET, FOLD, 1, 0, seed=3, min_pixels=4000)
 
 
 def test_the_reserve_is_a_share_of_ids_that_grows_and_depends_on_nothing_else():
     ids = [f"2008_{i:06d}" for i in range(4000)]
-    small, large = ({s for s in ids if reserved(s, share)} for share in (0.1, 0.3))
+    small, large = ({s for s in ids if is_reserved(s, share)} for share in (0.1, 0.3))
     assert small < large and abs(len(small) - 400) < 60 and abs(len(large) - 1200) < 90
-    assert not any(reserved(s, 0.0) for s in ids) and all(reserved(s, 1.0) for s in ids)
+    assert not any(is_reserved(s, 0.0) for s in ids) and all(is_reserved(s, 1.0) for s in ids)
     digest = hashlib.sha256("\n".join(sorted(small)).encode()).hexdigest()
     assert digest == "2867dab00f9b7587e50dd1ab52de8ef93566139e233892dd77fcb08ab13c1f08"
 
@@ -116,7 +116,7 @@ def test_the_reserve_is_a_share_of_ids_that_grows_and_depends_on_nothing_else():
 @pytest.mark.parametrize("source", ["train", "val"])
 def test_pools_of_a_reserve_hold_reserved_images_alone(source):
     whole, part = (support_pools(DATASET, FOLD, source, reserve=r) for r in (0.0, 0.5))
-    assert part == {k: [s for s in ids if reserved(s, 0.5)] for k, ids in whole.items()} != whole
+    assert part == {k: [s for s in ids if is_reserved(s, 0.5)] for k, ids in whole.items()} != whole
 
 
 def test_base_images_follow_their_rule():
