@@ -1,9 +1,10 @@
-"""Errors: what a person can mend is a `UserError`; every other exception is a fault of this program."""
+"""How a command ends: what a person can mend is a `UserError`; every other exception is a fault of this program."""
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -25,31 +26,48 @@ class WorkerError(Exception):
     """A process of the job failed with an exception that is no `UserError`; the message holds the process's own traceback."""
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or a termination signal; a class of its own, because the command line library swallows KeyboardInterrupt.
+
+    Its text is what the person reads at the end; exit code 130.
+    """
+
+
 STORE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp", "fsspec")
 """Packages whose errors are those of an object store; not all of them are OSError."""
-ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOMEM, errno.ESTALE)
+ENVIRONMENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOMEM, errno.ESTALE)
 """Codes of an OSError that says something of the machine and not of this program."""
 
 
-def explained(error: Exception) -> tuple[int, str]:
-    """The exit code and the line that end a command.
+def catch_signals() -> None:
+    """Let Ctrl-C and a termination signal raise `Interrupted` in the main thread."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted("stopped; the same command goes on from here")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def describe_error(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the line that end a command.
 
     The traceback of a fault of this program goes to a file, or with SYN4SEG_DEBUG=1 to the terminal.
     """
     if isinstance(error, UserError):
         return 2, str(error)
-    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
-        where = f"{error.filename}: " if error.filename else ""
-        return 2, f"{where}{error.strerror}; mend the space or the rights there, and run the same command again"
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT_ERRNOS:
+        place = f"{error.filename}: " if error.filename else ""
+        return 2, f"{place}{error.strerror}; mend the space or the rights there, and run the same command again"
     line = " ".join(str(error).split())[:300] or "no message"
     if type(error).__module__.partition(".")[0] in STORE_CLIENTS:
         return 2, f"the object store: {line}; mend the rights or the connection, and run the same command again, which goes on"
     text = "".join(traceback.format_exception(error))
     if os.environ.get("SYN4SEG_DEBUG") == "1":
         print(text, file=sys.stderr)
-        kept = "the traceback is above"
+        place = "the traceback is above"
     else:
         with tempfile.NamedTemporaryFile("w", prefix="syn4seg-traceback-", suffix=".txt", delete=False) as file:
             file.write(text)
-        kept = f"the traceback is in {file.name} (SYN4SEG_DEBUG=1 shows it here)"
-    return 3, f"a fault of this program, or of code that it was given: {type(error).__name__}: {line}; {kept}"
+        place = f"the traceback is in {file.name} (SYN4SEG_DEBUG=1 shows it here)"
+    return 3, f"a fault of this program, or of code that it was given: {type(error).__name__}: {line}; {place}"

@@ -102,14 +102,14 @@ class Terminal:
             table.add_column(title, justify="right")
         for name, found in results["baselines"].items():
             star = " *" if found["transductive"] else ""
-            table.add_row(BASELINES[name] + star, *(percent(found["metrics"][c]) for c in columns.values()))
+            table.add_row(BASELINES[name] + star, *(format_percent(found["metrics"][c]) for c in columns.values()))
         if results["baselines"]:
             table.add_section()
-        for row in in_order(results["rows"]):
+        for row in sort_rows(results["rows"]):
             values = results["rows"][row]
-            table.add_row(TITLES[row], *(percent(values[c]) for c in columns.values()))
+            table.add_row(TITLES[row], *(format_percent(values[c]) for c in columns.values()))
         self.console.print(table)
-        for line in about_results(results):
+        for line in result_notes(results):
             self.note(line)
 
 
@@ -134,7 +134,7 @@ def table_columns(about: dict[str, Any]) -> dict[str, str]:
     return {**base, "novel": "novel", **mean, "harmonic": "harmonic_with_background" if with_background else "harmonic"}
 
 
-def about_results(results: dict[str, Any]) -> list[str]:
+def result_notes(results: dict[str, Any]) -> list[str]:
     """What must stand below a table of results: the protocol, every deviation from it, and what else decides the numbers."""
     about = results["protocol"]
     lines = [
@@ -165,13 +165,13 @@ def _rejected(reasons: Counter | None) -> str:
     return f"{count} rejected" if count else ""
 
 
-def in_order(rows: Iterable[str]) -> list[str]:
+def sort_rows(rows: Iterable[str]) -> list[str]:
     """Rows of the ablation from the plainest to the whole method; a file has them by name."""
     known = list(TITLES)
     return sorted(rows, key=lambda row: (known.index(row) if row in known else len(known), row))
 
 
-def percent(value: dict[str, Any]) -> str:
+def format_percent(value: dict[str, Any]) -> str:
     """A spread in percent, with its standard deviation where there are several values; "-" for none."""
     if value["mean"] is None:
         return "-"

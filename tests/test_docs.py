@@ -19,6 +19,7 @@ from typer.main import get_command
 from syn4seg import cli
 from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
+from syn4seg.options import read_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
@@ -121,7 +122,7 @@ def check(words: list[str], put) -> None:
     found, rest = command_at(words)
     given = found.make_context("syn4seg", [put(word) for word in rest]).params
     if "settings" in given:
-        cli._config([word for word in given["settings"] or [] if not word.startswith("study.")], given.get("out"))
+        read_config([word for word in given["settings"] or [] if not word.startswith("study.")], given.get("out"))
     if "study" in given:
         assert (ROOT / "configs" / "studies" / f"{given['study']}.yaml").is_file(), f"there is no study {given['study']}"
 

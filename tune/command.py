@@ -1,224 +1,57 @@
-"""`syn4seg sweep`: checks everything, makes what trials start from, runs the trials, tells what came out of it."""
+"""The verb `sweep`; its imports wait inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import yaml
+import typer
 
-import syn4seg
-from actors.cluster import connect
-from syn4seg.config.tree import Config
-from syn4seg.errors import UserError
-from syn4seg.stages.checks import check
-from syn4seg.store.files import exists
-from syn4seg.store.rundir import RunDir
-from syn4seg.terminal import Terminal
-from syn4seg.trials.cache import StageCache
-from tune.records import Record, SweepDir, value_of
-from tune.space import Range, Study, applied, check_study, plain, read_study, study_path
-from tune.validation import open_sweep, validation_images, wanted
-
-LONGEST = 40
-"""Characters of a value in a line about a trial."""
+from syn4seg.errors import Interrupted
+from syn4seg.options import Reuse, Settings, read_config
 
 
 def sweep(
-    config: Config,
-    *,
-    words: Sequence[str],
-    study: str,
-    changes: Sequence[str],
-    trials: int | None,
-    concurrency: int | None,
-    objective: str | None,
-    out: str | None,
-    resume: bool,
-    reuse: str | None,
-    cache: str,
-    cache_bytes: int,
-    fail_fast: bool,
-    begin: Callable[..., Any],
+    settings: Settings = None,
+    study: Annotated[str, typer.Option(help="labels, shots, prompts, beta, lambda, all, or a YAML file.")] = "labels",
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials, with those done; default: as the study says.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time; at most the study's window.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="novel, harmonic, mean...; several with commas: a Pareto front. test.novel is measured on the test list.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Where the sweep is kept; default runs/NAME-STUDY.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
+    reuse: Reuse = None,
+    cache: Annotated[str, typer.Option(help="Folder of the stage cache, shared by studies.")] = "runs/cache",
+    cache_gib: Annotated[float, typer.Option(min=0.01, help="The cache is kept below this size.")] = 20.0,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
 ) -> None:
-    """Runs or continues a sweep.
+    """Search keys of the configuration with Ray Tune and Optuna; a trial recomputes only what its keys change.
 
-    Args:
-        words: configuration and overrides as given at the command line; the first may be a finished run, whose stages are used.
-        changes: words `study.KEY=VALUE`.
-        begin: opens a run directory, as the verb `synthesize` does.
-
-    Raises:
-        UserError: anything that is wrong, before a model loads.
-        AllFailed: every trial failed.
+    Keys of the study itself may follow as study.KEY=VALUE: study.pruning=median study.window=8.
     """
-    asked = read_study(study_path(study, Path(syn4seg.__file__).parent / "configs" / "studies"), _changes(changes, objective))
-    check_study(asked, config)
-    StageCache(cache)  # refuses a URL
-    if out is not None and "://" in out:
-        raise UserError(
-            f"--out {out}: a sweep is kept in a folder of this machine or a network mount; the run that it begins "
-            "with may lie in an object store"
-        )
-    count, at_once = wanted(asked, trials or asked.trials), concurrency or asked.window
-    if at_once > asked.window:
-        raise UserError(
-            f"--concurrency {at_once}: the study's window is {asked.window}, the most trials at a time; "
-            f"begin the study with study.window={at_once}"
-        )
-    check(applied(config, asked.set))
-    for key, space in asked.space.items():
-        for value in [] if isinstance(space, Range) else space:
-            check(applied(config, {**asked.set, key: value}))
-    validation_images(asked, config)
-    display = Terminal()
-    folder = SweepDir(Path(out) if out else Path("runs") / f"{config.name}-{Path(study).stem}")
-    reference = _reference(words, folder)
-    open_sweep(folder, asked, config, resume)
-    _say(display, asked, folder, count)
-    if reference is None:
-        given = [word for word in words if not word.startswith("study.")]
-        pipeline = begin(given, str(folder.run), reuse)
-        pipeline.synthesize()
-        pipeline.base()
-        reference = folder.run
-    connect(config.placement)  # before anything imports Ray: it reads its security settings when it is imported
-    from tune.study import run_sweep
+    from tune.sweep import search_keys
 
-    done = len(folder.records())
-    if done:
-        display.note(f"{done} trials are done already")
-    started = time.perf_counter()
-    with display.bar("trials") as bar:
-        bar(done, count)
-
-        def ended(record: Record) -> None:
-            nonlocal done
-            done += 1
-            display.note(line_of(asked, record))
-            bar(done, count)
-
-        summary = run_sweep(
-            folder,
-            asked,
-            config,
-            trials=count,
-            concurrency=at_once,
-            cache=Path(cache),
-            cache_bytes=cache_bytes,
-            reference=RunDir(reference),
+    words = list(settings or [])
+    changes = [word for word in words if word.startswith("study.")]
+    try:
+        search_keys(
+            read_config([word for word in words if word not in changes]),
+            words=words,
+            study=study,
+            changes=changes,
+            trials=trials,
+            concurrency=concurrency,
+            objective=objective,
+            out=out,
+            resume=resume,
+            reuse=reuse,
+            cache=cache,
+            cache_bytes=int(cache_gib * 2**30),
             fail_fast=fail_fast,
-            told=ended,
         )
-    from syn4seg.report.sweep import write_report
-
-    sentences = [f"{metric}: {verdict(found)}." for metric, found in summary.get("comparison", {}).items()]
-    write_report(folder.report, asked.model_dump(mode="json"), summary, _rows(asked, folder), sentences)
-    _tell(display, asked, folder, summary, time.perf_counter() - started)
-
-
-def _changes(changes: Sequence[str], objective: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for word in changes:
-        key, sign, value = word.removeprefix("study.").partition("=")
-        if not sign or key not in Study.model_fields or key in ("space", "set"):
-            known = ", ".join(name for name in Study.model_fields if name not in ("space", "set"))
-            raise UserError(f"{word}: expected study.KEY=VALUE with one of the keys {known}")
-        found[key] = yaml.safe_load(value)
-    if objective is not None:
-        found["objective"] = [name.strip() for name in objective.split(",")]
-        if len(found["objective"]) > 1:  # trials are stopped early by one value
-            found.setdefault("pruning", "none")
-    return found
-
-
-def _reference(words: Sequence[str], folder: SweepDir) -> Path | str | None:
-    """The run whose prompts, images and base checkpoint trials use: one that was given as the configuration, if it has them."""
-    first = words[0] if words and "=" not in words[0] else ""
-    if not first or not exists(RunDir(first).config):
-        return None
-    run = RunDir(first)
-    return first if run.has_images() and exists(run.base) else None
-
-
-def _say(display: Terminal, study: Study, folder: SweepDir, count: int) -> None:
-    display.note(f"{folder.root}: {study.title or 'study'}; {count} trials of {', '.join(study.space)}")
-    if study.test:
-        display.warn("the objective is measured on the TEST LIST: what is chosen here must not be reported as a result on it")
-    else:
-        images = study.validation
-        display.note(
-            f"compared on {images.novel_images} annotated images per novel class and {images.base_images} base images of "
-            "the train list; the test list is not read"
-        )
-
-
-def line_of(study: Study, record: Record) -> str:
-    """One line about an ended trial."""
-    values = ", ".join(f"{m} {100 * (value_of(record, m) or 0):.1f}" for m in study.metrics) if record["draws"] else "-"
-    params = " ".join(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in plain(study, record["params"]).items())
-    said = f": {record['error'][:200]}" if record["state"] == "failed" else ""
-    return f"trial {record['number']:3d} {record['state']:8} {values}  {params}  {record['seconds']:.1f} s{said}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)[:LONGEST]
-
-
-def _rows(study: Study, folder: SweepDir) -> list[dict[str, Any]]:
-    """What the report needs of every trial."""
-    return [
-        {
-            "number": r["number"],
-            "state": r["state"],
-            "params": plain(study, r["params"]),
-            "draws": r["draws"],
-            "reports": r["reports"],
-            "seconds": r["seconds"],
-            "error": r.get("error", ""),
-        }
-        for _, r in sorted(folder.records().items())
-    ]
-
-
-def _tell(display: Terminal, study: Study, folder: SweepDir, summary: dict[str, Any], seconds: float) -> None:
-    states = f"{summary['complete']} complete, {summary['pruned']} stopped early, {summary['failed']} failed"
-    display.note(f"{summary['trials']} trials: {states}; {seconds:.0f} s")
-    best = summary["best"]
-    if len(study.objective) > 1:
-        for point in summary["front"]:
-            display.note(f"front: trial {point['number']}: " + _values(study, point))
-    display.note(
-        f"best: trial {best['number']}: {_values(study, best)}  "
-        + " ".join(f"{key}={_short(value)}" for key, value in best["params"].items())
-    )
-    if "default" in summary:
-        display.note(f"the configuration's own values: {_values(study, summary['default'])}")
-        for metric, found in summary["comparison"].items():
-            display.note(f"{metric}: {verdict(found)}")
-    for metric, found in summary["importance"].items():
-        if found:
-            display.note(f"importance for {metric}: " + ", ".join(f"{key} {share:.0%}" for key, share in found.items()))
-    if study.test:
-        display.warn("chosen on the TEST LIST: not a result that can be reported")
-    display.note(f"best.yaml, trials.parquet, study.journal, tensorboard and report.html are in {folder.root}")
-
-
-def _values(study: Study, told: dict[str, Any]) -> str:
-    parts = []
-    for metric in study.metrics:
-        value = told["values"][metric]
-        spread = f" +- {100 * value['std']:.1f}" if value["n"] > 1 else ""
-        parts.append(f"{metric} {100 * value['mean']:.1f}{spread}")
-    return ", ".join(parts)
-
-
-def verdict(found: dict[str, Any]) -> str:
-    """Whether the best is better than the default, in a sentence."""
-    difference = f"best - default {100 * found['difference']:+.1f} points"
-    if found["beyond"] is None:
-        return f"{difference}; one draw, so nothing is known of the spread: set data.draws=5"
-    spread = f"spread over {found['n']} draws {100 * max(found['spread'], found['std']):.1f}"
-    return f"{difference}, {spread}: {'more' if found['beyond'] else 'not more'} than the spread"
+    except Interrupted:
+        raise Interrupted("stopped; the same command with --resume goes on from here") from None

@@ -1,32 +1,38 @@
-"""The verb `plan`: print what a run would make and cost."""
+"""The verb `plan`: print what a run would make and cost. Its imports wait inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from syn4seg.config.tree import Config
+from syn4seg.options import Settings, read_config
 
 
-def print_plan(config: Config, rates: Path | None, measured: int, card: str, as_json: bool) -> None:
-    """Prints what a run would make and cost, as a table or as JSON.
+def plan(
+    settings: Settings = None,
+    rates: Annotated[Path | None, typer.Option(help="Measured rates (JSON, as benchmarks/gpu.py writes them).")] = None,
+    measure: Annotated[int, typer.Option(help="Measure this many images of every stage here first.")] = 0,
+    card: Annotated[str, typer.Option(help="GPU for stated rates: h200, h100, a100, l40s, l4, 4090.")] = "h100",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a run would make and cost: images, GPU-hours, memory per actor, disk per stage. Starts nothing."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
 
-    Raises:
-        UserError: unreadable rates, an unknown card, or a model whose size is not known.
-    """
     from syn4seg.planning.estimate import table
     from syn4seg.planning.measure import plan_run
     from syn4seg.stages.setup import is_prepared
 
-    found = plan_run(config, rates, measured, card)
+    config = read_config(settings)
+    estimate = plan_run(config, rates, measure, card)
     if as_json:
-        print(json.dumps(found.as_json(), indent=1))
+        print(json.dumps(estimate.as_json(), indent=1))
         return
-    header, rows, footnotes = table(found)
+    header, rows, footnotes = table(estimate)
     console = Console(highlight=False)
     shown = Table(title=f"plan of {config.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     origins = {text: chr(ord("a") + i) for i, text in enumerate(dict.fromkeys(row[-1] for row in rows[:-1]))}

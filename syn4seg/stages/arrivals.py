@@ -24,9 +24,9 @@ from syn4seg.store.samples import Sample
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """Shortest time between two looks into the run directory."""
-LOOKING_SHARE = 0.1
+POLL_SHARE = 0.1
 """Largest share of the time that may be spent on looking."""
 
 
@@ -62,7 +62,7 @@ class Arrivals:
                 new = new.append_column(key, pc.fill_null(known[key].take(index), ""))
             self.arrived += new.to_pylist()
         now = time.monotonic()
-        self.next_look = now + max(LOOK_SECONDS, (now - started) / LOOKING_SHARE)
+        self.next_look = now + max(POLL_SECONDS, (now - started) / POLL_SHARE)
 
     def take(self, count: int, final: bool) -> list[tuple[dict[str, Any], Sample, np.ndarray | None]]:
         """Up to `count` finished samples: plan row, record and labels, and the image (None for a fault).

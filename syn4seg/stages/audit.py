@@ -29,7 +29,7 @@ class Finding:
     evidence: str
 
 
-def audit(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list[Finding]:
+def audit_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list[Finding]:
     """Every claim about leaks that the records of a run can decide.
 
     Args:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from syn4seg.segmenter.novel import NovelSchedule, Sample
 
 
-def start_of(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold) -> Classifier:
+def initial_classifier(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold) -> Classifier:
     """The base classifier with novel rows imprinted from the support prototypes."""
     import torch
 
@@ -73,7 +73,7 @@ def seed_of(config: Config, draw: int) -> int:
     return config.seed + 1000 * draw
 
 
-def trust_of(config: Config, registered: Classifier | None, features: Tensor) -> np.ndarray | None:
+def pixel_weights(config: Config, registered: Classifier | None, features: Tensor) -> np.ndarray | None:
     """Weight float16 (H, W) of each pixel of a synthetic image with frozen features (D, h, w), or None where every weight is 1.
 
     Args:
@@ -122,7 +122,7 @@ def load_classifier(path) -> Classifier:
     return Classifier(tensors["weight"], tensors["bias"], facts["cosine"], facts["align_corners"])
 
 
-def learned_by(path) -> str | None:
+def read_learned_digest(path) -> str | None:
     """What `save_classifier` was told that a classifier has learned from; None if there is no such classifier."""
     try:
         return json.loads(load(path)[1]["facts"])["learned"]

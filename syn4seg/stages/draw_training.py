@@ -18,9 +18,9 @@ from syn4seg.schema import FAULT, LABEL_STAGES
 from syn4seg.segmenter.novel import NovelTraining, Sample, owned
 from syn4seg.segmenter.parallel import ranks
 from syn4seg.stages.arrivals import Arrivals
-from syn4seg.stages.classifiers import digest_of_ids, learned_by, save_classifier, schedule_of, seed_of, start_of
+from syn4seg.stages.classifiers import digest_of_ids, initial_classifier, read_learned_digest, save_classifier, schedule_of, seed_of
 from syn4seg.stages.novel import NovelStage
-from syn4seg.stages.plan import planned
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import ROWS, rows_of
 from syn4seg.stages.setup import training_device
 from syn4seg.store.files import remove, write_atomically
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 CHECKPOINT_STEPS = 50
 """Steps between two checkpoints of a row."""
-AT_ONCE = 16
+READ_BATCH = 16
 """Samples that are read between two steps."""
 
 T = TypeVar("T")
 
 
-WAIT_SECONDS = 0.2
+POLL_SECONDS = 0.2
 """Pause between two looks where there is neither a new label nor a step that can be taken."""
 
 
@@ -67,7 +67,7 @@ def train_draw(
                 "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
             )
         elif not took:
-            time.sleep(WAIT_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 class DrawTraining:
@@ -82,7 +82,7 @@ class DrawTraining:
     def __init__(self, stage: NovelStage, draw: int):
         self.stage, self.draw, self.paths = stage, draw, stage.run.draw(draw)
         config = stage.config
-        registration, plan = stage.register(draw), planned(stage.run).select(["sample_id", "class_id", "bank"])
+        registration, plan = stage.register(draw), read_planned_samples(stage.run).select(["sample_id", "class_id", "bank"])
         open_rows, states = self._found(plan)
         names = pa.array(stage.fold.index_names, pa.string())
         self.arrivals = Arrivals(stage.run, draw, plan.append_column("class", names.take(plan["class_id"])))
@@ -94,7 +94,7 @@ class DrawTraining:
         if not learning:
             return
         fixed = [*stage.support(draw), *stage.base.replayed]
-        start = start_of(stage.segmenter, registration.prototypes, stage.fold).to(training_device(config))
+        start = initial_classifier(stage.segmenter, registration.prototypes, stage.fold).to(training_device(config))
         ids, banks = plan["sample_id"].to_pylist(), plan["bank"].to_pylist()
         for row in learning:
             mine = [sample for sample, bank in zip(ids, banks, strict=True) if bank == ROWS[row][0]]
@@ -117,7 +117,7 @@ class DrawTraining:
 
     def take(self, final: bool) -> bool:
         """Takes some newly finished samples to every row; whether there were any. For `final` see `Arrivals.take`."""
-        found = self.arrivals.take(AT_ONCE, final)
+        found = self.arrivals.take(READ_BATCH, final)
         for row, record, image in found:
             columns: dict[str, np.ndarray] = {}
             features = weight = None
@@ -125,7 +125,7 @@ class DrawTraining:
                 columns = self.stage.columns(row["bank"], record)
             if image is not None and owned(row["sample_id"]):
                 features = self.stage.features_of(row["sample_id"], image)
-                weight = self.stage.trust(self.draw, features)
+                weight = self.stage.pixel_weights(self.draw, features)
             for name, training in self.trainings.items():
                 bank, column = ROWS[name]
                 if bank == row["bank"]:
@@ -168,7 +168,7 @@ class DrawTraining:
     def _open(self, plan: pa.Table) -> list[str]:
         """Rows without a classifier, and those whose classifier has learned from other samples than are accepted now. As long
         as some record is missing, the samples are taken to be as they were: lost files are made again with the same bytes."""
-        learned = {row: learned_by(self.paths.checkpoint(row)) for row in rows_of(self.stage.config)}
+        learned = {row: read_learned_digest(self.paths.checkpoint(row)) for row in rows_of(self.stage.config)}
         records = self.paths.table() if any(learned.values()) else None
         if records is None or len(records) < len(plan):
             return [row for row, digest in learned.items() if digest is None]
@@ -188,17 +188,17 @@ class DrawTraining:
     def _found(self, plan: pa.Table) -> tuple[list[str], dict[str, Any]]:
         """The open rows and the checkpoints of those that were stopped, as the first process sees them."""
         if ranks()[0] != 0:
-            return _told(([], {}))
+            return broadcast_from_rank0(([], {}))
         rows, states = self._open(plan), {}
         for row in rows:
             try:
                 states[row] = load(self._checkpoint(row))[0]
             except (FileNotFoundError, DamagedError):  # none, or damaged: the row starts over and ends the same
                 continue
-        return _told((rows, states))
+        return broadcast_from_rank0((rows, states))
 
 
-def _told(value: T) -> T:
+def broadcast_from_rank0(value: T) -> T:
     """The value of the first process, in all of them."""
     if ranks()[1] == 1:
         return value

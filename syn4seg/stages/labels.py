@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Enhanced:
+class EnhancedLabels:
     """Labels uint8 (H, W) of one image after each step, the account of what happened, and why it was rejected, if it was."""
 
     draft: np.ndarray
@@ -42,7 +42,7 @@ class Enhanced:
 
 
 @dataclass(frozen=True)
-class Draft:
+class DraftLabel:
     """The segmenter's own pseudo-label, on whole grid cells: the image's rows and columns on the canvas, rounded up to the stride.
 
     Attributes:
@@ -96,7 +96,7 @@ class Enhancer:
         classifier = made.classifier_on(segmenter.weight.device)
         return Enhancer(segmenter, classifier, made.prototypes, made.thresholds, config.labeling, canvas_of(config))
 
-    def draft(self, features: Tensor, shape: tuple[int, ...]) -> Draft:
+    def draft(self, features: Tensor, shape: tuple[int, ...]) -> DraftLabel:
         """The pseudo-label of an image of `shape` (H, W, ...) from its `dense_features`.
 
         Raises:
@@ -110,12 +110,14 @@ class Enhancer:
             odds = self.classifier.pixels(features[None], self.canvas.size)
             odds = odds[..., : round(r * step), : round(c * step)].softmax(1)
             confidence, winner = odds[0].max(0)
-        draft = Draft(winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), self.cells(features, shape), shape[:2])
+        draft = DraftLabel(
+            winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), self.grid_features(features, shape), shape[:2]
+        )
         if not np.isfinite(draft.features).all():
             raise FloatingPointError("the segmenter's features of this image are not finite")
         return draft
 
-    def cells(self, features: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    def grid_features(self, features: Tensor, shape: tuple[int, ...]) -> np.ndarray:
         """The part float32 (D, r, c) of `dense_features` that an image of `shape` (H, W, ...) covers."""
         r, c = self._cells(features.shape[-1], shape)
         return np.ascontiguousarray(features[:, :r, :c].cpu().numpy())
@@ -125,7 +127,7 @@ class Enhancer:
         step = self.canvas.size / side
         return int(np.ceil(rows / step)), int(np.ceil(columns / step))
 
-    def filter(self, draft: Draft, target: int) -> Filtered:
+    def filter(self, draft: DraftLabel, target: int) -> Filtered:
         """APF on the grid of the draft, for an image that was made for class index `target`."""
         settings = self.settings
         scale = draft.label.size / (draft.shape[0] * draft.shape[1])
@@ -158,12 +160,12 @@ class Enhancer:
             max_target=settings.max_target,
         )
 
-    def native(self, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def to_image_shape(self, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """A label on the grid of a draft brought to an image's own shape (H, W, ...): uint8 (H, W)."""
         rows, columns = self.canvas.shape(shape)
         return _native(label[:rows, :columns], shape[:2])
 
-    def __call__(self, image: np.ndarray, target: int) -> Enhanced:
+    def __call__(self, image: np.ndarray, target: int) -> EnhancedLabels:
         """Draft, kept and relabeled labels of an RGB uint8 (H, W, 3) image that was made for class index `target`."""
         draft = self.draft(dense_features(self.segmenter, self.canvas, image), image.shape)
         filtered = self.filter(draft, target)
@@ -180,15 +182,15 @@ class Enhancer:
                 for r in filtered.regions
             ],
             "pixels": {
-                "free": share(filtered.kept == UNLABELED),
+                "free": pixel_share(filtered.kept == UNLABELED),
                 "relabeled": done.changed / draft.label.size,
-                "unlabeled": share(done.label == UNLABELED),
-                "target": share(done.label == target),
+                "unlabeled": pixel_share(done.label == UNLABELED),
+                "target": pixel_share(done.label == target),
             },
             "similarity_best": round(done.similarity_best, 5),
         }
-        labels = [self.native(label, image.shape) for label in (draft.label, filtered.kept, done.label)]
-        return Enhanced(labels[0], labels[1], labels[2], audit, done.reason)
+        labels = [self.to_image_shape(label, image.shape) for label in (draft.label, filtered.kept, done.label)]
+        return EnhancedLabels(labels[0], labels[1], labels[2], audit, done.reason)
 
 
 def dense_features(segmenter: Segmenter, canvas: Canvas, image: np.ndarray) -> Tensor:
@@ -199,7 +201,7 @@ def dense_features(segmenter: Segmenter, canvas: Canvas, image: np.ndarray) -> T
         return segmenter.features(segmenter.prepare(canvas.image(image)))[0].float()
 
 
-def share(mask: np.ndarray) -> float:
+def pixel_share(mask: np.ndarray) -> float:
     """Share of true pixels, rounded to 5 digits."""
     return round(float(np.count_nonzero(mask)) / mask.size, 5)
 
@@ -249,13 +251,13 @@ class BoundaryRefiner:
         """
         regions = [components(label) for label in labels]
         made = self.sam.masks(images, [self.hints(r) for r in regions])
-        return [self.redraw(label, r, *answer) for label, r, answer in zip(labels, regions, made, strict=True)]
+        return [self.refine_label(label, r, *answer) for label, r, answer in zip(labels, regions, made, strict=True)]
 
     def hints(self, found: Components) -> np.ndarray:
         """SAM's box hints float32 (R, 4) for the components of a label."""
         return hint_boxes(found, self.settings.margin, found.map.shape)
 
-    def redraw(
+    def refine_label(
         self, label: np.ndarray, found: Components, masks: np.ndarray, ious: np.ndarray
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """SABR of one label with SAM's answer to its `hints`: masks bool (R, H, W) and predicted IoU float32 (R,).

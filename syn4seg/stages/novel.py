@@ -15,11 +15,11 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.schema import LABEL_STAGES
 from syn4seg.stages.arrivals import FeatureCache
-from syn4seg.stages.classifiers import trust_of
+from syn4seg.stages.classifiers import pixel_weights
 from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.rows import ROWS
 from syn4seg.stages.setup import canvas_of
-from syn4seg.stages.support import Registration, base_samples, features_of, register, support_of, support_samples
+from syn4seg.stages.support import Registration, base_samples, feature_extractor, register, support_of, support_samples
 from syn4seg.store.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class NovelStage:
     def __init__(self, config: Config, run: RunDir, dataset: Dataset, fold: Fold):
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = load_on_device(run, config.placement.device)
-        self.real = features_of(config, self.segmenter, dataset)
-        self.base = base_samples(config, dataset, fold, self.real)
+        self.real_features = feature_extractor(config, self.segmenter, dataset)
+        self.base = base_samples(config, dataset, fold, self.real_features)
         self.features = FeatureCache()
         self.registered: dict[int, Classifier] = {}
         self.loss = float("nan")  # of the last step, of whichever row
@@ -62,20 +62,20 @@ class NovelStage:
         there = LABEL_STAGES[:2] if record.record["reason"] else LABEL_STAGES
         return {s: canvas.label(record.labels[s]) for s in there if s in wanted}
 
-    def trust(self, draw: int, features: Tensor) -> np.ndarray | None:
+    def pixel_weights(self, draw: int, features: Tensor) -> np.ndarray | None:
         """Weight float16 (H, W) of each pixel of a synthetic image, or None where every weight is 1."""
         if self.config.novel.confidence_weight and draw not in self.registered:
             self.registered[draw] = Registration.load(self.run.draw(draw)).classifier_on("cpu")
-        return trust_of(self.config, self.registered.get(draw), features)
+        return pixel_weights(self.config, self.registered.get(draw), features)
 
     def support(self, draw: int) -> list[Sample]:
         """The support samples of a draw."""
         chosen = support_of(self.config, self.dataset, self.fold, draw)
-        return support_samples(self.config, self.dataset, self.fold, chosen, self.real)
+        return support_samples(self.config, self.dataset, self.fold, chosen, self.real_features)
 
-    def evaluate(self, done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:
+    def score_queries(self, done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:
         """Confusion matrix of every draw and row, in this process; `done` is told how many queries are scored, of how many."""
-        from syn4seg.stages.scoring import Scorer, evaluate_run, here
+        from syn4seg.stages.scoring import Scorer, score_in_process, score_run
 
         scorer = Scorer(self.config, self.run, self.dataset, self.fold, segmenter=self.segmenter)
-        return evaluate_run(self.config, self.run, self.dataset, self.fold, here(scorer), done)
+        return score_run(self.config, self.run, self.dataset, self.fold, score_in_process(scorer), done)

@@ -54,7 +54,7 @@ def make_plan(
     write_parquet(run.plan, table)
 
 
-def planned(run: RunDir) -> pa.Table:
+def read_planned_samples(run: RunDir) -> pa.Table:
     """The plan without its padding: one row per sample.
 
     Raises:

@@ -17,7 +17,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.errors import UserError
 from syn4seg.schema import FAULT, LABEL_STAGES, RECORD
-from syn4seg.stages.plan import planned
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.store.files import exists, explain_errors, write_json
 from syn4seg.store.rundir import Draw, RunDir, table_digest
@@ -31,16 +31,16 @@ def write_manifest(run: RunDir, draw: int) -> Counter:
     """Writes a draw's manifest.parquet from its records; returns how many samples ended with which reason."""
     records = run.draw(draw).table()
     write_parquet(run.draw(draw).manifest, records)
-    return counted(records["reason"])
+    return count_values(records["reason"])
 
 
-def counted(column: pa.ChunkedArray) -> Counter:
+def count_values(column: pa.ChunkedArray) -> Counter:
     """How often each text occurs in a column."""
     return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
 
 
 # -------------------------------------------------------------------------------------------------- verify
-def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
+def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     """Recomputes every digest from the pixels in the run and compares it with the manifests.
 
     Args:
@@ -55,7 +55,7 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     draws = [draw for draw in run.draws() if exists(draw.manifest)]
     if not draws:
         raise UserError(f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it")
-    wanted = planned(run)["sample_id"]
+    wanted = read_planned_samples(run)["sample_id"]
     problems = [
         f"draw {draw.number}: has no manifest; run the same command again to finish it"
         for draw in run.draws()
@@ -64,7 +64,7 @@ def verify(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     columns, samples = [], RunDir(run.root).samples  # which knows nothing from before
     for draw in draws:
         table = _manifest(draw)
-        twice = sorted(name for name, count in counted(table["sample_id"]).items() if count > 1)
+        twice = sorted(name for name, count in count_values(table["sample_id"]).items() if count > 1)
         problems += [f"draw {draw.number}: {s} is in the manifest more than once" for s in twice]
         for lacks in (_lacking(wanted, table["sample_id"]), _lacking(table["sample_id"], wanted)):
             problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in lacks]
@@ -206,9 +206,9 @@ def funnel(run: RunDir) -> dict[str, Any]:
     """Counts per draw: planned, accepted, and each reason of rejection or quarantine."""
     draws = {}
     for draw in (draw for draw in run.draws() if exists(draw.manifest)):
-        counts = counted(read_parquet(draw.manifest, ["reason"])["reason"])
+        counts = count_values(read_parquet(draw.manifest, ["reason"])["reason"])
         draws[str(draw.number)] = {"accepted": counts.pop("", 0), "rejected": dict(sorted(counts.items()))}
-    return {"planned": planned(run).num_rows, "draws": draws}
+    return {"planned": read_planned_samples(run).num_rows, "draws": draws}
 
 
 def write_results(

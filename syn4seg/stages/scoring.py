@@ -17,7 +17,7 @@ from syn4seg.stages.classifiers import base_classifier, load_classifier
 from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.rows import BASELINE, rows_of
 from syn4seg.stages.setup import canvas_of, draws_of, queries_of, support_of
-from syn4seg.stages.support import Registration, features_of, support_samples
+from syn4seg.stages.support import Registration, feature_extractor, support_samples
 from syn4seg.store.files import write_json
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 CHUNK = 16
 """Queries of a chunk; the last one may have fewer."""
 
-Key = tuple[int, str]
+DrawRow = tuple[int, str]
 """A draw and a row (or `baseline/NAME`) in it."""
-Matrices = dict[Key, np.ndarray]
+Matrices = dict[DrawRow, np.ndarray]
 """Confusion matrices int64 (1+B+M, 1+B+M)."""
-Scoring = Callable[[list[list[str]]], Iterable[tuple[int, Matrices]]]
+ScoreChunks = Callable[[list[list[str]]], Iterable[tuple[int, Matrices]]]
 """Takes the chunks and yields (queries of a chunk, its matrices), each chunk once, in any order."""
 
 
@@ -53,7 +53,7 @@ class Scorer:
     ):
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = segmenter or load_on_device(run, device)
-        self.asked = {draw: set(ids) for draw, ids in asked(config, dataset, fold).items()}
+        self.asked = {draw: set(ids) for draw, ids in queries_by_draw(config, dataset, fold).items()}
         self.predictors = {(draw, row): p for draw in self.asked for row, p in self._predictors(draw).items()}
 
     def _predictors(self, draw: int) -> dict[str, Predictor]:
@@ -68,7 +68,7 @@ class Scorer:
         if self.config.evaluation.baselines:
             base = base_classifier(self.segmenter).to(device)
             chosen = support_of(self.config, self.dataset, self.fold, draw)
-            real = features_of(self.config, self.segmenter, self.dataset)
+            real = feature_extractor(self.config, self.segmenter, self.dataset)
             support = support_samples(self.config, self.dataset, self.fold, chosen, real)
             prototypes = torch.from_numpy(Registration.load(self.run.draw(draw)).prototypes[: len(base.weight)])
             for name in self.config.evaluation.baselines:
@@ -100,13 +100,13 @@ class Scorer:
         return evaluate(stream, self.predictors, len(self.fold.index_names), lambda key, s: s in self.asked[key[0]])
 
 
-def asked(config: Config, dataset: Dataset, fold: Fold) -> dict[int, list[str]]:
+def queries_by_draw(config: Config, dataset: Dataset, fold: Fold) -> dict[int, list[str]]:
     """The queries of every draw."""
     return {draw: queries_of(config, dataset, support_of(config, dataset, fold, draw), draw) for draw in draws_of(config)}
 
 
-def evaluate_run(
-    config: Config, run: RunDir, dataset: Dataset, fold: Fold, score: Scoring, done: Callable[[int, int], None]
+def score_run(
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, score: ScoreChunks, done: Callable[[int, int], None]
 ) -> dict[int, dict[str, np.ndarray]]:
     """Confusion matrix int64 of every draw and row; writes queries.json and confusion.json of every draw.
 
@@ -114,7 +114,7 @@ def evaluate_run(
         score: e.g. `here(scorer)`.
         done: called with (queries scored, queries in all).
     """
-    of_draws = asked(config, dataset, fold)
+    of_draws = queries_by_draw(config, dataset, fold)
     for draw, chosen in of_draws.items():
         write_json(run.draw(draw).queries, chosen)
     any_draw = set().union(*of_draws.values())
@@ -135,6 +135,6 @@ def evaluate_run(
     return matrices
 
 
-def here(scorer: Scorer) -> Scoring:
+def score_in_process(scorer: Scorer) -> ScoreChunks:
     """Scores chunks one after the other in this process."""
     return lambda chunks: ((len(chunk), scorer(chunk)) for chunk in chunks)

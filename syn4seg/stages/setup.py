@@ -11,7 +11,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold, fold_of
 from syn4seg.data.sources import DATASETS, dataset_source, open_dataset
-from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, pop_draw, query_ids, reserved, support_pools
+from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, is_reserved, pop_draw, query_ids, support_pools
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
 
@@ -120,7 +120,7 @@ def base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
     Raises:
         UserError: nothing is left.
     """
-    ids = [s for s in base_ids(dataset, fold, config.base.images) if not reserved(s, config.data.support_reserve)]
+    ids = [s for s in base_ids(dataset, fold, config.base.images) if not is_reserved(s, config.data.support_reserve)]
     if not ids:
         raise UserError(
             f"base.images={config.base.images}: no image of the train list is left to train the base stage on; "

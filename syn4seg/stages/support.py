@@ -95,14 +95,14 @@ class BaseSamples:
     """Base training images as samples of the kind "replay": those replayed, and those that show the base classes."""
 
     replayed: list[Sample]
-    shown: list[Sample]
+    prototype_images: list[Sample]
 
 
 Features = Callable[[Sequence[str]], Sequence["Tensor"]]
 """Frozen features float16 (D, h, w) of real images by id, each computed alone (rounding depends on batch-mates)."""
 
 
-def features_of(config: Config, segmenter: Segmenter, dataset: Dataset) -> Features:
+def feature_extractor(config: Config, segmenter: Segmenter, dataset: Dataset) -> Features:
     """Computes them anew at every call."""
     from syn4seg.segmenter.network import frozen_features
 
@@ -132,7 +132,7 @@ def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Feature
     from syn4seg.segmenter.novel import Sample
 
     replayed, shown = config.novel.replay_images, config.labeling.base_prototype_images
-    ids = drawn_base_images(config, dataset, fold)[: max(replayed, shown)]
+    ids = shuffled_base_images(config, dataset, fold)[: max(replayed, shown)]
     table, canvas = fold.to_base_index, canvas_of(config)
     samples = {
         i: Sample(i, made, canvas.label(table[dataset.mask(i)]), "replay") for i, made in zip(ids, features(ids), strict=True)
@@ -140,7 +140,7 @@ def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Feature
     return BaseSamples([samples[i] for i in sorted(ids[:replayed])], [samples[i] for i in sorted(ids[:shown])])
 
 
-def drawn_base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
+def shuffled_base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
     """The base training images in the order in which they are drawn for replay and prototypes."""
     from syn4seg.seeds import seeded
 
@@ -160,8 +160,8 @@ def register(
     if exists(paths.support):
         return Registration.load(paths)
     support = support_of(config, dataset, fold, draw)
-    samples = support_samples(config, dataset, fold, support, features_of(config, segmenter, dataset))
-    made = learn(config, segmenter, fold, samples, base, draw)
+    samples = support_samples(config, dataset, fold, support, feature_extractor(config, segmenter, dataset))
+    made = compute_registration(config, segmenter, fold, samples, base, draw)
     write_json(
         paths.support_json,
         {
@@ -171,25 +171,27 @@ def register(
             "lambda_keep": {fold.index_names[k]: v for k, v in made.thresholds.items()},
             "support_from": config.data.support_from,
             "replayed": [s.sample_id for s in base.replayed],
-            "base_prototypes_from": [s.sample_id for s in base.shown],
+            "base_prototypes_from": [s.sample_id for s in base.prototype_images],
         },
     )
     made.save(paths)
     return made
 
 
-def learn(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], base: BaseSamples, draw: int) -> Registration:
+def compute_registration(
+    config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], base: BaseSamples, draw: int
+) -> Registration:
     """Round 0: prototypes and thresholds, and a classifier that has seen the support set and replayed base images only."""
-    from syn4seg.stages.classifiers import start_of, train_row
+    from syn4seg.stages.classifiers import initial_classifier, train_row
 
-    prototypes = _prototypes(config, segmenter, fold, support, base.shown)
-    start = start_of(segmenter, prototypes, fold)
+    prototypes = _prototypes(config, segmenter, fold, support, base.prototype_images)
+    start = initial_classifier(segmenter, prototypes, fold)
     classifier = train_row(config, fold, start, [*support, *base.replayed], draw)
     return Registration(
         classifier.weight.cpu().numpy(),
         classifier.bias.cpu().numpy(),
         prototypes,
-        thresholds_of(config, fold, support),
+        keep_thresholds(config, fold, support),
         start.cosine,
         start.align_corners,
     )
@@ -215,7 +217,7 @@ def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 
 
-def thresholds_of(config: Config, fold: Fold, support: list[Sample]) -> dict[int, float]:
+def keep_thresholds(config: Config, fold: Fold, support: list[Sample]) -> dict[int, float]:
     """lambda_keep by novel class index: the number of the config, or a quantile of held-out similarities."""
     limit = config.labeling.lambda_keep
     if not isinstance(limit, SupportQuantile):

@@ -1,22 +1,30 @@
-"""The verbs of the stage cache: list what it holds, and make room."""
+"""The verbs `cache ls` and `cache prune`; their imports wait inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
-from rich.table import Table
+import typer
 
-from syn4seg.terminal import Terminal
-from syn4seg.trials.cache import StageCache
+cache = typer.Typer(no_args_is_help=True, help="The stage cache of sweeps: what it holds, and making room.")
+Folder = Annotated[str, typer.Option("--cache", help="Folder of the cache.")]
 
 
-def print_cache(cache: StageCache) -> None:
-    """Entries, size and last use of every stage of a cache."""
-    uses, display = cache.uses(), Terminal()
+@cache.command("ls")
+def list_cache(cache: Folder = "runs/cache") -> None:
+    """What the cache holds, stage by stage."""
+    from rich.table import Table
+
+    from syn4seg.terminal import Terminal
+    from syn4seg.trials.cache import StageCache
+
+    store, display = StageCache(cache), Terminal()
+    uses = store.uses()
     if not uses:
-        display.note(f"{cache.root}: empty")
+        display.note(f"{store.root}: empty")
         return
-    table = Table(title=f"{cache.root}", title_justify="left")
+    table = Table(title=f"{store.root}", title_justify="left")
     for title in ("stage", "entries", "MiB", "last used"):
         table.add_column(title, justify="left" if title == "stage" else "right")
     for use in uses:
@@ -24,3 +32,17 @@ def print_cache(cache: StageCache) -> None:
     table.add_section()
     table.add_row("all", f"{sum(u.entries for u in uses)}", f"{sum(u.bytes for u in uses) / 2**20:.1f}", "")
     display.console.print(table)
+
+
+@cache.command("prune")
+def prune_cache(
+    cache: Folder = "runs/cache",
+    max_gib: Annotated[float, typer.Option(min=0, help="Delete the least recently used entries until this is left.")] = 0.0,
+    stage: Annotated[str | None, typer.Option(help="Only entries of this stage.", show_default=False)] = None,
+) -> None:
+    """Delete the least recently used entries; whatever is asked for again is made again."""
+    from syn4seg.terminal import Terminal
+    from syn4seg.trials.cache import StageCache
+
+    count, freed = StageCache(cache).prune(int(max_gib * 2**30), stage)
+    Terminal().note(f"deleted {count} entries, {freed / 2**20:.1f} MiB")

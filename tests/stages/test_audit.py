@@ -11,7 +11,7 @@ import pytest
 from syn4seg.config.loading import load
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.errors import UserError
-from syn4seg.stages.audit import audit
+from syn4seg.stages.audit import audit_run
 from syn4seg.store.files import write_image, write_json
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import write_parquet
@@ -50,7 +50,7 @@ def _change(path, **values):
 
 
 def _verdicts(run, *overrides):
-    found = audit(load(None, ["data.support_reserve=0.5", "base.checkpoint=train", *overrides]), run, DATASET, FOLD)
+    found = audit_run(load(None, ["data.support_reserve=0.5", "base.checkpoint=train", *overrides]), run, DATASET, FOLD)
     return {finding.claim: finding.verdict for finding in found}
 
 

@@ -85,9 +85,9 @@ def at_once(labelled, small, tmp_path_factory):
 
 
 def ids(run) -> list[str]:
-    from syn4seg.stages.plan import planned
+    from syn4seg.stages.plan import read_planned_samples
 
-    return planned(run)["sample_id"].to_pylist()
+    return read_planned_samples(run)["sample_id"].to_pylist()
 
 
 @pytest.mark.parametrize("ramp", [0.0, 0.9])

@@ -16,7 +16,7 @@ from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.results import spread, summarise
 from syn4seg.stages.reuse import reuse
 from syn4seg.stages.rows import ROWS, rows_of
-from syn4seg.stages.setup import inputs_of, shipped_base, support_of
+from syn4seg.stages.setup import digest_inputs, shipped_base, support_of
 from syn4seg.stages.support import Registration
 from syn4seg.store.files import write_atomically, write_image, write_json
 from syn4seg.store.rundir import RunDir
@@ -45,7 +45,7 @@ def test_registration_survives_its_file(fresh, small):
 
 
 def test_a_support_quantile_gives_thresholds_between_the_extremes(fresh, small):
-    from syn4seg.stages.support import support_samples, thresholds_of
+    from syn4seg.stages.support import keep_thresholds, support_samples
 
     run, _ = fresh
     limits = {}
@@ -53,8 +53,8 @@ def test_a_support_quantile_gives_thresholds_between_the_extremes(fresh, small):
         config = load(None, [*small, f"labeling.lambda_keep={{support_quantile: {q}}}", "data.shots=2"])
         dataset, fold = check(config)
         stage = NovelStage(config, run, dataset, fold)
-        samples = support_samples(config, dataset, fold, support_of(config, dataset, fold, 0), stage.real)
-        limits[q] = thresholds_of(config, fold, samples)
+        samples = support_samples(config, dataset, fold, support_of(config, dataset, fold, 0), stage.real_features)
+        limits[q] = keep_thresholds(config, fold, samples)
     for k in limits[0.0]:
         assert -1 <= limits[0.0][k] <= limits[0.5][k] <= limits[1.0][k] <= 1
 
@@ -88,7 +88,7 @@ def test_synthetic_pixels_are_trusted_as_far_as_the_registered_segmenter_is_sure
         config = load(None, [*small, f"novel.confidence_weight={g}", f"novel.synthetic_weight={w}"])
         dataset, fold = check(config)
         stage = NovelStage(config, run, dataset, fold)
-        trust[g, w] = stage.trust(0, stage.base.replayed[0].features)
+        trust[g, w] = stage.pixel_weights(0, stage.base.replayed[0].features)
     assert trust[0.0, 1.0] is None
     assert np.all(trust[0.0, 0.5] == 0.5)
     sure = trust[1.0, 1.0].astype(float)
@@ -169,18 +169,18 @@ def test_other_files_under_the_same_name_are_refused_on_resume_and_not_reused(sm
     config = load(None, [*small, f"base.checkpoint={own}"])
     run, later = RunDir(tmp_path / "run"), RunDir(tmp_path / "later")
     run.open(config)
-    run.write_inputs(inputs_of(config))
-    run.check_inputs(inputs_of(config))
+    run.write_inputs(digest_inputs(config))
+    run.check_inputs(digest_inputs(config))
     write_json(run.base_facts, {})
     later.open(config)
-    later.write_inputs(inputs_of(config))
+    later.write_inputs(digest_inputs(config))
     assert "base" in reuse(run, later, config)
     own.write_bytes(shipped_base(1).read_bytes())
     with pytest.raises(UserError, match=r"base\.checkpoint: other files are there"):
-        run.check_inputs(inputs_of(config))
+        run.check_inputs(digest_inputs(config))
     other = RunDir(tmp_path / "other")
     other.open(config)
-    other.write_inputs(inputs_of(config))
+    other.write_inputs(digest_inputs(config))
     assert "base" not in reuse(run, other, config)
 
 

@@ -14,7 +14,7 @@ from syn4seg.segmenter.evaluation import evaluate, queries
 from syn4seg.stages.classifiers import save_classifier
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.rows import BASELINE, rows_of
-from syn4seg.stages.scoring import CHUNK, Scorer, asked, evaluate_run, here
+from syn4seg.stages.scoring import CHUNK, Scorer, queries_by_draw, score_in_process, score_run
 from syn4seg.stages.setup import canvas_of, load_dataset
 from syn4seg.stages.support import Registration
 
@@ -48,17 +48,17 @@ def _same(a, b):
 def test_chunks_in_any_order_sum_to_one_pass_over_all_queries(scored):
     config, run, dataset, fold = scored
     scorer = Scorer(config, run, dataset, fold)
-    wanted = asked(config, dataset, fold)
+    wanted = queries_by_draw(config, dataset, fold)
     ids = [s for s in dataset.val if any(s in chosen for chosen in wanted.values())]
     stream = queries(scorer.segmenter, dataset, fold, ids, canvas=canvas_of(config), batch=CHUNK)
     whole = evaluate(stream, scorer.predictors, 17, lambda key, s: s in wanted[key[0]])
 
     def backwards(chunks):
         assert [len(c) for c in chunks] == [16, 16, len(ids) - 32] and len(ids) > 34
-        return here(scorer)(chunks[::-1])
+        return score_in_process(scorer)(chunks[::-1])
 
     steps = []
-    found = evaluate_run(config, run, dataset, fold, backwards, lambda *done: steps.append(done))
+    found = score_run(config, run, dataset, fold, backwards, lambda *done: steps.append(done))
     assert steps == [(len(ids) - 32, len(ids)), (len(ids) - 16, len(ids)), (len(ids), len(ids))]
     assert set(found[1]) == {*rows_of(config), BASELINE + "imprinting"}
     for (draw, row), matrix in whole.items():
@@ -70,10 +70,10 @@ def test_chunks_in_any_order_sum_to_one_pass_over_all_queries(scored):
 
 def test_the_stage_itself_scores_the_same_and_leaves_its_files(scored):
     config, run, dataset, fold = scored
-    found = NovelStage(config, run, dataset, fold).evaluate(quiet)
-    again = evaluate_run(config, run, dataset, fold, here(Scorer(config, run, dataset, fold)), quiet)
+    found = NovelStage(config, run, dataset, fold).score_queries(quiet)
+    again = score_run(config, run, dataset, fold, score_in_process(Scorer(config, run, dataset, fold)), quiet)
     assert _same(found, again)
-    for draw, chosen in asked(config, dataset, fold).items():
+    for draw, chosen in queries_by_draw(config, dataset, fold).items():
         assert json.loads(run.draw(draw).queries.read_text()) == chosen and len(chosen) == 34
         stored = json.loads((run.draw(draw).root / "confusion.json").read_text())
         assert {row: np.array(matrix).tolist() for row, matrix in found[draw].items()} == stored

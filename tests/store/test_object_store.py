@@ -15,7 +15,8 @@ pytest.importorskip("moto.server", reason="moto is not installed (extra: dev)")
 
 from syn4seg import cli
 from syn4seg.config.loading import load
-from syn4seg.stages.results import verify
+from syn4seg.errors import Interrupted
+from syn4seg.stages.results import verify_run
 from syn4seg.store.files import as_path, listing, read_json
 from syn4seg.store.rundir import RunDir
 
@@ -59,7 +60,7 @@ def reference(tmp_path_factory, small):
     out = tmp_path_factory.mktemp("reference") / "run"
     done = CliRunner().invoke(cli.app, ["run", *small, "--out", str(out)])
     assert done.exit_code == 0, done.output
-    digest, problems = verify(RunDir(out))
+    digest, problems = verify_run(RunDir(out))
     assert problems == []
     return out, digest
 
@@ -92,7 +93,7 @@ def test_a_run_in_a_bucket_that_is_stopped_goes_on_and_is_taken_over(bucket, sma
     def stops_at_the_third(self, rows):
         calls.append(len(rows["sample_id"]))
         if len(calls) == 3:
-            raise cli.Stopped
+            raise Interrupted
         return write(self, rows)
 
     keys = [*small, f"layout={layout}", "placement.synthesis.batch=5"]

@@ -158,7 +158,7 @@ def test_values_outside_of_the_space_are_kept_and_not_learned_from():
 
 def test_validation_images_are_annotated_train_images_that_nothing_else_uses():
     from syn4seg.stages.setup import draws_of, load_dataset, support_of
-    from syn4seg.stages.support import drawn_base_images
+    from syn4seg.stages.support import shuffled_base_images
     from tune.space import applied
 
     config = load(None, ["data.train_images=300", "data.draws=2", "novel.replay_images=20", "labeling.base_prototype_images=30"])
@@ -171,7 +171,7 @@ def test_validation_images_are_annotated_train_images_that_nothing_else_uses():
         given = applied(config, {"data.shots": shots})
         for draw in draws_of(given):
             assert not set(chosen) & {i for ids in support_of(given, dataset, fold, draw).values() for i in ids}
-    assert not set(chosen) & set(drawn_base_images(config, dataset, fold)[:30])
+    assert not set(chosen) & set(shuffled_base_images(config, dataset, fold)[:30])
     assert validation_images(Study.model_validate({"space": {"data.shots": [1]}, "objective": ["test.novel"]}), config) is None
     greedy = Study.model_validate({"space": {"data.shots": [1]}, "validation": {"novel_images": 300}})
     with pytest.raises(UserError, match=r"validation\.novel_images=300"):
@@ -472,7 +472,7 @@ def test_a_trials_own_exception_ends_that_trial_alone(tmp_path):
 
 
 def test_several_objectives_stop_no_trial_early():
-    from tune.command import _changes
+    from tune.sweep import _changes
 
     assert _changes([], "novel, base") == {"objective": ["novel", "base"], "pruning": "none"}
     assert _changes(["study.window=4"], "novel") == {"objective": ["novel"], "window": 4}

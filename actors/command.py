@@ -1,0 +1,121 @@
+"""The verbs that make a run: `run`, and one for each of its steps. Imports wait inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from syn4seg.errors import UserError, catch_signals
+from syn4seg.options import Out, Reuse, Settings, reach_run, read_config
+
+if TYPE_CHECKING:
+    from actors.pipeline import Pipeline
+
+
+def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None) -> Pipeline:
+    """Check everything that can be checked, then open the run directory; nothing is written before that.
+
+    Args:
+        settings: words of the command, see `read_config`.
+        out: path or URL of the run directory; None: runs/NAME.
+        reuse: path or URL of an earlier run whose fitting stages are taken over.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    config = read_config(settings, out)
+    from actors.cluster import check_out
+    from actors.pipeline import Pipeline
+    from syn4seg.doctor import versions
+    from syn4seg.loggers.following import check_loggers
+    from syn4seg.stages import setup
+    from syn4seg.stages.checks import check, check_models
+    from syn4seg.stages.reuse import reuse as take_over
+    from syn4seg.store.files import exists
+    from syn4seg.store.rundir import RunDir
+    from syn4seg.store.samples import checked_name
+    from syn4seg.terminal import Terminal
+
+    check_out(out)
+    display = Terminal()
+    run = RunDir(out or f"runs/{checked_name(config.name, 'name')}")
+    run.check(config)
+    check_loggers(config)
+    if not setup.is_prepared(config):
+        assert config.data.root is not None
+        check_models(config, run)
+        with display.bar(f"preparing {config.data.source}") as progress:
+            setup.prepare(config.data.source, config.data.root, config.data.masks, progress, display.note)
+    dataset, fold = check(config, run)
+    inputs = setup.digest_inputs(config)
+    run.check_inputs(inputs)
+    pipeline = Pipeline(config, run, dataset, fold, display)
+    pipeline.check()
+    catch_signals()  # Ray brings handlers of its own
+    if reuse is not None and not exists(reach_run(reuse).config):
+        raise UserError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
+    run.open(config)
+    run.write_inputs(inputs)
+    run.write_provenance(config, versions())
+    if reuse is not None:
+        taken = take_over(RunDir(reuse), run, config)
+        display.note(f"taken from {reuse}: {', '.join(taken) or 'nothing fits this configuration'}")
+    return pipeline
+
+
+@contextlib.contextmanager
+def logged_pipeline(settings: list[str] | None, out: str | None, reuse: str | None) -> Iterator[Pipeline]:
+    """Open a pipeline as `open_pipeline` does, with the loggers of the run until the block ends."""
+    from syn4seg.loggers.following import following
+
+    pipeline = open_pipeline(settings, out, reuse)
+    with following(pipeline.config, pipeline.run, pipeline.display.note):
+        yield pipeline
+
+
+def run(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """The whole method: prompts, images, labels, training, scores, ablation table."""
+    with logged_pipeline(settings, out, reuse) as pipeline:
+        _show_results(pipeline, pipeline.whole())
+
+
+def prompts(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """HDIG: build the de-duplicated prompt bank and the plan."""
+    with logged_pipeline(settings, out, reuse) as pipeline:
+        pipeline.prompts()
+        pipeline.display.note(f"prompts and plan are in {pipeline.run.root}")
+
+
+def synthesize(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """Make the synthetic images (and the prompts, if there are none)."""
+    with logged_pipeline(settings, out, reuse) as pipeline:
+        for reason, count in sorted(pipeline.synthesize().items()):
+            if reason:
+                pipeline.display.note(f"quarantined {count}: {reason}")
+        pipeline.display.note(f"images are in {pipeline.run.root / 'images'}")
+
+
+def refine(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """APF, APR and SABR: draft, filter, relabel and refine the labels of every image."""
+    with logged_pipeline(settings, out, reuse) as pipeline:
+        for draw, reasons in pipeline.refine().items():
+            pipeline.display.funnel(draw, reasons)
+
+
+def train(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """Train the classifiers of every ablation row and draw on finished labels."""
+    with logged_pipeline(settings, out, reuse) as pipeline:
+        pipeline.train(evaluate=False)
+        pipeline.display.note(f"classifiers are in {pipeline.run.root / 'draws'}")
+
+
+def evaluate(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
+    """Score the trained classifiers on the query images."""
+    with logged_pipeline(settings, out, reuse) as pipeline:
+        _show_results(pipeline, pipeline.evaluate())
+
+
+def _show_results(pipeline: Pipeline, results: dict[str, Any]) -> None:
+    pipeline.display.results(results)
+    pipeline.display.note(f"results: {pipeline.run.results}")

@@ -1,0 +1,66 @@
+"""The verbs `prepare`, `verify` and `audit`. Imports wait inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from syn4seg.options import Run
+
+
+def verify(
+    run_dir: Run, quick: Annotated[bool, typer.Option("--quick", help="Decode no pixel: manifest, plan and what is there.")] = False
+) -> None:
+    """Recompute every image's and label's digest; fail on any mismatch with the manifest."""
+    from syn4seg.stages.results import verify_run
+    from syn4seg.store.files import leftovers
+    from syn4seg.store.rundir import opened
+
+    run = opened(run_dir)
+    digest, problems = verify_run(run, quick)
+    for line in problems:
+        print(line, file=sys.stderr)
+    if quick:
+        print("quick: no pixel was decoded; this is the digest that the manifests claim", file=sys.stderr)
+    if partial := leftovers(run.root):
+        print(f"{partial} unfinished .partial files of earlier crashes; they count for nothing and may be deleted", file=sys.stderr)
+    print(f"digest: {digest}")
+    if problems:
+        print(f"{len(problems)} mismatches", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="pascal|coco", help="VOC 2012 + SBD, or COCO 2014.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the unpacked official archives.")],
+    masks: Annotated[str, typer.Option(help="COCO: all_polygons, first_polygon (DIaM) or crowd255 (CAPL).")] = "all_polygons",
+) -> None:
+    """Check the official files, build masks, lists and index beside them; goes on where it was stopped."""
+    from syn4seg.stages import setup
+    from syn4seg.terminal import Terminal
+
+    display = Terminal()
+    with display.bar(f"preparing {source}") as progress:
+        setup.prepare(source, root, masks, progress, display.note)
+    variant = f" data.masks={masks}" if source == "coco" else ""
+    display.note(f"ready: data.source={source} data.root={root}{variant}")
+
+
+def audit(run_dir: Run) -> None:
+    """Prove from the run's records that no test image, support image or novel mask leaked; exit 1 on a leak."""
+    from syn4seg.config.loading import load
+    from syn4seg.stages.audit import audit_run
+    from syn4seg.stages.setup import load_dataset
+    from syn4seg.store.rundir import opened
+    from syn4seg.terminal import Terminal
+
+    run = opened(run_dir)
+    config, display = load(run.config), Terminal()
+    findings = audit_run(config, run, *load_dataset(config))
+    for finding in findings:
+        display.note(f"{finding.verdict:8}{finding.claim}: {finding.evidence}")
+    if any(finding.verdict == "LEAK" for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,26 @@
+"""The verb `watch`; its imports wait inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from syn4seg.errors import Interrupted
+from syn4seg.options import reach_run
+
+
+def watch(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run, which need not have begun.")],
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds between two looks; default 2, off a terminal 10.", show_default=False)
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
+) -> None:
+    """Show how far a run is, until it is finished; reads only its directory, so any terminal or machine will do."""
+    from syn4seg.watch.screen import follow
+
+    try:
+        follow(reach_run(run_dir), interval, once)
+    except Interrupted:
+        raise Interrupted("") from None  # nothing was stopped but the looking
