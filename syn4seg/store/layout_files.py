@@ -223,7 +223,7 @@ class FileSamples:
             wanted = manifest[key].is_valid().to_pylist()
 
             def one(at: tuple[str, str], key: str = key) -> str:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(DamagedError):
                     return pixel_digest(read_image(self.image(*at) if key == "image" else self.label(draw, key, *at)))
                 return ""
 
