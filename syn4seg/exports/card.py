@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import yaml
 
-from syn4seg.exports.about import About
+from syn4seg.exports.info import ExportInfo
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**12, "n>1M"))
 TITLES = {
@@ -21,16 +21,16 @@ TITLES = {
 }
 
 
-def card(about: About, counts: Counter) -> str:
-    """README.md of a data set.
+def card(info: ExportInfo, counts: Counter) -> str:
+    """Return README.md of a data set.
 
     Args:
         counts: samples by (split, class name).
     """
     splits = sorted({split for split, _ in counts})
-    open_licence = all(licence.startswith("Apache-2.0") for licence in about.licences.values())
+    open_licence = all(licence.startswith("Apache-2.0") for licence in info.licences.values())
     head = {
-        "pretty_name": about.name,
+        "pretty_name": info.name,
         "license": "apache-2.0" if open_licence else "other",
         "task_categories": ["image-segmentation"],
         "tags": ["synthetic", "few-shot-segmentation"],
@@ -39,18 +39,18 @@ def card(about: About, counts: Counter) -> str:
             {"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]}
         ],
     }
-    made = [(TITLES[key], about.common[key]) for key in TITLES if about.common[key]]
-    made += [(key.replace("_", " "), value) for key, value in about.common.items() if key.endswith("fingerprint")]
+    lineage = [(TITLES[key], info.common[key]) for key in TITLES if info.common[key]]
+    lineage += [(key.replace("_", " "), value) for key, value in info.common.items() if key.endswith("fingerprint")]
     return "\n".join(
         [
             "---",
             yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
             "---",
             "",
-            f"# {_plain(about.name)}",
+            f"# {_escape(info.name)}",
             "",
-            "Synthetic images with segmentation labels, made and exported by Syn4Seg on Ray. Nobody has drawn or checked these labels: "
-            "`label` holds class indices, 0 for background and 255 for unlabeled pixels, which are to be ignored.",
+            "Synthetic images with segmentation labels, made and exported by Syn4Seg on Ray. Nobody has drawn or checked these "
+            "labels: `label` holds class indices, 0 for background and 255 for unlabeled pixels, which are to be ignored.",
             "",
             "## Samples",
             "",
@@ -58,28 +58,28 @@ def card(about: About, counts: Counter) -> str:
             "",
             "## Classes",
             "",
-            *_table(("label value", "class"), enumerate(about.classes)),
+            *_table(("label value", "class"), enumerate(info.classes)),
             "",
             "## Lineage",
             "",
             "Every row has prompt, noise seed, reason, model, revision and the fingerprint of each stage; `audit` is JSON.",
             "",
-            *_table(("what", "value"), made),
+            *_table(("what", "value"), lineage),
             "",
             "## Licences of the models that made it",
             "",
-            *_table(("model", "licence"), about.licences.items()),
+            *_table(("model", "licence"), info.licences.items()),
             "",
         ]
     )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    lines = [" | ".join(_plain(cell) for cell in row) for row in rows]
+    lines = [" | ".join(_escape(cell) for cell in row) for row in rows]
     return [f"| {line} |" for line in (" | ".join(head), " | ".join("---" for _ in head), *lines)]
 
 
-def _plain(text: object) -> str:
-    """A text that Markdown and HTML show as it is, in one line."""
+def _escape(text: object) -> str:
+    """Return a text that Markdown and HTML show as it is, in one line."""
     line = " ".join(str(text).split())
     return "".join(f"\\{c}" if c in "\\|`*_[]#" else c for c in html.escape(line, quote=False))

@@ -19,52 +19,52 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.exports.about import About, Parts, palette
+from syn4seg.exports.info import ExportInfo, Parts, palette
 from syn4seg.labeling.components import Components, components
 from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.store.files import encode_image, explain_errors, map_threads
 
 if TYPE_CHECKING:
-    from syn4seg.exports.choosing import Item
+    from syn4seg.exports.selection import ExportSample
     from syn4seg.exports.target import Target
 
 TRUTH = "instances are 8-connected components of each class in the label: there is no instance truth"
 
 
-def coco(parts: Parts, target: Target, about: About) -> None:
-    """images/ID.png, annotations/{instances,panoptic}_SPLIT.json and annotations/panoptic_SPLIT/ID.png."""
+def coco(parts: Parts, target: Target, info: ExportInfo) -> None:
+    """Write images/ID.png, annotations/{instances,panoptic}_SPLIT.json and annotations/panoptic_SPLIT/ID.png."""
     image_id, segment_id = itertools.count(1), itertools.count(1)
     for split, some in itertools.groupby(parts, key=itemgetter(0)):
         with (
-            _lists(target, f"annotations/instances_{split}.json", _head(about, things_only=True)) as instances,
-            _lists(target, f"annotations/panoptic_{split}.json", _head(about, things_only=False)) as panoptic,
+            _lists(target, f"annotations/instances_{split}.json", _head(info, things_only=True)) as instances,
+            _lists(target, f"annotations/panoptic_{split}.json", _head(info, things_only=False)) as panoptic,
         ):
             for _, items in some:
-                for item, found in zip(items, map_threads(lambda item: _written(item, target), items), strict=True):
+                for item, annotations in zip(items, map_threads(lambda item: _write_images(item, target), items), strict=True):
                     number = next(image_id)
                     image = _image(item, number)
                     instances.add("images", image)
                     panoptic.add("images", image)
-                    for segment in found.instances:
+                    for segment in annotations.instances:
                         instances.add("annotations", segment | {"id": next(segment_id), "image_id": number})
-                    whole = {"image_id": number, "file_name": image["file_name"], "segments_info": found.segments}
+                    whole = {"image_id": number, "file_name": image["file_name"], "segments_info": annotations.segments}
                     panoptic.add("annotations", whole | {"id": number, "category_id": item.row["class_id"]})
 
 
-class _Found:
+class _Annotations:
     """The two kinds of annotations of one label."""
 
     def __init__(self, label: np.ndarray):
-        found = components(label)
+        regions = components(label)
         self.instances = [
             {"category_id": int(category), "segmentation": rle, "area": int(area), "bbox": _box(box), "iscrowd": 0}
-            for category, rle, area, box in zip(found.class_index, rles(found), found.area, found.box, strict=True)
+            for category, rle, area, box in zip(regions.class_index, run_lengths(regions), regions.area, regions.box, strict=True)
         ]
-        self.pixels = np.where(found.map > 0, found.map + 1, (label == BACKGROUND).astype(np.int32))
+        self.pixels = np.where(regions.map > 0, regions.map + 1, (label == BACKGROUND).astype(np.int32))
         ground = np.argwhere(label == BACKGROUND)
         self.segments = [
-            {key: one[key] for key in ("category_id", "area", "bbox", "iscrowd")} | {"id": i + 2}
-            for i, one in enumerate(self.instances)
+            {key: instance[key] for key in ("category_id", "area", "bbox", "iscrowd")} | {"id": i + 2}
+            for i, instance in enumerate(self.instances)
         ]
         if len(ground):
             (top, left), (bottom, right) = ground.min(0), ground.max(0) + 1
@@ -73,23 +73,23 @@ class _Found:
             self.segments.insert(0, whole)
 
 
-def _written(item: Item, target: Target) -> _Found:
-    found, name = _Found(item.label), f"{item.sample_id}.png"
+def _write_images(item: ExportSample, target: Target) -> _Annotations:
+    annotations, name = _Annotations(item.label), f"{item.sample_id}.png"
     shifts = np.array([0, 8, 16])
     target.write(f"images/{name}", encode_image(item.image))
-    ids = (found.pixels[..., None] >> shifts & 255).astype(np.uint8)  # R + 256 G + 65536 B
+    ids = (annotations.pixels[..., None] >> shifts & 255).astype(np.uint8)  # R + 256 G + 65536 B
     target.write(f"annotations/panoptic_{item.row['split']}/{name}", encode_image(ids))
-    return found
+    return annotations
 
 
-def rles(found: Components) -> list[dict[str, Any]]:
-    """COCO's compressed run-length code of each component, from one sort of all pixels by component and column."""
+def run_lengths(regions: Components) -> list[dict[str, Any]]:
+    """Return COCO's compressed run-length code of each component, from one sort of all pixels by component and column."""
     from pycocotools import mask
 
-    height, width = found.map.shape
-    flat = found.map.ravel(order="F")
+    height, width = regions.map.shape
+    flat = regions.map.ravel(order="F")
     order = np.argsort(flat, kind="stable")
-    bounds = np.searchsorted(flat[order], np.arange(1, len(found.area) + 2))
+    bounds = np.searchsorted(flat[order], np.arange(1, len(regions.area) + 2))
     codes = []
     for start, end in itertools.pairwise(bounds):
         pixels = order[start:end]
@@ -102,25 +102,25 @@ def rles(found: Components) -> list[dict[str, Any]]:
 
 
 def _box(box: Any) -> list[int]:
-    """XYXY in pixels, inclusive-exclusive, as COCO's XYWH."""
+    """Convert XYXY in pixels, inclusive-exclusive, to COCO's XYWH."""
     left, top, right, bottom = (int(x) for x in box)
     return [left, top, right - left, bottom - top]
 
 
-def _image(item: Item, number: int) -> dict[str, Any]:
+def _image(item: ExportSample, number: int) -> dict[str, Any]:
     height, width = item.label.shape
     return {"id": number, "file_name": f"{item.sample_id}.png", "height": height, "width": width, "license": 1, "lineage": item.row}
 
 
-def _head(about: About, things_only: bool) -> dict[str, Any]:
-    text = "; ".join(f"{model}: {licence}" for model, licence in about.licences.items())
-    colours = palette(len(about.classes)).tolist()
+def _head(info: ExportInfo, things_only: bool) -> dict[str, Any]:
+    text = "; ".join(f"{model}: {licence}" for model, licence in info.licences.items())
+    colours = palette(len(info.classes)).tolist()
     categories = [
         {"id": i, "name": name, "supercategory": "" if i else "background", "isthing": int(i > 0), "color": colours[i]}
-        for i, name in enumerate(about.classes)
+        for i, name in enumerate(info.classes)
     ]
     return {
-        "info": {"description": f"{about.name}; {TRUTH}; unlabeled is {UNLABELED} in the label and 0 in panoptic PNGs"},
+        "info": {"description": f"{info.name}; {TRUTH}; unlabeled is {UNLABELED} in the label and 0 in panoptic PNGs"},
         "licenses": [{"id": 1, "name": text, "url": ""}],
         "categories": categories[int(things_only) :],
     }
@@ -139,7 +139,7 @@ class _Lists:
 
 @contextlib.contextmanager
 def _lists(target: Target, name: str, head: dict[str, Any]) -> Iterator[_Lists]:
-    """A COCO file that grows entry by entry, never as a whole in memory.
+    """Write a COCO file entry by entry, never as a whole in memory.
 
     Raises:
         StoreError: it or its temporary files, which have no name, cannot be written.

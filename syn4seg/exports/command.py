@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from syn4seg.exports.formats import FORMATS
+
 
 def export(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")],
-    format: Annotated[str, typer.Option(help="voc, coco, hf, webdataset, mmseg or parquet.")],
+    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")],
     to: Annotated[str, typer.Option(help="Where to: a new or empty directory, or s3://BUCKET/NAME.")],
     only: Annotated[str, typer.Option(help="accepted, or all: rejected samples too, in splits of their own.")] = "accepted",
     draw: Annotated[int, typer.Option(min=0, help="Support draw whose labels are exported.")] = 0,
@@ -23,18 +25,18 @@ def export(
 ) -> None:
     """Write the samples of a run as another tool's data set, with the lineage of every image."""
     from syn4seg.config.loading import load
-    from syn4seg.exports.choosing import Choice
+    from syn4seg.exports.selection import ExportOptions
     from syn4seg.exports.writing import write
     from syn4seg.store.rundir import opened
     from syn4seg.terminal import Terminal
 
     display, run = Terminal(), opened(run_dir)
-    wanted = tuple(dict.fromkeys(word.strip() for word in (classes or "").split(",") if word.strip()))
+    selected = tuple(dict.fromkeys(word.strip() for word in (classes or "").split(",") if word.strip()))
     with display.bar(f"exporting {format}") as progress:
         counts = write(
             run,
             load(run.config),
-            Choice(draw, only, wanted, by_class),
+            ExportOptions(draw, only, selected, by_class),
             to,
             format,
             shard_mb=shard_mb,

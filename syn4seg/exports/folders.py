@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from syn4seg.exports.about import About, Parts, palette
+from syn4seg.exports.info import ExportInfo, Parts, palette
 from syn4seg.store.files import encode_image, map_threads
 
 if TYPE_CHECKING:
-    from syn4seg.exports.choosing import Item
+    from syn4seg.exports.selection import ExportSample
     from syn4seg.exports.target import Target
 
 
-def voc(parts: Parts, target: Target, about: About) -> None:
+def voc(parts: Parts, target: Target, info: ExportInfo) -> None:
     """JPEGImages/ID.png, SegmentationClass/ID.png with VOC's palette, ImageSets/Segmentation/SPLIT.txt."""
     colours = palette(256)
 
-    def one(item: Item) -> None:
+    def one(item: ExportSample) -> None:
         target.write(f"JPEGImages/{item.sample_id}.png", encode_image(item.image))
         target.write(f"SegmentationClass/{item.sample_id}.png", _palette_png(item.label, colours))
 
@@ -58,11 +58,11 @@ DATASETS = {{
 '''
 
 
-def mmseg(parts: Parts, target: Target, about: About) -> None:
+def mmseg(parts: Parts, target: Target, info: ExportInfo) -> None:
     """img_dir/SPLIT/ID.png, ann_dir/SPLIT/ID.png (plain 8-bit class indices, 255 ignored) and dataset.py."""
     splits = []
 
-    def one(item: Item) -> None:
+    def one(item: ExportSample) -> None:
         target.write(f"img_dir/{item.row['split']}/{item.sample_id}.png", encode_image(item.image))
         target.write(f"ann_dir/{item.row['split']}/{item.sample_id}.png", encode_image(item.label))
 
@@ -70,5 +70,5 @@ def mmseg(parts: Parts, target: Target, about: About) -> None:
         splits.append(split)
         for _, items in some:
             map_threads(one, items)
-    facts = {"name": about.name, "classes": about.classes, "palette": palette(len(about.classes)).tolist(), "splits": splits}
+    facts = {"name": info.name, "classes": info.classes, "palette": palette(len(info.classes)).tolist(), "splits": splits}
     target.write("dataset.py", _MMSEG.format(**facts).encode())

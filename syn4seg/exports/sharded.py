@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from syn4seg.exports.about import About, Parts
 from syn4seg.exports.card import card
+from syn4seg.exports.info import ExportInfo, Parts
 from syn4seg.exports.lineage import LINEAGE
 from syn4seg.store.files import encode_image, map_threads
 
 if TYPE_CHECKING:
-    from syn4seg.exports.choosing import Item
+    from syn4seg.exports.selection import ExportSample
     from syn4seg.exports.target import Target
 
 GROUP = 64
@@ -28,7 +28,7 @@ GROUP = 64
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """A sample: its row of `LINEAGE`, image and label as PNG."""
 
     row: dict[str, Any]
@@ -36,14 +36,14 @@ class Encoded:
     label: bytes
 
 
-def shards(parts: Parts, limit: int) -> Iterator[tuple[str, Iterator[Encoded]]]:
-    """The samples in order, cut into shards "SPLIT-00000", "SPLIT-00001"... of about `limit` bytes, at least one sample each."""
+def split_shards(parts: Parts, limit: int) -> Iterator[tuple[str, Iterator[EncodedSample]]]:
+    """Yield the samples in order, cut into shards "SPLIT-00000", "SPLIT-00001"... of about `limit` bytes."""
     split, number, size = "", 0, 0
 
-    def encode(item: Item) -> Encoded:
-        return Encoded(item.row, encode_image(item.image), encode_image(item.label))
+    def encode(item: ExportSample) -> EncodedSample:
+        return EncodedSample(item.row, encode_image(item.image), encode_image(item.label))
 
-    def name(sample: Encoded) -> str:
+    def name(sample: EncodedSample) -> str:
         nonlocal split, number, size
         if sample.row["split"] != split:
             split, number, size = sample.row["split"], 0, 0
@@ -55,60 +55,54 @@ def shards(parts: Parts, limit: int) -> Iterator[tuple[str, Iterator[Encoded]]]:
     yield from itertools.groupby((sample for _, items in parts for sample in map_threads(encode, items)), key=name)
 
 
-# --------------------------------------------------------------------------------------------------- tars
-def webdataset(parts: Parts, target: Target, about: About) -> None:
-    """SPLIT-00000.tar...: KEY.image.png, KEY.label.png and KEY.json (the lineage); KEY is the sample id, its dots as %2E."""
-    for name, samples in shards(parts, about.shard_bytes):
+def webdataset(parts: Parts, target: Target, info: ExportInfo) -> None:
+    """Write SPLIT-00000.tar...: KEY.image.png, KEY.label.png and KEY.json (the lineage); KEY is the sample id, its dots as %2E."""
+    for name, samples in split_shards(parts, info.shard_bytes):
         with target.published(f"{name}.tar") as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
             for sample in samples:
                 key = sample.row["sample_id"].replace(".", "%2E")  # a key ends at the first dot
-                _add(tar, f"{key}.image.png", sample.image)
-                _add(tar, f"{key}.json", json.dumps(sample.row, sort_keys=True).encode())
-                _add(tar, f"{key}.label.png", sample.label)
+                _add_member(tar, f"{key}.image.png", sample.image)
+                _add_member(tar, f"{key}.json", json.dumps(sample.row, sort_keys=True).encode())
+                _add_member(tar, f"{key}.label.png", sample.label)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # time, owner and group stay 0
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
 
 
-# ------------------------------------------------------------------------------------------------ parquet
-def parquet(parts: Parts, target: Target, about: About) -> None:
-    """data/SPLIT-00000.parquet...: the columns of the lineage, and `image` and `label` as PNG bytes."""
+def parquet(parts: Parts, target: Target, info: ExportInfo) -> None:
+    """Write data/SPLIT-00000.parquet...: the columns of the lineage, and `image` and `label` as PNG bytes."""
     schema = pa.schema([*LINEAGE, ("image", pa.binary()), ("label", pa.binary())])
-    _tables(parts, target, about, schema, lambda data, _: data)
+    _tables(parts, target, info, schema, lambda data, _: data)
 
 
-def huggingface(parts: Parts, target: Target, about: About) -> None:
-    """data/SPLIT-00000.parquet..., with Image features `image` and `label`, and README.md, which is the data set card."""
+def huggingface(parts: Parts, target: Target, info: ExportInfo) -> None:
+    """Write data/SPLIT-00000.parquet..., with Image features `image` and `label`, and README.md, which is the data set card."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([*LINEAGE, ("image", kind), ("label", kind)])
     features = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in LINEAGE}
     features |= {name: {"_type": "Image"} for name in ("image", "label")}
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    counts = _tables(parts, target, about, schema, lambda data, name: {"bytes": data, "path": name})
-    target.write("README.md", card(about, counts).encode())
+    counts = _tables(parts, target, info, schema, lambda data, name: {"bytes": data, "path": name})
+    target.write("README.md", card(info, counts).encode())
 
 
-def _tables(parts: Parts, target: Target, about: About, schema: pa.Schema, cell: Any) -> Counter:
-    """Writes the shards; returns how many samples each (split, class) has.
+def _tables(parts: Parts, target: Target, info: ExportInfo, schema: pa.Schema, cell: Any) -> Counter:
+    """Write the shards; return how many samples each (split, class) has.
 
     Args:
         cell: makes the value of an image column of PNG bytes and a file name.
     """
     counts: Counter = Counter()
-    for name, samples in shards(parts, about.shard_bytes):
+    for name, samples in split_shards(parts, info.shard_bytes):
         with target.published(f"data/{name}.parquet") as partial, pq.ParquetWriter(partial, schema) as writer:
-            while some := list(itertools.islice(samples, GROUP)):
-                counts.update((s.row["split"], s.row["class"]) for s in some)
-                rows = [
-                    s.row
-                    | {
-                        "image": cell(s.image, f"{s.row['sample_id']}.png"),
-                        "label": cell(s.label, f"{s.row['sample_id']}.label.png"),
-                    }
-                    for s in some
-                ]
+            while group := list(itertools.islice(samples, GROUP)):
+                counts.update((s.row["split"], s.row["class"]) for s in group)
+                rows = []
+                for s in group:
+                    name = s.row["sample_id"]
+                    rows.append(s.row | {"image": cell(s.image, f"{name}.png"), "label": cell(s.label, f"{name}.label.png")})
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     return counts

@@ -25,60 +25,60 @@ class Target:
     """Where an export goes.
 
     Args:
-        place: folder or URL.
+        path: folder or URL.
         run: directory of the run, which an export must not be written into.
 
     Raises:
         UserError: it is a file, lies in the run, or its store cannot be reached.
     """
 
-    def __init__(self, place: str, run: AnyPath):
-        self.root = as_path(place)
+    def __init__(self, path: str, run: AnyPath):
+        self.root = as_path(path)
         reach(self.root)
         if exists(self.root):
-            raise UserError(f"--to {place}: is a file; give a folder that is empty or not there yet")
-        if _inside(self.root, run):
-            raise UserError(f"--to {place}: lies in the run {run}; give a folder outside of it")
+            raise UserError(f"--to {path}: is a file; give a folder that is empty or not there yet")
+        if _lies_in(self.root, run):
+            raise UserError(f"--to {path}: lies in the run {run}; give a folder outside of it")
 
-    def begin(self, about: dict[str, Any]) -> dict[str, Any] | None:
-        """Makes the place ready; or returns the export.json of the very same export, if that is finished.
+    def begin(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """Prepare the folder, or return the export.json of the very same export, if that is finished.
 
         Args:
-            about: what makes the export what it is, as plain JSON values.
+            identity: what makes the export what it is, as plain JSON values.
 
         Raises:
             UserError: something else is there.
             StoreError: it cannot be written to.
         """
-        there = listing(self.root)
-        if DONE in there:
+        files = listing(self.root)
+        if DONE in files:
             old = read_json(self.root / DONE)
-            self._check_same(old.get("export"), about)
+            self._check_same(old.get("export"), identity)
             return old
-        if BEGUN in there:
-            self._check_same(read_json(self.root / BEGUN), about)
-            for name in sorted(set(there) - {BEGUN}):
+        if BEGUN in files:
+            self._check_same(read_json(self.root / BEGUN), identity)
+            for name in sorted(set(files) - {BEGUN}):
                 remove(self.root / name)
             if isinstance(self.root, Path):
                 for path in self.root.rglob(".*.partial"):
                     remove(path)
-        elif there:
-            raise UserError(f"--to {self.root}: holds {len(there)} files and is no export ({min(there)}); choose another folder")
-        write_json(self.root / BEGUN, about)
+        elif files:
+            raise UserError(f"--to {self.root}: holds {len(files)} files and is no export ({min(files)}); choose another folder")
+        write_json(self.root / BEGUN, identity)
         return None
 
     def _check_same(self, old: Any, new: dict[str, Any]) -> None:
         old = old if isinstance(old, dict) else {}
         keys = [key for key in new if old.get(key) != new[key]]
         if keys:
-            told = ", ".join(f"{key} {old.get(key)!r} instead of {new[key]!r}" for key in keys if key != "samples")
+            differences = ", ".join(f"{key} {old.get(key)!r} instead of {new[key]!r}" for key in keys if key != "samples")
             raise UserError(
-                f"--to {self.root}: holds another export ({told or 'other samples, or another state of the run'}); "
+                f"--to {self.root}: holds another export ({differences or 'other samples, or another state of the run'}); "
                 "choose another folder"
             )
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes one file, in one step.
+        """Write one file, in one step.
 
         Raises:
             StoreError: it cannot be written.
@@ -87,7 +87,7 @@ class Target:
 
     @contextlib.contextmanager
     def published(self, name: str) -> Iterator[Path]:
-        """A local file to write to, which becomes `name` when the block ends.
+        """Yield a local file to write to, which becomes `name` when the block ends.
 
         Raises:
             StoreError: it cannot be written.
@@ -96,12 +96,12 @@ class Target:
             yield partial
 
     def end(self, facts: dict[str, Any]) -> None:
-        """Writes export.json: now it is finished."""
+        """Write export.json: now it is finished."""
         write_json(self.root / DONE, facts)
         remove(self.root / BEGUN)
 
 
-def _inside(place: AnyPath, run: AnyPath) -> bool:
-    if isinstance(place, Path) and isinstance(run, Path):
-        return place.resolve().is_relative_to(run.resolve())
-    return f"{place}/".startswith(f"{run}".rstrip("/") + "/")
+def _lies_in(path: AnyPath, run: AnyPath) -> bool:
+    if isinstance(path, Path) and isinstance(run, Path):
+        return path.resolve().is_relative_to(run.resolve())
+    return f"{path}/".startswith(f"{run}".rstrip("/") + "/")

@@ -21,13 +21,13 @@ CLASSES = range(1, 255)
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a torch tensor."""
+    """Return whether a value is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def as_numpy(value: Any, what: str) -> np.ndarray:
-    """An array of what may be a tensor on any device (gradients are left behind), an array, or nested lists.
+    """Return an array of what may be a tensor on any device (gradients are left behind), an array, or nested lists.
 
     Raises:
         ValueError: it is none of these.
@@ -47,15 +47,15 @@ def as_numpy(value: Any, what: str) -> np.ndarray:
     return array
 
 
-def alike(array: np.ndarray, given: Any) -> Any:
-    """`array` as a tensor on the device of `given` if that is a tensor, else as it is."""
-    if not is_tensor(given):
+def like_input(array: np.ndarray, value: Any) -> Any:
+    """Return `array` as a tensor on the device of `value` if that is a tensor, else as it is."""
+    if not is_tensor(value):
         return array
-    return sys.modules["torch"].from_numpy(np.ascontiguousarray(array)).to(given.device)
+    return sys.modules["torch"].from_numpy(np.ascontiguousarray(array)).to(value.device)
 
 
-def label_map(value: Any, what: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Class indices uint8 (H, W), contiguous.
+def check_label_map(value: Any, what: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return class indices uint8 (H, W), contiguous.
 
     Args:
         shape: that it must have; None: any of two sides.
@@ -78,8 +78,8 @@ def label_map(value: Any, what: str, shape: tuple[int, ...] | None = None) -> np
     return np.ascontiguousarray(array, np.uint8)
 
 
-def real(value: Any, what: str, shape: tuple[int | str, ...]) -> np.ndarray:
-    """Finite floating-point numbers; whole ones become float32.
+def check_floats(value: Any, what: str, shape: tuple[int | str, ...]) -> np.ndarray:
+    """Return finite floating-point numbers; whole ones become float32.
 
     Args:
         shape: a number for a side that must be so long, a letter for any other.
@@ -88,10 +88,10 @@ def real(value: Any, what: str, shape: tuple[int | str, ...]) -> np.ndarray:
         ValueError: another shape, or a number that is not finite in float32.
     """
     array = as_numpy(value, what)
-    wanted = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-    _check_shape(array, what, wanted, len(shape))
+    expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    _check_shape(array, what, expected, len(shape))
     if any(isinstance(side, int) and side != n for side, n in zip(shape, array.shape, strict=True)):
-        raise ValueError(f"{what} has shape {array.shape}; expected {wanted}")
+        raise ValueError(f"{what} has shape {array.shape}; expected {expected}")
     if array.dtype.kind != "f":
         array = array.astype(np.float32)
     with np.errstate(over="ignore"):
@@ -104,8 +104,8 @@ def real(value: Any, what: str, shape: tuple[int | str, ...]) -> np.ndarray:
     return array
 
 
-def mask_stack(value: Any, what: str, count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Masks bool (count, H, W).
+def check_masks(value: Any, what: str, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return masks bool (count, H, W).
 
     Raises:
         ValueError: another shape, or neither bool nor whole numbers 0 and 1.
@@ -122,38 +122,38 @@ def mask_stack(value: Any, what: str, count: int, shape: tuple[int, ...]) -> np.
     return np.ascontiguousarray(array, bool)
 
 
-def number(value: Any, what: str, low: float, high: float = np.inf, *, above: bool = False) -> float:
-    """A number between two bounds; `above`: `low` itself is outside.
+def check_number(value: Any, what: str, low: float, high: float = np.inf, *, above: bool = False) -> float:
+    """Return a number between two bounds; `above`: `low` itself is outside.
 
     Raises:
         ValueError: it is none, or outside.
     """
     try:
-        found = float(value)
+        result = float(value)
     except (TypeError, ValueError, RuntimeError):
-        found = np.nan
-    if not (low < found if above else low <= found) or not found <= high:
+        result = np.nan
+    if not (low < result if above else low <= result) or not result <= high:
         bound = f"a number {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high < np.inf else "" if above else " on")
         raise ValueError(f"{what} is {value!r}; expected {bound}")
-    return found
+    return result
 
 
-def class_index(value: Any, what: str) -> int:
-    """A class index.
+def check_class_index(value: Any, what: str) -> int:
+    """Return a class index.
 
     Raises:
         ValueError: it is no whole number from 1 to 254.
     """
     try:
-        found = operator.index(value)
+        index = operator.index(value)
     except TypeError:
-        found = 0
-    if found not in CLASSES:
+        index = 0
+    if index not in CLASSES:
         raise ValueError(f"{what} is {value!r}; expected a class index from 1 to 254 (0 is background, 255 unlabeled)")
-    return found
+    return index
 
 
-def _check_shape(array: np.ndarray, what: str, wanted: str, sides: int) -> None:
+def _check_shape(array: np.ndarray, what: str, expected: str, sides: int) -> None:
     if array.ndim != sides or array.size == 0:
         one = ": one image at a time, without a batch axis" if array.ndim == sides + 1 else ""
-        raise ValueError(f"{what} has shape {array.shape}; expected {wanted}{one}")
+        raise ValueError(f"{what} has shape {array.shape}; expected {expected}{one}")

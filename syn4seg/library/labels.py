@@ -10,7 +10,7 @@ import numpy as np
 
 from syn4seg.labeling import filtering, refinement, relabeling
 from syn4seg.labeling.components import components
-from syn4seg.library.arrays import alike, class_index, label_map, mask_stack, number, real
+from syn4seg.library.arrays import check_class_index, check_floats, check_label_map, check_masks, check_number, like_input
 from syn4seg.schema import BACKGROUND
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def filter_regions(
     tau_base: float = 0.6,
     tau_background: float = 0.0,
 ) -> filtering.Filtered:
-    """APF: keeps the regions of a draft that look like the support set, and frees the others.
+    """APF: keep the regions of a draft that look like the support set, and free the others.
 
     Args:
         draft: (H, W), the segmenter's own pseudo-label.
@@ -49,23 +49,23 @@ def filter_regions(
     Raises:
         ValueError: see the module.
 
-    Source: APF in docs/method.md; the same bits as `syn4seg.labeling.filtering.filter_regions`.
+    Source: APF, method.md 3.1; the same bits as `syn4seg.labeling.filtering.filter_regions`.
     """
-    label, maps = label_map(draft, "draft"), real(features, "features", ("D", "h", "w"))
-    sure = None if confidence is None else real(confidence, "confidence", label.shape)
-    done = filtering.filter_regions(
+    label, maps = check_label_map(draft, "draft"), check_floats(features, "features", ("D", "h", "w"))
+    confidences = None if confidence is None else check_floats(confidence, "confidence", label.shape)
+    result = filtering.filter_regions(
         label,
         maps,
         _prototypes(prototypes, len(maps)),
-        target=class_index(target, "target"),
-        novel=[class_index(k, "novel") for k in novel],
-        lambda_keep=number(lambda_keep, "lambda_keep", -1, 1),
-        min_region=round(number(min_region, "min_region", 0)),
-        confidence=sure,
-        tau_base=number(tau_base, "tau_base", 0, 1),
-        tau_background=number(tau_background, "tau_background", 0, 1),
+        target=check_class_index(target, "target"),
+        novel=[check_class_index(k, "novel") for k in novel],
+        lambda_keep=check_number(lambda_keep, "lambda_keep", -1, 1),
+        min_region=round(check_number(min_region, "min_region", 0)),
+        confidence=confidences,
+        tau_base=check_number(tau_base, "tau_base", 0, 1),
+        tau_background=check_number(tau_background, "tau_background", 0, 1),
     )
-    return dataclasses.replace(done, kept=alike(done.kept, draft))
+    return dataclasses.replace(result, kept=like_input(result.kept, draft))
 
 
 def relabel(
@@ -100,31 +100,31 @@ def relabel(
     Raises:
         ValueError: see the module.
 
-    Source: APR in docs/method.md; the same bits as `syn4seg.labeling.relabeling.relabel`.
+    Source: APR, method.md 3.2; the same bits as `syn4seg.labeling.relabeling.relabel`.
     """
-    label, maps = label_map(kept, "kept"), real(features, "features", ("D", "h", "w"))
-    known = _prototypes(prototypes, len(maps))
-    for index, vector in known.items():
+    label, maps = check_label_map(kept, "kept"), check_floats(features, "features", ("D", "h", "w"))
+    vectors = _prototypes(prototypes, len(maps))
+    for index, vector in vectors.items():
         length = float(np.linalg.norm(vector))
         if abs(length - 1) > 1e-3:
             raise ValueError(
                 f"prototypes[{index}] has length {length:.4g}; expected 1: divide it by its norm, or make it with "
                 "syn4seg.labeling.prototypes.support_prototypes"
             )
-    done = relabeling.relabel(
+    result = relabeling.relabel(
         label,
         maps,
-        target=class_index(target, "target"),
-        prototypes=known,
-        beta=number(beta, "beta", 0, 1),
-        tau=number(tau, "tau", 0, above=True),
-        theta=number(theta, "theta", 0, 1),
-        lambda_keep=number(lambda_keep, "lambda_keep", -1, 1),
-        min_target=number(min_target, "min_target", 0, 1),
-        max_target=number(max_target, "max_target", 0, 1),
+        target=check_class_index(target, "target"),
+        prototypes=vectors,
+        beta=check_number(beta, "beta", 0, 1),
+        tau=check_number(tau, "tau", 0, above=True),
+        theta=check_number(theta, "theta", 0, 1),
+        lambda_keep=check_number(lambda_keep, "lambda_keep", -1, 1),
+        min_target=check_number(min_target, "min_target", 0, 1),
+        max_target=check_number(max_target, "max_target", 0, 1),
     )
-    local = {index: alike(vector, kept) for index, vector in done.local.items()}
-    return dataclasses.replace(done, label=alike(done.label, kept), local=local)
+    local = {index: like_input(vector, kept) for index, vector in result.local.items()}
+    return dataclasses.replace(result, label=like_input(result.label, kept), local=local)
 
 
 def refine_boundary(
@@ -142,7 +142,7 @@ def refine_boundary(
         label: (H, W), for example from `relabel`.
         masks: SAM itself, a function of box hints (R, 4), XYXY in pixels, that returns masks bool (R, H, W) and predicted IoUs
             (R,); or its masks, one per component in the order of `syn4seg.labeling.components.components(label)`.
-        ious: SAM's predicted IoUs (R,), with masks that are given: which of two that overlap wins.
+        ious: SAM's predicted IoUs (R,), for masks that are passed: which of two that overlap wins.
         band_width: pixels on each side of a change of label in which the outline may move.
         min_agreement: least IoU of a mask and its component; other masks are ignored.
         margin: pixels by which a hint is wider than its component.
@@ -153,32 +153,34 @@ def refine_boundary(
     Raises:
         ValueError: see the module.
 
-    Source: SABR in docs/method.md; the same bits as `syn4seg.labeling.refinement.refine_boundary`.
+    Source: SABR, method.md 4; the same bits as `syn4seg.labeling.refinement.refine_boundary`.
     """
-    before = label_map(label, "label")
-    found = components(before)
+    initial = check_label_map(label, "label")
+    regions = components(initial)
     if callable(masks):
-        hints = refinement.hint_boxes(found, number(margin, "margin", 0), before.shape)
-        masks, ious = masks(alike(hints, label)) if len(hints) else (np.empty((0, *before.shape), bool), np.empty(0, np.float32))
-    count = len(found.area)
-    stack = mask_stack(masks, "masks", count, before.shape)
+        hints = refinement.hint_boxes(regions, check_number(margin, "margin", 0), initial.shape)
+        masks, ious = (
+            masks(like_input(hints, label)) if len(hints) else (np.empty((0, *initial.shape), bool), np.empty(0, np.float32))
+        )
+    count = len(regions.area)
+    stack = check_masks(masks, "masks", count, initial.shape)
     if count and ious is None:
         raise ValueError("ious is missing; expected SAM's predicted IoU of every mask, or equal numbers if there is none")
-    predicted = real(ious, "ious", (count,)) if count else np.empty(0, np.float32)
-    done = refinement.refine_boundary(
-        before,
-        found,
+    predicted = check_floats(ious, "ious", (count,)) if count else np.empty(0, np.float32)
+    result = refinement.refine_boundary(
+        initial,
+        regions,
         stack,
         predicted,
-        band_width=round(number(band_width, "band_width", 0)),
-        min_agreement=number(min_agreement, "min_agreement", 0, 1),
+        band_width=round(check_number(band_width, "band_width", 0)),
+        min_agreement=check_number(min_agreement, "min_agreement", 0, 1),
     )
-    arrays = {name: alike(getattr(done, name), label) for name in ("label", "accepted", "agreement")}
-    return dataclasses.replace(done, **arrays)
+    arrays = {name: like_input(getattr(result, name), label) for name in ("label", "accepted", "agreement")}
+    return dataclasses.replace(result, **arrays)
 
 
-def _prototypes(given: Mapping[int, Array], depth: int) -> dict[int, np.ndarray]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"prototypes is a {type(given).__name__}; expected class index -> vector, e.g. dict(enumerate(rows))")
-    indices = [BACKGROUND if k == BACKGROUND else class_index(k, "a key of prototypes") for k in given]
-    return {k: real(v, f"prototypes[{k}]", (depth,)) for k, v in zip(indices, given.values(), strict=True)}
+def _prototypes(prototypes: Mapping[int, Array], depth: int) -> dict[int, np.ndarray]:
+    if not isinstance(prototypes, Mapping):
+        raise ValueError(f"prototypes is a {type(prototypes).__name__}; expected class index -> vector, e.g. dict(enumerate(rows))")
+    indices = [BACKGROUND if k == BACKGROUND else check_class_index(k, "a key of prototypes") for k in prototypes]
+    return {k: check_floats(v, f"prototypes[{k}]", (depth,)) for k, v in zip(indices, prototypes.values(), strict=True)}

@@ -12,7 +12,7 @@ Progress = bool | Callable[[int, int | None], None]
 
 @contextlib.contextmanager
 def reporting(progress: Progress, title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """What to call with (done, total); it does nothing unless it was asked for."""
+    """Yield a function to call with (done, total); without progress it does nothing."""
     if callable(progress):
         yield progress
     elif not progress:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.library.arrays import alike, is_tensor, number, real
+from syn4seg.library.arrays import check_floats, check_number, is_tensor, like_input
 from syn4seg.library.progress import Progress, reporting
 from syn4seg.prompts.bank import Candidate, judge, unit_rows, why_unread
 
@@ -27,11 +27,11 @@ class PromptBank:
         accepted, refused: candidates in order, with `text`, `similarity` (None: nothing to compare with), `nearest` accepted
             prompt, and `why` it was refused.
 
-    Source: HDIG in docs/method.md; decides as `syn4seg.prompts.bank.build_bank`.
+    Source: HDIG, method.md 1; decides as `syn4seg.prompts.bank.build_bank`.
     """
 
     def __init__(self, lambda_prompt: float = 0.97, *, class_name: str = "", encoder: Callable[[list[str]], Array] | None = None):
-        number(lambda_prompt, "lambda_prompt", -1, 1, above=True)
+        check_number(lambda_prompt, "lambda_prompt", -1, 1, above=True)
         self.lambda_prompt, self.class_name, self.encoder = lambda_prompt, class_name, encoder
         self.accepted: list[Candidate] = []
         self.refused: list[Candidate] = []
@@ -41,18 +41,18 @@ class PromptBank:
 
     @property
     def prompts(self) -> list[str]:
-        """The accepted prompts, in order."""
+        """Accepted prompts, in order."""
         return [candidate.text for candidate in self.accepted]
 
     @property
     def embeddings(self) -> Array:
-        """Their embeddings float32 (K, E), of length 1."""
-        return alike(np.stack(self._vectors) if self._vectors else np.empty((0, 0), np.float32), self._kind)
+        """Embeddings of the accepted prompts, float32 (K, E), of length 1."""
+        return like_input(np.stack(self._vectors) if self._vectors else np.empty((0, 0), np.float32), self._kind)
 
     def offer(
         self, prompts: str | Sequence[str], embeddings: Array | None = None, *, batch: int = 1024, progress: Progress = False
     ) -> list[Candidate]:
-        """Decides about prompts in their order; returns one candidate each, accepted where `why` is empty.
+        """Decide about prompts in their order; return one candidate each, accepted where `why` is empty.
 
         Args:
             prompts: texts; empty, repeated and overlong ones are refused without being encoded.
@@ -68,14 +68,14 @@ class PromptBank:
         if embeddings is None and self.encoder is None:
             raise ValueError("embeddings is missing and the bank has no encoder; give one of them: PromptBank(encoder=...)")
         rows = None if embeddings is None else _rows(embeddings, texts, self._vectors)
-        batch, found = round(number(batch, "batch", 1)), []
+        batch, candidates = round(check_number(batch, "batch", 1)), []
         with reporting(progress, "prompts") as report:
             for start in range(0, len(texts), batch):
                 part = slice(start, start + batch)
-                found += self._decide(texts[part], None if rows is None else rows[part])
+                candidates += self._decide(texts[part], None if rows is None else rows[part])
                 self._kind = _kind(embeddings) if self._kind is None else self._kind
-                report(len(found), len(texts))
-        return found
+                report(len(candidates), len(texts))
+        return candidates
 
     def _decide(self, texts: list[str], rows: np.ndarray | None) -> list[Candidate]:
         seen = set(self._seen)  # kept only once the encoder has not failed
@@ -85,33 +85,33 @@ class PromptBank:
             if rows is not None:
                 return rows[[not why for why in unread]]
             assert self.encoder is not None
-            made = self.encoder(fresh)
-            self._kind = _kind(made) if self._kind is None else self._kind
-            return _rows(made, fresh, self._vectors)
+            encoded = self.encoder(fresh)
+            self._kind = _kind(encoded) if self._kind is None else self._kind
+            return _rows(encoded, fresh, self._vectors)
 
         verdicts = judge(texts, unread, encode, self._vectors, self.lambda_prompt, len(texts))
-        self._seen, found = seen, []
+        self._seen, candidates = seen, []
         for text, (why, similarity, nearest, vector) in zip(texts, verdicts, strict=True):
             near = self.accepted[nearest].text if nearest >= 0 else ""
             order = len(self.accepted) + len(self.refused)
-            found.append(Candidate(text, order, similarity if nearest >= 0 else None, near, why))
-            (self.refused if why else self.accepted).append(found[-1])
+            candidates.append(Candidate(text, order, similarity if nearest >= 0 else None, near, why))
+            (self.refused if why else self.accepted).append(candidates[-1])
             self._vectors += [] if why else [vector]
-        return found
+        return candidates
 
 
 def _kind(embeddings: Any) -> Any:
-    """An empty array or tensor like these, on their device; a slice of them would keep all of the caller's memory."""
+    """Return an empty array or tensor like these, on their device; a slice of them would keep all of the caller's memory."""
     if embeddings is None:
         return None
     return embeddings.new_empty(0) if is_tensor(embeddings) else np.empty(0)
 
 
-def _rows(embeddings: Array, texts: Sequence[str], known: Sequence[np.ndarray]) -> np.ndarray:
-    """Unit rows float32 (N, E) for N texts, as wide as those known."""
+def _rows(embeddings: Array, texts: Sequence[str], accepted: Sequence[np.ndarray]) -> np.ndarray:
+    """Return unit rows float32 (N, E) for N texts, as wide as the accepted ones."""
     if not texts:
-        return np.empty((0, len(known[0]) if known else 1), np.float32)
-    rows = real(embeddings, "embeddings", (len(texts), len(known[0]) if known else "E"))
+        return np.empty((0, len(accepted[0]) if accepted else 1), np.float32)
+    rows = check_floats(embeddings, "embeddings", (len(texts), len(accepted[0]) if accepted else "E"))
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not lengths.all():
         raise ValueError(

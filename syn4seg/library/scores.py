@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.library.arrays import alike, class_index, label_map
+from syn4seg.library.arrays import check_class_index, check_label_map, like_input
 from syn4seg.library.progress import Progress, reporting
 from syn4seg.schema import BACKGROUND, UNLABELED
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """IoU as shares in [0, 1]; nan where no class is there.
+    """IoU as shares in [0, 1]; nan where there is no class.
 
     Attributes:
         base, novel: mean IoU over the base classes and over the novel classes, without background.
@@ -49,7 +49,7 @@ def evaluate(
     novel: Iterable[int],
     progress: Progress = False,
 ) -> Scores:
-    """Scores predictions: one confusion matrix over all pixels of all images, and every figure of a GFSS table from it.
+    """Score predictions: one confusion matrix over all pixels of all images, and every figure of a GFSS table from it.
 
     Args:
         labels: label maps (H, W), whose sizes may differ: a list, (N, H, W), one map, or a stream; without `predictions`, pairs of
@@ -63,7 +63,7 @@ def evaluate(
     Raises:
         ValueError: a class in two groups, a value that is no class, sizes or counts that differ, or no image.
 
-    Source: docs/method.md, "metrics"; the same figures as `syn4seg.segmenter.evaluation.metrics`.
+    Source: method.md 6; the same figures as `syn4seg.segmenter.evaluation.metrics`.
     """
     from syn4seg.segmenter import evaluation
 
@@ -76,27 +76,27 @@ def evaluate(
     matrix, kind, count, total = np.zeros((len(classes),) * 2, np.int64), None, 0, _length(labels)
     with reporting(progress, "images") as report:
         for count, (label, prediction) in enumerate(_pairs(labels, predictions), 1):
-            truth = label_map(label, f"labels[{count - 1}]")
-            guess = label_map(prediction, f"predictions[{count - 1}]", truth.shape)
-            known = [_known(table, array, f"{name}[{count - 1}]") for name, array in (("labels", truth), ("predictions", guess))]
-            matrix += evaluation.confusion(known[1], known[0], len(classes))
+            truth = check_label_map(label, f"labels[{count - 1}]")
+            guess = check_label_map(prediction, f"predictions[{count - 1}]", truth.shape)
+            rows = [_to_rows(table, array, f"{name}[{count - 1}]") for name, array in (("labels", truth), ("predictions", guess))]
+            matrix += evaluation.confusion(rows[1], rows[0], len(classes))
             kind = label if kind is None else kind
             report(count, total)
     if not count:
         raise ValueError("labels is empty; expected at least one label map with its prediction")
     figures: dict[str, Any] = {**evaluation.metrics(matrix, len(groups["base"]), len(groups["novel"]))}
     figures["per_class"] = dict(zip(classes, figures["per_class"], strict=True))
-    return Scores(**figures, confusion=alike(matrix, kind))
+    return Scores(**figures, confusion=like_input(matrix, kind))
 
 
-def _indices(given: Iterable[int], what: str) -> list[int]:
-    if not isinstance(given, Iterable):
-        raise ValueError(f"{what} is {given!r}; expected the class indices themselves, e.g. range(1, 16)")
-    return [class_index(k, f"a class in {what}") for k in given]
+def _indices(classes: Iterable[int], what: str) -> list[int]:
+    if not isinstance(classes, Iterable):
+        raise ValueError(f"{what} is {classes!r}; expected the class indices themselves, e.g. range(1, 16)")
+    return [check_class_index(k, f"a class in {what}") for k in classes]
 
 
-def _known(table: np.ndarray, label: np.ndarray, what: str) -> np.ndarray:
-    """Rows of the confusion matrix uint8 (H, W) for a label map."""
+def _to_rows(table: np.ndarray, label: np.ndarray, what: str) -> np.ndarray:
+    """Return the rows of the confusion matrix uint8 (H, W) for a label map."""
     rows = table[label]
     if (rows < 0).any():
         raise ValueError(
@@ -114,16 +114,16 @@ def _length(labels: Any) -> int | None:
 
 def _pairs(labels: Iterable[Any], predictions: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:
     if predictions is None:
-        for number_, pair in enumerate(labels):
+        for index, pair in enumerate(labels):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ValueError(
-                    f"labels[{number_}] is a {type(pair).__name__}; without predictions, expected pairs (label, prediction)"
+                    f"labels[{index}] is a {type(pair).__name__}; without predictions, expected pairs (label, prediction)"
                 )
             yield pair[0], pair[1]
         return
     ended = object()
-    both = ([maps] if getattr(maps, "ndim", 3) == 2 else maps for maps in (labels, predictions))
-    for label, prediction in itertools.zip_longest(*both, fillvalue=ended):
+    streams = ([maps] if getattr(maps, "ndim", 3) == 2 else maps for maps in (labels, predictions))
+    for label, prediction in itertools.zip_longest(*streams, fillvalue=ended):
         if label is ended or prediction is ended:
             raise ValueError(f"{'labels' if label is ended else 'predictions'} ended first; expected one prediction per label map")
         yield label, prediction

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.exports.lineage import row_of, shared, verdict
+from syn4seg.exports.lineage import lineage_row, shared_columns, verdict_of
 from syn4seg.report.reading import Shown, exact_names, pages, records_of
 from syn4seg.schema import LABEL_STAGES
-from syn4seg.stages.plan import planned
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.store.files import pixel_digest
 from syn4seg.store.rundir import table_digest
 
@@ -38,7 +38,7 @@ ONLY = ("accepted", "all")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExportOptions:
     """What is exported of a run.
 
     Attributes:
@@ -55,7 +55,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Item:
+class ExportSample:
     """A sample to write: its row of `LINEAGE`, image uint8 (H, W, 3) RGB, label uint8 (H, W) with 255 for unlabeled."""
 
     row: dict[str, Any]
@@ -64,22 +64,22 @@ class Item:
 
     @property
     def sample_id(self) -> str:
-        """Its id, which is safe as a file name."""
+        """The id of the sample, which is safe as a file name."""
         return self.row["sample_id"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportPart:
     """Some samples of one split: the rows of all of them, those that have pixels, and a line per damaged one."""
 
     split: str
     rows: list[dict[str, Any]]
-    items: list[Item]
+    items: list[ExportSample]
     damage: list[str]
 
 
-class Chosen:
-    """The samples of a run that a choice names.
+class Selection:
+    """The samples of a run that the options name.
 
     Attributes:
         names: class name by label value, background first.
@@ -91,23 +91,23 @@ class Chosen:
         UserError: there is no such draw, class or sample, or the data set, which knows the class names, is not there.
     """
 
-    def __init__(self, run: RunDir, config: Config, choice: Choice):
-        if choice.only not in ONLY:
-            raise UserError(f"--only {choice.only}: expected {' or '.join(ONLY)}")
-        self.run, self.choice = run, choice
-        self.names, self.common = exact_names(run, config), shared(run, config)
-        records, plan = _of_draw(run, choice.draw), planned(run)
+    def __init__(self, run: RunDir, config: Config, options: ExportOptions):
+        if options.only not in ONLY:
+            raise UserError(f"--only {options.only}: expected {' or '.join(ONLY)}")
+        self.run, self.options = run, options
+        self.names, self.common = exact_names(run, config), shared_columns(run, config)
+        records, plan = _of_draw(run, options.draw), read_planned_samples(run)
         self._check_names(records)
-        if choice.classes:
-            records = records.filter(pc.is_in(records["class"], pa.array(self._known(choice.classes, plan))))
-            plan = plan.filter(pc.is_in(plan["class_id"], pa.array([self.names.index(c) for c in choice.classes], pa.int32())))
+        if options.classes:
+            records = records.filter(pc.is_in(records["class"], pa.array(self._check_classes(options.classes, plan))))
+            plan = plan.filter(pc.is_in(plan["class_id"], pa.array([self.names.index(c) for c in options.classes], pa.int32())))
         self.finished, self.planned = len(records), len(plan)
-        self.reasons = Counter(verdict(reason) for reason in records["reason"].to_pylist())
-        if choice.only == "accepted":
+        self.reasons = Counter(verdict_of(reason) for reason in records["reason"].to_pylist())
+        if options.only == "accepted":
             records = records.filter(pc.equal(records["reason"], ""))
-        if not self.reasons["accepted"] + (self.reasons["rejected"] if choice.only == "all" else 0):
+        if not self.reasons["accepted"] + (self.reasons["rejected"] if options.only == "all" else 0):
             raise UserError(
-                f"{run.root}: draw {choice.draw} has no sample to export ({_told(self.reasons)}); "
+                f"{run.root}: draw {options.draw} has no sample to export ({_format_counts(self.reasons)}); "
                 + ("use --only all for the rejected ones, or " if self.reasons["rejected"] else "")
                 + "let the run go on, or choose other --classes"
             )
@@ -115,50 +115,50 @@ class Chosen:
         self.records = records.append_column("split", self._splits(records)).sort_by(order)
 
     def digest(self) -> str:
-        """Digest over ids, pixels, labels and reasons of the chosen samples, and over their splits."""
+        """Return a digest over ids, pixels, labels and reasons of the chosen samples, and over their splits."""
         table = self.records
-        said = pc.binary_join_element_wise(pc.fill_null(table["label"], ""), table["reason"], table["split"], " ")
-        return table_digest(table["sample_id"], pc.fill_null(table["image"], ""), said)
+        labels = pc.binary_join_element_wise(pc.fill_null(table["label"], ""), table["reason"], table["split"], " ")
+        return table_digest(table["sample_id"], pc.fill_null(table["image"], ""), labels)
 
-    def parts(self) -> Iterator[Part]:
-        """The chosen samples, at most `PART` at a time, all of one split, in the order of `records`.
+    def parts(self) -> Iterator[ExportPart]:
+        """Yield the chosen samples, at most `PART` at a time, all of one split, in the order of `records`.
 
         Raises:
             StoreError: the file system of the run fails.
         """
         splits = iter(self.records["split"].to_pylist())
-        for page in pages(self.run, self.choice.draw, self.records.drop_columns(["split"]), PART):
+        for page in pages(self.run, self.options.draw, self.records.drop_columns(["split"]), PART):
             pairs = [(next(splits), shown) for shown in page]
-            for split, some in itertools.groupby(pairs, key=itemgetter(0)):
-                yield self._part(split, [shown for _, shown in some])
+            for split, group in itertools.groupby(pairs, key=itemgetter(0)):
+                yield self._part(split, [shown for _, shown in group])
 
-    def _part(self, split: str, page: list[Shown]) -> Part:
+    def _part(self, split: str, page: list[Shown]) -> ExportPart:
         rows, items, lines = [], [], []
         for shown in page:
             stage = next((s for s in reversed(LABEL_STAGES) if shown.record.get(s)), "")
             damage = shown.damage or _difference(shown, stage)
-            row = row_of(shown.record, self.common, self.choice.draw, "" if damage else split, stage)
+            row = lineage_row(shown.record, self.common, self.options.draw, "" if damage else split, stage)
             if damage:
                 row["verdict"] = "damaged"
                 lines.append(f"{row['sample_id']}: {damage}")
             elif shown.image is not None and stage:
-                items.append(Item(row, shown.image, shown.labels[stage]))
+                items.append(ExportSample(row, shown.image, shown.labels[stage]))
             rows.append(row)
-        return Part(split, rows, items, lines)
+        return ExportPart(split, rows, items, lines)
 
     def _splits(self, records: pa.Table) -> pa.Array:
         columns = (records[name].to_pylist() for name in ("class", "class_id", "reason"))
-        found = []
+        splits = []
         for name, index, reason in zip(*columns, strict=True):
-            kind = verdict(reason)
+            kind = verdict_of(reason)
             accepted, rejected = "train", "rejected"
-            if self.choice.by_class:
+            if self.options.by_class:
                 accepted = f"{index:03d}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}"
                 rejected = f"{accepted}_rejected"
-            found.append({"accepted": accepted, "rejected": rejected, "fault": ""}[kind])
-        return pa.array(found, pa.string())
+            splits.append({"accepted": accepted, "rejected": rejected, "fault": ""}[kind])
+        return pa.array(splits, pa.string())
 
-    def _known(self, classes: tuple[str, ...], plan: pa.Table) -> list[str]:
+    def _check_classes(self, classes: tuple[str, ...], plan: pa.Table) -> list[str]:
         novel = [self.names[index] for index in sorted(set(plan["class_id"].to_pylist()))]
         for name in classes:
             if name not in novel:
@@ -176,20 +176,20 @@ class Chosen:
 
 
 def _of_draw(run: RunDir, draw: int) -> pa.Table:
-    there = [d.number for d in run.draws()]
-    if draw not in there:
-        known = ", ".join(map(str, there)) or "none yet; run `syn4seg refine` first"
+    numbers = [d.number for d in run.draws()]
+    if draw not in numbers:
+        known = ", ".join(map(str, numbers)) or "none yet; run `syn4seg refine` first"
         raise UserError(f"--draw {draw}: {run.root} has no such support draw; it has: {known}")
     return records_of(run, draw)
 
 
 def _difference(shown: Shown, stage: str) -> str:
-    """Which pixels are not those of the record, or ""."""
+    """Say which pixels are not those of the record, or return ""."""
     for key, pixels in (("image", shown.image), (stage, shown.labels.get(stage))):
         if pixels is not None and pixel_digest(pixels) != shown.record[key]:
             return f"the pixels of its {key} are not those that were recorded; `syn4seg verify` tells more"
     return ""
 
 
-def _told(reasons: Counter) -> str:
+def _format_counts(reasons: Counter) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(reasons.items())) or "none is finished"

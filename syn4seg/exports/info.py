@@ -1,4 +1,4 @@
-"""What every format is told about an export, and VOC's colours."""
+"""What every format knows of an export, and the colours of VOC."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from syn4seg.exports.choosing import Item
+from syn4seg.exports.selection import ExportSample
 
-Parts = Iterator[tuple[str, list[Item]]]
+Parts = Iterator[tuple[str, list[ExportSample]]]
 """Samples to write, at most `choosing.PART` at a time, each time with their split; those of one split follow each other."""
 
 
 @dataclass(frozen=True)
-class About:
-    """Attributes:
-    name: of the data set, safe as a file name.
-    classes: names by label value, background first.
-    shard_bytes: of images and labels in one shard, about.
-    licences: by model.
-    common: columns of `LINEAGE` that are the same for all samples.
+class ExportInfo:
+    """What every format knows of an export.
+
+    Attributes:
+        name: of the data set, safe as a file name.
+        classes: names by label value, background first.
+        shard_bytes: of images and labels in one shard, about.
+        licences: by model.
+        common: columns of `LINEAGE` that are the same for all samples.
     """
 
     name: str
@@ -31,7 +33,7 @@ class About:
 
 
 def palette(count: int) -> np.ndarray:
-    """PASCAL VOC's colours, uint8 (count, 3) RGB: the bits of an index are dealt to the three channels, the low ones first."""
+    """Return the colours of PASCAL VOC, uint8 (count, 3) RGB: bits of an index go to the channels in turn, low ones first."""
     index = np.arange(count)
     colours = np.zeros((count, 3), np.uint8)
     for level in range(8):

@@ -1,0 +1,44 @@
+"""COCO exports: instances are connected components, and panoptic pixels come back."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from syn4seg.exports.selection import ExportOptions
+from syn4seg.exports.writing import write
+from tests.shared_exports import made_run, silent
+
+
+def export(run, config, to, format, **options) -> dict:
+    said = {key: options.pop(key, silent) for key in ("note", "warn")}
+    sizes = {key: options.pop(key) for key in ("shard_mb", "name") if key in options}
+    return write(run, config, ExportOptions(**options), str(to), format, progress=silent, **said, **sizes)
+
+
+@pytest.fixture(scope="module", params=["files", "sharded"])
+def made(request, tmp_path_factory):
+    return made_run(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_instances_are_the_connected_components_of_each_class(made, tmp_path):
+    from pycocotools import mask
+    from pycocotools.coco import COCO
+
+    run, config, truth = made
+    export(run, config, tmp_path / "out", "coco")
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(tmp_path / "out" / "annotations" / "instances_train.json")
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["cat", "dog", "toy car", "bird.x"]
+    for image in coco.imgs.values():
+        label = truth[image["lineage"]["sample_id"]].label
+        masks = {(a["category_id"], coco.annToMask(a).tobytes()) for a in coco.imgToAnns[image["id"]]}
+        parts = [(k, ndimage.label(label == k, np.ones((3, 3)))) for k in range(1, 5)]
+        assert masks == {(k, (found == i + 1).astype(np.uint8).tobytes()) for k, (found, n) in parts for i in range(n)}
+        for one in coco.imgToAnns[image["id"]]:
+            assert one["area"] == mask.area(one["segmentation"]) and one["bbox"] == mask.toBbox(one["segmentation"]).tolist()
+    assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
