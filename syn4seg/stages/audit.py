@@ -1,4 +1,4 @@
-"""The leak audit: from a run's own records, did anything of the test or the novel masks reach what it must not reach?
+"""The leak audit (method.md 7.9): did test images or novel masks reach what they must not reach, by a run's own records?
 
 Every line is one claim with a verdict: "ok" (the records prove it), "stated" (an overlap that the configuration declares,
 with its size), "unknown" (the records cannot prove it, and why), "LEAK".
@@ -30,7 +30,7 @@ class Finding:
 
 
 def audit_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list[Finding]:
-    """Every claim about leaks that the records of a run can decide.
+    """Return every claim about leaks that the records of a run can decide.
 
     Args:
         config: as stored in the run.
@@ -43,70 +43,64 @@ def audit_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list
     missing = [p for p in (run.base_facts, *(d.support_json for d in draws)) if not exists(p)]
     if missing:
         raise UserError(f"{missing[0]}: missing; the audit reads the records of a run that has finished `syn4seg refine`")
-    base = read_json(run.base_facts)
-    support = [read_json(d.support_json) for d in draws]
-    found = _of_base(config, base, dataset, fold, support)
-    for draw, chosen in zip(draws, support, strict=True):
-        found += _of_draw(draw, chosen, dataset)
-    found.append(_of_weights(base))
-    return [*found, *_of_prompts(config, run, dataset, support), *_of_images(config, run, dataset)]
+    base, records = read_json(run.base_facts), [read_json(d.support_json) for d in draws]
+    support = {image_id for record in records for ids in record["support"].values() for image_id in ids}
+    return [
+        *_audit_base(config, base, dataset, fold, support),
+        *(finding for draw, record in zip(draws, records, strict=True) for finding in _audit_draw(draw, record, dataset)),
+        _audit_weights(base),
+        _audit_prompts(config, run, support | set(dataset.val)),
+        _audit_images(config, run, dataset),
+    ]
 
 
 def _overlap(claim: str, images: list[str], forbidden: set[str], what: str) -> Finding:
+    """Return a leak if any of the images is forbidden; `what` ends the sentence "N of M ..."."""
     both = sorted(set(images) & forbidden)
-    if both:
-        return Finding(claim, "LEAK", f"{len(both)} of {len(images)} {what}, e.g. {both[0]}")
-    return Finding(claim, "ok", f"0 of {len(images)} {what}")
+    example = f", e.g. {both[0]}" if both else ""
+    return Finding(claim, "LEAK" if both else "ok", f"{len(both)} of {len(images)} {what}{example}")
 
 
-def _of_base(config: Config, base: dict, dataset: Dataset, fold: Fold, support: list[dict]) -> list[Finding]:
-    """What the base stage saw, and how its checkpoint was chosen."""
+def _audit_base(config: Config, base: dict, dataset: Dataset, fold: Fold, support: set[str]) -> list[Finding]:
+    """Return what the base stage saw, and how its checkpoint was chosen."""
     claims = (
         "no validation image reached base training",
         "no support image reached base training",
         "no novel mask reached base training",
         "no checkpoint was chosen on validation images",
     )
-    if base["images"] is None:
+    images, chosen = base["images"], base["chosen"]
+    if images is None:
         why = f"the base checkpoint was imported (family {base['family']}, sha256 {base['sha256'][:12]}); who trained it knows"
         return [Finding(claim, "unknown", why) for claim in claims]
-    used = sorted({s for one in support for ids in one["support"].values() for s in ids})
-    found = [_overlap(claims[0], base["images"], set(dataset.val), "base training images are on the val list")]
-    both = sorted(set(used) & set(base["images"]))
-    if both and config.data.support_from == "train" and config.data.support_reserve == 0:
-        found.append(
-            Finding(
-                claims[1],
-                "stated",
-                f"{len(both)} of {len(used)} support images are base training images too, there "
-                "with their novel objects as background, as in POP's lists; data.support_reserve > 0 keeps "
-                "them apart",
-            )
+    shared = _overlap(claims[1], sorted(support), set(images), "support images are base training images")
+    if shared.verdict == "LEAK" and config.data.support_from == "train" and config.data.support_reserve == 0:
+        evidence = (
+            f"{len(support & set(images))} of {len(support)} support images are base training images too, there with their "
+            "novel objects as background, as in POP's lists; data.support_reserve > 0 keeps them apart"
         )
-    else:
-        found.append(_overlap(claims[1], used, set(base["images"]), "support images are base training images"))
-    found.append(_novel_masks(claims[2], base, fold))
-    chosen = base["chosen"]
-    found.append(
-        Finding(claims[3], "ok" if chosen == "the last epoch" else "LEAK", f"base checkpoint: {chosen}; classifiers: the last step")
-    )
-    return found
+        shared = Finding(claims[1], "stated", evidence)
+    verdict = "ok" if chosen == "the last epoch" else "LEAK"
+    return [
+        _overlap(claims[0], images, set(dataset.val), "base training images are on the val list"),
+        shared,
+        _audit_masks(claims[2], base["label_pixels"], fold),
+        Finding(claims[3], verdict, f"base checkpoint: {chosen}; classifiers: the last step"),
+    ]
 
 
-def _novel_masks(claim: str, base: dict, fold: Fold) -> Finding:
-    if base["label_pixels"] is None:
-        return Finding(
-            claim, "unknown", "the packaged checkpoint was trained elsewhere, with novel objects as background (its card)"
-        )
-    novel = {str(k): base["label_pixels"].get(str(k), 0) for k in fold.novel_indices}
-    total = sum(base["label_pixels"].values())
-    if any(novel.values()):
-        return Finding(claim, "LEAK", f"{sum(novel.values())} of {total} label pixels held a novel class index")
-    return Finding(claim, "ok", f"0 of {total} label pixels held a novel class index")
+def _audit_masks(claim: str, pixels: dict[str, int] | None, fold: Fold) -> Finding:
+    """Return whether labels of base training (pixels by class index) held a novel class."""
+    if pixels is None:
+        why = "the packaged checkpoint was trained elsewhere, with novel objects as background (its card)"
+        return Finding(claim, "unknown", why)
+    novel = sum(pixels.get(str(k), 0) for k in fold.novel_indices)
+    evidence = f"{novel} of {sum(pixels.values())} label pixels held a novel class index"
+    return Finding(claim, "LEAK" if novel else "ok", evidence)
 
 
-def _of_weights(base: dict) -> Finding:
-    """What the backbone had seen before the base stage."""
+def _audit_weights(base: dict) -> Finding:
+    """Return what the backbone had seen before the base stage."""
     claim = "the backbone started without validation images and novel masks"
     weights = base.get("weights")
     if base["origin"] == "packaged" or weights == "none":
@@ -118,70 +112,51 @@ def _of_weights(base: dict) -> Finding:
     return Finding(claim, "unknown", f"weights {weights or 'of the backbone itself'}; who trained them knows")
 
 
-def _of_draw(draw: Draw, chosen: dict, dataset: Dataset) -> list[Finding]:
-    """Support, replay and queries of one draw."""
-    name, support = draw.root.name, [s for ids in chosen["support"].values() for s in ids]
-    seen = [*chosen.get("replayed", []), *chosen.get("base_prototypes_from", [])]
-    found = [
-        _overlap(
-            f"draw {name}: no replayed or prototype image is a validation image",
-            seen,
-            set(dataset.val),
-            "replayed and prototype images are on the val list",
-        )
-    ]
+def _audit_draw(draw: Draw, record: dict, dataset: Dataset) -> list[Finding]:
+    """Return what is wrong with support, replay and queries of one draw."""
+    name, val, on_val = f"draw {draw.root.name}", set(dataset.val), "images are on the val list"
+    support = [s for ids in record["support"].values() for s in ids]
+    seen = [*record.get("replayed", []), *record.get("base_prototypes_from", [])]
+    claim = f"{name}: no replayed or prototype image is a validation image"
+    findings = [_overlap(claim, seen, val, f"replayed and prototype {on_val}")]
+    claim = f"{name}: no support image is a query"
     if not exists(draw.queries):
-        return [*found, Finding(f"draw {name}: no support image is a query", "unknown", "not evaluated yet")]
+        return [*findings, Finding(claim, "unknown", "not evaluated yet")]
     queries = set(read_json(draw.queries))
-    found.append(_overlap(f"draw {name}: no support image is a query", support, queries, "support images are queries"))
-    if chosen.get("support_from") == "train":
-        found.append(
-            _overlap(
-                f"draw {name}: no support image is on the val list", support, set(dataset.val), "support images are on the val list"
-            )
-        )
-    strange = queries - set(dataset.val)
-    found.append(
-        Finding(
-            f"draw {name}: every query is on the val list",
-            "LEAK" if strange else "ok",
-            f"{len(strange)} of {len(queries)} queries are not",
-        )
-    )
-    return found
+    findings.append(_overlap(claim, support, queries, "support images are queries"))
+    if record.get("support_from") == "train":
+        findings.append(_overlap(f"{name}: no support image is on the val list", support, val, f"support {on_val}"))
+    foreign, claim = len(queries - val), f"{name}: every query is on the val list"
+    return [*findings, Finding(claim, "LEAK" if foreign else "ok", f"{foreign} of {len(queries)} queries are not")]
 
 
-def _of_prompts(config: Config, run: RunDir, dataset: Dataset, support: list[dict]) -> list[Finding]:
-    """The prompt bank is made of class names and an agent's words; no id of a real image occurs in it."""
+def _audit_prompts(config: Config, run: RunDir, ids: set[str]) -> Finding:
+    """Return whether an id of a real image occurs in the prompt bank, which is made of class names and an agent's words."""
     claim = "no validation or support image reached the prompt bank"
     if config.synthesis.source != "generate":
-        return [Finding(claim, "ok", "images were imported; there is no prompt bank")]
+        return Finding(claim, "ok", "images were imported; there is no prompt bank")
     if not exists(run.prompts):
-        return [Finding(claim, "unknown", f"{run.prompts.name} is missing")]
+        return Finding(claim, "unknown", f"{run.prompts.name} is missing")
     prompts = read_parquet(run.prompts, ["prompt"])["prompt"].to_pylist()
     words = {word.strip(".,;:!?\"'()") for prompt in prompts for word in prompt.split()}
-    ids = set(dataset.val) | {s for one in support for ids in one["support"].values() for s in ids}
-    named = sorted(word for word in words & ids if len(word) >= 6 and any(c.isdigit() for c in word))  # "50" is a plain word too
+    named = sorted(word for word in words & ids if len(word) >= 6 and any(c.isdigit() for c in word))  # "50" is a usual word too
     if named:
-        return [Finding(claim, "LEAK", f"a prompt names the image {named[0]}")]
-    return [
-        Finding(
-            claim,
-            "ok",
-            f"agent {config.prompts.agent} sees class names and earlier prompts only; none of {len(prompts)} "
-            f"prompts names one of {len(ids)} images",
-        )
-    ]
+        return Finding(claim, "LEAK", f"a prompt names the image {named[0]}")
+    evidence = (
+        f"agent {config.prompts.agent} sees class names and earlier prompts only; none of {len(prompts)} prompts names one of "
+        f"{len(ids)} images"
+    )
+    return Finding(claim, "ok", evidence)
 
 
-def _of_images(config: Config, run: RunDir, dataset: Dataset) -> list[Finding]:
-    """Whether an imported image is, pixel by pixel, a validation image."""
+def _audit_images(config: Config, run: RunDir, dataset: Dataset) -> Finding:
+    """Return whether an imported image is, pixel by pixel, a validation image."""
     claim = "no synthetic image is an exact copy of a validation image"
     if config.synthesis.source == "generate":
-        return [Finding(claim, "ok", f"all were generated by {config.synthesis.model}; `syn4seg verify` compares digests")]
+        return Finding(claim, "ok", f"all were generated by {config.synthesis.model}; `syn4seg verify` compares digests")
     queries = {pixel_digest(dataset.image(s)): s for s in dataset.val}
     imported = run.samples.image_digests()
     same = [queries[d] for d in imported if d in queries]
     if same:
-        return [Finding(claim, "LEAK", f"{len(same)} of {len(imported)} imported images equal a validation image, e.g. {same[0]}")]
-    return [Finding(claim, "ok", f"none of {len(imported)} imported images equals one of {len(dataset.val)} validation images")]
+        return Finding(claim, "LEAK", f"{len(same)} of {len(imported)} imported images equal a validation image, e.g. {same[0]}")
+    return Finding(claim, "ok", f"none of {len(imported)} imported images equals one of {len(dataset.val)} validation images")

@@ -19,7 +19,6 @@ from syn4seg.store.rundir import RunDir
 if TYPE_CHECKING:
     from syn4seg.segmenter.network import Segmenter
 
-
 Report = Callable[[dict[str, Any]], None]
 """Takes the facts of a finished epoch: epoch, epochs, loss, lr."""
 
@@ -32,7 +31,7 @@ def make_base(
     progress: Callable[[int, int], None],
     train: Callable[[Report], None] | None = None,
 ) -> None:
-    """Writes checkpoints/base.safetensors and base.json, unless they are there; training resumes after an interruption.
+    """Write checkpoints/base.safetensors and base.json, unless they exist; training resumes after an interruption.
 
     base.json says which images trained it, by which rule, and which class indices its labels held: the audit reads it.
 
@@ -46,18 +45,11 @@ def make_base(
     if exists(run.base) and exists(run.base_facts):
         return
     if config.base.checkpoint == "shipped":
-        _check_shipped(config, fold)
-        write_json(
-            run.base_facts,
-            {
-                "origin": "packaged",
-                "rule": "all",
-                "images": [f"train-{i:06d}" for i in range(EMBEDDED_TRAIN)],
-                "chosen": "the last epoch",
-                "label_pixels": None,
-            },
-        )
-        write_atomically(run.base, shipped_base(config.data.fold).read_bytes())
+        path = shipped_base(config.data.fold)
+        _check_network(config, fold, "base.checkpoint=shipped", _header(path))
+        images = [f"train-{i:06d}" for i in range(EMBEDDED_TRAIN)]
+        _write_facts(run, images, origin="packaged", rule="all", label_pixels=None)
+        write_atomically(run.base, path.read_bytes())
     elif config.base.checkpoint == "train":
 
         def report(facts: dict[str, Any]) -> None:
@@ -70,13 +62,29 @@ def make_base(
             train(report)
     else:
         check_checkpoint(config, fold)
-        _import(config, run, 1 + len(fold.base))
+        network, facts = _read(config, 1 + len(fold.base))
+        source = {"sha256": hashlib.sha256(Path(config.base.checkpoint).read_bytes()).hexdigest()}
+        about = {"origin": "imported", "family": facts["family"], "notes": facts.get("notes", []), "label_pixels": None}
+        _write_facts(run, None, chosen="by whoever trained it", **source, **about)
+        learned = {key: facts[key] for key in ("base", "novel") if key in facts}
+        _save(network, config, run, {"imported": facts["family"], **source, **learned})
+
+
+def _write_facts(run: RunDir, images: list[str] | None, chosen: str = "the last epoch", **facts: Any) -> None:
+    """Write base.json: the training images (None: not known), how the checkpoint was chosen, and the other facts."""
+    write_json(run.base_facts, {"images": images, "chosen": chosen, **facts})
+
+
+def _save(network: Segmenter, config: Config, run: RunDir, facts: dict[str, Any]) -> None:
+    from syn4seg.segmenter.network import save_segmenter
+
+    save_segmenter(network, run.base, backbone=config.segmenter.backbone, facts=facts)
 
 
 def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, device: str, report: Report) -> None:
-    """Trains a network from its first weights and writes both files; in a process group every process does its share.
+    """Train a network on base classes (method.md 5.2) and write both files; in a process group every process does its share.
 
-    Process 0 alone writes and reports. The run directory must be seen by all of them.
+    Process 0 alone writes and reports. All of them must see the run directory.
 
     Args:
         device: "cpu" or "cuda".
@@ -91,10 +99,11 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
     from syn4seg.segmenter.network import Segmenter
     from syn4seg.segmenter.parallel import ranks
 
-    base, settings, first = config.base, config.segmenter, ranks()[0] == 0
+    base, settings, is_first = config.base, config.segmenter, ranks()[0] == 0
+    weights, ids = settings.weights or "none", base_images(config, dataset, fold)
     torch.manual_seed(config.seed)
     network = Segmenter(
-        load_backbone(settings.backbone, settings.weights or "none"),
+        load_backbone(settings.backbone, weights),
         1 + len(fold.base),
         settings.channels,
         settings.ppm_bins,
@@ -102,99 +111,61 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
         settings.cosine,
         settings.align_corners,
     ).to(device)
-    ids = base_images(config, dataset, fold)
-    schedule = BaseSchedule(
-        base.epochs, base.batch, base.lr, base.head_factor, base.weight_decay, base.optimizer, base.warmup, base.background_weight
-    )
-    seen = train_base(
+    counts = train_base(
         network,
         dataset,
         fold,
         ids,
-        schedule=schedule,
+        schedule=BaseSchedule(**{key: getattr(base, key) for key in BaseSchedule.__dataclass_fields__}),
         how=Augmentation(base.crop or settings.size, scale=base.scale, blur=base.blur),
         seed=config.seed,
         freeze_backbone=settings.freeze_backbone,
         cached_on=canvas_of(config) if settings.freeze_backbone else None,
         checkpoint=run.base.with_name("base-training.pt"),
-        progress=report if first else None,
+        progress=report if is_first else None,
     )
-    if not first:
+    if not is_first:
         return
-    facts = {"fold": config.data.fold, "base": [fold.names[k - 1] for k in fold.base], "epochs": base.epochs}
-    write_json(
-        run.base_facts,
-        {
-            "origin": "trained here",
-            "rule": base.images,
-            "images": ids,
-            "chosen": "the last epoch",
-            "label_pixels": {str(k): int(n) for k, n in enumerate(seen) if n},
-            "backbone": settings.backbone,
-            "weights": settings.weights or "none",
-        },
-    )
-    _save(network, run, settings.backbone, facts)
+    pixels = {str(k): int(n) for k, n in enumerate(counts) if n}
+    names = {"backbone": settings.backbone, "weights": weights}
+    _write_facts(run, ids, origin="trained here", rule=base.images, label_pixels=pixels, **names)
+    _save(network, config, run, {"fold": config.data.fold, "base": _base_names(fold), "epochs": base.epochs})
 
 
-def _save(network: Segmenter, run: RunDir, backbone: str, facts: dict[str, Any]) -> None:
-    from syn4seg.segmenter.network import save_segmenter
-
-    save_segmenter(network, run.base, backbone=backbone, facts=facts)
-
-
-def _import(config: Config, run: RunDir, classes: int) -> None:
-    network, facts = _read(config, classes)
-    digest = hashlib.sha256(Path(config.base.checkpoint).read_bytes()).hexdigest()
-    write_json(
-        run.base_facts,
-        {
-            "origin": "imported",
-            "family": facts["family"],
-            "sha256": digest,
-            "notes": facts.get("notes", []),
-            "images": None,
-            "chosen": "by whoever trained it",
-            "label_pixels": None,
-        },
-    )
-    learned = {key: facts[key] for key in ("base", "novel") if key in facts}
-    _save(network, run, config.segmenter.backbone, {"imported": facts["family"], "sha256": digest, **learned})
+def _base_names(fold: Fold) -> list[str]:
+    return [fold.names[k - 1] for k in fold.base]
 
 
 def check_checkpoint(config: Config, fold: Fold) -> None:
-    """Reads the checkpoint file of a config and refuses one that does not fit.
+    """Read the checkpoint file of a configuration and refuse one that does not fit.
 
     Raises:
         UserError: no such file, no checkpoint, or of another fold, backbone or width.
     """
     path = Path(config.base.checkpoint)
+    key = f"base.checkpoint={path}"
     if not path.is_file():
-        raise UserError(f"base.checkpoint={path}: no such file; expected shipped, train, or a checkpoint file")
+        raise UserError(f"{key}: no such file; expected shipped, train, or a checkpoint file")
     if path.suffix == ".safetensors":
-        _fits(config, fold, f"base.checkpoint={path}", _header(path))
-        _same_fold(fold, path, _header(path, "facts"))
+        _check_network(config, fold, key, _header(path))
+        _check_fold(fold, key, _header(path, "facts"))
     try:
         network, facts = _read(config, 1 + len(fold.base))
     except UserError as error:
-        raise UserError(f"base.checkpoint={path}: {error}") from None
-    _fits(
-        config,
-        fold,
-        f"base.checkpoint={path}",
-        {
-            "backbone": facts["backbone"],
-            "classes": len(network.weight),
-            "channels": network.weight.shape[1],
-            "ppm_bins": list(network.ppm.bins),
-            "align_corners": network.align_corners,
-            "cosine": network.cosine,
-        },
-    )
+        raise UserError(f"{key}: {error}") from None
+    found = {
+        "backbone": facts["backbone"],
+        "classes": len(network.weight),
+        "channels": network.weight.shape[1],
+        "ppm_bins": list(network.ppm.bins),
+        "align_corners": network.align_corners,
+        "cosine": network.cosine,
+    }
+    _check_network(config, fold, key, found)
 
 
 def _read(config: Config, classes: int) -> tuple[Segmenter, dict[str, Any]]:
-    """A segmenter of ours or of a public repository, and its facts: at least family and backbone."""
+    """Return a segmenter of this project or of a public repository, and its facts: at least family and backbone."""
     from syn4seg.segmenter.importers import import_checkpoint
     from syn4seg.segmenter.network import load_segmenter
 
@@ -205,15 +176,14 @@ def _read(config: Config, classes: int) -> tuple[Segmenter, dict[str, Any]]:
     return network, {"family": "syn4seg", **facts, "backbone": _header(path)["backbone"]}
 
 
-def _same_fold(fold: Fold, path: Path, facts: dict[str, Any]) -> None:
-    """Raises a ValueError if a checkpoint of ours learned classes that are novel here."""
-    names = {"base": {fold.names[k - 1] for k in fold.base}, "novel": {fold.names[k - 1] for k in fold.novel}}
-    for kind, wanted in names.items():
-        if kind in facts and set(facts[kind]) != wanted:
+def _check_fold(fold: Fold, key: str, facts: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint of this project learned classes that are novel in `fold`."""
+    names = {"base": set(_base_names(fold)), "novel": {fold.names[k - 1] for k in fold.novel}}
+    for kind, expected in names.items():
+        if kind in facts and set(facts[kind]) != expected:
             raise UserError(
-                f"base.checkpoint={path}: made for another fold: its {kind} classes are {', '.join(facts[kind])}, "
-                f"here they are {', '.join(sorted(wanted))}, so it may have learned novel ones; set data.fold, or "
-                "base.checkpoint=train"
+                f"{key}: made for another fold: its {kind} classes are {', '.join(facts[kind])}, here they are "
+                f"{', '.join(sorted(expected))}, so it may have learned novel ones; set data.fold, or base.checkpoint=train"
             )
 
 
@@ -230,14 +200,10 @@ def _header(path: Path, key: str = "network") -> dict[str, Any]:
         ) from None
 
 
-def _check_shipped(config: Config, fold: Fold) -> None:
-    _fits(config, fold, "base.checkpoint=shipped", _header(shipped_base(config.data.fold)))
-
-
-def _fits(config: Config, fold: Fold, what: str, shape: dict[str, Any]) -> None:
-    """Raises a ValueError if a checkpoint is not the network that the settings describe."""
+def _check_network(config: Config, fold: Fold, key: str, found: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint is not the network that the settings describe."""
     settings = config.segmenter
-    wanted = {
+    expected = {
         "backbone": settings.backbone,
         "classes": 1 + len(fold.base),
         "channels": settings.channels,
@@ -245,10 +211,10 @@ def _fits(config: Config, fold: Fold, what: str, shape: dict[str, Any]) -> None:
         "align_corners": settings.align_corners,
         "cosine": settings.cosine,
     }
-    for key, value in wanted.items():
-        if shape.get(key, False) != value:
-            name = "1 + the fold's base classes" if key == "classes" else f"segmenter.{key}"
+    for name, value in expected.items():
+        if found.get(name, False) != value:
+            setting = "1 + the fold's base classes" if name == "classes" else f"segmenter.{name}"
             raise UserError(
-                f"{what}: the checkpoint has {key}={shape.get(key, False)!r}, but {name} is {value!r}; set the "
+                f"{key}: the checkpoint has {name}={found.get(name, False)!r}, but {setting} is {value!r}; set the "
                 "section segmenter (and data.fold) as the checkpoint has it, or base.checkpoint=train"
             )

@@ -6,51 +6,40 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import UserError
-from syn4seg.stages.setup import (
-    EMBEDDED_MODELS,
-    base_images,
-    draws_of,
-    imported_files,
-    load_dataset,
-    shipped_base,
-    speed_of,
-    support_of,
-)
+from syn4seg.stages import setup
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import checked_name
 
 
 def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
-    """Everything checkable before any model loads; returns the data set and the fold.
+    """Check everything that can be checked before a model loads; return the data set and the fold.
 
     Args:
-        run: where the run is or will be; what it has made already needs no model any more.
+        run: the run directory, which may not exist yet; what it holds already needs no model any more.
 
     Raises:
         UserError: the first thing that is wrong: key, value, what was expected, the remedy.
     """
-    dataset, fold = load_dataset(config)
+    dataset, fold = setup.load_dataset(config)
     for name in fold.index_names:
         checked_name(name, "class")
-    for draw in draws_of(config):
-        support_of(config, dataset, fold, draw)
+    for draw in setup.draws_of(config):
+        setup.support_of(config, dataset, fold, draw)
     novel = [fold.names[k - 1] for k in fold.novel]
     if config.synthesis.source == "folder":
         for name in novel:
-            imported_files(config, name)
-    elif config.synthesis.model in EMBEDDED_MODELS:
-        foreign = [name for name in novel if name not in CLASSES]
-        if foreign:
-            raise UserError(
-                f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
-                "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder"
-            )
-    if config.base.checkpoint == "shipped" and not shipped_base(config.data.fold).is_file():
+            setup.imported_files(config, name)
+    elif config.synthesis.model in setup.EMBEDDED_MODELS and (foreign := [name for name in novel if name not in CLASSES]):
+        raise UserError(
+            f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
+            "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder"
+        )
+    if config.base.checkpoint == "shipped" and not setup.shipped_base(config.data.fold).is_file():
         raise UserError(
             f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train"
         )
     elif config.base.checkpoint == "train":
-        base_images(config, dataset, fold)
+        setup.base_images(config, dataset, fold)
     elif config.base.checkpoint != "shipped" and (run is None or not run.base.is_file()):
         from syn4seg.stages.base import check_checkpoint
 
@@ -60,7 +49,7 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
 
 
 def check_models(config: Config, run: RunDir | None) -> None:
-    """Every model that the run will still load can be found, and fits, as far as that can be told without loading it.
+    """Check that every model which the run will still load exists and fits, as far as that can be decided without loading it.
 
     Raises:
         UserError: the first model that is missing, damaged or unusable here.
@@ -73,7 +62,7 @@ def check_models(config: Config, run: RunDir | None) -> None:
     synthesis, prompts, segmenter = config.synthesis, config.prompts, config.segmenter
     if synthesis.source == "generate":
         if run is None or not run.has_images():
-            check_model(synthesis.model, speed_of(config))
+            check_model(synthesis.model, setup.speed_of(config))
         if run is None or not run.plan.is_file():
             check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
     if config.base.checkpoint == "train" and (run is None or not run.base.is_file()):

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from syn4seg.segmenter.network import Classifier, Segmenter
     from syn4seg.segmenter.novel import NovelSchedule, Sample
+    from syn4seg.store.files import AnyPath
 
 
 def initial_classifier(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold) -> Classifier:
-    """The base classifier with novel rows imprinted from the support prototypes."""
+    """Return the base classifier with novel rows imprinted from the support prototypes (method.md 5.3)."""
     import torch
 
     from syn4seg.segmenter.novel import imprint
@@ -33,13 +34,13 @@ def initial_classifier(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold)
 
 
 def base_classifier(segmenter: Segmenter) -> Classifier:
-    """The 1 + B rows of the base stage, float32 on the CPU."""
+    """Return the 1 + B rows of the base stage, float32 on the CPU."""
     weight, bias = (t.detach().cpu().float() for t in (segmenter.weight, segmenter.bias))
     return segmenter.classifier.replaced(weight, bias)
 
 
 def train_row(config: Config, fold: Fold, start: Classifier, samples: list[Sample], draw: int) -> Classifier:
-    """Fine-tunes one classifier on samples that are all there (round 0)."""
+    """Return a classifier fine-tuned on samples all of which exist (round 0)."""
     from syn4seg.segmenter.novel import train_novel
 
     return train_novel(
@@ -52,7 +53,7 @@ def train_row(config: Config, fold: Fold, start: Classifier, samples: list[Sampl
 
 
 def schedule_of(config: Config) -> NovelSchedule:
-    """How the novel stage of a config learns."""
+    """Return how the novel stage of a configuration learns."""
     from syn4seg.segmenter.novel import NovelSchedule
 
     novel = config.novel
@@ -69,12 +70,12 @@ def schedule_of(config: Config) -> NovelSchedule:
 
 
 def seed_of(config: Config, draw: int) -> int:
-    """The seed of a draw's trainings: the same for every row, so rows differ by their samples alone."""
+    """Return the seed of a draw's trainings: the same for every row, so rows differ by their samples alone."""
     return config.seed + 1000 * draw
 
 
 def pixel_weights(config: Config, registered: Classifier | None, features: Tensor) -> np.ndarray | None:
-    """Weight float16 (H, W) of each pixel of a synthetic image with frozen features (D, h, w), or None where every weight is 1.
+    """Return the weight float16 (H, W) of each pixel of a synthetic image with frozen features (D, h, w); None: all are 1.
 
     Args:
         registered: the classifier of round 0, on the CPU; only `novel.confidence_weight` above 0 needs it.
@@ -87,15 +88,15 @@ def pixel_weights(config: Config, registered: Classifier | None, features: Tenso
     assert registered is not None
     with torch.no_grad():
         odds = registered.pixels(features.float()[None], size).softmax(1)
-    sure = odds[0].amax(0).numpy()
-    return (novel.synthetic_weight * (1 - novel.confidence_weight * (1 - sure))).astype(np.float16)
+    confidence = odds[0].amax(0).numpy()
+    return (novel.synthetic_weight * (1 - novel.confidence_weight * (1 - confidence))).astype(np.float16)
 
 
-def save_classifier(path, classifier: Classifier, learned: str = "") -> None:
-    """Writes a classifier as safetensors, atomically; equal classifiers give equal bytes.
+def save_classifier(path: AnyPath, classifier: Classifier, learned: str = "") -> None:
+    """Write a classifier as safetensors, atomically; equal classifiers give equal bytes.
 
     Args:
-        learned: digest of the synthetic samples that it has learned from, see `digest_of_ids`.
+        learned: digest of the synthetic samples that it was trained on, see `digest_of_ids`.
     """
     from safetensors.torch import save
 
@@ -104,11 +105,11 @@ def save_classifier(path, classifier: Classifier, learned: str = "") -> None:
     write_atomically(path, save(tensors, metadata={"facts": facts}))  # of several keys the order would be random
 
 
-def load_classifier(path) -> Classifier:
-    """Reads a classifier.
+def load_classifier(path: AnyPath) -> Classifier:
+    """Read a classifier.
 
     Raises:
-        UserError: it has not been trained yet, or is none.
+        UserError: it has not been trained yet, or the file is no classifier.
     """
     from syn4seg.segmenter.network import Classifier
 
@@ -122,8 +123,8 @@ def load_classifier(path) -> Classifier:
     return Classifier(tensors["weight"], tensors["bias"], facts["cosine"], facts["align_corners"])
 
 
-def read_learned_digest(path) -> str | None:
-    """What `save_classifier` was told that a classifier has learned from; None if there is no such classifier."""
+def read_learned_digest(path: AnyPath) -> str | None:
+    """Return the digest of the samples that a classifier was trained on (see `save_classifier`); None without a classifier."""
     try:
         return json.loads(load(path)[1]["facts"])["learned"]
     except (FileNotFoundError, KeyError):
@@ -131,5 +132,5 @@ def read_learned_digest(path) -> str | None:
 
 
 def digest_of_ids(ids: Iterable[str]) -> str:
-    """Hash (32 hex digits) of a set of sample ids."""
+    """Return a hash (32 hex digits) of a set of sample ids."""
     return hashlib.blake2b("\x1f".join(sorted(ids)).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""APE and SABR on whole images: the segmenter's draft, filtering, relabeling, and SAM, with an account of every pixel.
+"""APE and SABR on whole images (method.md 3 and 4): draft, filtering, relabeling, SAM, and an account of every pixel.
 
 Rounding inside a batched forward pass may depend on the batch's size, and a label must never depend on its batch-mates: each
 image goes through the segmenter alone, and through SAM's encoder in passes that always hold the same number of images.
@@ -20,8 +20,10 @@ from syn4seg.labeling.components import Components, components
 from syn4seg.labeling.filtering import Filtered, filter_regions
 from syn4seg.labeling.refinement import hint_boxes, refine_boundary
 from syn4seg.labeling.relabeling import Relabeled, relabel
+from syn4seg.models.device import resolve_device
 from syn4seg.schema import UNLABELED
 from syn4seg.stages.setup import canvas_of
+from syn4seg.store.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EnhancedLabels:
-    """Labels uint8 (H, W) of one image after each step, the account of what happened, and why it was rejected, if it was."""
+    """Labels uint8 (H, W) of one image after each step of APE, the account of what happened, and the reason of a rejection ("")."""
 
     draft: np.ndarray
     kept: np.ndarray
@@ -43,7 +45,7 @@ class EnhancedLabels:
 
 @dataclass(frozen=True)
 class DraftLabel:
-    """The segmenter's own pseudo-label, on whole grid cells: the image's rows and columns on the canvas, rounded up to the stride.
+    """The segmenter's own pseudo-label on whole grid cells: the image's rows and columns on the canvas, rounded up to the stride.
 
     Attributes:
         label: argmax uint8 (R, C).
@@ -84,51 +86,46 @@ class Enhancer:
         self.novel = tuple(sorted(thresholds))
 
     @staticmethod
-    def from_run(root: str, draw: int, tree: dict[str, Any], device: str) -> Enhancer:
-        """The enhancer of one support draw of a run, from its files."""
+    def from_run(run: RunDir, draw: int, config: Config, device: str) -> Enhancer:
+        """Return the enhancer of one support draw of a run, from its files; for `device` see `resolve_device`."""
         from syn4seg.stages.support import Registration
-        from syn4seg.store.rundir import RunDir
 
-        config = Config.model_validate(tree)
-        run = RunDir(root)
-        segmenter = load_on_device(run, device)
-        made = Registration.load(run.draw(draw))
-        classifier = made.classifier_on(segmenter.weight.device)
-        return Enhancer(segmenter, classifier, made.prototypes, made.thresholds, config.labeling, canvas_of(config))
+        segmenter, registration = load_on_device(run, device), Registration.load(run.draw(draw))
+        classifier = registration.classifier_on(segmenter.weight.device)
+        prototypes, thresholds = registration.prototypes, registration.thresholds
+        return Enhancer(segmenter, classifier, prototypes, thresholds, config.labeling, canvas_of(config))
 
     def draft(self, features: Tensor, shape: tuple[int, ...]) -> DraftLabel:
-        """The pseudo-label of an image of `shape` (H, W, ...) from its `dense_features`.
+        """Return the pseudo-label of an image of `shape` (H, W, ...) from its `dense_features`.
 
         Raises:
-            FloatingPointError: a feature is nan or infinite; no label could be told from such an image.
+            FloatingPointError: a feature is nan or infinite; such an image cannot be labeled.
         """
         import torch
 
-        r, c = self._cells(features.shape[-1], shape)
+        rows, columns = self._grid(features.shape[-1], shape)
         step = self.canvas.size / features.shape[-1]
         with torch.no_grad():
-            odds = self.classifier.pixels(features[None], self.canvas.size)
-            odds = odds[..., : round(r * step), : round(c * step)].softmax(1)
+            logits = self.classifier.pixels(features[None], self.canvas.size)
+            odds = logits[..., : round(rows * step), : round(columns * step)].softmax(1)
             confidence, winner = odds[0].max(0)
-        draft = DraftLabel(
-            winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), self.grid_features(features, shape), shape[:2]
-        )
-        if not np.isfinite(draft.features).all():
+        grid = self.grid_features(features, shape)
+        if not np.isfinite(grid).all():
             raise FloatingPointError("the segmenter's features of this image are not finite")
-        return draft
+        return DraftLabel(winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), grid, shape[:2])
 
     def grid_features(self, features: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-        """The part float32 (D, r, c) of `dense_features` that an image of `shape` (H, W, ...) covers."""
-        r, c = self._cells(features.shape[-1], shape)
-        return np.ascontiguousarray(features[:, :r, :c].cpu().numpy())
+        """Return the part float32 (D, r, c) of `dense_features` that an image of `shape` (H, W, ...) covers."""
+        rows, columns = self._grid(features.shape[-1], shape)
+        return np.ascontiguousarray(features[:, :rows, :columns].cpu().numpy())
 
-    def _cells(self, side: int, shape: tuple[int, ...]) -> tuple[int, int]:
-        rows, columns = self.canvas.shape(shape)
-        step = self.canvas.size / side
-        return int(np.ceil(rows / step)), int(np.ceil(columns / step))
+    def _grid(self, side: int, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the rows and columns of grid cells that an image covers, on a square grid of `side` cells."""
+        rows, columns = (int(np.ceil(length / (self.canvas.size / side))) for length in self.canvas.shape(shape))
+        return rows, columns
 
     def filter(self, draft: DraftLabel, target: int) -> Filtered:
-        """APF on the grid of the draft, for an image that was made for class index `target`."""
+        """Apply APF on the grid of the draft of an image that was made for class index `target` (method.md 3.1)."""
         settings = self.settings
         scale = draft.label.size / (draft.shape[0] * draft.shape[1])
         return filter_regions(
@@ -145,7 +142,7 @@ class Enhancer:
         )
 
     def relabel(self, kept: np.ndarray, features: np.ndarray, target: int) -> Relabeled:
-        """APR of what filtering kept, uint8 (R, C), with the features of the draft."""
+        """Apply APR to the label uint8 (R, C) that filtering kept, with the features of the draft (method.md 3.2)."""
         settings = self.settings
         return relabel(
             kept,
@@ -161,15 +158,18 @@ class Enhancer:
         )
 
     def to_image_shape(self, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """A label on the grid of a draft brought to an image's own shape (H, W, ...): uint8 (H, W)."""
+        """Return a label on the grid of a draft at an image's own shape (H, W, ...): uint8 (H, W)."""
         rows, columns = self.canvas.shape(shape)
-        return _native(label[:rows, :columns], shape[:2])
+        label = label[:rows, :columns]
+        if label.shape == shape[:2]:
+            return np.ascontiguousarray(label)
+        return cv2.resize(label, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
     def __call__(self, image: np.ndarray, target: int) -> EnhancedLabels:
-        """Draft, kept and relabeled labels of an RGB uint8 (H, W, 3) image that was made for class index `target`."""
+        """Return the draft, kept and relabeled labels of an RGB uint8 (H, W, 3) image that was made for class index `target`."""
         draft = self.draft(dense_features(self.segmenter, self.canvas, image), image.shape)
         filtered = self.filter(draft, target)
-        done = self.relabel(filtered.kept, draft.features, target)
+        relabeled = self.relabel(filtered.kept, draft.features, target)
         audit = {
             "lambda_keep": self.thresholds[target],
             "regions": [
@@ -183,18 +183,18 @@ class Enhancer:
             ],
             "pixels": {
                 "free": pixel_share(filtered.kept == UNLABELED),
-                "relabeled": done.changed / draft.label.size,
-                "unlabeled": pixel_share(done.label == UNLABELED),
-                "target": pixel_share(done.label == target),
+                "relabeled": relabeled.changed / draft.label.size,
+                "unlabeled": pixel_share(relabeled.label == UNLABELED),
+                "target": pixel_share(relabeled.label == target),
             },
-            "similarity_best": round(done.similarity_best, 5),
+            "similarity_best": round(relabeled.similarity_best, 5),
         }
-        labels = [self.to_image_shape(label, image.shape) for label in (draft.label, filtered.kept, done.label)]
-        return EnhancedLabels(labels[0], labels[1], labels[2], audit, done.reason)
+        labels = [self.to_image_shape(label, image.shape) for label in (draft.label, filtered.kept, relabeled.label)]
+        return EnhancedLabels(*labels, audit=audit, reason=relabeled.reason)
 
 
 def dense_features(segmenter: Segmenter, canvas: Canvas, image: np.ndarray) -> Tensor:
-    """The segmenter's raw features float32 (D, h, w), on its device, of an RGB uint8 (H, W, 3) image on its canvas."""
+    """Return the segmenter's raw features float32 (D, h, w), on its device, of an RGB uint8 (H, W, 3) image on its canvas."""
     import torch
 
     with torch.no_grad():
@@ -202,46 +202,32 @@ def dense_features(segmenter: Segmenter, canvas: Canvas, image: np.ndarray) -> T
 
 
 def pixel_share(mask: np.ndarray) -> float:
-    """Share of true pixels, rounded to 5 digits."""
+    """Return the share of true pixels, rounded to 5 digits."""
     return round(float(np.count_nonzero(mask)) / mask.size, 5)
 
 
-def _native(label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if label.shape == shape:
-        return np.ascontiguousarray(label)
-    return cv2.resize(label, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def load_on_device(run: Any, device: str) -> Segmenter:
-    """The frozen base segmenter of a run, on `device` (`auto`: a GPU if this process has one)."""
-    import torch
-
+def load_on_device(run: RunDir, device: str) -> Segmenter:
+    """Return the frozen base segmenter of a run, on the device that `resolve_device` takes `device` for."""
     from syn4seg.segmenter.network import load_segmenter
 
-    segmenter, _ = load_segmenter(run.base)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return segmenter.to(where).eval()
+    return load_segmenter(run.base)[0].to(resolve_device(device)).eval()
 
 
 class BoundaryRefiner:
-    """SAM with box hints, and SABR's arithmetic."""
+    """SAM with box hints, and SABR's arithmetic (method.md 4)."""
 
     def __init__(self, sam: SamRefiner, settings: Refinement):
         self.sam, self.settings = sam, settings
 
     @staticmethod
-    def from_config(tree: dict[str, Any], device: str) -> BoundaryRefiner:
-        """The refiner of a config tree."""
-        import torch
-
+    def from_settings(settings: Refinement, device: str) -> BoundaryRefiner:
+        """Return the refiner that a config section describes; for `device` see `resolve_device`."""
         from syn4seg.models.sam import SamRefiner, load_sam
 
-        settings = Config.model_validate(tree).refinement
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        return BoundaryRefiner(SamRefiner(load_sam(settings.model), where, settings.images_per_pass), settings)
+        return BoundaryRefiner(SamRefiner(load_sam(settings.model), resolve_device(device), settings.images_per_pass), settings)
 
     def __call__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[tuple[np.ndarray, dict[str, Any]]]:
-        """Refines N labels uint8 (H_i, W_i) of images uint8 (H_i, W_i, 3); those without a component never reach SAM's encoder.
+        """Refine N labels uint8 (H_i, W_i) of images uint8 (H_i, W_i, 3); those without a component never reach SAM's encoder.
 
         Returns:
             Per image the refined label and the account: SAM's agreement per component, accepted masks, changed pixels.
@@ -250,32 +236,29 @@ class BoundaryRefiner:
             FloatingPointError: SAM's predicted IoU of a mask is nan or infinite.
         """
         regions = [components(label) for label in labels]
-        made = self.sam.masks(images, [self.hints(r) for r in regions])
-        return [self.refine_label(label, r, *answer) for label, r, answer in zip(labels, regions, made, strict=True)]
+        answers = self.sam.masks(images, [self.hints(r) for r in regions])
+        return [self.refine_label(label, r, *answer) for label, r, answer in zip(labels, regions, answers, strict=True)]
 
-    def hints(self, found: Components) -> np.ndarray:
-        """SAM's box hints float32 (R, 4) for the components of a label."""
-        return hint_boxes(found, self.settings.margin, found.map.shape)
+    def hints(self, regions: Components) -> np.ndarray:
+        """Return SAM's box hints float32 (R, 4) for the components of a label."""
+        return hint_boxes(regions, self.settings.margin, regions.map.shape)
 
     def refine_label(
-        self, label: np.ndarray, found: Components, masks: np.ndarray, ious: np.ndarray
+        self, label: np.ndarray, regions: Components, masks: np.ndarray, ious: np.ndarray
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """SABR of one label with SAM's answer to its `hints`: masks bool (R, H, W) and predicted IoU float32 (R,).
+        """Apply SABR to one label with SAM's answer to its `hints`: masks bool (R, H, W) and predicted IoU float32 (R,).
 
         Raises:
             FloatingPointError: SAM's predicted IoU of a mask is nan or infinite.
         """
         if not np.isfinite(ious).all():
             raise FloatingPointError("SAM's answer to this image is not finite")
-        done = refine_boundary(
-            label, found, masks, ious, band_width=self.settings.band_width, min_agreement=self.settings.min_agreement
-        )
-        audit = {
-            "sam": {
-                "agreement": [round(float(a), 4) for a in done.agreement],
-                "changed": done.changed / label.size,
-                "accepted": int(done.accepted.sum()),
-                "refused": int((~done.accepted).sum()),
-            }
+        settings = self.settings
+        refined = refine_boundary(label, regions, masks, ious, band_width=settings.band_width, min_agreement=settings.min_agreement)
+        sam = {
+            "agreement": [round(float(a), 4) for a in refined.agreement],
+            "changed": refined.changed / label.size,
+            "accepted": int(refined.accepted.sum()),
+            "refused": int((~refined.accepted).sum()),
         }
-        return done.label, audit
+        return refined.label, {"sam": sam}

@@ -1,4 +1,4 @@
-"""The novel stage of a run: one classifier per ablation row and support draw, all from the same cached features.
+"""The novel stage of a run (method.md 5.3): one classifier per ablation row and support draw, all from the same cached features.
 
 Features are frozen, so each synthetic, support, replayed and query image is seen by the network once per run; rows,
 draws and steps work on the cache. Samples arrive in any order, also while others are still being made (`draw_training`).
@@ -14,12 +14,11 @@ import numpy as np
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.schema import LABEL_STAGES
+from syn4seg.stages import classifiers, support
 from syn4seg.stages.arrivals import FeatureCache
-from syn4seg.stages.classifiers import pixel_weights
 from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.rows import ROWS
-from syn4seg.stages.setup import canvas_of
-from syn4seg.stages.support import Registration, base_samples, feature_extractor, register, support_of, support_samples
+from syn4seg.stages.setup import canvas_of, support_of
 from syn4seg.store.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -36,18 +35,18 @@ class NovelStage:
     def __init__(self, config: Config, run: RunDir, dataset: Dataset, fold: Fold):
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = load_on_device(run, config.placement.device)
-        self.real_features = feature_extractor(config, self.segmenter, dataset)
-        self.base = base_samples(config, dataset, fold, self.real_features)
+        self.real_features = support.feature_extractor(config, self.segmenter, dataset)
+        self.base = support.base_samples(config, dataset, fold, self.real_features)
         self.features = FeatureCache()
-        self.registered: dict[int, Classifier] = {}
+        self.round0: dict[int, Classifier] = {}
         self.loss = float("nan")  # of the last step, of whichever row
 
-    def register(self, draw: int) -> Registration:
-        """Round 0 of a draw."""
-        return register(self.config, self.run, self.segmenter, self.dataset, self.fold, draw, self.base)
+    def register(self, draw: int) -> support.Registration:
+        """Register a support draw (round 0), unless that is done."""
+        return support.register(self.config, self.run, self.segmenter, self.dataset, self.fold, draw, self.base)
 
     def features_of(self, sample_id: str, image: np.ndarray) -> Tensor:
-        """float16 (D, h, w) of a synthetic image uint8 (H, W, 3); computed once and kept."""
+        """Return features float16 (D, h, w) of a synthetic image uint8 (H, W, 3); computed once and kept."""
         from syn4seg.segmenter.network import frozen_features
 
         if sample_id not in self.features:
@@ -55,26 +54,32 @@ class NovelStage:
             self.features.put(sample_id, frozen_features(self.segmenter, image[None])[0])
         return self.features[sample_id]
 
-    def columns(self, bank: str, record: Record) -> dict[str, np.ndarray]:
-        """By label column, what rows of a bank may train on, uint8 on the canvas: raw and filtered labels of every image, later
-        ones of accepted samples only."""
-        canvas, wanted = canvas_of(self.config), {column for of, column in ROWS.values() if of == bank}
-        there = LABEL_STAGES[:2] if record.record["reason"] else LABEL_STAGES
-        return {s: canvas.label(record.labels[s]) for s in there if s in wanted}
+    def training_labels(self, bank: str, record: Record) -> dict[str, np.ndarray]:
+        """Return the labels on which rows of a bank may train, by label column, uint8 on the canvas.
+
+        These are raw and filtered labels of every image, later ones of accepted samples only.
+        """
+        canvas, used = canvas_of(self.config), {column for row_bank, column in ROWS.values() if row_bank == bank}
+        available = LABEL_STAGES[:2] if record.record["reason"] else LABEL_STAGES
+        return {column: canvas.label(record.labels[column]) for column in available if column in used}
 
     def pixel_weights(self, draw: int, features: Tensor) -> np.ndarray | None:
-        """Weight float16 (H, W) of each pixel of a synthetic image, or None where every weight is 1."""
-        if self.config.novel.confidence_weight and draw not in self.registered:
-            self.registered[draw] = Registration.load(self.run.draw(draw)).classifier_on("cpu")
-        return pixel_weights(self.config, self.registered.get(draw), features)
+        """Return the weight float16 (H, W) of each pixel of a synthetic image, or None where every weight is 1."""
+        if self.config.novel.confidence_weight and draw not in self.round0:
+            self.round0[draw] = support.Registration.load(self.run.draw(draw)).classifier_on("cpu")
+        return classifiers.pixel_weights(self.config, self.round0.get(draw), features)
 
-    def support(self, draw: int) -> list[Sample]:
-        """The support samples of a draw."""
-        chosen = support_of(self.config, self.dataset, self.fold, draw)
-        return support_samples(self.config, self.dataset, self.fold, chosen, self.real_features)
+    def support_samples(self, draw: int) -> list[Sample]:
+        """Return the support samples of a draw."""
+        ids = support_of(self.config, self.dataset, self.fold, draw)
+        return support.support_samples(self.config, self.dataset, self.fold, ids, self.real_features)
 
     def score_queries(self, done: Callable[[int, int], None]) -> dict[int, dict[str, np.ndarray]]:
-        """Confusion matrix of every draw and row, in this process; `done` is told how many queries are scored, of how many."""
+        """Return the confusion matrix of every draw and row, computed in this process.
+
+        Args:
+            done: called with (queries scored, queries in all).
+        """
         from syn4seg.stages.scoring import Scorer, score_in_process, score_run
 
         scorer = Scorer(self.config, self.run, self.dataset, self.fold, segmenter=self.segmenter)

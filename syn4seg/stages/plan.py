@@ -1,4 +1,4 @@
-"""The prompt bank and the plan: what will be made, decided before anything is made."""
+"""The prompt bank and the plan (method.md 1): which images will be generated, decided before the first one is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def make_plan(
     config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent | None, encoder: TextEncoder | None
 ) -> None:
-    """Writes prompts.parquet, embeddings.safetensors and plan.parquet, unless they are there already.
+    """Write prompts.parquet, embeddings.safetensors and plan.parquet, unless they exist already.
 
     What a language model proposes is also kept, in proposals/CLASS.jsonl, and not asked for again; a grammar repeats itself.
 
@@ -46,16 +46,17 @@ def make_plan(
     if exists(run.plan):
         return
     if config.synthesis.source == "folder":
-        table = _imported(config, fold)
+        table = _plan_import(config, fold)
     else:
         assert agent is not None and encoder is not None
-        kept = agent if isinstance(agent, GrammarAgent) else Recorded(agent, run.root / "proposals")
-        table = _generated(config, run, fold, note, kept, encoder)
+        if not isinstance(agent, GrammarAgent):
+            agent = Recorded(agent, run.root / "proposals")
+        table = _plan_generation(config, run, fold, note, agent, encoder)
     write_parquet(run.plan, table)
 
 
 def read_planned_samples(run: RunDir) -> pa.Table:
-    """The plan without its padding: one row per sample.
+    """Return the plan without its padding: one row per sample.
 
     Raises:
         UserError: there is no plan yet.
@@ -64,11 +65,14 @@ def read_planned_samples(run: RunDir) -> pa.Table:
     return table.filter(pc.field("padding") == False).drop_columns(["padding"])  # noqa: E712 - an Arrow expression
 
 
-def _rows(config: Config, samples: list[tuple[str, int, str, str, int]]) -> pa.Table:
-    """Plan table of (sample_id, class_id, bank, prompt, prompt_row); the last batch is padded with its last row."""
+def _plan_table(config: Config, groups: list[list[tuple[str, int, str, str, int]]]) -> pa.Table:
+    """Return the plan of samples (sample_id, class_id, bank, prompt, prompt_row), grouped by class and bank.
+
+    The groups take turns, so that every class begins early in the stream; the last batch is padded with its last row.
+    """
+    samples = [sample for turn in itertools.zip_longest(*groups) for sample in turn if sample is not None]
     size = config.synthesis.batch
-    padding = -len(samples) % size
-    padded = samples + samples[-1:] * padding
+    padded = samples + samples[-1:] * (-len(samples) % size)
     ids, classes, banks, prompts, prompt_rows = (list(column) for column in zip(*padded, strict=True))
     return pa.table(
         {
@@ -84,128 +88,81 @@ def _rows(config: Config, samples: list[tuple[str, int, str, str, int]]) -> pa.T
     )
 
 
-def _interleaved(groups: list[list]) -> list:
-    """Round robin over the groups, so that every class begins early in the stream."""
-    return [x for turn in itertools.zip_longest(*groups) for x in turn if x is not None]
-
-
 def _slug(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _imported(config: Config, fold: Fold) -> pa.Table:
+def _plan_import(config: Config, fold: Fold) -> pa.Table:
     groups = []
     for index in fold.novel_indices:
         name = fold.index_names[index]
         files = imported_files(config, name)
         groups.append([(f"import-{_slug(name)}-{i:05d}", index, HDIG, path, -1) for i, path in enumerate(files)])
-    return _rows(config, _interleaved(groups))
+    return _plan_table(config, groups)
 
 
-def _generated(
+def _plan_generation(
     config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent, encoder: TextEncoder
 ) -> pa.Table:
+    """Build the prompt bank of every class, write it with its embeddings, and return the plan."""
     from syn4seg.models.embeddings import Encoded, joined, save_embeddings
 
     world = "embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural"
-    kept: dict[str, Encoded] = {}
+    encoded: dict[str, Encoded] = {}
 
     def encode(texts: list[str]) -> np.ndarray:
-        made = encoder.encode(texts)
-        kept.update({text: made.rows([i]) for i, text in enumerate(texts)})
-        return unit_rows(made.pooled)
+        embeddings = encoder.encode(texts)
+        encoded.update({text: embeddings.rows([i]) for i, text in enumerate(texts)})
+        return unit_rows(embeddings.pooled)
 
-    names = [fold.index_names[i] for i in fold.novel_indices]
-    plain = {name: plain_prompt(name, world) for name in names}
-    alone = dict(zip(names, encode(list(plain.values())), strict=True))
+    names, hdig = [fold.index_names[i] for i in fold.novel_indices], config.prompts
+    class_prompts = {name: plain_prompt(name, world) for name in names}
+    class_embeddings = dict(zip(names, encode(list(class_prompts.values())), strict=True))
     banks: dict[str, Bank] = {}
     for name in names:
-        banks[name] = build_bank(
-            agent,
-            encode,
-            name,
-            size=config.prompts.bank_size,
-            lambda_prompt=config.prompts.lambda_prompt,
-            patience=config.prompts.patience,
-        )
-        _report(run, note, banks[name], alone[name])
-    texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *plain.values()]))
-    save_embeddings(run.embeddings, joined([kept[text] for text in texts]))
-    write_parquet(run.prompts, _prompt_table(fold, banks, plain))
-    row = {text: i for i, text in enumerate(texts)}
-    return _rows(config, _samples(config, fold, banks, plain, row))
+        banks[name] = build_bank(agent, encode, name, size=hdig.bank_size, lambda_prompt=hdig.lambda_prompt, patience=hdig.patience)
+        _report(run, note, banks[name], class_embeddings[name])
+    texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *class_prompts.values()]))
+    save_embeddings(run.embeddings, joined([encoded[text] for text in texts]))
+    write_parquet(run.prompts, _prompt_table(fold, banks, class_prompts))
+    row, groups = {text: i for i, text in enumerate(texts)}, []
+    for index, name in zip(fold.novel_indices, names, strict=True):
+        used = {HDIG: [c.text for c in banks[name].accepted]}
+        if config.synthesis.class_name_bank:
+            used[CLASS_NAME] = [class_prompts[name]]
+        for bank, prompts in used.items():
+            chosen = itertools.islice(itertools.cycle(prompts), config.synthesis.images_per_class)
+            groups.append([(f"{bank}-{_slug(name)}-{i:05d}", index, bank, text, row[text]) for i, text in enumerate(chosen)])
+    return _plan_table(config, groups)
 
 
-def _report(run: RunDir, note: Callable[[str], None], bank: Bank, plain: np.ndarray) -> None:
-    """Notes and logs how diverse a bank is, beside its class-name prompt (float32 (E,)) repeated as often."""
+def _report(run: RunDir, note: Callable[[str], None], bank: Bank, class_embedding: np.ndarray) -> None:
+    """Note and log how diverse a bank is, beside its class-name prompt (float32 (E,)) repeated as often."""
     name, count = bank.class_name, len(bank.accepted)
     if not count:
         raise UserError(
             f"{bank.warning}. Nothing can be generated for this class. What a language model proposed is in "
             f"{run.root / 'proposals'}: delete the file of the class to have the model asked again"
         )
-    spread, repeated = diversity(bank.embeddings), diversity(np.repeat(plain[None], count, 0))
-    ours, plainly = (f"mean cosine {d['mean_cosine']:.3f}, Vendi {d['vendi']:.1f}" for d in (spread, repeated))
+    spread, repeated = diversity(bank.embeddings), diversity(np.repeat(class_embedding[None], count, 0))
+    of_bank, of_class = (f"mean cosine {d['mean_cosine']:.3f}, Vendi {d['vendi']:.1f}" for d in (spread, repeated))
     note(
-        f"{name}: {count} prompts, {bank.acceptance_rate:.0%} of the candidates accepted, {ours} (its class-name prompt {count} "
-        f"times: {plainly})"
+        f"{name}: {count} prompts, {bank.acceptance_rate:.0%} of the candidates accepted, {of_bank} (its class-name prompt {count} "
+        f"times: {of_class})"
     )
     if bank.warning:
         note(f"warning: {bank.warning}")
-    run.log(
-        stage="prompts",
-        class_name=name,
-        accepted=count,
-        refused=len(bank.refused),
-        stopped=bank.stopped,
-        class_name_prompt=repeated,
-        **spread,
-    )
+    facts = {"accepted": count, "refused": len(bank.refused), "stopped": bank.stopped, "class_name_prompt": repeated}
+    run.log(stage="prompts", class_name=name, **facts, **spread)
 
 
-def _samples(config: Config, fold: Fold, banks: dict[str, Bank], plain: dict[str, str], row: dict[str, int]) -> list:
-    count, groups = config.synthesis.images_per_class, []
-    for index in fold.novel_indices:
-        name = fold.index_names[index]
-        used = {HDIG: [c.text for c in banks[name].accepted]}
-        if config.synthesis.class_name_bank:
-            used[CLASS_NAME] = [plain[name]]
-        for bank, texts in used.items():
-            texts = [texts[i % len(texts)] for i in range(count)]
-            groups.append([(f"{bank}-{_slug(name)}-{i:05d}", index, bank, t, row[t]) for i, t in enumerate(texts)])
-    return _interleaved(groups)
-
-
-def _prompt_table(fold: Fold, banks: dict[str, Bank], plain: dict[str, str]) -> pa.Table:
+def _prompt_table(fold: Fold, banks: dict[str, Bank], class_prompts: dict[str, str]) -> pa.Table:
+    """Return prompts.parquet: every candidate of every class with its verdict, and the class-name prompts."""
     rows = []
     for name, bank in banks.items():
         index = fold.index_names.index(name)
-        judged = sorted([*bank.accepted, *bank.refused], key=lambda c: c.order)
-        rows += [
-            {
-                "class": name,
-                "class_id": index,
-                "bank": HDIG,
-                "prompt": c.text,
-                "order": c.order,
-                "accepted": not c.why,
-                "similarity": c.similarity,
-                "nearest": c.nearest,
-                "why": c.why,
-            }
-            for c in judged
-        ]
-        rows.append(
-            {
-                "class": name,
-                "class_id": index,
-                "bank": CLASS_NAME,
-                "prompt": plain[name],
-                "order": 0,
-                "accepted": True,
-                "similarity": None,
-                "nearest": "",
-                "why": "",
-            }
-        )
-    return pa.Table.from_pylist(rows)
+        for c in sorted([*bank.accepted, *bank.refused], key=lambda c: c.order):
+            rows.append((name, index, HDIG, c.text, c.order, not c.why, c.similarity, c.nearest, c.why))
+        rows.append((name, index, CLASS_NAME, class_prompts[name], 0, True, None, "", ""))
+    columns = ("class", "class_id", "bank", "prompt", "order", "accepted", "similarity", "nearest", "why")
+    return pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])

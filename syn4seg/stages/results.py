@@ -1,11 +1,11 @@
-"""What a run ends with: manifest and digest of each draw, results.json, and the tables that people read."""
+"""What a run ends with: manifest and digest of each draw, and results.json."""
 
 # pyright: reportAttributeAccessIssue=false
 # (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,23 +28,22 @@ METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic",
 
 
 def write_manifest(run: RunDir, draw: int) -> Counter:
-    """Writes a draw's manifest.parquet from its records; returns how many samples ended with which reason."""
+    """Write a draw's manifest.parquet from its records; return how many samples ended with which reason."""
     records = run.draw(draw).table()
     write_parquet(run.draw(draw).manifest, records)
     return count_values(records["reason"])
 
 
 def count_values(column: pa.ChunkedArray) -> Counter:
-    """How often each text occurs in a column."""
+    """Return how often each text occurs in a column."""
     return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
 
 
-# -------------------------------------------------------------------------------------------------- verify
 def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
-    """Recomputes every digest from the pixels in the run and compares it with the manifests.
+    """Recompute every digest from the pixels in the run and compare it with the manifests.
 
     Args:
-        quick: decode no pixel: compare manifest, plan and what is there (of a sharded run also the digests beside the pixels).
+        quick: decode no pixel: compare manifest, plan and the existing files (of a sharded run also the digests beside the pixels).
 
     Returns:
         The digest over all images and labels (`quick`: that of the manifests), and one line per mismatch (none if all is well).
@@ -55,38 +54,40 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     draws = [draw for draw in run.draws() if exists(draw.manifest)]
     if not draws:
         raise UserError(f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it")
-    wanted = read_planned_samples(run)["sample_id"]
+    planned = read_planned_samples(run)["sample_id"]
     problems = [
         f"draw {draw.number}: has no manifest; run the same command again to finish it"
         for draw in run.draws()
         if draw not in draws and _begun(draw)
     ]
-    columns, samples = [], RunDir(run.root).samples  # which knows nothing from before
+    columns, samples = [], RunDir(run.root).samples  # a new object, which has cached nothing
     for draw in draws:
         table = _manifest(draw)
-        twice = sorted(name for name, count in count_values(table["sample_id"]).items() if count > 1)
+        ids = table["sample_id"]
+        twice = sorted(name for name, count in count_values(ids).items() if count > 1)
         problems += [f"draw {draw.number}: {s} is in the manifest more than once" for s in twice]
-        for lacks in (_lacking(wanted, table["sample_id"]), _lacking(table["sample_id"], wanted)):
-            problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in lacks]
-        found, damaged = samples.digests(draw.number, table, quick)
+        for missing in (_difference(planned, ids), _difference(ids, planned)):
+            problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in missing]
+        digests, damaged = samples.digests(draw.number, table, quick)
         problems += [line for line in damaged if line not in problems]
         for key in ("image", *LABEL_STAGES):
-            problems += _differing(draw.number, key, table, found[key])
-        said = pc.if_else(pc.equal(pc.fill_null(found["label"], ""), ""), _verdicts(table["reason"]), found["label"])
-        names = pc.binary_join_element_wise(f"{draw.number}", table["sample_id"], "/")
-        columns.append((names, pc.fill_null(found["image"], ""), said))
-    return table_digest(
-        *(pa.chunked_array([chunk for c in column for chunk in c.chunks], pa.string()) for column in zip(*columns, strict=True))
-    ), problems
+            problems += _mismatches(draw.number, key, table, digests[key])
+        has_label = pc.not_equal(pc.fill_null(digests["label"], ""), "")
+        labels = pc.if_else(has_label, digests["label"], _verdicts(table["reason"]))
+        names = pc.binary_join_element_wise(f"{draw.number}", ids, "/")
+        columns.append((names, pc.fill_null(digests["image"], ""), labels))
+    chunks = ([chunk for part in column for chunk in part.chunks] for column in zip(*columns, strict=True))
+    return table_digest(*(pa.chunked_array(c, pa.string()) for c in chunks)), problems
 
 
 def _begun(draw: Draw) -> bool:
+    """Return whether anything of a draw has been written."""
     with explain_errors(draw.root, "read"):
         return any((draw.root / name).is_dir() for name in ("records", "labels"))
 
 
 def _manifest(draw: Draw) -> pa.Table:
-    """What is compared of a draw's manifest, with the types of `RECORD`."""
+    """Return the columns of a draw's manifest that are compared, with the types of `RECORD`."""
     columns = pa.schema([RECORD.field(name) for name in ("sample_id", "class", "reason", "image", *LABEL_STAGES)])
     table = read_parquet(draw.manifest, columns.names).select(columns.names).cast(columns)
     for name in ("sample_id", "class"):
@@ -94,29 +95,29 @@ def _manifest(draw: Draw) -> pa.Table:
     return table
 
 
-def _lacking(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> list[str]:
-    """What is among `ids` but not among `others`, sorted."""
+def _difference(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> list[str]:
+    """Return the ids that are not among `others`, sorted."""
     return sorted(ids.filter(pc.invert(pc.is_in(ids, others.combine_chunks()))).to_pylist())
 
 
-def _differing(draw: int, key: str, table: pa.Table, found: pa.ChunkedArray) -> list[str]:
-    wrong = pc.fill_null(pc.not_equal(table[key], found), False)
+def _mismatches(draw: int, key: str, table: pa.Table, digests: pa.ChunkedArray) -> list[str]:
+    """Return a line for each sample whose digest is not that of the manifest."""
+    wrong = pc.fill_null(pc.not_equal(table[key], digests), False)
     return [
-        f"draw {draw}: {key} of {sample} {'differs' if value else 'is missing'}"
-        for sample, value in zip(table["sample_id"].filter(wrong).to_pylist(), found.filter(wrong).to_pylist(), strict=True)
+        f"draw {draw}: {key} of {sample} {'differs' if digest else 'is missing'}"
+        for sample, digest in zip(table["sample_id"].filter(wrong).to_pylist(), digests.filter(wrong).to_pylist(), strict=True)
     ]
 
 
 def _verdicts(reasons: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The reasons of rejections; of faults only that they are some, for their texts may name places."""
+    """Return the reasons of rejections; a fault without its text, which may name paths."""
     return pc.if_else(pc.starts_with(reasons, FAULT), pc.replace_substring_regex(reasons, "(?s):.*", ""), reasons)
 
 
-# ------------------------------------------------------------------------------------------------- results
 def summarise(
     config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]], unpublished: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """results.json: every metric of every row and baseline as mean, standard deviation and number of draws.
+    """Return results.json: every metric of every row and baseline as mean, standard deviation and number of draws.
 
     Args:
         unpublished: a line for each list of the data set that is not the published one.
@@ -141,32 +142,31 @@ def summarise(
 
 
 def _figures(fold: Fold, row: str, matrices: dict[int, dict[str, np.ndarray]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Spread of every metric and of every class's IoU over the draws of a row."""
+    """Return the spread of every metric and of every class's IoU over the draws of a row."""
     from syn4seg.segmenter.evaluation import metrics
 
-    found = [metrics(rows[row], len(fold.base), len(fold.novel)) for _, rows in sorted(matrices.items())]
-    ious = np.array([f["per_class"] for f in found], float)
-    return (
-        {m: spread([f[m] for f in found]) for m in METRICS},
-        {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)},
-    )
+    draws = [metrics(rows[row], len(fold.base), len(fold.novel)) for _, rows in sorted(matrices.items())]
+    ious = np.array([values["per_class"] for values in draws], float)
+    per_class = {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)}
+    return {metric: spread([values[metric] for values in draws]) for metric in METRICS}, per_class
 
 
-def spread(values) -> dict[str, Any]:
-    """Mean, sample standard deviation (0 for one value) and count of the values that are not nan."""
-    there = np.array([v for v in values if v is not None and not np.isnan(v)], float)
-    if not len(there):
+def spread(values: Iterable[float | None]) -> dict[str, Any]:
+    """Return mean, sample standard deviation (0 for one value) and count of the values that are neither None nor nan."""
+    numbers = np.array([v for v in values if v is not None and not np.isnan(v)], float)
+    if not len(numbers):
         return {"mean": None, "std": None, "n": 0}
-    return {"mean": float(there.mean()), "std": float(there.std(ddof=1)) if len(there) > 1 else 0.0, "n": len(there)}
+    return {"mean": float(numbers.mean()), "std": float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0, "n": len(numbers)}
 
 
 def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything that makes numbers comparable or not; imported images count as transductive (they may be queries)."""
-    data, evaluation, strange = config.data, config.evaluation, unpublished if config.protocol != "none" else ()
+    """Return everything that makes numbers comparable (method.md 7); imported images count as transductive (may be queries)."""
+    data, evaluation = config.data, config.evaluation
+    extra = unpublished if config.protocol != "none" else ()
     lists = {"pascal": data.train_list, "coco": "train2014"}.get(data.source, "train list")
     return {
         "preset": config.protocol,
-        "deviations": [*config.deviations(), *strange],
+        "deviations": [*config.deviations(), *extra],
         "data": data.source,
         "train_list": lists,
         "backbone": config.segmenter.backbone,
@@ -203,7 +203,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
 
 
 def funnel(run: RunDir) -> dict[str, Any]:
-    """Counts per draw: planned, accepted, and each reason of rejection or quarantine."""
+    """Return counts per draw: planned, accepted, and each reason of rejection or quarantine."""
     draws = {}
     for draw in (draw for draw in run.draws() if exists(draw.manifest)):
         counts = count_values(read_parquet(draw.manifest, ["reason"])["reason"])
@@ -214,9 +214,9 @@ def funnel(run: RunDir) -> dict[str, Any]:
 def write_results(
     run: RunDir, config: Config, fold: Fold, matrices: dict[int, dict[str, np.ndarray]], unpublished: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Writes results.json, returns it, and logs the mean of every row and metric; `unpublished` as in `summarise`."""
-    found = summarise(config, fold, matrices, unpublished) | {"funnel": funnel(run)}
-    write_json(run.results, found)
-    shown = found["rows"] | {name: told["metrics"] for name, told in found["baselines"].items()}
-    run.log(stage="results", **{row: {metric: told[metric]["mean"] for metric in METRICS} for row, told in shown.items()})
-    return found
+    """Write results.json, return it, and log the mean of every row and metric; `unpublished` as in `summarise`."""
+    results = summarise(config, fold, matrices, unpublished) | {"funnel": funnel(run)}
+    write_json(run.results, results)
+    rows = results["rows"] | {name: baseline["metrics"] for name, baseline in results["baselines"].items()}
+    run.log(stage="results", **{row: {metric: values[metric]["mean"] for metric in METRICS} for row, values in rows.items()})
+    return results

@@ -33,7 +33,7 @@ INPUT_STAGES = {
 
 
 def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
-    """Takes from another run every stage whose fingerprint is the same, as hard links (copies across file systems and layouts).
+    """Take from another run every stage whose fingerprint is the same, as hard links (copies across file systems and layouts).
 
     Returns:
         Names of the stages taken: prompts, images, base.
@@ -44,38 +44,39 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     before = old.stored()
     if before is None:
         raise UserError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
-    theirs, ours = (read_json(run.inputs) if exists(run.inputs) else {} for run in (old, new))
-    other = {stage for key, stage in INPUT_STAGES.items() if theirs.get(key) != ours.get(key)}
-    same = {s: fingerprint(before, s) == fingerprint(config, s) and s not in other for s in ("prompts", "images", "base")}
-    taken = {
+    old_inputs, new_inputs = (read_json(run.inputs) if exists(run.inputs) else {} for run in (old, new))
+    changed = {stage for key, stage in INPUT_STAGES.items() if old_inputs.get(key) != new_inputs.get(key)}
+    same_layout = before.layout == config.layout
+    names = {
         "prompts": ["prompts.parquet", "embeddings.safetensors", "plan.parquet"]
         + [f"proposals/{name}" for name in listing(old.root / "proposals")],
+        "images": [f"images/{name}" for name in listing(old.root / "images")] if same_layout else [],
         "base": ["checkpoints/base.safetensors", "checkpoints/base.json"],
-        "images": [f"images/{name}" for name in listing(old.root / "images")] if before.layout == config.layout else [],
     }
-    found = []
-    for stage in (s for s in ("prompts", "images", "base") if same[s]):
+    taken = []
+    for stage in names:
+        if stage in changed or fingerprint(before, stage) != fingerprint(config, stage):
+            continue
         if stage == "images" and _bytes(new.plan) != _bytes(old.plan):  # a language model does not repeat its prompts
             continue
-        map_threads(lambda name: _link(old.root / name, new.root / name), taken[stage])
-        if stage == "images" and before.layout != config.layout:
+        map_threads(lambda name: _link(old.root / name, new.root / name), names[stage])
+        if stage == "images" and not same_layout:
             _copy_images(old, new, config)
-        found.append(stage)
-    return found
+        taken.append(stage)
+    return taken
 
 
 def _copy_images(old: RunDir, new: RunDir, config: Config) -> None:
-    """Writes the images of a run in the layout of another."""
+    """Write the images of a run in the layout of another."""
     from syn4seg.stages.setup import load_dataset
 
-    names, there = load_dataset(config)[1].index_names, old.samples.images()
-    plan = old.read_plan()
-    index = pc.index_in(plan["sample_id"], value_set=there["sample_id"].combine_chunks())
-    rows = plan.append_column("at", there["image_at"].take(index)).filter(index.is_valid())
-    rows = rows.filter(pc.invert(rows["padding"])).select(["sample_id", "class_id", "batch", "at"])
+    names, places, plan = load_dataset(config)[1].index_names, old.samples.images(), old.read_plan()
+    index = pc.index_in(plan["sample_id"], value_set=places["sample_id"].combine_chunks())
+    rows = plan.append_column("place", places["image_at"].take(index)).filter(index.is_valid())
+    rows = rows.filter(pc.invert(rows["padding"])).select(["sample_id", "class_id", "batch", "place"])
     for part in rows.to_batches(max_chunksize=64):
-        wanted = [Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, r["at"]) for r in part.to_pylist()]
-        new.samples.write_images([image for image in old.samples.read_images(wanted) if image])
+        images = [Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, r["place"]) for r in part.to_pylist()]
+        new.samples.write_images([image for image in old.samples.read_images(images) if image])
 
 
 def _bytes(path: AnyPath) -> bytes:

@@ -1,7 +1,7 @@
-"""The evaluation of a run: queries in fixed chunks, each scored alone, and sums of whole numbers.
+"""The evaluation of a run (method.md 6): queries in fixed chunks, each scored alone, and sums of whole numbers.
 
 Rounding inside the network depends on which images share a batch, so a chunk is one batch and always holds the same queries.
-Who scores it, and in which order, therefore changes nothing: the matrices of 1 and of n workers are equal, on equal hardware.
+Who scores it, and in which order, therefore changes nothing: on equal hardware, 1 and n workers give the same matrices.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Scorer:
     """Scores chunks of queries with the classifiers of every draw and row, and the baselines.
 
     Args:
-        segmenter: the run's own, if it has been loaded already.
+        segmenter: that of the run, if it has been loaded already.
         device: where it is loaded to otherwise, as `placement.device`.
 
     Raises:
-        UserError: the base checkpoint or a classifier is not there, or a draw has not been registered (baselines need it).
+        UserError: the base checkpoint or a classifier is missing, or a draw has not been registered (baselines need it).
     """
 
     def __init__(
@@ -53,88 +53,82 @@ class Scorer:
     ):
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = segmenter or load_on_device(run, device)
-        self.asked = {draw: set(ids) for draw, ids in queries_by_draw(config, dataset, fold).items()}
-        self.predictors = {(draw, row): p for draw in self.asked for row, p in self._predictors(draw).items()}
+        self.queries = {draw: set(ids) for draw, ids in queries_by_draw(config, dataset, fold).items()}
+        self.predictors = {(draw, row): p for draw in self.queries for row, p in self._predictors(draw).items()}
 
     def _predictors(self, draw: int) -> dict[str, Predictor]:
+        """Return the classifier of every row of a draw, and the baselines, as functions from features to classes."""
         import torch
 
         from syn4seg.baselines import build
         from syn4seg.segmenter.evaluation import predictor_of
 
-        device, found = self.segmenter.weight.device, {}
-        for row in rows_of(self.config):
-            found[row] = predictor_of(load_classifier(self.run.draw(draw).checkpoint(row)).to(device))
-        if self.config.evaluation.baselines:
+        config, fold, paths, device = self.config, self.fold, self.run.draw(draw), self.segmenter.weight.device
+        predictors = {row: predictor_of(load_classifier(paths.checkpoint(row)).to(device)) for row in rows_of(config)}
+        if config.evaluation.baselines:
             base = base_classifier(self.segmenter).to(device)
-            chosen = support_of(self.config, self.dataset, self.fold, draw)
-            real = feature_extractor(self.config, self.segmenter, self.dataset)
-            support = support_samples(self.config, self.dataset, self.fold, chosen, real)
-            prototypes = torch.from_numpy(Registration.load(self.run.draw(draw)).prototypes[: len(base.weight)])
-            for name in self.config.evaluation.baselines:
-                found[BASELINE + name] = build(
+            ids = support_of(config, self.dataset, fold, draw)
+            real_features = feature_extractor(config, self.segmenter, self.dataset)
+            support = support_samples(config, self.dataset, fold, ids, real_features)
+            prototypes = torch.from_numpy(Registration.load(paths).prototypes[: len(base.weight)])
+            for name in config.evaluation.baselines:
+                predictors[BASELINE + name] = build(
                     name,
                     base=base,
                     support=support,
-                    base_classes=len(self.fold.base),
-                    novel_classes=len(self.fold.novel),
-                    shots=self.config.data.shots,
-                    seed=self.config.seed,
+                    base_classes=len(fold.base),
+                    novel_classes=len(fold.novel),
+                    shots=config.data.shots,
+                    seed=config.seed,
                     prototypes=prototypes,
                 )
-        return found
+        return predictors
 
     def __call__(self, ids: list[str]) -> Matrices:
-        """The matrices of a chunk; every query is seen by the network once, and scored in its draws."""
+        """Return the matrices of a chunk; every query is seen by the network once, and scored in its draws."""
         from syn4seg.segmenter.evaluation import evaluate, queries
 
-        stream = queries(
-            self.segmenter,
-            self.dataset,
-            self.fold,
-            ids,
-            canvas=canvas_of(self.config),
-            space=self.config.evaluation.space,
-            batch=CHUNK,
-        )
-        return evaluate(stream, self.predictors, len(self.fold.index_names), lambda key, s: s in self.asked[key[0]])
+        canvas, space = canvas_of(self.config), self.config.evaluation.space
+        stream = queries(self.segmenter, self.dataset, self.fold, ids, canvas=canvas, space=space, batch=CHUNK)
+        classes = len(self.fold.index_names)
+        return evaluate(stream, self.predictors, classes, lambda key, sample_id: sample_id in self.queries[key[0]])
 
 
 def queries_by_draw(config: Config, dataset: Dataset, fold: Fold) -> dict[int, list[str]]:
-    """The queries of every draw."""
+    """Return the ids of the queries of every draw."""
     return {draw: queries_of(config, dataset, support_of(config, dataset, fold, draw), draw) for draw in draws_of(config)}
 
 
 def score_run(
     config: Config, run: RunDir, dataset: Dataset, fold: Fold, score: ScoreChunks, done: Callable[[int, int], None]
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Confusion matrix int64 of every draw and row; writes queries.json and confusion.json of every draw.
+    """Return the confusion matrix int64 of every draw and row; write queries.json and confusion.json of every draw.
 
     Args:
-        score: e.g. `here(scorer)`.
+        score: e.g. `score_in_process(scorer)`.
         done: called with (queries scored, queries in all).
     """
-    of_draws = queries_by_draw(config, dataset, fold)
-    for draw, chosen in of_draws.items():
-        write_json(run.draw(draw).queries, chosen)
-    any_draw = set().union(*of_draws.values())
-    ids = [s for s in dataset.val if s in any_draw]
+    queries = queries_by_draw(config, dataset, fold)
+    for draw, of_draw in queries.items():
+        write_json(run.draw(draw).queries, of_draw)
+    in_any_draw = set().union(*queries.values())
+    ids = [s for s in dataset.val if s in in_any_draw]
     total: Matrices = {}
     scored, pulse = 0, Pulse(run.log, stage="evaluation")
-    for count, found in score([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]):
-        total = {key: matrix + total.get(key, 0) for key, matrix in found.items()}
+    for count, matrices in score([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]):
+        total = {key: matrix + total.get(key, 0) for key, matrix in matrices.items()}
         scored += count
         done(scored, len(ids))
         pulse(scored, len(ids))
     assert scored == len(ids), (scored, len(ids))
-    matrices: dict[int, dict[str, np.ndarray]] = {}
+    by_draw: dict[int, dict[str, np.ndarray]] = {}
     for (draw, row), matrix in total.items():
-        matrices.setdefault(draw, {})[row] = matrix
-    for draw, rows in matrices.items():
+        by_draw.setdefault(draw, {})[row] = matrix
+    for draw, rows in by_draw.items():
         write_json(run.draw(draw).root / "confusion.json", rows)
-    return matrices
+    return by_draw
 
 
 def score_in_process(scorer: Scorer) -> ScoreChunks:
-    """Scores chunks one after the other in this process."""
+    """Return a function that scores chunks one after the other in this process."""
     return lambda chunks: ((len(chunk), scorer(chunk)) for chunk in chunks)

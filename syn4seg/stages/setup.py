@@ -1,4 +1,4 @@
-"""The data set of a config, and every check that can be made before a model loads."""
+"""What a configuration names: data set, support images, base images, queries, input files and packaged weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from syn4seg.data.datasets import Dataset, Fold, fold_of
 from syn4seg.data.sources import DATASETS, dataset_source, open_dataset
 from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, is_reserved, pop_draw, query_ids, support_pools
 from syn4seg.errors import UserError
+from syn4seg.models.device import resolve_device
 from syn4seg.seeds import seeded
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def canvas_of(config: Config) -> Canvas:
-    """The canvas on which the segmenter of a config sees every image."""
+    """Return the canvas on which the segmenter of a configuration sees every image."""
     return Canvas(config.segmenter.size, config.segmenter.canvas)
 
 
 def load_dataset(config: Config) -> tuple[Dataset, Fold]:
-    """The data set, cut to `train_images` and `val_images`, and its fold.
+    """Return the data set of a configuration, cut to `train_images` and `val_images`, and its fold.
 
     Raises:
         UserError: the folder is incomplete or not prepared, or the fold does not exist.
@@ -44,7 +45,7 @@ def load_dataset(config: Config) -> tuple[Dataset, Fold]:
 
 
 def is_prepared(config: Config) -> bool:
-    """Whether the data set can be opened as it is; an official one is to be prepared first."""
+    """Return whether the data set can be opened as it is; an official one is to be prepared first."""
     if dataset_source(config.data.source).prepare is None:
         return True
     try:
@@ -57,7 +58,7 @@ def is_prepared(config: Config) -> bool:
 def prepare(
     source: str, root: Path, masks: str, progress: Callable[[int, int], None], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build masks, lists and index of an official data set; what is there already is kept.
+    """Build masks, lists and index of an official data set; files that exist already are kept.
 
     Args:
         source: "pascal" or "coco".
@@ -73,7 +74,7 @@ def prepare(
 
 
 def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[int, list[str]]:
-    """Novel dataset id -> support image ids of one draw.
+    """Return the support images of one draw: novel dataset id -> image ids (method.md 7.8).
 
     They are from the train list, or (DIaM) from the val list and then none of this draw's queries, see `queries_of`.
 
@@ -81,32 +82,18 @@ def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[
         UserError: a class has too few images, or there is no published draw of that number.
     """
     data = config.data
+    limits: dict[str, Any] = {
+        "min_area": data.min_support_area,
+        "min_pixels": data.min_support_pixels,
+        "only_one_novel": data.only_one_novel,
+        "reserve": data.support_reserve,
+    }
     try:
-        if data.support_draw == "pop":
-            if draw >= len(POP_SEEDS):
-                raise UserError(f"draw {draw} has no published seed; POP's draws are 0 to {len(POP_SEEDS) - 1}")
-            pools = support_pools(
-                dataset,
-                fold,
-                data.support_from,
-                min_area=data.min_support_area,
-                min_pixels=data.min_support_pixels,
-                only_one_novel=data.only_one_novel,
-                reserve=data.support_reserve,
-            )
-            return pop_draw(pools, data.shots, POP_SEEDS[draw])
-        return draw_support(
-            dataset,
-            fold,
-            data.shots,
-            draw,
-            seed=config.seed,
-            min_area=data.min_support_area,
-            min_pixels=data.min_support_pixels,
-            source=data.support_from,
-            only_one_novel=data.only_one_novel,
-            reserve=data.support_reserve,
-        )
+        if data.support_draw != "pop":
+            return draw_support(dataset, fold, data.shots, draw, seed=config.seed, source=data.support_from, **limits)
+        if draw >= len(POP_SEEDS):
+            raise UserError(f"draw {draw} has no published seed; POP's draws are 0 to {len(POP_SEEDS) - 1}")
+        return pop_draw(support_pools(dataset, fold, data.support_from, **limits), data.shots, POP_SEEDS[draw])
     except UserError as error:
         raise UserError(
             f"data.shots={data.shots}: {error} (keys data.min_support_area, data.min_support_pixels, "
@@ -115,7 +102,7 @@ def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[
 
 
 def base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
-    """The base training images: the train list by the rule `base.images`, without those reserved for support draws.
+    """Return the ids of the base training images: the train list by the rule `base.images`, without the reserved support images.
 
     Raises:
         UserError: nothing is left.
@@ -130,22 +117,20 @@ def base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
 
 
 def queries_of(config: Config, dataset: Dataset, support: dict[int, list[str]], draw: int) -> list[str]:
-    """The images on which a draw is scored: the val list without its support images, or a named sample of them."""
-    ids = query_ids(dataset, support)
-    count = config.evaluation.queries
+    """Return the ids of the images on which a draw is scored: the val list without its support images, or a seeded sample."""
+    ids, count = query_ids(dataset, support), config.evaluation.queries
     if count is None or count >= len(ids):
         return ids
-    chosen = seeded("queries", config.seed, draw).permutation(len(ids))[:count]
-    return [ids[i] for i in sorted(chosen)]
+    return [ids[i] for i in sorted(seeded("queries", config.seed, draw).permutation(len(ids))[:count])]
 
 
 def draws_of(config: Config) -> range:
-    """Numbers of the support draws of a run."""
+    """Return the numbers of the support draws of a run."""
     return range(config.data.first_draw, config.data.first_draw + config.data.draws)
 
 
 def imported_files(config: Config, name: str) -> list[str]:
-    """Paths below `synthesis.root` of the images to import for one class, sorted, at most `images_per_class`.
+    """Return the paths below `synthesis.root` of the images to import for one class, sorted, at most `images_per_class`.
 
     Raises:
         UserError: there is no folder or no image for the class.
@@ -161,21 +146,21 @@ def imported_files(config: Config, name: str) -> list[str]:
 
 
 def digest_inputs(config: Config) -> dict[str, str]:
-    """Digest of each input that is files on this machine, by the key that names it.
+    """Return the digest of each input that is files on this machine, by the key that names it.
 
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
     """
-    named = {
+    paths = {
         "synthesis.model": config.synthesis.model,
         "base.checkpoint": config.base.checkpoint,
         "segmenter.weights": config.segmenter.weights,
         "refinement.model": config.refinement.model,
         "synthesis.root": config.synthesis.root,
     }
-    found = {key: _digest(Path(value)) for key, value in named.items() if value and Path(value).exists()}
+    digests = {key: _digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
     if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
-        found["data.root"] = _digest(manifest)
-    return found
+        digests["data.root"] = _digest(manifest)
+    return digests
 
 
 def _digest(path: Path) -> str:
@@ -189,7 +174,7 @@ def _digest(path: Path) -> str:
 
 
 def speed_of(config: Config) -> Speed:
-    """How the generator is to be made faster or smaller.
+    """Return the options that make the generator faster or smaller.
 
     Raises:
         UserError: options that exclude each other.
@@ -200,17 +185,15 @@ def speed_of(config: Config) -> Speed:
 
 
 def weights_folder() -> Path:
-    """Where the packaged weights are."""
+    """Return the folder of the packaged weights."""
     return Path(__file__).resolve().parent.parent / "weights"
 
 
 def shipped_base(fold: int) -> Path:
-    """The packaged base checkpoint of a fold of the embedded world."""
+    """Return the path of the packaged base checkpoint of a fold of the embedded world."""
     return weights_folder() / "base" / f"fold{fold}.safetensors"
 
 
 def training_device(config: Config) -> str:
-    """Where classifiers are trained: a GPU if this process has one, unless `placement.device` forbids it."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() and config.placement.device != "cpu" else "cpu"
+    """Return where classifiers are trained: "cuda" where this process has a GPU and `placement.device` allows it, else "cpu"."""
+    return "cpu" if config.placement.device == "cpu" else resolve_device("auto")

@@ -16,6 +16,7 @@ from syn4seg.data.support import support_label
 from syn4seg.errors import UserError
 from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, support_prototypes
+from syn4seg.seeds import seeded
 from syn4seg.stages.setup import base_images, canvas_of, support_of
 from syn4seg.store.files import exists, write_atomically, write_json
 from syn4seg.store.rundir import Draw, RunDir
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Registration:
-    """What labelling needs of one support draw.
+    """What labeling needs of one support draw.
 
     Attributes:
         weight: float32 (1+B+M, D), classifier rows after round 0.
         bias: float32 (1+B+M,).
         prototypes: float32 (1+B+M, D), unit global prototypes by class index, background first.
         thresholds: lambda_keep by novel class index.
-        cosine: of the classifier, as is `align_corners`.
+        cosine: whether the classifier compares directions; like `align_corners` an attribute of the classifier.
     """
 
     weight: np.ndarray
@@ -49,20 +50,17 @@ class Registration:
     align_corners: bool = False
 
     def save(self, draw: Draw) -> None:
-        """Writes support.safetensors."""
+        """Write support.safetensors; equal registrations give equal bytes."""
         from safetensors.numpy import save
 
-        tensors = {"weight": self.weight, "bias": self.bias, "prototypes": self.prototypes}
-        facts = {
-            "thresholds": json.dumps({str(k): v for k, v in self.thresholds.items()}),
-            "cosine": json.dumps(self.cosine),
-            "align_corners": json.dumps(self.align_corners),
-        }
-        write_atomically(draw.support, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=facts))
+        tensors = {k: np.ascontiguousarray(getattr(self, k)) for k in ("weight", "bias", "prototypes")}
+        thresholds = {str(k): v for k, v in self.thresholds.items()}
+        facts = {"thresholds": thresholds, "cosine": self.cosine, "align_corners": self.align_corners}
+        write_atomically(draw.support, save(tensors, metadata={"facts": json.dumps(facts)}))  # several keys have no fixed order
 
     @staticmethod
     def load(draw: Draw) -> Registration:
-        """Reads support.safetensors.
+        """Read support.safetensors, also in its older form with a metadata key per fact.
 
         Raises:
             UserError: the draw has not been registered yet.
@@ -73,15 +71,14 @@ class Registration:
             raise UserError(
                 f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
             ) from None
-        facts = {key: json.loads(text) for key, text in header.items()}
-        parts = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
+        facts = json.loads(header["facts"]) if "facts" in header else {key: json.loads(text) for key, text in header.items()}
+        arrays = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
         thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
-        return Registration(
-            **parts, thresholds=thresholds, cosine=facts.get("cosine", False), align_corners=facts.get("align_corners", False)
-        )
+        flags = {key: facts.get(key, False) for key in ("cosine", "align_corners")}
+        return Registration(**arrays, thresholds=thresholds, **flags)
 
     def classifier_on(self, device: torch.device | str) -> Classifier:
-        """The classifier on a device."""
+        """Return the classifier on a device."""
         import torch
 
         from syn4seg.segmenter.network import Classifier
@@ -92,7 +89,7 @@ class Registration:
 
 @dataclass(frozen=True)
 class BaseSamples:
-    """Base training images as samples of the kind "replay": those replayed, and those that show the base classes."""
+    """Base training images as samples of the kind "replay": those that are replayed, and those that make base prototypes."""
 
     replayed: list[Sample]
     prototype_images: list[Sample]
@@ -103,7 +100,7 @@ Features = Callable[[Sequence[str]], Sequence["Tensor"]]
 
 
 def feature_extractor(config: Config, segmenter: Segmenter, dataset: Dataset) -> Features:
-    """Computes them anew at every call."""
+    """Return a function from image ids to frozen features; it computes them anew at every call."""
     from syn4seg.segmenter.network import frozen_features
 
     canvas = canvas_of(config)
@@ -113,37 +110,35 @@ def feature_extractor(config: Config, segmenter: Segmenter, dataset: Dataset) ->
 def support_samples(
     config: Config, dataset: Dataset, fold: Fold, support: dict[int, list[str]], features: Features
 ) -> list[Sample]:
-    """Frozen features and class-index labels of the support images, on the canvas."""
+    """Return the support images as samples: frozen features and labels by class index, on the canvas."""
     from syn4seg.segmenter.novel import Sample
 
-    canvas, kept, samples = canvas_of(config), config.data.base_in_support, []
+    canvas, samples = canvas_of(config), []
     for target, ids in support.items():
-        for image_id, made in zip(ids, features(ids), strict=True):
-            label = support_label(dataset.mask(image_id), fold, target, base_in_support=kept)
-            samples.append(Sample(f"{target}-{image_id}", made, canvas.label(label), "support"))
+        for image_id, feature in zip(ids, features(ids), strict=True):
+            label = support_label(dataset.mask(image_id), fold, target, base_in_support=config.data.base_in_support)
+            samples.append(Sample(f"{target}-{image_id}", feature, canvas.label(label), "support"))
     return samples
 
 
 def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Features) -> BaseSamples:
-    """Frozen features and base labels (novel objects background) of base training images, drawn by a named seed.
+    """Return base training images with frozen features and base labels (novel objects background), drawn by a seed.
 
     The first `novel.replay_images` of the draw are replayed, the first `labeling.base_prototype_images` make prototypes.
     """
     from syn4seg.segmenter.novel import Sample
 
-    replayed, shown = config.novel.replay_images, config.labeling.base_prototype_images
-    ids = shuffled_base_images(config, dataset, fold)[: max(replayed, shown)]
+    replay, prototypes = config.novel.replay_images, config.labeling.base_prototype_images
+    ids = shuffled_base_images(config, dataset, fold)[: max(replay, prototypes)]
     table, canvas = fold.to_base_index, canvas_of(config)
     samples = {
-        i: Sample(i, made, canvas.label(table[dataset.mask(i)]), "replay") for i, made in zip(ids, features(ids), strict=True)
+        i: Sample(i, feature, canvas.label(table[dataset.mask(i)]), "replay") for i, feature in zip(ids, features(ids), strict=True)
     }
-    return BaseSamples([samples[i] for i in sorted(ids[:replayed])], [samples[i] for i in sorted(ids[:shown])])
+    return BaseSamples([samples[i] for i in sorted(ids[:replay])], [samples[i] for i in sorted(ids[:prototypes])])
 
 
 def shuffled_base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
-    """The base training images in the order in which they are drawn for replay and prototypes."""
-    from syn4seg.seeds import seeded
-
+    """Return the base training images in the order in which they are drawn for replay and prototypes."""
     ids = base_images(config, dataset, fold)
     return [ids[i] for i in seeded("replay", config.seed).permutation(len(ids))]
 
@@ -151,7 +146,7 @@ def shuffled_base_images(config: Config, dataset: Dataset, fold: Fold) -> list[s
 def register(
     config: Config, run: RunDir, segmenter: Segmenter, dataset: Dataset, fold: Fold, draw: int, base: BaseSamples
 ) -> Registration:
-    """Draws the support set, computes prototypes and thresholds, trains round 0; done once per draw and kept.
+    """Draw the support set, compute prototypes and thresholds, train round 0 (method.md 2); done once per draw and kept.
 
     Args:
         base: `base_samples(...)`, shared by the draws of a run.
@@ -161,70 +156,66 @@ def register(
         return Registration.load(paths)
     support = support_of(config, dataset, fold, draw)
     samples = support_samples(config, dataset, fold, support, feature_extractor(config, segmenter, dataset))
-    made = compute_registration(config, segmenter, fold, samples, base, draw)
+    registration = compute_registration(config, segmenter, fold, samples, base, draw)
     write_json(
         paths.support_json,
         {
             "draw": draw,
             "shots": config.data.shots,
             "support": {fold.names[k - 1]: ids for k, ids in support.items()},
-            "lambda_keep": {fold.index_names[k]: v for k, v in made.thresholds.items()},
+            "lambda_keep": {fold.index_names[k]: v for k, v in registration.thresholds.items()},
             "support_from": config.data.support_from,
             "replayed": [s.sample_id for s in base.replayed],
             "base_prototypes_from": [s.sample_id for s in base.prototype_images],
         },
     )
-    made.save(paths)
-    return made
+    registration.save(paths)
+    return registration
 
 
 def compute_registration(
     config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], base: BaseSamples, draw: int
 ) -> Registration:
-    """Round 0: prototypes and thresholds, and a classifier that has seen the support set and replayed base images only."""
+    """Compute round 0: prototypes, thresholds, and a classifier that has seen the support set and replayed base images only."""
     from syn4seg.stages.classifiers import initial_classifier, train_row
 
     prototypes = _prototypes(config, segmenter, fold, support, base.prototype_images)
     start = initial_classifier(segmenter, prototypes, fold)
-    classifier = train_row(config, fold, start, [*support, *base.replayed], draw)
-    return Registration(
-        classifier.weight.cpu().numpy(),
-        classifier.bias.cpu().numpy(),
-        prototypes,
-        keep_thresholds(config, fold, support),
-        start.cosine,
-        start.align_corners,
-    )
+    trained = train_row(config, fold, start, [*support, *base.replayed], draw)
+    rows, thresholds = (trained.weight.cpu().numpy(), trained.bias.cpu().numpy()), keep_thresholds(config, fold, support)
+    return Registration(*rows, prototypes, thresholds, start.cosine, start.align_corners)
 
 
-def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], shown: list[Sample]) -> np.ndarray:
-    """Unit global prototypes (1+B+M, D): novel and background from the support set, base from base training images."""
+def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], images: list[Sample]) -> np.ndarray:
+    """Return unit global prototypes (1+B+M, D): novel and background from the support set, base from base training images."""
     import torch
 
-    features = [s.features.float().numpy() for s in support]
-    labels, names, size = [s.label for s in support], fold.index_names, config.segmenter.size
-    novel = support_prototypes(features, labels, list(fold.novel_indices), [names[i] for i in fold.novel_indices])
+    features, labels = _arrays(support)
+    novel = support_prototypes(features, labels, list(fold.novel_indices), [fold.index_names[i] for i in fold.novel_indices])
     with torch.no_grad():
-        guesses = [
-            segmenter.classifier.pixels(s.features.to(segmenter.weight)[None], size)[0].argmax(0).byte().cpu().numpy()
+        predictions = [
+            segmenter.classifier.pixels(s.features.to(segmenter.weight)[None], config.segmenter.size)[0].argmax(0).byte()
             for s in support
         ]
-    background = background_prototype(features, labels, guesses)
+    background = background_prototype(features, labels, [p.cpu().numpy() for p in predictions])
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
-    there = [i for i in range(1, 1 + len(fold.base)) if any((s.label == i).any() for s in shown)]
-    if there:
-        base[np.array(there) - 1] = support_prototypes([s.features.float().numpy() for s in shown], [s.label for s in shown], there)
+    features, labels = _arrays(images)
+    present = [i for i in range(1, 1 + len(fold.base)) if any((label == i).any() for label in labels)]
+    if present:
+        base[np.array(present) - 1] = support_prototypes(features, labels, present)
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 
 
+def _arrays(samples: list[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return [s.features.float().numpy() for s in samples], [s.label for s in samples]
+
+
 def keep_thresholds(config: Config, fold: Fold, support: list[Sample]) -> dict[int, float]:
-    """lambda_keep by novel class index: the number of the config, or a quantile of held-out similarities."""
+    """Return lambda_keep by novel class index: the number of the configuration, or a quantile of held-out similarities."""
     limit = config.labeling.lambda_keep
     if not isinstance(limit, SupportQuantile):
         return dict.fromkeys(fold.novel_indices, float(limit))
-    features, labels = [s.features.float().numpy() for s in support], [s.label for s in support]
-    values = {k: held_out_similarities(features, labels, k) for k in fold.novel_indices}
+    values = {k: held_out_similarities(*_arrays(support), k) for k in fold.novel_indices}
     if config.data.shots == 1:  # parts of one object resemble each other more than two objects do: pool the classes
-        pooled = np.concatenate(list(values.values()))
-        values = dict.fromkeys(values, pooled)
+        values = dict.fromkeys(values, np.concatenate(list(values.values())))
     return {k: float(np.quantile(v, limit.support_quantile)) for k, v in values.items()}

@@ -10,7 +10,7 @@ import pytest
 from actors.graph import stream
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
-from syn4seg.stages import arrivals, draw_training, novel
+from syn4seg.stages import arrivals, draw_training
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.checks import check
 from syn4seg.stages.draw_training import train_draw
@@ -36,10 +36,10 @@ def labelled(prepared, small, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(novel, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(arrivals, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(arrivals, "LOOKING_SHARE", 1e9)
-    monkeypatch.setattr(draw_training, "AT_ONCE", 3)
+    monkeypatch.setattr(draw_training, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(arrivals, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(arrivals, "POLL_SHARE", 1e9)
+    monkeypatch.setattr(draw_training, "READ_BATCH", 3)
 
 
 def copied(run, path) -> RunDir:

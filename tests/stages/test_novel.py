@@ -75,7 +75,7 @@ def test_rows_train_on_the_bank_and_the_label_column_that_the_table_says(fresh, 
     }
     for number, (row, there) in enumerate(expected.items()):
         bank, column = ROWS[row]
-        found = {name: stage.columns(bank, sample) for name, sample in record.items()}
+        found = {name: stage.training_labels(bank, sample) for name, sample in record.items()}
         assert [name for name, columns in found.items() if column in columns] == there
         assert all(columns[column].max() == max(0, number - 1) for columns in found.values() if column in columns)
     assert [r for r in ROWS if r not in expected] == ["support_only"]

@@ -159,7 +159,7 @@ def test_a_bank_that_falls_short_is_noted_and_used_in_turn(small, tmp_path):
 
 def test_a_bank_without_a_single_prompt_is_an_error_with_the_remedy(small, tmp_path):
     run = RunDir(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"0 of 3 prompts.*off class.*use another agent.*proposals: delete the file of the class"):
+    with pytest.raises(UserError, match=r"0 of 3 prompts.*off class.*use another agent.*proposals: delete the file of the class"):
         planned_by(load(None, [*small, "prompts.patience=9"]), run, Babbler(sense=0))
     assert not run.plan.exists()
 
