@@ -13,7 +13,7 @@ from actors.training import on_workers, share_of
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
-from syn4seg.stages.scoring import Matrices, Scorer, evaluate_run, here
+from syn4seg.stages.scoring import Matrices, Scorer, score_in_process, score_run
 from syn4seg.stages.setup import load_dataset
 from syn4seg.store.rundir import RunDir
 
@@ -45,13 +45,13 @@ def evaluate(
     if on_workers(config):
         return evaluate_on_workers(config, run, dataset, fold, done)
     scorer = Scorer(config, run, dataset, fold, device=config.placement.device)
-    return evaluate_run(config, run, dataset, fold, here(scorer), done)
+    return score_run(config, run, dataset, fold, score_in_process(scorer), done)
 
 
 def evaluate_on_workers(
     config: Config, run: RunDir, dataset: Dataset, fold: Fold, done: Callable[[int, int], None]
 ) -> dict[int, dict[str, np.ndarray]]:
-    """As `evaluate_run`, by `placement.training.workers` actors; equal to one process, exactly.
+    """As `score_run`, by `placement.training.workers` actors; equal to one process, exactly.
 
     A lost actor's chunk goes to the others. When none is left all are started again, at most
     `placement.training.max_failures` times.
@@ -59,7 +59,7 @@ def evaluate_on_workers(
     Raises:
         UserError: the workers do not fit on the cluster, were lost too often, or what one of them said.
     """
-    return evaluate_run(config, run, dataset, fold, lambda chunks: _scored(config, run, chunks), done)
+    return score_run(config, run, dataset, fold, lambda chunks: _scored(config, run, chunks), done)
 
 
 def _scored(config: Config, run: RunDir, chunks: list[list[str]]) -> Iterator[tuple[int, Matrices]]:

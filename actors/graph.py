@@ -30,7 +30,7 @@ from syn4seg.config.sections import Pool, Training
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
-from syn4seg.stages.results import counted
+from syn4seg.stages.results import count_values
 from syn4seg.stages.setup import speed_of
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
@@ -118,16 +118,20 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
         )
     if draw is None:
         return [make, Stage(Noter, {"run": root, "names": names}, pool["writing"], "writing")]
-    tree = config.model_dump(mode="json")
     return [
         make,
         Stage(
             Labeler,
-            {"run": root, "draw": draw, "config": tree, "device": device_of(config, pool["labeling"])},
+            {"run": root, "draw": draw, "config": config, "device": device_of(config, pool["labeling"])},
             pool["labeling"],
             "labeling",
         ),
-        Stage(Refiner, {"config": tree, "device": device_of(config, pool["refinement"])}, pool["refinement"], "refinement"),
+        Stage(
+            Refiner,
+            {"settings": config.refinement, "device": device_of(config, pool["refinement"])},
+            pool["refinement"],
+            "refinement",
+        ),
         Stage(Writer, {"run": root, "draw": draw, "names": names}, pool["writing"], "writing"),
     ]
 
@@ -181,7 +185,7 @@ def stream(
         finished = [*images["sample_id"].to_pylist(), *run.noted()]
     else:
         complete = run.draw(draw).complete()
-        finished, ended = complete["sample_id"], counted(complete["reason"])
+        finished, ended = complete["sample_id"], count_values(complete["reason"])
     rows, steps = todo(plan, finished, images), stages(config, run, names, draw)
     reasons, kinds = Counter(), _kinds(ended)
     done = planned - (pc.sum(rows["todo"]).as_py() or 0)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 
 from actors.columns import Batch, column, each_row, texts
+from syn4seg.config.tree import Config
 
 
 class Labeler:
@@ -15,10 +16,11 @@ class Labeler:
     reads = ("image", "class_id", "reason", "traceback")
     adds = ("draft", "kept", "relabeled", "labeling_audit")
 
-    def __init__(self, run: str, draw: int, config: dict, device: str):
+    def __init__(self, run: str, draw: int, config: Config, device: str):
         from syn4seg.stages.labels import Enhancer
+        from syn4seg.store.rundir import RunDir
 
-        self.enhancer = Enhancer.from_run(run, draw, config, device)
+        self.enhancer = Enhancer.from_run(RunDir(run), draw, config, device)
 
     def __call__(self, rows: Batch) -> Batch:
         def work(i: int):

@@ -27,7 +27,7 @@ from syn4seg.models.device import free_gpu
 from syn4seg.stages.base import make_base
 from syn4seg.stages.classifiers import load_classifier
 from syn4seg.stages.novel import NovelStage
-from syn4seg.stages.plan import make_plan, planned
+from syn4seg.stages.plan import make_plan, read_planned_samples
 from syn4seg.stages.results import write_manifest, write_results
 from syn4seg.stages.rows import rows_of
 from syn4seg.stages.setup import draws_of
@@ -175,7 +175,7 @@ class Pipeline:
         Raises:
             UserError: some labels are not there.
         """
-        wanted = planned(self.run)["sample_id"]
+        wanted = read_planned_samples(self.run)["sample_id"]
         for draw in draws_of(self.config):
             done = self.run.draw(draw).complete()["sample_id"]
             missing = len(wanted) - pc.sum(pc.is_in(wanted, done.combine_chunks())).as_py()

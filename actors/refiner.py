@@ -10,6 +10,7 @@ import numpy as np
 
 from actors import watch
 from actors.columns import Batch, column, each_row, texts
+from syn4seg.config.sections import Refinement
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
@@ -23,10 +24,10 @@ class Refiner:
     adds = ("label", "refinement_audit")
     drops = ("image",)
 
-    def __init__(self, config: dict, device: str):
+    def __init__(self, settings: Refinement, device: str):
         from syn4seg.stages.labels import BoundaryRefiner
 
-        self.refine = BoundaryRefiner.from_config(config, device)
+        self.refine = BoundaryRefiner.from_settings(settings, device)
 
     def __call__(self, rows: Batch) -> Batch:
         images, labels = ([np.asarray(values) for values in rows[name]] for name in ("image", "relabeled"))

@@ -188,7 +188,7 @@ def train_and_evaluate(
     if not on_workers(config):
         stage = NovelStage(config, run, dataset, fold)
         _train(stage, labelled, told)
-        return stage.evaluate(bars[1]) if evaluate else {}
+        return stage.score_queries(bars[1]) if evaluate else {}
     parts = {"config": config.model_dump(mode="json"), "run": run.address, "labelled": labelled}
     fit(_loop, parts, config.placement.training, name="novel", progress=told)
     return evaluate_on_workers(config, run, dataset, fold, bars[1]) if evaluate else {}

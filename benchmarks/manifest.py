@@ -33,7 +33,7 @@ from actors.graph import todo
 from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
 from syn4seg.schema import LABEL_STAGES
-from syn4seg.stages.results import verify, write_manifest
+from syn4seg.stages.results import verify_run, write_manifest
 from syn4seg.store.files import encode_image, pixel_digest, write_atomically
 from syn4seg.store.layout_sharded import IMAGES, LABELS
 from syn4seg.store.parquet_parts import Shards
@@ -130,8 +130,8 @@ STEPS = {
     "listing": ("whole", lambda run: len(run.samples.images()) + len(run.draw(0).table())),
     "todo_when_half_finished": ("half", resume),
     "manifest": ("whole", lambda run: sum(Counter(write_manifest(run, 0)).values())),
-    "quick_verify": ("whole", lambda run: verify(run, quick=True)),
-    "full_verify": ("whole", verify),
+    "quick_verify": ("whole", lambda run: verify_run(run, quick=True)),
+    "full_verify": ("whole", verify_run),
     "poll_finished": ("whole", poll),
 }
 

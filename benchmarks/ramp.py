@@ -42,7 +42,7 @@ def scores(run: RunDir, overrides: list[str], stage: NovelStage | None) -> tuple
             run.draw(draw).checkpoint(row).unlink(missing_ok=True)
         train_draw(stage, draw, lambda *_: None)
     found: dict[str, dict[str, list[float]]] = {}
-    for matrices in stage.evaluate(lambda *_: None).values():
+    for matrices in stage.score_queries(lambda *_: None).values():
         for row, matrix in matrices.items():
             values = metrics(np.array(matrix), len(stage.fold.base), len(stage.fold.novel))
             for metric in SHOWN:

@@ -39,7 +39,7 @@ from syn4seg.stages.base import make_base
 from syn4seg.stages.checks import check
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import make_plan
-from syn4seg.stages.results import verify, write_manifest
+from syn4seg.stages.results import verify_run, write_manifest
 from syn4seg.store.rundir import RunDir
 
 
@@ -91,7 +91,7 @@ def measure(config: Config, run: RunDir, steps: list) -> dict[str, Any]:
         done += len(batch["reason"])
     seconds, spent = time.time() - started, machine_cpu() - cpu
     write_manifest(run, 0)
-    return {"images": done, "seconds": round(seconds, 2), "cpu_seconds": round(spent, 2), "digest": verify(run)[0]}
+    return {"images": done, "seconds": round(seconds, 2), "cpu_seconds": round(spent, 2), "digest": verify_run(run)[0]}
 
 
 def steady(few: dict[str, Any], all_: dict[str, Any]) -> dict[str, float]:

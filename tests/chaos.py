@@ -261,17 +261,17 @@ def check(run: Run, reference: str, kills: int, in_flight: int) -> dict[str, int
     """The run is whole: the digest of an undisturbed one, every planned sample once, and little work done twice."""
     import pyarrow.parquet as pq
 
-    from syn4seg.stages.plan import planned
-    from syn4seg.stages.results import verify
+    from syn4seg.stages.plan import read_planned_samples
+    from syn4seg.stages.results import verify_run
     from syn4seg.store.rundir import RunDir
 
     made = RunDir(run.out)
-    problems = verify(made)[1]
+    problems = verify_run(made)[1]
     assert problems == [], problems
     digest = every_label(made)
     assert digest == reference, f"digest {digest} instead of {reference}"
     listed = Counter(pq.read_table(made.draw(0).manifest, columns=["sample_id"])["sample_id"].to_pylist())
-    wanted = planned(made)["sample_id"].to_pylist()
+    wanted = read_planned_samples(made)["sample_id"].to_pylist()
     assert listed == Counter(wanted), "a sample is missing, or twice in the manifest"
     assert not made.quarantine(), "an innocent row was quarantined"
     again = run.made() - made.read_plan().num_rows  # the padding of the last batch is made too

@@ -72,14 +72,14 @@ def finished(tmp_path_factory, small):
 def finish():
     """A function (config, run, names) that streams what is left of draw 0, writes its manifest and returns the digest."""
     from actors.graph import stream
-    from syn4seg.stages.results import verify, write_manifest
+    from syn4seg.stages.results import verify_run, write_manifest
 
     def to_the_end(config, run, names) -> str:
         stream(config, run, names, 0, lambda *_: None)
         write_manifest(run, 0)
-        digest, problems = verify(run)
+        digest, problems = verify_run(run)
         assert problems == []
-        assert verify(run, quick=True) == (digest, [])
+        assert verify_run(run, quick=True) == (digest, [])
         return digest
 
     return to_the_end

@@ -121,7 +121,7 @@ def stopped(ray: subprocess.Popen) -> list[str]:
 
 @pytest.mark.slow
 def test_the_printed_command_runs_as_a_job_whose_logs_show_progress_and_result_and_no_secret(head, tmp_path, small):
-    from syn4seg.stages.results import verify
+    from syn4seg.stages.results import verify_run
     from syn4seg.store.rundir import RunDir
 
     keys = " ".join(key for key in small if "runner" not in key)
@@ -138,7 +138,7 @@ def test_the_printed_command_runs_as_a_job_whose_logs_show_progress_and_result_a
 
     alone = [sys.executable, "-m", "syn4seg.cli", "run", "embedded", *small, "--out", str(tmp_path / "inline")]
     subprocess.run(alone, check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
-    assert verify(RunDir(run)) == verify(RunDir(tmp_path / "inline"))
+    assert verify_run(RunDir(run)) == verify_run(RunDir(tmp_path / "inline"))
 
     told = head.submit(f"ray job list; ray job status {job.group()}").stdout
     written = [p.read_bytes() for p in run.rglob("*") if p.is_file()]

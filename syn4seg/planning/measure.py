@@ -203,14 +203,13 @@ class _Miniature:
         """The four labels of every image."""
         from syn4seg.stages.labels import BoundaryRefiner, Enhancer
 
-        tree = self.config.model_dump(mode="json")
         kind, device = self._on("labeling")
-        enhance, targets = Enhancer.from_run(str(run.root), 0, tree, device), list(fold.novel_indices)
+        enhance, targets = Enhancer.from_run(run, 0, self.config, device), list(fold.novel_indices)
         enhance(images[0], targets[0])
         with self.timed("labeling", kind, len(images)):
             made = [enhance(image, targets[i % len(targets)]) for i, image in enumerate(images)]
         kind, device = self._on("refinement")
-        refine, some = BoundaryRefiner.from_config(tree, device), self.config.refinement.images_per_pass
+        refine, some = BoundaryRefiner.from_settings(self.config.refinement, device), self.config.refinement.images_per_pass
         refine(images[:1], [made[0].relabeled])
         with self.timed("refinement", kind, len(images)):
             parts = [slice(i, i + some) for i in range(0, len(images), some)]
@@ -224,15 +223,15 @@ class _Miniature:
     def _novel(self, stage: Any, images: list[np.ndarray], labels: list[list[np.ndarray]]) -> None:
         """Features, classifiers and predictions."""
         from syn4seg.segmenter.novel import Sample
-        from syn4seg.stages.classifiers import save_classifier, start_of, train_row
+        from syn4seg.stages.classifiers import initial_classifier, save_classifier, train_row
         from syn4seg.stages.rows import ROWS, rows_of
 
         kind, count = kind_of(self.config), len(images)
         with self.timed("features", kind, count):
             features = [stage.features_of(f"sample-{i:05d}", image) for i, image in enumerate(images)]
         fixed, start = (
-            [*stage.support(0), *stage.base.replayed],
-            start_of(stage.segmenter, stage.register(0).prototypes, stage.fold),
+            [*stage.support_samples(0), *stage.base.replayed],
+            initial_classifier(stage.segmenter, stage.register(0).prototypes, stage.fold),
         )
         canvas, seconds = canvas_of(stage.config), []
         with self.timed("novel", kind, 1):
@@ -248,7 +247,7 @@ class _Miniature:
                 seconds.append(time.perf_counter() - began)
         self.found["novel"] = float(np.median(seconds)) / STEPS, self.found["novel"][1]
         with self.timed("evaluation", kind, len(stage.dataset.val)):
-            stage.evaluate(lambda *_: None)
+            stage.score_queries(lambda *_: None)
         per_query = self.found["evaluation"][0] - self.found["features"][0]
         self.found["evaluation"] = max(per_query, 0.0) / len(seconds), self.found["evaluation"][1]
 

@@ -23,7 +23,7 @@ from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
 from syn4seg.schema import FAULT, UNLABELED
 from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.rundir import RunDir
-from syn4seg.terminal import TITLES, in_order, percent, table_columns
+from syn4seg.terminal import TITLES, format_percent, sort_rows, table_columns
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -139,17 +139,17 @@ def _table(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> t
     there = [result for result in results if result]
     if len(there) < 2:
         return [], ["fewer than two of the runs have results; scores are not compared"]
-    columns, rows = (table_columns(there[0]["protocol"]), in_order({row for result in there for row in result["rows"]}))
+    columns, rows = (table_columns(there[0]["protocol"]), sort_rows({row for result in there for row in result["rows"]}))
     table, sentences = [], []
     for row in rows:
         for title, metric in columns.items():
             spreads = [result["rows"].get(row, {}).get(metric) if result else None for result in results]
-            values = [percent(spreads[0]) if spreads[0] else "-"]
+            values = [format_percent(spreads[0]) if spreads[0] else "-"]
             for spread in spreads[1:]:
-                values += [percent(spread) if spread else "-", _difference(spreads[0], spread)]
+                values += [format_percent(spread) if spread else "-", _difference(spreads[0], spread)]
             table.append((TITLES.get(row, row), title, values))
             if row == rows[-1] and metric == "novel":
-                told = [f"{label} {percent(s) if s else '-'}" for label, s in zip(labels, spreads, strict=True)]
+                told = [f"{label} {format_percent(s) if s else '-'}" for label, s in zip(labels, spreads, strict=True)]
                 sentences = [f"{TITLES.get(row, row)}, novel mIoU: {', '.join(told)}"]
     shown = [values for _, _, values in table]
     if shown and all(value in ("+0.0", values[0]) for values in shown for value in values[1:]):
@@ -168,7 +168,7 @@ def _charts(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> 
     for label, result in zip(labels[1:], results[1:], strict=True):
         if not first or not result:
             continue
-        common = in_order(first["per_class"].keys() & result["per_class"].keys())
+        common = sort_rows(first["per_class"].keys() & result["per_class"].keys())
         if not common:
             continue
         before, after = (r["per_class"][common[-1]] for r in (first, result))

@@ -18,7 +18,7 @@ from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.report.reading import Truth, pages
 from syn4seg.schema import FAULT, LABEL_STAGES, UNLABELED
-from syn4seg.stages.plan import planned
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import HDIG
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import MAX_TABLE, exists, read_bytes, read_json
@@ -53,7 +53,7 @@ def progress_of(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
 
     A sample that was quarantined counts as made: nothing more happens to it.
     """
-    plan = len(planned(run)) if exists(run.plan) else 0
+    plan = len(read_planned_samples(run)) if exists(run.plan) else 0
     ended = pa.chunked_array([*run.samples.images()["sample_id"].chunks, pa.array(run.noted(), pa.string())])
     found = [("images", len(pc.unique(ended)), plan)]
     for number in draws_of(config):
@@ -161,7 +161,7 @@ def prompt_map(run: RunDir) -> list[dict[str, Any]]:
 
     if not (exists(run.plan) and exists(run.embeddings) and exists(run.prompts)):
         return []
-    plan, names = planned(run), {row["class_id"]: row["class"] for row in read_parquet(run.prompts).to_pylist()}
+    plan, names = read_planned_samples(run), {row["class_id"]: row["class"] for row in read_parquet(run.prompts).to_pylist()}
     most, taken = max(1, min(48, PROMPTS // max(1, len(names)))), Counter[int]()
     first: dict[tuple[int, int], str] = {}
     for index, prompt, row in zip(*(plan[c].to_pylist() for c in ("class_id", "prompt", "prompt_row")), strict=True):

@@ -21,7 +21,7 @@ from syn4seg.report.sheets import WHO, WHO_COLORS, colors_of
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import as_path, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
-from syn4seg.terminal import BASELINES, TITLES, about_results, in_order, percent, table_columns
+from syn4seg.terminal import BASELINES, TITLES, format_percent, result_notes, sort_rows, table_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,10 +167,12 @@ def _table(results: dict[str, Any] | None) -> dict[str, Any]:
             (f"{BASELINES.get(name, name)}{' *' if found['transductive'] else ''}", found["metrics"])
             for name, found in results["baselines"].items()
         ],
-        [(TITLES.get(row, row), results["rows"][row]) for row in in_order(results["rows"])],
+        [(TITLES.get(row, row), results["rows"][row]) for row in sort_rows(results["rows"])],
     ]
-    table = [[(title, [percent(values[c]) for c in columns.values()]) for title, values in group] for group in groups if group]
-    return {"table": table, "columns": list(columns), "protocol": about_results(results)}
+    table = [
+        [(title, [format_percent(values[c]) for c in columns.values()]) for title, values in group] for group in groups if group
+    ]
+    return {"table": table, "columns": list(columns), "protocol": result_notes(results)}
 
 
 def _funnel(run: RunDir, records: pa.Table, found: numbers.Totals) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -226,7 +228,7 @@ def _number(value: float | None) -> str:
 
 
 def _result_charts(results: dict[str, Any] | None, names: Sequence[str]) -> list[Markup]:
-    rows = in_order(results["per_class"]) if results else []
+    rows = sort_rows(results["per_class"]) if results else []
     if not results or len(rows) < 2:
         return []
     titles = {row: TITLES.get(row, row) for row in (rows[0], rows[-1])}

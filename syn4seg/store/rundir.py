@@ -255,7 +255,7 @@ class RunDir:
         """Refuses other files under the names that the configuration gives.
 
         Args:
-            inputs: `setup.inputs_of(config)`.
+            inputs: `setup.digest_inputs(config)`.
 
         Raises:
             UserError: a file is not the one that the run was begun with.

@@ -24,11 +24,11 @@ import numpy as np
 
 from syn4seg.config.tree import Config
 from syn4seg.labeling.components import components
-from syn4seg.stages.classifiers import schedule_of, seed_of, start_of, trust_of
-from syn4seg.stages.labels import BoundaryRefiner, Draft, Enhancer, dense_features
+from syn4seg.stages.classifiers import initial_classifier, pixel_weights, schedule_of, seed_of
+from syn4seg.stages.labels import BoundaryRefiner, DraftLabel, Enhancer, dense_features
 from syn4seg.stages.scoring import CHUNK
-from syn4seg.stages.setup import draws_of, inputs_of, queries_of, support_of, training_device
-from syn4seg.stages.support import Registration, base_samples, learn, support_samples, thresholds_of
+from syn4seg.stages.setup import digest_inputs, draws_of, queries_of, support_of, training_device
+from syn4seg.stages.support import Registration, base_samples, compute_registration, keep_thresholds, support_samples
 from syn4seg.store.files import exists, pixel_digest
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import RUNS, Arrays, StageCache, key_hash
@@ -117,10 +117,10 @@ class Trials:
     def refiner(self, config: Config) -> tuple[str, BoundaryRefiner]:
         """SAM as the configuration wants it, and a key of its answers."""
         settings = config.refinement
-        weights = inputs_of(config).get("refinement.model", settings.model)
+        weights = digest_inputs(config).get("refinement.model", settings.model)
         key = key_hash([weights, settings.images_per_pass])
         if key not in self.refiners:
-            self.refiners = {key: (key, BoundaryRefiner.from_config(config.model_dump(mode="json"), self.device))}
+            self.refiners = {key: (key, BoundaryRefiner.from_settings(config.refinement, self.device))}
         _, refiner = self.refiners[key]
         return key, BoundaryRefiner(refiner.sam, settings)
 
@@ -171,7 +171,7 @@ class _Trial:
             data.model_dump(mode="json", exclude={"draws", "first_draw", "val_images", "root"}),
             self.config.seed,
             draw,
-            inputs_of(self.config).get("data.root"),
+            digest_inputs(self.config).get("data.root"),
             *self.world.software,
         ]
         found = self.cache.get("support", key, make)
@@ -188,18 +188,18 @@ class _Trial:
         """Round 0 of a draw with its key, and the support samples."""
         support = self.support(draw)
         config, keys = self.config, ("weight", "bias", "prototypes")
-        given = [self._of_samples(support), self._of_samples(self.base.shown), self._of_samples(self.base.replayed)]
+        given = [self._of_samples(support), self._of_samples(self.base.prototype_images), self._of_samples(self.base.replayed)]
         key = key_hash([self.world.network, given, self._schedule(draw), len(self.fold.base), len(self.fold.novel)])
 
         def make() -> Arrays:
-            made = learn(config, self.world.segmenter, self.fold, support, self.base, draw)
+            made = compute_registration(config, self.world.segmenter, self.fold, support, self.base, draw)
             return {name: getattr(made, name) for name in keys}
 
         found = self.cache.get("registration", key, make)
         network = self.world.segmenter.classifier
         made = Registration(
             **{name: found[name].copy() for name in keys},
-            thresholds=thresholds_of(config, self.fold, support),
+            thresholds=keep_thresholds(config, self.fold, support),
             cosine=network.cosine,
             align_corners=network.align_corners,
         )
@@ -263,20 +263,20 @@ class _Trial:
         def filtered() -> Arrays:
             features, before, found = self.dense(images), cache.get("draft", draft, drafts), {}
             for i in _rows(before):
-                cells = enhancer.cells(self.world.tensor(features[i]), images[i].shape)
+                cells = enhancer.grid_features(self.world.tensor(features[i]), images[i].shape)
                 with _left_out():
-                    of = Draft(before[f"label.{i}"], before[f"confidence.{i}"], cells, images[i].shape[:2])
+                    of = DraftLabel(before[f"label.{i}"], before[f"confidence.{i}"], cells, images[i].shape[:2])
                     found[f"label.{i}"] = enhancer.filter(of, targets[i]).kept
             return found
 
         def relabelings() -> Arrays:
             features, before, found = self.dense(images), cache.get("kept", kept, filtered), {}
             for i in _rows(before):
-                cells = enhancer.cells(self.world.tensor(features[i]), images[i].shape)
+                cells = enhancer.grid_features(self.world.tensor(features[i]), images[i].shape)
                 with _left_out():
                     made = enhancer.relabel(before[f"label.{i}"], cells, targets[i])
                     if not made.reason:
-                        found[f"label.{i}"] = enhancer.native(made.label, images[i].shape)
+                        found[f"label.{i}"] = enhancer.to_image_shape(made.label, images[i].shape)
             return found
 
         def answers() -> Arrays:
@@ -295,7 +295,9 @@ class _Trial:
             for i in _rows(said):
                 with _left_out():
                     old = before[f"label.{i}"]
-                    found[f"label.{i}"] = refiner.redraw(old, components(old), said[f"masks.{i}"].view(bool), said[f"label.{i}"])[0]
+                    found[f"label.{i}"] = refiner.refine_label(
+                        old, components(old), said[f"masks.{i}"].view(bool), said[f"label.{i}"]
+                    )[0]
             return found
 
         done = cache.get("label", label, refined)
@@ -372,7 +374,7 @@ class _Trial:
         from syn4seg.segmenter.novel import NovelTraining
 
         schedule = schedule_of(self.config)
-        start = start_of(self.world.segmenter, made.prototypes, self.fold).to(training_device(self.config))
+        start = initial_classifier(self.world.segmenter, made.prototypes, self.fold).to(training_device(self.config))
         training = NovelTraining(
             start,
             [*support, *self.base.replayed],
@@ -404,7 +406,7 @@ class _Trial:
         for i, label in chunk.labels.items():
             name = chunk.images[i].sample_id
             features = self.world.features[name]
-            yield Sample(name, features, self.canvas.label(label), "synthetic", trust_of(self.config, registered, features))
+            yield Sample(name, features, self.canvas.label(label), "synthetic", pixel_weights(self.config, registered, features))
 
 
 @contextlib.contextmanager

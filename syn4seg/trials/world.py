@@ -16,10 +16,10 @@ from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.labels import load_on_device
-from syn4seg.stages.plan import planned
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.reuse import INPUT_STAGES
 from syn4seg.stages.rows import ROWS
-from syn4seg.stages.setup import canvas_of, inputs_of, load_dataset
+from syn4seg.stages.setup import canvas_of, digest_inputs, load_dataset
 from syn4seg.store.files import MAX_TABLE, pixel_digest, read_bytes
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import Image
@@ -36,7 +36,7 @@ TOGETHER = 64
 
 def world_key(config: Config) -> str:
     """Hash of everything that prompts, images and base checkpoint of a configuration depend on, input files included."""
-    inputs = {key: digest for key, digest in inputs_of(config).items() if key in INPUT_STAGES}
+    inputs = {key: digest for key, digest in digest_inputs(config).items() if key in INPUT_STAGES}
     return key_hash([fingerprint(config, "images"), fingerprint(config, "base"), inputs])
 
 
@@ -79,7 +79,7 @@ class World:
         weights = hashlib.blake2b(read_bytes(run.base, MAX_TABLE), digest_size=16).hexdigest()
         self.software = [_version(), torch.__version__, self.device.type]
         self.network = [*self.software, weights, self.canvas.size, self.canvas.kind]
-        rows = [row for row in planned(run).to_pylist() if row["bank"] == ROWS[ROW][0]]
+        rows = [row for row in read_planned_samples(run).to_pylist() if row["bank"] == ROWS[ROW][0]]
         self.planned = [row["sample_id"] for row in rows]
         self.images = self._images(rows)
         self.features = FeatureCache()

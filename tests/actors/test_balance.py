@@ -133,7 +133,7 @@ def test_five_hundred_gpus_are_shared_out_in_a_moment():
 def test_sizes_chosen_while_streaming_change_no_byte(fresh, small, tmp_path):
     from actors.graph import stream
     from syn4seg.config.loading import load
-    from syn4seg.stages.results import verify, write_manifest
+    from syn4seg.stages.results import verify_run, write_manifest
     from syn4seg.store.rundir import RunDir
 
     run, names = fresh
@@ -146,7 +146,7 @@ def test_sizes_chosen_while_streaming_change_no_byte(fresh, small, tmp_path):
     digests = []
     for each in (run, inline):
         write_manifest(each, 0)
-        digests.append(verify(each))
+        digests.append(verify_run(each))
     assert digests[0] == digests[1] and digests[0][1] == []
     sized = re.search(r"sizes=auto: synthesis \d+, labeling \d+, refinement \d+, writing \d+: .* rows/s expected", told[0])
     assert sized, told

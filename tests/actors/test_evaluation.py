@@ -8,7 +8,7 @@ import actors.evaluation
 from actors.evaluation import evaluate
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
-from syn4seg.stages.scoring import Scorer, evaluate_run, here
+from syn4seg.stages.scoring import Scorer, score_in_process, score_run
 from tests.stages.test_scoring import KEYS, _same, quiet, scored  # noqa: F401 - a fixture
 
 
@@ -26,7 +26,7 @@ def test_any_number_of_workers_counts_the_same_pixels_as_one_process(scored, sma
         found = evaluate(config, run, dataset, fold, lambda *done, steps=steps: steps.append(done))
         assert len(steps) == 3 and steps[-1] == (37, 37)
         if workers == 1:
-            alone = evaluate_run(config, run, dataset, fold, here(Scorer(config, run, dataset, fold)), quiet)
+            alone = score_run(config, run, dataset, fold, score_in_process(Scorer(config, run, dataset, fold)), quiet)
         assert _same(found, alone)
 
 
@@ -34,7 +34,7 @@ def test_any_number_of_workers_counts_the_same_pixels_as_one_process(scored, sma
 def test_lost_workers_cost_the_chunks_that_they_had(scored, small, ray_cluster, tmp_path, monkeypatch):  # noqa: F811
     _, run, dataset, fold = scored
     config, folder = _config(small, 2), str(tmp_path)
-    alone = evaluate_run(config, run, dataset, fold, here(Scorer(config, run, dataset, fold)), quiet)
+    alone = score_run(config, run, dataset, fold, score_in_process(Scorer(config, run, dataset, fold)), quiet)
     plain = actors.evaluation.ScoringWorker
 
     def dying(times):

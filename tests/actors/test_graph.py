@@ -19,7 +19,7 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
 from syn4seg.schema import LABEL_STAGES
-from syn4seg.stages.results import verify, write_manifest
+from syn4seg.stages.results import verify_run, write_manifest
 from syn4seg.store.files import read_image, write_image
 
 
@@ -164,7 +164,7 @@ def test_one_faulty_image_costs_one_row(fresh, small, prepared):
     assert not run.image(names[bad["class_id"]], bad["sample_id"]).exists()
     assert len(run.draw(0).done()) == 24
     write_manifest(run, 0)
-    assert verify(run)[1] == []
+    assert verify_run(run)[1] == []
 
 
 def test_a_run_that_fails_everywhere_stops_with_the_most_frequent_reason(fresh, small, monkeypatch):
@@ -212,14 +212,14 @@ def test_verify_sees_one_changed_pixel_a_missing_file_and_a_missing_record(finis
     label = read_image(path)
     label[0, 0] ^= 1
     write_image(path, label)
-    other, problems = verify(run)
+    other, problems = verify_run(run)
     assert other != digest
     assert problems == [f"draw 0: label of {record['sample_id']} differs"]
     path.unlink()
-    assert verify(run)[1] == [f"draw 0: label of {record['sample_id']} is missing"]
+    assert verify_run(run)[1] == [f"draw 0: label of {record['sample_id']} is missing"]
     run.draw(0).record(record["class"], record["sample_id"]).unlink()
     write_manifest(run, 0)
-    assert any("not in both" in line for line in verify(run)[1])
+    assert any("not in both" in line for line in verify_run(run)[1])
 
 
 def imported(run, small, folder, *keys):

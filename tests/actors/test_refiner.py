@@ -21,7 +21,7 @@ EVERY = tuple(range(len(SIZES)))
 
 
 def refiner(images_per_pass: int) -> Refiner:
-    return Refiner(load(None, [f"refinement.images_per_pass={images_per_pass}"]).model_dump(mode="json"), "cpu")
+    return Refiner(load(None, [f"refinement.images_per_pass={images_per_pass}"]).refinement, "cpu")
 
 
 def rows(order: Sequence[int] = EVERY) -> dict[str, np.ndarray]:

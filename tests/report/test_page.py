@@ -33,7 +33,7 @@ from syn4seg.report.page import write_report
 from syn4seg.report.reading import records_of
 from syn4seg.report.sheets import ROW, colors_of, label_url, provenance, sheet, shrunk
 from syn4seg.schema import LABEL_STAGES, UNLABELED
-from syn4seg.stages.plan import planned
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import TITLES
 
@@ -291,7 +291,7 @@ def test_a_run_that_has_only_begun_says_how_far_it_is(tmp_path, small):
 def test_a_run_with_a_plan_and_no_image_says_how_far_it_is(fresh):
     run, _ = fresh
     html = written(run)
-    assert f"images 0 of {len(planned(run))}" in html and "Prompt bank" in html
+    assert f"images 0 of {len(read_planned_samples(run))}" in html and "Prompt bank" in html
 
 
 def test_half_a_run_shows_that_half(run):

@@ -14,7 +14,7 @@ from actors.graph import stream
 from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
 from syn4seg.errors import StoreError, UserError
-from syn4seg.stages.results import verify
+from syn4seg.stages.results import verify_run
 from syn4seg.store.files import leftovers, write_atomically
 from syn4seg.store.rundir import RunDir
 
@@ -158,13 +158,13 @@ def test_a_manifest_that_points_elsewhere_is_refused(finish, fresh, small):
         column = ["../../../../etc", *good[key].to_pylist()[1:]]
         pq.write_table(good.set_column(good.column_names.index(key), key, pa.array(column)), run.draw(0).manifest)
         with pytest.raises(UserError, match=r"manifest\.parquet: .*cannot be part of a file name"):
-            verify(run)
+            verify_run(run)
     pq.write_table(good.drop_columns(["image"]), run.draw(0).manifest)
     with pytest.raises(UserError, match=r"manifest\.parquet: has no column 'image'"):
-        verify(run)
+        verify_run(run)
     run.draw(0).manifest.write_bytes(b"")
     with pytest.raises(UserError, match=r"manifest\.parquet: damaged"):
-        verify(run)
+        verify_run(run)
 
 
 def png(rows: int, columns: int) -> bytes:
@@ -190,7 +190,7 @@ def test_images_are_bounded_before_they_are_decoded(finish, fresh, small, monkey
     path.write_bytes(png(60_000, 60_000))
     with pytest.raises(UserError, match="claims 60000 x 60000 pixels"):
         files.read_image(path)
-    assert verify(run)[1] == [f"draw 0: label of {record['sample_id']} is missing"]
+    assert verify_run(run)[1] == [f"draw 0: label of {record['sample_id']} is missing"]
     monkeypatch.setattr(files, "MAX_FILE", 100)
     os.truncate(path, 2**28 + 1)  # sparse: it takes no room
     with pytest.raises(UserError, match="at most"):
@@ -217,4 +217,4 @@ def test_verify_names_a_sample_that_a_manifest_holds_twice(finish, fresh, small,
     manifest = run.draw(0).manifest
     table = pq.read_table(manifest)
     pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), manifest)
-    assert verify(run, quick)[1] == [f"draw 0: {table['sample_id'][3]} is in the manifest more than once"]
+    assert verify_run(run, quick)[1] == [f"draw 0: {table['sample_id'][3]} is in the manifest more than once"]

@@ -16,7 +16,7 @@ from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
 from syn4seg.errors import UserError
 from syn4seg.schema import LABEL_STAGES
-from syn4seg.stages.results import verify
+from syn4seg.stages.results import verify_run
 from syn4seg.stages.reuse import reuse
 from syn4seg.store.files import as_path, pixel_digest, write_atomically, write_json
 from syn4seg.store.layout_files import FileSamples
@@ -394,19 +394,19 @@ def test_verify_sees_what_is_wrong_in_a_sharded_run(finish, fresh, small, refere
     place = table.column_names.index("label_png")
     pq.write_table(table.set_column(place, "label_png", pa.array(column, pa.binary())), shard)
     sample = table["sample_id"][label].as_py()
-    assert verify(RunDir(run.root))[1] == [f"draw 0: label of {sample} differs"]
+    assert verify_run(RunDir(run.root))[1] == [f"draw 0: label of {sample} differs"]
     same = RunDir(run.root)
-    assert verify(same, quick=True)[1] == [], "quick looks at no pixel"
-    assert verify(same)[1] == [f"draw 0: label of {sample} differs"], "and leaves nothing for the full check to rely on"
+    assert verify_run(same, quick=True)[1] == [], "quick looks at no pixel"
+    assert verify_run(same)[1] == [f"draw 0: label of {sample} differs"], "and leaves nothing for the full check to rely on"
     shard.write_bytes(good[: len(good) // 2])
     for quick in (False, True):
-        problems = verify(RunDir(run.root), quick)[1]
+        problems = verify_run(RunDir(run.root), quick)[1]
         assert any(shard.name in line and "delete it" in line for line in problems)
         assert any(f"label of {sample} is missing" in line for line in problems)
     shard.unlink()
     assert finish(config, RunDir(run.root), names) == reference[0]
     write_json(run.root / "quarantined" / "hdig-ball-00000.json", {})
-    assert verify(RunDir(run.root))[1] == [], "a note alone says nothing about a sample that is done"
+    assert verify_run(RunDir(run.root))[1] == [], "a note alone says nothing about a sample that is done"
 
 
 def test_paths_are_the_same_whether_given_as_text_path_or_file_url(tmp_path):

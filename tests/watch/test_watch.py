@@ -25,7 +25,7 @@ from rich.console import Console
 from actors import graph
 from syn4seg.config.loading import load
 from syn4seg.errors import StoreError
-from syn4seg.stages.plan import planned
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import rows_of
 from syn4seg.store.files import as_path
 from syn4seg.store.pulse import Pulse
@@ -467,7 +467,7 @@ def test_a_pulse_that_cannot_be_written_ends_nothing():
 
 def test_a_stream_counts_each_sample_that_ended_once_and_says_all_that_have(fresh, small, monkeypatch):
     run, names = fresh
-    ids = planned(run)["sample_id"].to_pylist()
+    ids = read_planned_samples(run)["sample_id"].to_pylist()
     run.draw(0).write(
         [
             Sample(
