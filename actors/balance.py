@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from actors.packing import Node, alone, ask, fits
 from actors.placement import IO_CPUS
-from syn4seg.config.sections import Pool, Training
+from syn4seg.config.sections import PoolConfig, TrainingConfig
 
 SAMPLE_CALLS = 3
 """Calls of every stage that are measured before the pools are sized."""
@@ -32,7 +32,7 @@ class Split:
 
 
 def split(
-    seconds: Mapping[str, float], pools: Mapping[str, Pool], nodes: Sequence[Node], training: Training | None = None
+    seconds: Mapping[str, float], pools: Mapping[str, PoolConfig], nodes: Sequence[Node], training: TrainingConfig | None = None
 ) -> Split:
     """The smallest pools that reach the highest rate min_k(size_k / seconds_k) of all that fit on the nodes.
 
@@ -79,11 +79,11 @@ def _steps(most: int) -> range:
 
 def rebalance(
     measured: Mapping[str, tuple[int, float]],
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, PoolConfig],
     nodes: Sequence[Node],
     growth: Sequence[Node] = (),
-    training: Training | None = None,
-) -> tuple[dict[str, Pool], str]:
+    training: TrainingConfig | None = None,
+) -> tuple[dict[str, PoolConfig], str]:
     """Pools for the rest of the rows, and one line for the person, from what a sample of the rows took.
 
     Args:
@@ -103,7 +103,7 @@ def rebalance(
     return sized, str(now)
 
 
-def sample(pools: Mapping[str, Pool]) -> int:
+def sample(pools: Mapping[str, PoolConfig]) -> int:
     """How many rows to stream before sizes are chosen: some calls of every stage, in whole blocks of the first."""
     block = next(iter(pools.values())).batch
     return SAMPLE_CALLS * block * math.ceil(max(pool.batch for pool in pools.values()) / block)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from syn4seg.config.sections import Placement
+from syn4seg.config.sections import PlacementConfig
 from syn4seg.errors import UserError
 
 UNLIMITED = 64
@@ -44,7 +44,7 @@ def start_seconds() -> int:
     return 1800 if _promised([n for n in ray.nodes() if n["Alive"]]) else 600
 
 
-def store_bytes_for(placement: Placement) -> int:
+def store_bytes_for(placement: PlacementConfig) -> int:
     """Object store in bytes: its size on a cluster that is started here, what the stream may fill of a joined one.
 
     Without `placement.object_store_gib` that is 1 GiB, or 30 % of what the joined cluster's living nodes have.
@@ -79,7 +79,7 @@ def inside_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def connect(placement: Placement) -> None:
+def connect(placement: PlacementConfig) -> None:
     """Joins the cluster of `placement.address`, or starts one on this machine that listens on loopback only.
 
     Raises:
@@ -94,13 +94,13 @@ def connect(placement: Placement) -> None:
         _join(address)
 
 
-def _address(placement: Placement) -> str:
+def _address(placement: PlacementConfig) -> str:
     if placement.address == "here":
         return "auto" if inside_job() else "local"
     return placement.address
 
 
-def _start(placement: Placement) -> None:
+def _start(placement: PlacementConfig) -> None:
     if inside_job():
         raise UserError(
             "placement.address=local: this is a Ray job, which has a cluster already; leave the key out, or set "

@@ -26,7 +26,7 @@ from actors.refiner import Refiner
 from actors.streaming import run_inline, run_stream
 from actors.synthesizer import Importer, Synthesizer, warnings_of
 from actors.writer import Noter, Writer
-from syn4seg.config.sections import Pool, Training
+from syn4seg.config.sections import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
@@ -45,11 +45,11 @@ Progress = Callable[[int, int, Counter], None]
 """Called with (rows done, rows in all, reasons so far)."""
 
 
-def pools(config: Config) -> dict[str, Pool]:
+def pools(config: Config) -> dict[str, PoolConfig]:
     """The pool of each stage; generator calls take whole planned batches. `placement.sizes=auto` begins with one actor each."""
     place, planned = config.placement, config.synthesis.batch
     whole = math.ceil(place.synthesis.batch / planned) * planned
-    writing = Pool(batch=place.refinement.batch, cpus=min(0.25, place.refinement.cpus))
+    writing = PoolConfig(batch=place.refinement.batch, cpus=min(0.25, place.refinement.cpus))
     found = {
         "synthesis": place.synthesis.model_copy(update={"batch": whole}),
         "labeling": place.labeling,
@@ -91,7 +91,7 @@ def check_placement(config: Config) -> None:
             )
 
 
-def device_of(config: Config, pool: Pool) -> str:
+def device_of(config: Config, pool: PoolConfig) -> str:
     """`auto` means the GPU for a pool that asks for one, else the CPU; the same with and without Ray."""
     return ("cuda" if pool.gpus else "cpu") if config.placement.device == "auto" else config.placement.device
 
@@ -162,7 +162,7 @@ def stream(
     draw: int | None,
     progress: Progress,
     note: Callable[[str], None] = lambda line: None,
-    beside: Training | None = None,
+    beside: TrainingConfig | None = None,
 ) -> Counter:
     """Makes everything that the plan still lacks; safe to stop at any moment and to call again.
 
@@ -227,7 +227,7 @@ def _run(
     steps: list[Stage],
     draw: int | None,
     note: Callable[[str], None],
-    beside: Training | None,
+    beside: TrainingConfig | None,
 ) -> Iterator[dict[str, Any]]:
     """The rows through the stages; with `placement.sizes=auto` some of them first, to see what each stage takes."""
     place = config.placement
@@ -266,7 +266,9 @@ def _run(
     yield from streamed(rows, steps)
 
 
-def _resized(steps: list[Stage], seen: Mapping[str, Mapping[str, float]], training: Training | None) -> tuple[list[Stage], str]:
+def _resized(
+    steps: list[Stage], seen: Mapping[str, Mapping[str, float]], training: TrainingConfig | None
+) -> tuple[list[Stage], str]:
     """The stages with the pools that the connected cluster's nodes allow, from what a sample took (see `Ledger.totals`).
 
     Args:

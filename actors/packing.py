@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from syn4seg.config.sections import Pool, Training
+from syn4seg.config.sections import PoolConfig, TrainingConfig
 
 Node = Mapping[str, float]
 """Resources of one node as Ray names them: `{"CPU": 8, "GPU": 2, "accelerator_type:A100": 1, "synth": 1}`."""
@@ -25,7 +25,7 @@ class Ask:
     needs: Mapping[str, int]
 
 
-def ask(name: str, pool: Pool | Training, count: int) -> Ask:
+def ask(name: str, pool: PoolConfig | TrainingConfig, count: int) -> Ask:
     """What `count` actors of a pool ask for; Ray asks for 0.001 of an accelerator's node resource."""
     each = {"CPU": pool.cpus, "GPU": pool.gpus, **pool.resources}
     if pool.accelerator:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.packing import ACCELERATOR, UNIT, Ask, Node, alone, ask, fits
-from syn4seg.config.sections import Pool, Training
+from syn4seg.config.sections import PoolConfig, TrainingConfig
 from syn4seg.errors import UserError
 
 IO_CPUS = 1.0
@@ -22,7 +22,7 @@ class Stage:
 
     actor: type
     kwargs: dict[str, Any]
-    pool: Pool
+    pool: PoolConfig
     name: str
 
 
@@ -51,11 +51,11 @@ class _Want:
 
     key: str
     count: str
-    pool: Pool | Training
+    pool: PoolConfig | TrainingConfig
     ask: Ask
 
 
-def _wants(stages: list[Stage], training: Training | None = None) -> list[_Want]:
+def _wants(stages: list[Stage], training: TrainingConfig | None = None) -> list[_Want]:
     """What is alive at the same time: every pool at its `size`, and the training workers, if any, beside them."""
     found = [_Want(f"placement.{s.name}", "size", s.pool, ask(s.name, s.pool, s.pool.size)) for s in stages]
     if training is not None and training.workers:
@@ -63,7 +63,7 @@ def _wants(stages: list[Stage], training: Training | None = None) -> list[_Want]
     return found
 
 
-def preflight(stages: list[Stage], nodes: Sequence[Node], training: Training | None = None) -> None:
+def preflight(stages: list[Stage], nodes: Sequence[Node], training: TrainingConfig | None = None) -> None:
     """Refuses a placement that could never start, with the numbers (Ray itself would wait silently).
 
     Every actor needs one node with all that it asks for at once; a fraction of a GPU lies on one GPU. `max_size` never counts:
@@ -113,7 +113,7 @@ def _check_one(want: _Want, nodes: Sequence[Node]) -> None:
     pool = want.pool
     if pool.gpus > 1 and pool.gpus % 1:
         raise UserError(f"{want.key}.gpus={pool.gpus:g}: expected whole GPUs or a fraction below 1")
-    if isinstance(pool, Training) and pool.workers > 1 and pool.gpus % 1:
+    if isinstance(pool, TrainingConfig) and pool.workers > 1 and pool.gpus % 1:
         raise UserError(
             f"{want.key}.gpus={pool.gpus:g}: expected 0 or whole GPUs with {want.key}.workers={pool.workers}, because "
             "workers that train together cannot share one; set it to 1, or use one worker"

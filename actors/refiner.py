@@ -10,7 +10,7 @@ import numpy as np
 
 from actors import watch
 from actors.columns import Batch, column, each_row, texts
-from syn4seg.config.sections import Refinement
+from syn4seg.config.sections import RefinementConfig
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
@@ -24,7 +24,7 @@ class Refiner:
     adds = ("label", "refinement_audit")
     drops = ("image",)
 
-    def __init__(self, settings: Refinement, device: str):
+    def __init__(self, settings: RefinementConfig, device: str):
         from syn4seg.stages.labels import BoundaryRefiner
 
         self.refine = BoundaryRefiner.from_settings(settings, device)

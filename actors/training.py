@@ -20,7 +20,7 @@ from typing import Any
 
 from actors.cluster import node_resources, start_seconds
 from actors.placement import preflight
-from syn4seg.config.sections import Training
+from syn4seg.config.sections import TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.stages.base import train_base_stage
@@ -54,7 +54,7 @@ Loop = Callable[[dict[str, Any], Group], Any]
 def fit(
     loop: Loop,
     config: dict[str, Any],
-    workers: Training,
+    workers: TrainingConfig,
     *,
     name: str,
     device: str = "cpu",
@@ -120,7 +120,7 @@ def fit(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def share_of(workers: Training) -> dict[str, float]:
+def share_of(workers: TrainingConfig) -> dict[str, float]:
     """What one worker takes, as Ray names it."""
     return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}) | workers.resources
 

@@ -80,9 +80,9 @@ def stages(pools: dict, size: int, faster: float) -> list:
 def sized(nodes: list[dict[str, float]], batch: int, faster: float) -> tuple[dict, float]:
     """Pools as `split` chooses them, and the rate in rows/s that they allow."""
     from actors.balance import split
-    from syn4seg.config.sections import Pool
+    from syn4seg.config.sections import PoolConfig
 
-    pools = {name: Pool(batch=batch, cpus=0.25, gpus=share) for name, share in SHARES.items()}
+    pools = {name: PoolConfig(batch=batch, cpus=0.25, gpus=share) for name, share in SHARES.items()}
     found = split({name: each / faster for name, each in SECONDS.items()}, pools, nodes)
     return {name: pools[name].model_copy(update={"size": size}) for name, size in found.sizes.items()}, found.rate
 

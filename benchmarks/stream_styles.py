@@ -159,9 +159,9 @@ def ours(images: int) -> Iterator[Rows]:
 
     from actors.placement import Stage
     from actors.streaming import run_stream
-    from syn4seg.config.sections import Pool
+    from syn4seg.config.sections import PoolConfig
 
-    stages = [Stage(stage, {}, Pool(batch=BATCH), stage.__name__.lower()) for stage in STAGES]
+    stages = [Stage(stage, {}, PoolConfig(batch=BATCH), stage.__name__.lower()) for stage in STAGES]
     yield from run_stream(pa.table(table(images)), stages, BATCH)
 
 

@@ -1,6 +1,6 @@
-"""Syn4Seg: generalized few-shot segmentation that makes up its missing data. The method, free of Ray.
+"""Syn4Seg: generalized few-shot segmentation that makes up its missing data. This package is the method, free of Ray.
 
-What is below is loaded when it is first asked for, so `import syn4seg` costs nothing; `syn4seg.library` has the rules.
+The names of `__all__` are imported at their first use, so `import syn4seg` costs nothing; `syn4seg.library` has the rules.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PromptBank", "evaluate", "filter_regions", "refine_boundary", "relabel", "show"]
 
-
-_WHERE = {"PromptBank": "library.prompts", "evaluate": "library.scores", "show": "report.picture"}
+_MODULES = {"PromptBank": "library.prompts", "evaluate": "library.scores", "show": "report.picture"}
 
 
 def __getattr__(name: str) -> Any:
@@ -24,9 +23,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(f"{__name__}.{_WHERE.get(name, 'library.labels')}"), name)
-    globals()[name] = found
-    return found
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'library.labels')}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

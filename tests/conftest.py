@@ -149,9 +149,9 @@ def fresh(prepared, tmp_path):
 def ray_cluster():
     """One local Ray for the whole session."""
     from actors.cluster import connect
-    from syn4seg.config.sections import Placement
+    from syn4seg.config.sections import PlacementConfig
 
-    connect(Placement())
+    connect(PlacementConfig())
     yield
     import ray
 

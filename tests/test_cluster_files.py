@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from actors.placement import Stage, preflight
 from syn4seg.config.loading import load
-from syn4seg.config.sections import Placement, Pool, Training
+from syn4seg.config.sections import PlacementConfig, PoolConfig, TrainingConfig
 from syn4seg.models.sam_files import PUBLISHED, SOURCE
 
 REPOSITORY = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def entrypoint() -> str:
     return job["spec"]["entrypoint"]
 
 
-def placement(command: str) -> Placement:
+def placement(command: str) -> PlacementConfig:
     """That of a printed command."""
     if "syn4seg run pascal5i" in command:
         return load(PAPER, ["data.root=/mnt/shared/voc", *asked(command)]).placement
@@ -139,7 +139,7 @@ def test_each_stage_with_a_gpu_stays_on_one_kind_of_card_of_the_cluster_that_it_
         preflight(stages, nodes, place.training)  # all at the same time, on one node of each type
 
 
-def _fits(pool: Pool | Training, node: dict[str, float]) -> bool:
+def _fits(pool: PoolConfig | TrainingConfig, node: dict[str, float]) -> bool:
     wanted = {"CPU": pool.cpus, "GPU": pool.gpus, **pool.resources}
     wanted |= {f"accelerator_type:{pool.accelerator}": 0.001} if pool.accelerator else {}
     return all(node.get(key, 0) >= amount for key, amount in wanted.items())

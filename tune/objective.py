@@ -103,13 +103,13 @@ def make_run(config: Config, path: Path, reference: RunDir, device: str) -> None
     """Makes prompts, images and base checkpoint of a configuration, or goes on with it; stages that fit are taken from a run."""
     from actors.pipeline import Pipeline
     from syn4seg.stages.checks import check
-    from syn4seg.stages.setup import inputs_of
+    from syn4seg.stages.setup import digest_inputs
 
     placement = config.placement.model_copy(update={"runner": "inline", "device": device})
     config = config.model_copy(update={"placement": placement})
     run = RunDir(path)
     run.open(config)
-    run.write_inputs(inputs_of(config))
+    run.write_inputs(digest_inputs(config))
     if reference.stored() is not None:
         reuse(reference, run, config)
     dataset, fold = check(config, run)

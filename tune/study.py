@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 from actors.cluster import check_shared, connect, node_resources
 from actors.placement import Stage, preflight
-from syn4seg.config.sections import Pool
+from syn4seg.config.sections import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import StoreError, UserError
 from syn4seg.seeds import seeded
@@ -162,7 +162,7 @@ def check_room(config: Config, concurrency: int) -> None:
     """
     connect(config.placement)
     trial = config.placement.trial
-    pool = Pool(
+    pool = PoolConfig(
         size=concurrency, batch=1, cpus=trial.cpus, gpus=trial.gpus, accelerator=trial.accelerator, resources=trial.resources
     )
     preflight([Stage(Objective, {}, pool, "trial")], node_resources())

@@ -6,7 +6,7 @@ from syn4seg.config.tree import Config, annotated, differences
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
 from syn4seg.stages.setup import draws_of, load_dataset, support_of
-from syn4seg.stages.support import drawn_base_images
+from syn4seg.stages.support import shuffled_base_images
 from syn4seg.store.files import read_json, write_atomically, write_json
 from syn4seg.store.rundir import RunDir
 from tune.records import SweepDir
@@ -38,7 +38,7 @@ def validation_images(study: Study, config: Config) -> list[str] | None:
     for corner in corners:
         for draw in draws_of(corner):
             used |= {i for ids in support_of(corner, dataset, fold, draw).values() for i in ids}
-    drawn = max((drawn_base_images(corner, dataset, fold) for corner in corners), key=len)
+    drawn = max((shuffled_base_images(corner, dataset, fold) for corner in corners), key=len)
     trained = max(max(corner.novel.replay_images, corner.labeling.base_prototype_images) for corner in corners)
     used |= set(drawn[:trained])
     chosen: list[str] = []

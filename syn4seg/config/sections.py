@@ -23,7 +23,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class Data(Section):
+class DataConfig(Section):
     source: str = "embedded"
     """`embedded`: the drawn world, no files. `folder`: any data set in VOC layout under `data.root`. `pascal`, `coco`: the
     official files of VOC 2012 + SBD, or of COCO 2014, under `data.root` (see `syn4seg prepare`)."""
@@ -61,13 +61,13 @@ class Data(Section):
     """Skip support candidates that show more than one novel class."""
 
     @model_validator(mode="after")
-    def _reserve_fits(self) -> Data:
+    def _reserve_fits(self) -> DataConfig:
         if self.support_from == "val" and self.support_reserve:
             raise ValueError("data.support_reserve is a share of the train list, but data.support_from is 'val'; set one of them")
         return self
 
 
-class Prompts(Section):
+class PromptsConfig(Section):
     agent: Literal["grammar", "chat", "transformers"] = "grammar"
     """Who proposes prompts: `grammar` needs no language model; `chat` asks an OpenAI-compatible endpoint; `transformers`
     runs a causal language model here."""
@@ -91,7 +91,7 @@ class Prompts(Section):
     """Stop after this many candidates in a row without an acceptance."""
 
     @model_validator(mode="after")
-    def _llm_is_given_and_no_key(self) -> Prompts:
+    def _llm_is_given_and_no_key(self) -> PromptsConfig:
         if self.agent != "grammar" and not self.llm:
             raise ValueError(f"prompts.llm is empty, but prompts.agent is {self.agent!r}: name the language model")
         if "@" in (self.base_url or ""):  # refused here, before any agent or file sees it
@@ -107,7 +107,7 @@ class Prompts(Section):
         return self
 
 
-class Synthesis(Section):
+class SynthesisConfig(Section):
     source: Literal["generate", "folder"] = "generate"
     """`generate`: from the prompt bank. `folder`: import images, one folder per class under `synthesis.root`."""
     root: Path | None = None
@@ -139,13 +139,13 @@ class Synthesis(Section):
     Decided for each image alone; changes the images."""
 
     @model_validator(mode="after")
-    def _root_is_given(self) -> Synthesis:
+    def _root_is_given(self) -> SynthesisConfig:
         if self.source == "folder" and self.root is None:
             raise ValueError("synthesis.root is empty, but synthesis.source is 'folder': set synthesis.root=FOLDER")
         return self
 
 
-class Segmenter(Section):
+class SegmenterConfig(Section):
     backbone: str = "embedded"
     """`embedded`, `resnet50`, `resnet101` (`-deep` behind it: the 3-convolution stem), a transformers AutoBackbone (folder or
     hub id), or `package.module:factory`."""
@@ -170,7 +170,7 @@ class Segmenter(Section):
     """Keep the backbone as loaded; its maps are then computed once per image."""
 
 
-class Base(Section):
+class BaseConfig(Section):
     checkpoint: str = "shipped"
     """`shipped`: the packaged checkpoint of the embedded world's fold. `train`: train in this run. Or a file: ours, or a public
     base checkpoint of DIaM/BAM, BCM or POP, which is imported."""
@@ -205,7 +205,7 @@ class SupportQuantile(Section):
     """lambda_keep of a class is this quantile of its held-out support regions' similarities."""
 
 
-class Labeling(Section):
+class LabelingConfig(Section):
     lambda_keep: Cosine | SupportQuantile = 0.5
     """APF keeps a region iff its similarity to the class's global prototype is at least this."""
     min_region: Whole = 12
@@ -228,7 +228,7 @@ class Labeling(Section):
     """Reject an image whose target class covers more than this share."""
 
 
-class Refinement(Section):
+class RefinementConfig(Section):
     model: str = "embedded-sam"
     """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), or a checkpoint file of segment-anything."""
     band_width: Whole = 3
@@ -241,7 +241,7 @@ class Refinement(Section):
     """Images in one pass of SAM's encoder, always exactly that many (the last pass is padded), because rounding depends on it."""
 
 
-class Novel(Section):
+class NovelConfig(Section):
     steps: Count = 300
     """Optimiser steps of the novel stage."""
     lr: Annotated[float, Field(gt=0)] = 0.05
@@ -268,7 +268,7 @@ class Novel(Section):
     from the first step. The same result whenever the labels arrive."""
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     space: Literal["original", "canvas"] = "original"
     """Where pixels are counted: the original image (CAPL, POP) or the segmenter's canvas (DIaM, BCM)."""
     queries: Count | None = None
@@ -282,7 +282,7 @@ class Evaluation(Section):
     transductive objective, BCM."""
 
 
-class Pool(Section):
+class PoolConfig(Section):
     size: Count = 1
     """Actors of this stage."""
     batch: Count = 16
@@ -299,13 +299,13 @@ class Pool(Section):
     """Custom resources per actor, as the nodes declare them: `{synth: 1}`."""
 
     @model_validator(mode="after")
-    def _grows(self) -> Pool:
+    def _grows(self) -> PoolConfig:
         if self.max_size is not None and self.max_size < self.size:
             raise ValueError(f"max_size={self.max_size} is less than size={self.size}; raise it, or leave it empty")
         return self
 
 
-class Training(Section):
+class TrainingConfig(Section):
     workers: Whole = 0
     """Ray Train workers of base stage, novel stage and evaluation; 0: in the process of the command itself."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
@@ -320,7 +320,7 @@ class Training(Section):
     """How often lost workers are replaced; training goes on from its last checkpoint."""
 
 
-class Trial(Section):
+class TrialConfig(Section):
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs per trial of a sweep."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -331,7 +331,7 @@ class Trial(Section):
     """Custom resources per trial."""
 
 
-class Placement(Section):
+class PlacementConfig(Section):
     runner: Literal["ray", "inline"] = "ray"
     """`ray`: streamed through actors. `inline`: the same classes chained in one process; the same bytes."""
     address: str = "here"
@@ -340,19 +340,19 @@ class Placement(Section):
     sizes: Literal["fixed", "auto"] = "fixed"
     """`fixed`: the size of every pool as given. `auto` (also `placement=auto`): measure each stage on a few samples, then
     share out the cluster's GPUs and CPUs so that no stage starves."""
-    encoding: Pool = Pool(cpus=1)
+    encoding: PoolConfig = PoolConfig(cpus=1)
     """The short-lived actor of the text encoders (and of a local language model)."""
-    synthesis: Pool = Pool()
+    synthesis: PoolConfig = PoolConfig()
     """Generator actors; `batch` is rounded up to whole generator batches."""
-    labeling: Pool = Pool()
+    labeling: PoolConfig = PoolConfig()
     """Feature extractor actors (draft, APF, APR)."""
-    refinement: Pool = Pool()
+    refinement: PoolConfig = PoolConfig()
     """SAM actors (SABR)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPU for pools with `gpus` above 0, else the CPU; training takes a GPU if there is one."""
-    training: Training = Training()
+    training: TrainingConfig = TrainingConfig()
     """Base stage, novel stage and evaluation."""
-    trial: Trial = Trial()
+    trial: TrialConfig = TrialConfig()
     """The trials of a sweep (`syn4seg sweep`); how many run at a time says --concurrency."""
     max_quarantined: Share = 0.5
     """Stop when more than this share of the samples that have ended (64 at least) is quarantined by faults."""
@@ -364,7 +364,7 @@ class Placement(Section):
     when empty). Slow stages hold fast ones back before it is full."""
 
 
-class Logging(Section):
+class LoggingConfig(Section):
     to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Where the numbers of metrics.jsonl are shown while the run goes on: `tensorboard` (RUN/tensorboard; not for runs in an object
     store), `mlflow` and `wandb` (if installed; their own environment variables hold). `[]`: nowhere else."""

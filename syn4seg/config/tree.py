@@ -13,19 +13,19 @@ from pydantic import BaseModel, model_validator
 
 from syn4seg.config.protocols import deviations
 from syn4seg.config.sections import (
-    Base,
-    Data,
-    Evaluation,
-    Labeling,
-    Logging,
-    Novel,
-    Placement,
-    Prompts,
-    Refinement,
+    BaseConfig,
+    DataConfig,
+    EvaluationConfig,
+    LabelingConfig,
+    LoggingConfig,
+    NovelConfig,
+    PlacementConfig,
+    PromptsConfig,
+    RefinementConfig,
     Section,
-    Segmenter,
+    SegmenterConfig,
     SupportQuantile,
-    Synthesis,
+    SynthesisConfig,
     Whole,
 )
 
@@ -43,17 +43,17 @@ class Config(Section):
     layout: Literal["files", "sharded"] = "files"
     """How samples are kept on disk: `files`, a PNG per image and label, or `sharded`, Parquet files of about 512 MB with
     the same columns, for runs of more than some 100,000 images. Chosen when a run is begun."""
-    data: Data = Data()
-    prompts: Prompts = Prompts()
-    synthesis: Synthesis = Synthesis()
-    segmenter: Segmenter = Segmenter()
-    base: Base = Base()
-    labeling: Labeling = Labeling()
-    refinement: Refinement = Refinement()
-    novel: Novel = Novel()
-    evaluation: Evaluation = Evaluation()
-    placement: Placement = Placement()
-    logging: Logging = Logging()
+    data: DataConfig = DataConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    base: BaseConfig = BaseConfig()
+    labeling: LabelingConfig = LabelingConfig()
+    refinement: RefinementConfig = RefinementConfig()
+    novel: NovelConfig = NovelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    placement: PlacementConfig = PlacementConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _shipped_base_fits(self) -> Config:

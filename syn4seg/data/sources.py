@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from syn4seg.config.sections import Data
+from syn4seg.config.sections import DataConfig
 from syn4seg.data.datasets import Dataset, EmbeddedDataset
 from syn4seg.errors import UserError
 
@@ -27,28 +27,28 @@ class DatasetSource:
             returns what it did. None where nothing is to be prepared.
     """
 
-    open: Callable[[Data], Dataset]
+    open: Callable[[DataConfig], Dataset]
     needs_root: bool = True
     prepare: Callable[..., dict[str, Any]] | None = None
 
 
-def _open_embedded(data: Data) -> Dataset:
+def _open_embedded(data: DataConfig) -> Dataset:
     return EmbeddedDataset(data.train_images or EMBEDDED_TRAIN, data.val_images or EMBEDDED_VAL)
 
 
-def _open_folder(data: Data) -> Dataset:
+def _open_folder(data: DataConfig) -> Dataset:
     from syn4seg.data.folder import FolderDataset
 
     return FolderDataset(str(data.root))
 
 
-def _open_pascal(data: Data) -> Dataset:
+def _open_pascal(data: DataConfig) -> Dataset:
     from syn4seg.data.pascal import PascalDataset
 
     return PascalDataset(str(data.root), data.train_list)
 
 
-def _open_coco(data: Data) -> Dataset:
+def _open_coco(data: DataConfig) -> Dataset:
     from syn4seg.data.coco import CocoDataset
 
     return CocoDataset(str(data.root), data.masks)
@@ -88,7 +88,7 @@ def dataset_source(name: str) -> DatasetSource:
     return DATASETS[name]
 
 
-def open_dataset(data: Data) -> Dataset:
+def open_dataset(data: DataConfig) -> Dataset:
     """The data set that a section `data` describes, whole.
 
     Raises:

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from syn4seg.config.sections import Pool
+from syn4seg.config.sections import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.planning.footprint import FORMULAS, disk_of, memory_of
 from syn4seg.planning.rates import GIB, Kind, Rates, Work
@@ -147,7 +147,7 @@ def _warning(config: Config, stage: Work, memory: int, rates: Rates) -> str:
     """What to do where an actor does not fit on its GPU, or on its share of one."""
     if stage.kind == "cpu":
         return ""
-    pool = getattr(config.placement, stage.stage, Pool())
+    pool = getattr(config.placement, stage.stage, PoolConfig())
     card, share = rates.card.memory, min(1.0, pool.gpus or 1.0)
     if memory <= card * share:
         return ""

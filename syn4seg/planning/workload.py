@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from syn4seg.config.sections import Pool
+from syn4seg.config.sections import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
@@ -82,7 +82,7 @@ def prompts_of(config: Config, facts: Facts) -> int:
     return facts.novel * (config.prompts.bank_size + 1) + 1
 
 
-def kind_of(config: Config, pool: Pool | None = None) -> Kind:
+def kind_of(config: Config, pool: PoolConfig | None = None) -> Kind:
     """The device of a pool, or (None) of training: a GPU if `placement` has one anywhere."""
     place = config.placement
     if place.device != "auto":
@@ -97,7 +97,7 @@ def segmenter_of(config: Config, facts: Facts, side: int | None = None) -> Segme
     return segmenter_size(net.backbone, 1 + facts.base, net.channels, net.ppm_bins, side or net.size)
 
 
-def _pooled(config: Config, pool: Pool) -> Any:
+def _pooled(config: Config, pool: PoolConfig) -> Any:
     return {
         "kind": kind_of(config, pool),
         "cores": max(1.0, pool.cpus),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from syn4seg.config.sections import Labeling, Refinement
+from syn4seg.config.sections import LabelingConfig, RefinementConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.labeling.components import Components, components
@@ -78,7 +78,7 @@ class Enhancer:
         classifier: Classifier,
         prototypes: np.ndarray,
         thresholds: dict[int, float],
-        settings: Labeling,
+        settings: LabelingConfig,
         canvas: Canvas,
     ):
         self.segmenter, self.classifier = segmenter, classifier
@@ -216,11 +216,11 @@ def load_on_device(run: RunDir, device: str) -> Segmenter:
 class BoundaryRefiner:
     """SAM with box hints, and SABR's arithmetic (method.md 4)."""
 
-    def __init__(self, sam: SamRefiner, settings: Refinement):
+    def __init__(self, sam: SamRefiner, settings: RefinementConfig):
         self.sam, self.settings = sam, settings
 
     @staticmethod
-    def from_settings(settings: Refinement, device: str) -> BoundaryRefiner:
+    def from_settings(settings: RefinementConfig, device: str) -> BoundaryRefiner:
         """Return the refiner that a config section describes; for `device` see `resolve_device`."""
         from syn4seg.models.sam import SamRefiner, load_sam
 

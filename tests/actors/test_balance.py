@@ -13,7 +13,7 @@ import pytest
 from actors.balance import rebalance, sample, split
 from actors.packing import alone, ask, fits
 from actors.placement import IO_CPUS, Stage, preflight
-from syn4seg.config.sections import Pool, Training
+from syn4seg.config.sections import PoolConfig, TrainingConfig
 
 
 def best_of_all(seconds, pools, nodes) -> float:
@@ -47,7 +47,7 @@ def drawn(rng: random.Random):
     ]
     nodes[0]["GPU"] = float(rng.randint(2, 5))
     pools = {
-        name: Pool(cpus=rng.choice([0, 0.25, 1]), gpus=rng.choice(shares))
+        name: PoolConfig(cpus=rng.choice([0, 0.25, 1]), gpus=rng.choice(shares))
         for name, shares in {"synthesis": [0.5, 1, 1, 2], "labeling": [0, 0.25, 0.4, 1], "refinement": [0, 0.3, 0.5, 1]}.items()
     }
     return {name: rng.uniform(0.05, 1) * (4 if name == "synthesis" else 1) for name in pools}, pools, nodes
@@ -79,35 +79,35 @@ def test_the_promised_rate_and_busy_shares_are_those_of_a_simulation(seed):
 
 
 def test_separate_pools_share_gpus_by_what_the_stages_take():
-    pools = {"synthesis": Pool(gpus=1), "labeling": Pool(gpus=1), "refinement": Pool(gpus=1)}
+    pools = {"synthesis": PoolConfig(gpus=1), "labeling": PoolConfig(gpus=1), "refinement": PoolConfig(gpus=1)}
     found = split({"synthesis": 3.0, "labeling": 0.5, "refinement": 0.4}, pools, [{"CPU": 16.0, "GPU": 8.0}])
     assert found.sizes == {"synthesis": 6, "labeling": 1, "refinement": 1}
     assert str(found) == "synthesis 6, labeling 1, refinement 1: 2 rows/s expected, synthesis is the bottleneck, busy 100/100/80 %"
 
 
 def test_colocated_pools_share_single_gpus():
-    pools = {"synthesis": Pool(gpus=0.6), "labeling": Pool(gpus=0.2), "refinement": Pool(gpus=0.2)}
+    pools = {"synthesis": PoolConfig(gpus=0.6), "labeling": PoolConfig(gpus=0.2), "refinement": PoolConfig(gpus=0.2)}
     found = split({"synthesis": 2.0, "labeling": 0.5, "refinement": 0.5}, pools, [{"CPU": 16.0, "GPU": 4.0}])
     assert found.sizes == {"synthesis": 4, "labeling": 1, "refinement": 1}
 
 
 def test_stages_on_cpus_are_not_planned_busier_than_there_are_cpus():
-    pools = dict.fromkeys(("synthesis", "labeling", "writing"), Pool())
+    pools = dict.fromkeys(("synthesis", "labeling", "writing"), PoolConfig())
     found = split({"synthesis": 0.03, "labeling": 0.02, "writing": 0.01}, pools, [{"CPU": 4.0}])
     assert sum(found.sizes.values()) <= 5
     assert found.rate == pytest.approx(50)
 
 
 def test_the_largest_size_given_is_kept_and_training_has_its_share_first():
-    pools, nodes = {"synthesis": Pool(gpus=1, max_size=3), "labeling": Pool(gpus=1)}, [{"CPU": 16.0, "GPU": 8.0}]
+    pools, nodes = {"synthesis": PoolConfig(gpus=1, max_size=3), "labeling": PoolConfig(gpus=1)}, [{"CPU": 16.0, "GPU": 8.0}]
     times = {"synthesis": 1.0, "labeling": 0.1}
     assert split(times, pools, nodes).sizes == {"synthesis": 3, "labeling": 1}
-    free = {"synthesis": Pool(gpus=1), "labeling": Pool(gpus=1)}
-    assert split(times, free, nodes, Training(workers=2, gpus=1)).sizes == {"synthesis": 5, "labeling": 1}
+    free = {"synthesis": PoolConfig(gpus=1), "labeling": PoolConfig(gpus=1)}
+    assert split(times, free, nodes, TrainingConfig(workers=2, gpus=1)).sizes == {"synthesis": 5, "labeling": 1}
 
 
 def test_measured_rows_give_pools_and_a_sentence():
-    pools = {"synthesis": Pool(gpus=1, batch=8), "labeling": Pool(gpus=0.5, batch=16), "writing": Pool()}
+    pools = {"synthesis": PoolConfig(gpus=1, batch=8), "labeling": PoolConfig(gpus=0.5, batch=16), "writing": PoolConfig()}
     sized, line = rebalance(
         {"synthesis": (48, 48.0), "labeling": (48, 12.0), "writing": (0, 0.0)}, pools, [{"CPU": 9.0, "GPU": 4.0}]
     )
@@ -122,7 +122,12 @@ def test_measured_rows_give_pools_and_a_sentence():
 
 
 def test_five_hundred_gpus_are_shared_out_in_a_moment():
-    pools = {"synthesis": Pool(gpus=1), "labeling": Pool(gpus=0.25), "refinement": Pool(gpus=0.5), "writing": Pool()}
+    pools = {
+        "synthesis": PoolConfig(gpus=1),
+        "labeling": PoolConfig(gpus=0.25),
+        "refinement": PoolConfig(gpus=0.5),
+        "writing": PoolConfig(),
+    }
     found = split({"synthesis": 4.0, "labeling": 0.2, "refinement": 0.35, "writing": 0.02}, pools, [{"CPU": 96.0, "GPU": 8.0}] * 64)
     assert sum(found.sizes[name] * pools[name].gpus for name in pools) > 508
     assert found.busy["synthesis"] > 0.99

@@ -16,7 +16,7 @@ from actors import cluster
 from actors.cluster import check_out, connect, inside_job, store_bytes_for
 from actors.pipeline import read_on_nodes
 from syn4seg.config.loading import load
-from syn4seg.config.sections import Placement
+from syn4seg.config.sections import PlacementConfig
 from syn4seg.errors import UserError
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -173,11 +173,11 @@ def test_the_command_refuses_such_a_run_before_anything_is_written(tmp_path, sma
 def test_a_job_uses_the_cluster_that_it_is_on(monkeypatch):
     monkeypatch.setenv(JOB, "{}")
     with pytest.raises(UserError, match=r"placement\.address=local: this is a Ray job"):
-        connect(Placement(address="local"))
+        connect(PlacementConfig(address="local"))
 
 
 def test_an_empty_size_of_the_object_store_is_one_gibibyte_on_this_machine():
-    assert store_bytes_for(Placement()) == store_bytes_for(Placement(address="local", object_store_gib=1)) == 2**30
+    assert store_bytes_for(PlacementConfig()) == store_bytes_for(PlacementConfig(address="local", object_store_gib=1)) == 2**30
 
 
 def test_a_folder_that_others_may_enter_is_no_place_for_the_sockets(tmp_path, monkeypatch):
@@ -200,12 +200,12 @@ def test_an_address_at_which_nothing_answers_is_one_sentence_at_once(monkeypatch
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match=r"placement\.address=127\.0\.0\.1:\d+: nothing answers there"):
-            connect(Placement(address=f"127.0.0.1:{free.getsockname()[1]}"))
+            connect(PlacementConfig(address=f"127.0.0.1:{free.getsockname()[1]}"))
     for address in ("ray://head:10001", "http://head:8265"):
         with pytest.raises(UserError, match=r"expected HOST:PORT.*ray job submit"):
-            connect(Placement(address=address))
+            connect(PlacementConfig(address=address))
     with pytest.raises(UserError, match=r"placement\.address=nonsense: "):
-        connect(Placement(address="nonsense"))
+        connect(PlacementConfig(address="nonsense"))
 
 
 def test_a_line_reaches_a_pipe_at_once_and_is_not_broken_into_several():

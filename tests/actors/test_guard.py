@@ -19,7 +19,7 @@ from actors.ledger import Ledger
 from actors.metrics import loads
 from actors.placement import Stage
 from actors.streaming import run_inline, run_stream
-from syn4seg.config.sections import Pool
+from syn4seg.config.sections import PoolConfig
 
 
 class Doubler:
@@ -90,7 +90,7 @@ def by_value() -> None:
 def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_and_traceback(ray_cluster):
     by_value()
     harms = {2: "exception", 5: "segfault", 9: "hang", 13: "memory", 18: "hang in C", 21: "exit"}
-    step = Stage(Doubler, {}, Pool(size=2, batch=4, cpus=0.25), "doubling")
+    step = Stage(Doubler, {}, PoolConfig(size=2, batch=4, cpus=0.25), "doubling")
     found, reports = {}, []
     for batch in run_stream(table(harms, 24), [step], 4, deadline=2.0, report=reports.append):
         for i, sample in enumerate(batch["sample_id"]):
@@ -116,7 +116,7 @@ def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_an
 @pytest.mark.slow
 def test_a_stage_whose_rows_belong_together_is_tried_whole_three_times(ray_cluster, tmp_path):
     by_value()
-    step = Stage(Batched, {"notes": str(tmp_path / "calls")}, Pool(batch=4, cpus=0.25), "doubling")
+    step = Stage(Batched, {"notes": str(tmp_path / "calls")}, PoolConfig(batch=4, cpus=0.25), "doubling")
     reports = []
     rows = [r for b in run_stream(table({1: "exit"}, 8), [step], 4, deadline=60.0, report=reports.append) for r in b["reason"]]
     assert Counter(bool(r) for r in rows) == {False: 7, True: 1}
@@ -127,7 +127,7 @@ def test_a_stage_whose_rows_belong_together_is_tried_whole_three_times(ray_clust
 
 def test_without_a_guard_nothing_is_watched_and_the_plain_loop_gives_the_same_rows():
     watch.tick()
-    step = Stage(Doubler, {}, Pool(batch=4), "doubling")
+    step = Stage(Doubler, {}, PoolConfig(batch=4), "doubling")
     rows = [b for b in run_inline(table({2: "exception"}, 8), [step], 4)]
     assert [int(d) for b in rows for d in b["double"]] == [0, 2, -1, 6, 8, 10, 12, 14]
 

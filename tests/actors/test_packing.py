@@ -8,7 +8,7 @@ import random
 import pytest
 
 from actors.packing import UNIT, ask, fits
-from syn4seg.config.sections import Pool
+from syn4seg.config.sections import PoolConfig
 
 
 def every_way(needs: list[dict[str, float]], nodes: list[dict[str, float]]) -> bool:
@@ -30,7 +30,7 @@ def every_way(needs: list[dict[str, float]], nodes: list[dict[str, float]]) -> b
     return False
 
 
-def drawn(rng: random.Random) -> tuple[list[Pool], list[dict[str, float]]]:
+def drawn(rng: random.Random) -> tuple[list[PoolConfig], list[dict[str, float]]]:
     nodes = [
         {
             "CPU": rng.choice([1, 2, 4]),
@@ -41,7 +41,7 @@ def drawn(rng: random.Random) -> tuple[list[Pool], list[dict[str, float]]]:
         for _ in range(rng.randint(1, 2))
     ]
     pools = [
-        Pool(
+        PoolConfig(
             size=rng.randint(1, 2),
             cpus=rng.choice([0, 0.25, 0.5, 1]),
             gpus=rng.choice([0, 0.25, 0.4, 0.5, 0.6, 1, 1, 2]),
@@ -71,22 +71,24 @@ def test_exactly_what_some_placement_allows_fits(seed):
 def test_a_placement_that_first_fit_misses_is_found():
     """0.5 + 0.3 + 0.2 and 0.4 + 0.4 + 0.2 fill two GPUs; by decreasing size, 0.5 + 0.4 and 0.4 + 0.3 + 0.2 leave no room."""
     shares = {0.5: 1, 0.4: 2, 0.3: 1, 0.2: 2}
-    assert fits([ask(str(s), Pool(gpus=s, cpus=0), n) for s, n in shares.items()], [{"GPU": 2.0}])
+    assert fits([ask(str(s), PoolConfig(gpus=s, cpus=0), n) for s, n in shares.items()], [{"GPU": 2.0}])
 
 
 def test_shares_are_counted_in_rays_ten_thousandths():
-    assert fits([ask("a", Pool(gpus=1 / 3, cpus=0), 3)], [{"GPU": 1.0}])
-    assert not fits([ask("a", Pool(gpus=0.3334, cpus=0), 3)], [{"GPU": 1.0}])
-    assert ask("a", Pool(gpus=0.5, cpus=0, accelerator="L4"), 1).needs == {"GPU": UNIT // 2, "accelerator_type:L4": 10}
+    assert fits([ask("a", PoolConfig(gpus=1 / 3, cpus=0), 3)], [{"GPU": 1.0}])
+    assert not fits([ask("a", PoolConfig(gpus=0.3334, cpus=0), 3)], [{"GPU": 1.0}])
+    assert ask("a", PoolConfig(gpus=0.5, cpus=0, accelerator="L4"), 1).needs == {"GPU": UNIT // 2, "accelerator_type:L4": 10}
 
 
 def test_restricted_nodes_are_kept_for_those_that_need_them():
     nodes = [{"CPU": 8, "GPU": 1, "accelerator_type:A100": 1}, {"CPU": 8, "GPU": 1}, {"CPU": 8}]
-    assert fits([ask("any", Pool(gpus=1), 1), ask("big", Pool(gpus=1, accelerator="A100"), 1)], nodes)
-    assert not fits([ask("any", Pool(gpus=1), 2), ask("big", Pool(gpus=1, accelerator="A100"), 1)], nodes)
+    assert fits([ask("any", PoolConfig(gpus=1), 1), ask("big", PoolConfig(gpus=1, accelerator="A100"), 1)], nodes)
+    assert not fits([ask("any", PoolConfig(gpus=1), 2), ask("big", PoolConfig(gpus=1, accelerator="A100"), 1)], nodes)
 
 
 def test_large_clusters_are_answered_at_once():
     nodes = [{"CPU": 96, "GPU": 8}] * 64
-    assert fits([ask("s", Pool(gpus=1), 448), ask("l", Pool(gpus=0.25), 150), ask("r", Pool(gpus=0.4), 50)], nodes, 1)
-    assert not fits([ask("s", Pool(gpus=1), 500), ask("l", Pool(gpus=0.6), 20)], nodes, 1)
+    assert fits(
+        [ask("s", PoolConfig(gpus=1), 448), ask("l", PoolConfig(gpus=0.25), 150), ask("r", PoolConfig(gpus=0.4), 50)], nodes, 1
+    )
+    assert not fits([ask("s", PoolConfig(gpus=1), 500), ask("l", PoolConfig(gpus=0.6), 20)], nodes, 1)

@@ -7,7 +7,7 @@ import pytest
 from actors.graph import pools, stages, todo
 from actors.placement import Stage, check_columns, preflight
 from syn4seg.config.loading import load
-from syn4seg.config.sections import Pool, Training
+from syn4seg.config.sections import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.schema import PLAN
@@ -25,7 +25,7 @@ class Again:
 
 
 def stage(name: str, **pool) -> Stage:
-    return Stage(Reads, {}, Pool(**pool), name)
+    return Stage(Reads, {}, PoolConfig(**pool), name)
 
 
 def test_a_placement_that_fits_is_accepted():
@@ -53,11 +53,11 @@ def test_too_many_gpus_and_actors_larger_than_any_node_are_refused():
 
 
 def test_columns_are_checked_before_anything_loads():
-    check_columns(["a"], [Stage(Reads, {}, Pool(), "one")])
+    check_columns(["a"], [Stage(Reads, {}, PoolConfig(), "one")])
     with pytest.raises(UserError, match="stage one: reads a, which no stage"):
-        check_columns(["x"], [Stage(Reads, {}, Pool(), "one")])
+        check_columns(["x"], [Stage(Reads, {}, PoolConfig(), "one")])
     with pytest.raises(UserError, match="stage two: adds a, which is there already"):
-        check_columns(["a"], [Stage(Reads, {}, Pool(), "one"), Stage(Again, {}, Pool(), "two")])
+        check_columns(["a"], [Stage(Reads, {}, PoolConfig(), "one"), Stage(Again, {}, PoolConfig(), "two")])
 
 
 def test_the_real_streams_fit_together(tmp_path):
@@ -94,8 +94,8 @@ def test_fractions_that_no_gpu_can_hold_are_refused():
 
 
 def test_one_key_of_a_pool_changes_no_other():
-    assert load(None, ["placement.synthesis.size=2"]).placement.synthesis == Pool(size=2)
-    assert Config().placement.labeling == Pool()
+    assert load(None, ["placement.synthesis.size=2"]).placement.synthesis == PoolConfig(size=2)
+    assert Config().placement.labeling == PoolConfig()
 
 
 LARGE, SMALL = ({"CPU": 16.0, "GPU": 8.0, "accelerator_type:A100": 1.0}, {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0})
@@ -137,14 +137,14 @@ def test_pools_whose_sums_fit_but_not_the_nodes_are_refused_with_a_size_that_fit
 
 def test_training_beside_the_stream_counts_as_a_pool():
     stages_, nodes = [stage("synthesis", size=2, cpus=0.25, gpus=1)], [{"CPU": 8.0, "GPU": 3.0}]
-    preflight(stages_, nodes, Training(workers=1, gpus=1))
-    preflight(stages_, nodes, Training(workers=0, gpus=2))
+    preflight(stages_, nodes, TrainingConfig(workers=1, gpus=1))
+    preflight(stages_, nodes, TrainingConfig(workers=0, gpus=2))
     with pytest.raises(
         ValueError, match=r"needs 4 GPUs \(synthesis 2 x 1, training 2 x 1\), the cluster has 3; placement\.\w+\.\w+=1 would"
     ):
-        preflight(stages_, nodes, Training(workers=2, gpus=1))
+        preflight(stages_, nodes, TrainingConfig(workers=2, gpus=1))
     with pytest.raises(UserError, match=r"placement\.training\.gpus=4: one actor needs more GPUs"):
-        preflight(stages_, nodes, Training(workers=1, gpus=4))
+        preflight(stages_, nodes, TrainingConfig(workers=1, gpus=4))
 
 
 def test_what_a_pool_may_grow_to_later_is_not_asked_for_now():

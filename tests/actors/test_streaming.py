@@ -14,7 +14,7 @@ from actors.graph import STORE_SHARE
 from actors.metrics import store_bytes
 from actors.placement import Stage
 from actors.streaming import run_stream
-from syn4seg.config.sections import Pool
+from syn4seg.config.sections import PoolConfig
 
 SIDE = 512
 
@@ -60,7 +60,10 @@ def test_a_slow_writer_holds_the_stream_back_before_the_store_is_full(ray_cluste
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    steps = [Stage(Fast, {}, Pool(batch=8, cpus=0.25), "making"), Stage(SlowDisk, {}, Pool(batch=8, cpus=0.25), "writing")]
+    steps = [
+        Stage(Fast, {}, PoolConfig(batch=8, cpus=0.25), "making"),
+        Stage(SlowDisk, {}, PoolConfig(batch=8, cpus=0.25), "writing"),
+    ]
     found = [s for b in run_stream(table(images), steps, 8, store_bytes=STORE_SHARE * bound) for s in b["sample_id"]]
     over.set()
     watcher.join()

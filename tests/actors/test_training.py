@@ -14,7 +14,7 @@ import torch
 from actors.placement import preflight
 from actors.training import Group, check_workers, fit, train_base_on_workers
 from syn4seg.config.loading import load
-from syn4seg.config.sections import Training
+from syn4seg.config.sections import TrainingConfig
 from syn4seg.data.datasets import EmbeddedDataset
 from syn4seg.errors import UserError
 from syn4seg.stages.base import make_base
@@ -30,16 +30,16 @@ def test_without_workers_the_loop_runs_here():
         group.tell({"seen": config["x"]})
         return group
 
-    group = fit(loop, {"x": 3}, Training(), name="here", device="cpu", progress=told.append)
+    group = fit(loop, {"x": 3}, TrainingConfig(), name="here", device="cpu", progress=told.append)
     assert group == Group(0, 1, "cpu", told.append) and told == [{"seen": 3}]
 
 
 def test_workers_that_fit_are_accepted():
-    preflight([], [{"CPU": 4}], Training(workers=3))
-    preflight([], [{"CPU": 2, "GPU": 1}], Training(workers=1, gpus=0.5))
-    preflight([], [{"CPU": 1}, {"CPU": 2, "GPU": 2}], Training(workers=2, gpus=1, cpus=0.5))
+    preflight([], [{"CPU": 4}], TrainingConfig(workers=3))
+    preflight([], [{"CPU": 2, "GPU": 1}], TrainingConfig(workers=1, gpus=0.5))
+    preflight([], [{"CPU": 1}, {"CPU": 2, "GPU": 2}], TrainingConfig(workers=2, gpus=1, cpus=0.5))
     nodes = [{"CPU": 8}, {"CPU": 8, "GPU": 2, "accelerator_type:A100": 1}]
-    preflight([], nodes, Training(workers=2, gpus=1, accelerator="A100"))
+    preflight([], nodes, TrainingConfig(workers=2, gpus=1, accelerator="A100"))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_workers_that_fit_are_accepted():
 )
 def test_workers_that_could_never_start_are_refused_with_the_numbers(keys, nodes, message):
     with pytest.raises(UserError, match=message):
-        preflight([], nodes, Training(**keys))
+        preflight([], nodes, TrainingConfig(**keys))
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_changes_no_bit(ray_cluster, t
         if name == "whole":
             mark.touch()
         parts = {"mark": str(mark), "checkpoint": str(tmp_path / f"{name}.pt")}
-        found[name] = fit(_training, parts, Training(workers=2, max_failures=1), name=name)
+        found[name] = fit(_training, parts, TrainingConfig(workers=2, max_failures=1), name=name)
     assert (tmp_path / "killed").exists()
     assert len(found["whole"]["losses"]) == 3 and found["killed"]["losses"] == found["whole"]["losses"][1:]
     for key, value in found["whole"]["state"].items():
@@ -127,7 +127,7 @@ def test_a_mistake_is_one_sentence_and_not_tried_again(ray_cluster, tmp_path):
         raise UserError("data.fold=9: there is no\n such fold")
 
     with pytest.raises(UserError, match=r"^data.fold=9: there is no such fold$"):
-        fit(loop, {}, Training(workers=2, max_failures=1), name="mistake")
+        fit(loop, {}, TrainingConfig(workers=2, max_failures=1), name="mistake")
     ranks = [p.name[0] for p in tmp_path.iterdir()]
     assert ranks and len(ranks) == len(set(ranks))  # a worker that comes late does not begin at all
 
@@ -135,7 +135,7 @@ def test_a_mistake_is_one_sentence_and_not_tried_again(ray_cluster, tmp_path):
         return {}["what"]
 
     with pytest.raises(UserError, match=r"^training failed: KeyError: 'what'; mend the cause"):
-        fit(bug, {}, Training(workers=1, max_failures=0), name="bug")
+        fit(bug, {}, TrainingConfig(workers=1, max_failures=0), name="bug")
 
 
 @pytest.mark.slow
