@@ -21,8 +21,6 @@ STAGES = tuple(UPSTREAM)
     [
         ("labeling.bta=0.3", ["labeling.bta", "unknown key", "did you mean labeling.beta"]),
         ("labeling.beta=1.5", ["labeling.beta=1.5", "less than or equal to 1"]),
-        ("data.source=voc", ["data.source='voc'", "'embedded', 'folder', 'pascal' or 'coco'"]),
-        ("data.source=folder", ["data.root is empty", "set data.root=FOLDER"]),
         ("data.shots=0", ["data.shots=0", "greater than or equal to 1"]),
         ("data.shots=two", ["data.shots='two'", "integer"]),
         ("synthesis.size=100", ["synthesis.size=100", "multiple of 16"]),
