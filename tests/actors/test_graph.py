@@ -257,3 +257,11 @@ def test_images_of_different_sizes_go_through_ray_with_the_same_bytes(finish, tm
     plain = imported(run, small, tmp_path / "in")
     through_ray = imported(other, small, tmp_path / "in", "placement.runner=ray", "placement.refinement.batch=2")
     assert finish(through_ray, other, names) == finish(plain, run, names)
+
+
+def test_a_gpu_that_is_not_there_is_refused_inline_too(small):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match=r"placement\.labeling\.gpus=1.*no usable GPU"):
+        graph.check_placement(load(None, [*small, "placement.labeling.gpus=1"]))

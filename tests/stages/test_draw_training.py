@@ -11,7 +11,6 @@ from actors.graph import stream
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.stages import arrivals, draw_training
-from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.checks import check
 from syn4seg.stages.draw_training import train_draw
 from syn4seg.stages.novel import NovelStage
@@ -203,14 +202,3 @@ def test_labels_that_never_come_are_an_error_once_labelling_has_ended(labelled, 
     run.draw(0).record("moon", "hdig-moon-00002").unlink()
     with pytest.raises(UserError, match=r"1 samples of draw 0 have no label; run `syn4seg refine`"):
         train_draw(stage_of(run, small), 0, lambda *_: None)
-
-
-def test_features_beyond_the_limit_are_kept_in_a_folder_of_this_machine_and_are_the_same():
-    import torch
-
-    cache = FeatureCache(limit=100)
-    made = {str(i): torch.rand(2, 3, 4).half() for i in range(4)}
-    for name, features in made.items():
-        cache.put(name, features)
-    assert cache.folder is not None
-    assert all(torch.equal(cache[name], features) for name, features in made.items())

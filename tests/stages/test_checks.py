@@ -1,0 +1,59 @@
+"""Everything that is refused before a model loads and before anything is written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from syn4seg.config.loading import load
+from syn4seg.errors import UserError
+from syn4seg.stages.checks import check, check_models
+from syn4seg.store.rundir import RunDir
+
+
+def folder_config(root, classes):
+    """A data set of two images and two folds, one class each."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for sample in ("a", "b"):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(root / "images" / f"{sample}.png")
+        Image.fromarray(np.ones((32, 32), np.uint8)).save(root / "masks" / f"{sample}.png")
+    (root / "train.txt").write_text("a\n")
+    (root / "val.txt").write_text("b\n")
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "folds_novel": [[name] for name in classes]}))
+    return load(None, ["data.source=folder", f"data.root={root}", "base.checkpoint=train"])
+
+
+def test_a_class_name_that_would_leave_the_run_directory_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"class '\.\./\.\./x': cannot be part of a file name"):
+        check(folder_config(tmp_path / "data", ["../../x", "y"]))
+
+
+def test_a_generator_of_the_embedded_world_is_not_asked_for_other_classes(tmp_path):
+    with pytest.raises(UserError, match=r"synthesis\.model=renderer: cannot draw 'dog'"):
+        check(folder_config(tmp_path / "data", ["dog", "cat"]))
+
+
+def test_the_key_and_the_value_of_a_missing_model_are_named(small):
+    for key, value in (("refinement.model", "absent.pth"), ("synthesis.model", "absent/model")):
+        with pytest.raises(UserError, match=f"{value}"):
+            check_models(load(None, [*small, f"{key}={value}"]), None)
+
+
+def test_models_that_the_run_needs_no_more_are_not_looked_for(fresh, small, tmp_path):
+    run, _ = fresh
+    config = load(None, [*small, f"base.checkpoint={tmp_path / 'absent.safetensors'}"])
+    with pytest.raises(UserError, match="no such file"):
+        check(config)
+    check(config, run)  # its base checkpoint was made before
+    with pytest.raises(UserError, match="no such file"):
+        check(config, RunDir(tmp_path / "new"))
+
+
+def test_a_fold_without_a_packaged_checkpoint_is_to_be_trained(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("syn4seg.stages.setup.shipped_base", lambda fold: tmp_path / "absent")
+    with pytest.raises(UserError, match=r"shipped: no checkpoint for fold 0 is packaged; set base\.checkpoint=train"):
+        check(load(None, small))

@@ -1,0 +1,100 @@
+"""What a configuration names: support images, queries, input files."""
+
+from __future__ import annotations
+
+import pytest
+
+from syn4seg.config.loading import load
+from syn4seg.errors import UserError
+from syn4seg.options import read_config
+from syn4seg.stages.checks import check
+from syn4seg.stages.setup import (
+    base_images,
+    digest_inputs,
+    draws_of,
+    imported_files,
+    is_prepared,
+    load_dataset,
+    prepare,
+    queries_of,
+    support_of,
+    training_device,
+)
+
+
+def test_support_is_never_a_query_and_draws_are_named(small):
+    config = load(None, small)
+    dataset, fold = check(config)
+    first, again, other = (support_of(config, dataset, fold, d) for d in (0, 0, 1))
+    assert first == again != other
+    for ids in (*first.values(), *other.values()):
+        assert not set(ids) & set(dataset.val)
+
+
+def test_a_draw_without_a_published_seed_is_refused_with_the_keys_that_could_help(small):
+    config = load(None, [*small, "data.support_draw=pop"])
+    dataset, fold = check(config)
+    with pytest.raises(UserError, match=r"data\.shots=1: draw 7 has no published seed; POP's draws are 0 to 6 \(keys data\.min_"):
+        support_of(config, dataset, fold, 7)
+
+
+def test_queries_are_a_sample_that_the_seed_and_the_draw_name_in_the_order_of_the_list(small):
+    config = load(None, [*small, "data.val_images=40", "evaluation.queries=10"])
+    dataset, _ = load_dataset(config)
+    first, other = (queries_of(config, dataset, {}, draw) for draw in (0, 1))
+    assert len(first) == len(set(first)) == 10 and first != other and first == queries_of(config, dataset, {}, 0)
+    assert first == [s for s in dataset.val if s in first]
+    assert not set(queries_of(config, dataset, {14: first}, 0)) & set(first), "support images are no queries"
+    assert queries_of(load(None, [*small, "evaluation.queries=99"]), dataset, {}, 0) == dataset.val
+
+
+def test_draws_are_numbered_from_the_first(small):
+    assert list(draws_of(load(None, [*small, "data.first_draw=3", "data.draws=2"]))) == [3, 4]
+
+
+def test_images_that_are_reserved_for_support_are_no_base_images(small):
+    dataset, fold = load_dataset(load(None, small))
+    every = base_images(load(None, small), dataset, fold)
+    some = base_images(load(None, [*small, "data.support_reserve=0.5"]), dataset, fold)
+    assert every == dataset.train and set(some) < set(every)
+    with pytest.raises(UserError, match=r"base\.images=all: no image of the train list is left"):
+        base_images(load(None, [*small, "data.support_reserve=1"]), dataset, fold)
+
+
+def test_a_changed_input_file_changes_its_digest_and_no_other(small, tmp_path):
+    root = tmp_path / "images"
+    (root / "ball").mkdir(parents=True)
+    (root / "ball" / "a.png").write_bytes(b"a")
+    weights = tmp_path / "sam.pth"
+    weights.write_bytes(b"sam")
+    config = load(None, [*small, "synthesis.source=folder", f"synthesis.root={root}", f"refinement.model={weights}"])
+    before = digest_inputs(config)
+    assert set(before) == {"synthesis.root", "refinement.model"} and digest_inputs(config) == before
+    (root / "ball" / "b.png").write_bytes(b"b")
+    after = digest_inputs(config)
+    assert after["synthesis.root"] != before["synthesis.root"] and after["refinement.model"] == before["refinement.model"]
+
+
+def test_imported_files_are_images_in_order_and_not_more_than_asked_for(small, tmp_path):
+    config = load(None, [*small, "synthesis.source=folder", f"synthesis.root={tmp_path}", "synthesis.images_per_class=2"])
+    with pytest.raises(UserError, match="no folder for class 'ball'"):
+        imported_files(config, "ball")
+    (tmp_path / "ball").mkdir()
+    with pytest.raises(UserError, match="holds no image"):
+        imported_files(config, "ball")
+    for name in ("c.PNG", "a.jpg", "b.jpeg", "notes.txt"):
+        (tmp_path / "ball" / name).touch()
+    assert imported_files(config, "ball") == ["ball/a.jpg", "ball/b.jpeg"]
+
+
+def test_only_official_data_sets_are_prepared(small, tmp_path):
+    assert is_prepared(load(None, small))
+    assert not is_prepared(read_config(["pascal5i", f"data.root={tmp_path}"]))
+    with pytest.raises(UserError, match=r"'voc': expected pascal \(VOC 2012 \+ SBD\) or coco"):
+        prepare("voc", tmp_path, "all_polygons", lambda *_: None, print)
+
+
+def test_training_is_on_the_cpu_where_placement_says_so_or_there_is_no_gpu(small, monkeypatch):
+    for has_gpu, device, expected in ((True, "auto", "cuda"), (True, "cpu", "cpu"), (False, "auto", "cpu"), (False, "cuda", "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert training_device(load(None, [*small, f"placement.device={device}"])) == expected

@@ -1,0 +1,62 @@
+"""Tables and progress lines: columns follow the protocol, and where there is no terminal a line now and then is enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from syn4seg import terminal
+from syn4seg.stages.rows import RESULT_NAMES
+from syn4seg.terminal import TITLES, Terminal, format_percent, sort_rows, table_columns
+
+OURS = {"base_mIoU": "foreground base classes", "mean": "(base + novel) / 2"}
+
+
+def test_the_columns_are_those_that_the_protocol_reports():
+    assert list(table_columns(OURS).values()) == ["base", "novel", "mean", "harmonic"]
+    bam = OURS | {"base_mIoU": "with the background"}
+    assert table_columns(bam) == {
+        "base + bg": "base_with_background",
+        "novel": "novel",
+        "mean": "mean",
+        "harmonic": "harmonic_with_background",
+    }
+    assert "total" in table_columns(OURS | {"mean": "over all classes (total)"})
+
+
+def test_rows_are_listed_from_the_simplest_to_the_whole_method_and_all_have_a_title():
+    assert list(TITLES) == list(RESULT_NAMES.values())
+    assert sort_rows(["zzz", *sorted(TITLES)]) == [*TITLES, "zzz"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"mean": 0.5, "std": 0.0, "n": 1}, "50.0"),
+        ({"mean": 0.1234, "std": 0.01, "n": 5}, "12.3 ± 1.0"),
+        ({"mean": None, "std": None, "n": 0}, "-"),
+    ],
+)
+def test_a_spread_is_shown_in_percent(value, text):
+    assert format_percent(value) == text
+
+
+def test_progress_without_a_terminal_is_the_first_and_the_last_line_and_some_between(capsys, monkeypatch):
+    times = iter([100.0, 100.0, 104.0, 111.0, 112.0])  # start, then one per call
+    monkeypatch.setattr(terminal.time, "time", lambda: next(times))
+    with Terminal().bar("labels") as update:
+        update(2, 12)
+        update(6, 12)
+        update(9, 12, Counter({"": 7, "target_too_small": 2}))
+        update(12, 12)
+    assert capsys.readouterr().out.splitlines() == [
+        "labels: 2/12, 0.00/s, 0 s",
+        "labels: 9/12, 0.64/s, 11 s, 5 s left 2 rejected",
+        "labels: 12/12, 0.83/s, 12 s",
+    ]
+
+
+def test_the_funnel_counts_every_reason(capsys):
+    Terminal().funnel(1, Counter({"": 7, "b": 2, "a": 1}))
+    assert capsys.readouterr().out == "draw 1: 7 of 10 samples accepted; 1 a, 2 b\n"
