@@ -6,7 +6,7 @@ the fingerprint of the stages that depend on it. The docstring under a field is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, model_validator
@@ -29,8 +29,12 @@ from syn4seg.config.sections import (
     Whole,
 )
 
-if TYPE_CHECKING:
-    pass
+NOT_SCIENCE = (
+    *("name", "layout", "placement", "logging"),  # where a run is kept, where it runs, who watches
+    *("data.draws", "data.first_draw"),  # draws are named: more of them change none
+    *("prompts.timeout", "prompts.base_url", "prompts.key_variable"),  # where and how patiently a language model is asked
+)
+"""Keys and sections that cannot change a result."""
 
 
 class Config(Section):
@@ -65,36 +69,32 @@ class Config(Section):
         return self
 
     def deviations(self) -> list[str]:
-        """What this configuration does otherwise than its `protocol`."""
+        """Return a line for each key in which this configuration deviates from its `protocol`."""
         return deviations(self.protocol, self.data.source, self.science(), self.data.draws)
 
     def science(self) -> dict[str, Any]:
-        """Everything that may change a result, as plain JSON values."""
+        """Return everything that may change a result, as plain JSON values."""
         tree = self.model_dump(mode="json")
-        del tree["name"], tree["layout"], tree["placement"], tree["logging"]
-        del tree["data"]["draws"], tree["data"]["first_draw"]
-        for key in ("timeout", "base_url", "key_variable"):  # where and how patiently a language model is asked
-            del tree["prompts"][key]
+        for key in NOT_SCIENCE:
+            section, _, name = key.rpartition(".")
+            del (tree[section] if section else tree)[name]
         return tree
 
 
-# -------------------------------------------------------------------------------------------------- loading
-
-
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> pydantic field, of the whole tree, in order."""
-    found: dict[str, Any] = {}
+    """Return a table dotted key -> pydantic field, of the whole tree, in order."""
+    fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            found |= keys(kind, f"{prefix}{name}.")
+            fields |= keys(kind, f"{prefix}{name}.")
         else:
-            found[prefix + name] = field
-    return found
+            fields[prefix + name] = field
+    return fields
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "key: old -> new" of two science trees."""
+    """Return lines "key: old -> new" of two science trees."""
     lines = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
@@ -106,7 +106,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def annotated(config: Config) -> str:
-    """The tree as YAML, each key under its documentation; loading it gives `config` back."""
+    """Return the tree as YAML, each key under its documentation; loading it gives `config` back."""
     lines: list[str] = []
 
     def walk(node: Section, indent: str) -> None:
@@ -118,8 +118,8 @@ def annotated(config: Config) -> str:
                 lines.append(f"{indent}{name}:")
                 walk(value, indent + "  ")
             else:
-                plain = node.model_dump(mode="json", include={name})[name]
-                text = yaml.safe_dump(plain, default_flow_style=True).strip().removesuffix("...").strip()
+                value = node.model_dump(mode="json", include={name})[name]
+                text = yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
                 lines.append(f"{indent}{name}: {text}")
 
     walk(config, "")
