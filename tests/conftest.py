@@ -114,7 +114,7 @@ def chromium():
 
 @pytest.fixture
 def syn4seg(capsys, monkeypatch):
-    """The command line in this process: exit code, what it printed, what it complained of."""
+    """A function that runs the command line in this process: exit code, standard output, standard error."""
     from syn4seg import cli
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -127,8 +127,8 @@ def syn4seg(capsys, monkeypatch):
             cli.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     yield call
     for number, handler in handlers.items():

@@ -17,15 +17,25 @@ def syn4seg(*words: str, cwd=None) -> subprocess.CompletedProcess:
 
 
 def test_help_loads_nothing_heavy():
-    code = (
-        "import sys, syn4seg.cli; sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'diffusers', 'transformers', 'numpy')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert "verify" in syn4seg("--help").stdout
+    heavy = ("torch", "ray", "diffusers", "transformers", "numpy", "pyarrow", "pydantic", "optuna")
+    code = f"import sys, syn4seg.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+    text = syn4seg("--help").stdout
+    verbs = [line.split()[0] for line in text.partition("Commands:")[2].splitlines() if line[:3].strip()]
+    assert verbs[:7] == ["run", "prompts", "synthesize", "refine", "train", "evaluate", "sweep"]
+    assert set(verbs[7:]) == {
+        *("verify", "watch", "report", "compare", "export", "prepare", "plan", "audit", "config", "doctor", "cache")
+    }
+
+
+def test_the_library_is_imported_at_its_first_use():
+    code = "import sys, syn4seg; assert 'numpy' not in sys.modules; [getattr(syn4seg, n) for n in syn4seg.__all__]; syn4seg.absent"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stderr.endswith("AttributeError: module 'syn4seg' has no attribute 'absent'\n")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         (["labeling.bta=1"], "did you mean labeling.beta"),
         (["absent.yaml"], "no such file"),
@@ -40,10 +50,10 @@ def test_help_loads_nothing_heavy():
         (["segmenter.weights=absent.pt", "base.checkpoint=train"], "segmenter.weights=absent.pt"),
     ],
 )
-def test_a_mistake_is_one_message_exit_code_2_and_no_directory(tmp_path, words, said):
+def test_a_mistake_is_one_message_exit_code_2_and_no_directory(tmp_path, words, text):
     done = syn4seg("run", *words, "data.train_images=300", "placement.runner=inline", "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert text in done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "run").exists()
@@ -131,10 +141,10 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_finishes(finished, small, tmp
     while job.poll() is None and not list((tmp_path / "run").glob("draws/0/records/*/*.json")):
         time.sleep(0.05)
     job.send_signal(signal.SIGINT)
-    _, said = job.communicate()
+    _, complaint = job.communicate()
     assert job.returncode == 130
-    assert "the same command goes on from here" in said
-    assert "Traceback" not in said
+    assert "the same command goes on from here" in complaint
+    assert "Traceback" not in complaint
     assert syn4seg("run", *keys).returncode == 0
     assert syn4seg("verify", tmp_path / "run").stdout == syn4seg("verify", out).stdout
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads((out / "results.json").read_text())
@@ -154,7 +164,7 @@ def test_the_doctor_is_content_here():
 
 
 def test_a_run_is_its_own_configuration_for_later_commands(tmp_path):
-    made = [
+    keys = [
         "placement.runner=inline",
         "synthesis.images_per_class=1",
         "prompts.bank_size=1",
@@ -162,7 +172,7 @@ def test_a_run_is_its_own_configuration_for_later_commands(tmp_path):
         "novel.steps=2",
         "data.train_images=300",
     ]
-    assert syn4seg("run", *made, "--out", tmp_path / "run").returncode == 0
+    assert syn4seg("run", *keys, "--out", tmp_path / "run").returncode == 0
     done = syn4seg("evaluate", "evaluation.space=canvas", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "64 canvas" in done.stdout
