@@ -27,11 +27,12 @@ def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None
     config = read_config(settings, out)
     from actors.cluster import check_out
     from actors.pipeline import Pipeline
+    from syn4seg.data.sources import dataset_source
     from syn4seg.doctor import versions
     from syn4seg.loggers.following import check_loggers
-    from syn4seg.stages import setup
     from syn4seg.stages.checks import check, check_models
     from syn4seg.stages.reuse import reuse as take_over
+    from syn4seg.stages.setup import digest_inputs, is_prepared
     from syn4seg.store.files import exists
     from syn4seg.store.rundir import RunDir
     from syn4seg.store.samples import checked_name
@@ -42,13 +43,14 @@ def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None
     run = RunDir(out or f"runs/{checked_name(config.name, 'name')}")
     run.check(config)
     check_loggers(config)
-    if not setup.is_prepared(config):
-        assert config.data.root is not None
+    if not is_prepared(config):
         check_models(config, run)
+        prepare = dataset_source(config.data.source).prepare
+        assert prepare is not None and config.data.root is not None
         with display.bar(f"preparing {config.data.source}") as progress:
-            setup.prepare(config.data.source, config.data.root, config.data.masks, progress, display.note)
+            prepare(config.data.root, config.data.masks, progress=progress, note=display.note)
     dataset, fold = check(config, run)
-    inputs = setup.digest_inputs(config)
+    inputs = digest_inputs(config)
     run.check_inputs(inputs)
     pipeline = Pipeline(config, run, dataset, fold, display)
     pipeline.check()

@@ -44,14 +44,14 @@ def diagnose() -> bool:
         return False
     import torch
 
-    from syn4seg.stages.setup import shipped_base, weights_folder
+    from syn4seg.stages.setup import WEIGHTS, shipped_base
 
     gpus, healthy = torch.cuda.device_count(), True
     console.print(f"{ok} {os.cpu_count()} CPU cores, {gpus} GPUs" + ("" if gpus else " (the main job needs none)"))
     for path, title, needed in (
         (shipped_base(0), "base checkpoints", True),
-        (weights_folder() / "embedded-sam", "small SAM", True),
-        (weights_folder() / "embedded-sd3", "small Stable Diffusion 3", False),
+        (WEIGHTS / "embedded-sam", "small SAM", True),
+        (WEIGHTS / "embedded-sd3", "small Stable Diffusion 3", False),
     ):
         healthy &= path.exists() or not needed
         remedy = "reinstall the package, or build it in a checkout with python -m tools"

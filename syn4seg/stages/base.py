@@ -129,11 +129,7 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
     pixels = {str(k): int(n) for k, n in enumerate(counts) if n}
     names = {"backbone": settings.backbone, "weights": weights}
     _write_facts(run, ids, origin="trained here", rule=base.images, label_pixels=pixels, **names)
-    _save(network, config, run, {"fold": config.data.fold, "base": _base_names(fold), "epochs": base.epochs})
-
-
-def _base_names(fold: Fold) -> list[str]:
-    return [fold.names[k - 1] for k in fold.base]
+    _save(network, config, run, {"fold": config.data.fold, "base": [fold.names[k - 1] for k in fold.base], "epochs": base.epochs})
 
 
 def check_checkpoint(config: Config, fold: Fold) -> None:
@@ -153,7 +149,7 @@ def check_checkpoint(config: Config, fold: Fold) -> None:
         network, facts = _read(config, 1 + len(fold.base))
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-    found = {
+    network_shape = {
         "backbone": facts["backbone"],
         "classes": len(network.weight),
         "channels": network.weight.shape[1],
@@ -161,7 +157,7 @@ def check_checkpoint(config: Config, fold: Fold) -> None:
         "align_corners": network.align_corners,
         "cosine": network.cosine,
     }
-    _check_network(config, fold, key, found)
+    _check_network(config, fold, key, network_shape)
 
 
 def _read(config: Config, classes: int) -> tuple[Segmenter, dict[str, Any]]:
@@ -178,8 +174,8 @@ def _read(config: Config, classes: int) -> tuple[Segmenter, dict[str, Any]]:
 
 def _check_fold(fold: Fold, key: str, facts: dict[str, Any]) -> None:
     """Raise UserError if a checkpoint of this project learned classes that are novel in `fold`."""
-    names = {"base": set(_base_names(fold)), "novel": {fold.names[k - 1] for k in fold.novel}}
-    for kind, expected in names.items():
+    for kind, ids in (("base", fold.base), ("novel", fold.novel)):
+        expected = {fold.names[k - 1] for k in ids}
         if kind in facts and set(facts[kind]) != expected:
             raise UserError(
                 f"{key}: made for another fold: its {kind} classes are {', '.join(facts[kind])}, here they are "
@@ -200,7 +196,7 @@ def _header(path: Path, key: str = "network") -> dict[str, Any]:
         ) from None
 
 
-def _check_network(config: Config, fold: Fold, key: str, found: dict[str, Any]) -> None:
+def _check_network(config: Config, fold: Fold, key: str, network: dict[str, Any]) -> None:
     """Raise UserError if a checkpoint is not the network that the settings describe."""
     settings = config.segmenter
     expected = {
@@ -212,9 +208,9 @@ def _check_network(config: Config, fold: Fold, key: str, found: dict[str, Any]) 
         "cosine": settings.cosine,
     }
     for name, value in expected.items():
-        if found.get(name, False) != value:
+        if network.get(name, False) != value:
             setting = "1 + the fold's base classes" if name == "classes" else f"segmenter.{name}"
             raise UserError(
-                f"{key}: the checkpoint has {name}={found.get(name, False)!r}, but {setting} is {value!r}; set the "
+                f"{key}: the checkpoint has {name}={network.get(name, False)!r}, but {setting} is {value!r}; set the "
                 "section segmenter (and data.fold) as the checkpoint has it, or base.checkpoint=train"
             )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from syn4seg.errors import UserError
 from syn4seg.options import Run
 
 
@@ -39,12 +40,15 @@ def prepare(
     masks: Annotated[str, typer.Option(help="COCO: all_polygons, first_polygon (DIaM) or crowd255 (CAPL).")] = "all_polygons",
 ) -> None:
     """Check the official files, build masks, lists and index beside them; goes on where it was stopped."""
-    from syn4seg.stages import setup
+    from syn4seg.data.sources import DATASETS
     from syn4seg.terminal import Terminal
 
+    build = DATASETS[source].prepare if source in DATASETS else None
+    if build is None:
+        raise UserError(f"{source!r}: expected pascal (VOC 2012 + SBD) or coco (2014)")
     display = Terminal()
     with display.bar(f"preparing {source}") as progress:
-        setup.prepare(source, root, masks, progress, display.note)
+        build(root, masks, progress=progress, note=display.note)
     variant = f" data.masks={masks}" if source == "coco" else ""
     display.note(f"ready: data.source={source} data.root={root}{variant}")
 

@@ -178,14 +178,14 @@ class DrawTraining:
         if records is None or len(records) < sum(len(ids) for ids in self.samples.values()):
             return [row for row, digest in digests.items() if digest is None]
         reasons = dict(zip(records["sample_id"].to_pylist(), records["reason"].to_pylist(), strict=True))
-        noted, stale = set(self.stage.run.noted()), []
+        notes, stale = set(self.stage.run.noted()), []
         for row, digest in digests.items():
             bank, column = ROWS[row]
             samples = {name: reasons[name] for name in self.samples.get(bank, [])}
             faults = {name for name, reason in samples.items() if reason.startswith(FAULT)}
             takes_rejected = column in LABEL_STAGES[:2]  # rejected samples have these labels
             used = (name for name, reason in samples.items() if not reason or (takes_rejected and name not in faults))
-            changed = digest and (digest != classifiers.digest_of_ids(used) or faults - noted)  # a fault without note is made again
+            changed = digest and (digest != classifiers.digest_of_ids(used) or faults - notes)  # a fault without note is made again
             if digest is None or changed:
                 stale.append(row)
         return stale

@@ -131,8 +131,8 @@ def _plan_generation(
         if config.synthesis.class_name_bank:
             used[CLASS_NAME] = [class_prompts[name]]
         for bank, prompts in used.items():
-            chosen = itertools.islice(itertools.cycle(prompts), config.synthesis.images_per_class)
-            groups.append([(f"{bank}-{_slug(name)}-{i:05d}", index, bank, text, row[text]) for i, text in enumerate(chosen)])
+            repeated = itertools.islice(itertools.cycle(prompts), config.synthesis.images_per_class)
+            groups.append([(f"{bank}-{_slug(name)}-{i:05d}", index, bank, text, row[text]) for i, text in enumerate(repeated)])
     return _plan_table(config, groups)
 
 

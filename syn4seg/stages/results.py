@@ -164,7 +164,9 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
     data, evaluation = config.data, config.evaluation
     extra = unpublished if config.protocol != "none" else ()
     lists = {"pascal": data.train_list, "coco": "train2014"}.get(data.source, "train list")
+    as_set = ("first_draw", "fold", "shots", "draws", "support_draw", "support_reserve", "min_support_pixels", "base_in_support")
     return {
+        **{key: getattr(data, key) for key in as_set},
         "preset": config.protocol,
         "deviations": [*config.deviations(), *extra],
         "data": data.source,
@@ -175,17 +177,9 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "canvas": config.segmenter.size,
         "canvas_kind": config.segmenter.canvas,
         "align_corners": config.segmenter.align_corners,
-        "first_draw": data.first_draw,
-        "fold": data.fold,
-        "shots": data.shots,
-        "draws": data.draws,
         "novel": [fold.names[k - 1] for k in fold.novel],
         "support_from": f"{data.support_from} list",
-        "support_draw": data.support_draw,
-        "support_reserve": data.support_reserve,
-        "min_support_pixels": data.min_support_pixels,
         "only_one_novel_in_support": data.only_one_novel,
-        "base_in_support": data.base_in_support,
         "base_images": config.base.images,
         "base_checkpoint": config.base.checkpoint,
         "evaluation_space": "original pixels" if evaluation.space == "original" else f"{config.segmenter.size} canvas",

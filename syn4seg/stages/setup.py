@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold, fold_of
-from syn4seg.data.sources import DATASETS, dataset_source, open_dataset
+from syn4seg.data.sources import dataset_source, open_dataset
 from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, is_reserved, pop_draw, query_ids, support_pools
 from syn4seg.errors import UserError
 from syn4seg.models.device import resolve_device
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 EMBEDDED_MODELS = ("renderer", "embedded-sd3")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model")
+"""Keys that may name files of this machine."""
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+"""Folder of the packaged weights."""
 
 
 def canvas_of(config: Config) -> Canvas:
@@ -53,24 +57,6 @@ def is_prepared(config: Config) -> bool:
     except UserError:
         return False
     return True
-
-
-def prepare(
-    source: str, root: Path, masks: str, progress: Callable[[int, int], None], note: Callable[[str], None]
-) -> dict[str, Any]:
-    """Build masks, lists and index of an official data set; files that exist already are kept.
-
-    Args:
-        source: "pascal" or "coco".
-        masks: COCO's variant, see `data.masks`.
-
-    Raises:
-        UserError: another source or variant; official files are missing or damaged (all of them are named).
-    """
-    entry = DATASETS.get(source)
-    if entry is None or entry.prepare is None:
-        raise UserError(f"{source!r}: expected pascal (VOC 2012 + SBD) or coco (2014)")
-    return entry.prepare(root, masks, progress=progress, note=note)
 
 
 def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[int, list[str]]:
@@ -150,13 +136,7 @@ def digest_inputs(config: Config) -> dict[str, str]:
 
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
     """
-    paths = {
-        "synthesis.model": config.synthesis.model,
-        "base.checkpoint": config.base.checkpoint,
-        "segmenter.weights": config.segmenter.weights,
-        "refinement.model": config.refinement.model,
-        "synthesis.root": config.synthesis.root,
-    }
+    paths = {key: operator.attrgetter(key)(config) for key in INPUT_KEYS}
     digests = {key: _digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
     if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
         digests["data.root"] = _digest(manifest)
@@ -184,14 +164,9 @@ def speed_of(config: Config) -> Speed:
     return Speed(**{key: getattr(config.synthesis, key) for key in Speed.__dataclass_fields__})
 
 
-def weights_folder() -> Path:
-    """Return the folder of the packaged weights."""
-    return Path(__file__).resolve().parent.parent / "weights"
-
-
 def shipped_base(fold: int) -> Path:
     """Return the path of the packaged base checkpoint of a fold of the embedded world."""
-    return weights_folder() / "base" / f"fold{fold}.safetensors"
+    return WEIGHTS / "base" / f"fold{fold}.safetensors"
 
 
 def training_device(config: Config) -> str:

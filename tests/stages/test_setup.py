@@ -15,7 +15,6 @@ from syn4seg.stages.setup import (
     imported_files,
     is_prepared,
     load_dataset,
-    prepare,
     queries_of,
     support_of,
     training_device,
@@ -90,8 +89,6 @@ def test_imported_files_are_images_in_order_and_not_more_than_asked_for(small, t
 def test_only_official_data_sets_are_prepared(small, tmp_path):
     assert is_prepared(load(None, small))
     assert not is_prepared(read_config(["pascal5i", f"data.root={tmp_path}"]))
-    with pytest.raises(UserError, match=r"'voc': expected pascal \(VOC 2012 \+ SBD\) or coco"):
-        prepare("voc", tmp_path, "all_polygons", lambda *_: None, print)
 
 
 def test_training_is_on_the_cpu_where_placement_says_so_or_there_is_no_gpu(small, monkeypatch):
