@@ -6,6 +6,7 @@ read. A key that is added to a section counts from then on; nobody has to list i
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -89,7 +90,8 @@ def source_digest(*modules: str) -> str:
     """Return a hash (16 hex digits) of the source code of modules and packages, so that an entry of a cache ends with its code.
 
     Args:
-        modules: dotted names; a package stands for all modules in it. They are found without being imported.
+        modules: dotted names; a package stands for all modules in it. They are found without being imported. Comments,
+            docstrings and formatting do not count.
     """
     return _hash("".join(_source_of(module) for module in modules).encode())
 
@@ -100,7 +102,16 @@ def _source_of(module: str) -> str:
     assert spec is not None and spec.origin is not None, f"there is no module {module}"
     path = Path(spec.origin)
     files: Sequence[Path] = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    return "".join(f"{file.name}\x1f{_hash(file.read_bytes())}\x1e" for file in files)
+    return "".join(f"{file.name}\x1f{_hash(_code_of(file).encode())}\x1e" for file in files)
+
+
+def _code_of(file: Path) -> str:
+    """Return the syntax tree of a file as text, without docstrings."""
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def _hash(data: bytes) -> str:

@@ -50,7 +50,7 @@ LOCK_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
-class StageUse:
+class EntryUse:
     """What the cache holds of a stage: entries, their bytes, and when one was last used (seconds since 1970)."""
 
     stage: str
@@ -200,13 +200,13 @@ class StageCache:
                         found.append((path.stat().st_mtime, path.stat().st_size, path))
         return sorted(found, key=lambda entry: (entry[0], entry[2]))
 
-    def uses(self) -> list[StageUse]:
+    def uses(self) -> list[EntryUse]:
         """What is there, stage by stage."""
         by_stage: dict[str, list[tuple[float, int, Path]]] = {}
         for entry in self.entries():
             by_stage.setdefault(entry[2].parent.name, []).append(entry)
         return [
-            StageUse(stage, len(found), sum(size for _, size, _ in found), found[-1][0])
+            EntryUse(stage, len(found), sum(size for _, size, _ in found), found[-1][0])
             for stage, found in sorted(by_stage.items())
         ]
 

@@ -1,7 +1,7 @@
 """One trial of a sweep: labels, classifier and scores of a configuration, made of what the stage cache holds.
 
-A trial computes what `syn4seg run` computes for the row `syn4seg`, bit for bit, but every stage is looked up by a hash of its
-inputs' content and its own keys first. So a trial starts at the first stage that its keys change:
+A trial computes what `syn4seg run` computes for the row `syn4seg`, bit for bit, but every entry is looked up by its key first
+(`keys.py`). So a trial starts at the first entry that its keys of the configuration change:
 
     runs (prompts, images, base) > dense > draft > kept > relabeled > masks > label > classifier (with its scores)
                                  \\ embedding (SAM) ------------------^       real, registration ^
@@ -22,17 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from syn4seg.config.fingerprint import section_values
 from syn4seg.config.tree import Config
 from syn4seg.labeling.components import components
 from syn4seg.stages.classifiers import initial_classifier, pixel_weights, schedule_of, seed_of
 from syn4seg.stages.labels import BoundaryRefiner, DraftLabel, Enhancer, dense_features
 from syn4seg.stages.scoring import CHUNK
-from syn4seg.stages.setup import digest_inputs, draws_of, queries_of, support_of, training_device
+from syn4seg.stages.setup import draws_of, queries_of, support_of, training_device
 from syn4seg.stages.support import Registration, base_samples, compute_registration, keep_thresholds, support_samples
 from syn4seg.store.files import exists, pixel_digest
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import RUNS, Arrays, StageCache, key_hash
-from syn4seg.trials.world import ROW, TOGETHER, Made, World, world_key
+from syn4seg.trials.context import IMAGES_PER_ENTRY, ROW, RunContext, SyntheticImage
+from syn4seg.trials.keys import entry_key, label_keys, query_values, registration_values, run_key, sam_key, support_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,13 +47,13 @@ if TYPE_CHECKING:
 class Chunk:
     """Up to `TOGETHER` images, and the labels uint8 (H, W) of those that a draw accepts, by place."""
 
-    images: Sequence[Made]
+    images: Sequence[SyntheticImage]
     labels: dict[int, np.ndarray]
     key: str
 
 
 class Trials:
-    """Makes trials in this process, one after the other; models stay loaded as long as trials use the same.
+    """Make trials in this process, one after the other; models stay loaded as long as trials use the same.
 
     Args:
         cache: shared by all processes.
@@ -71,33 +73,33 @@ class Trials:
     ):
         self.cache, self.reference, self.validation = cache, reference, validation
         self.make_run, self.device = make_run, device
-        self.worlds: dict[str, World] = {}
+        self.contexts: dict[str, RunContext] = {}
         self.refiners: dict[str, tuple[str, BoundaryRefiner]] = {}
         self.seconds: dict[str, float] = {}
 
     def scores(self, config: Config, reports: int) -> Iterator[dict[int, Metrics]]:
-        """Labels and trains every draw of a configuration; `reports` times, at equal distances, the scores by draw.
+        """Label and train every draw of a configuration; yield `reports` times, at equal distances, the scores by draw.
 
         Raises:
             UserError: the configuration cannot be run, e.g. a class has too few support images.
         """
-        trial = _Trial(self, config, self._world(config))
-        parts = [trial.trained(draw, reports) for draw in draws_of(config)]
+        trial = _Trial(self, config, self._context(config))
+        parts = [trial.train(draw, reports) for draw in draws_of(config)]
         try:
-            for found in zip(*parts, strict=True):
-                yield dict(zip(draws_of(config), found, strict=True))
+            for metrics in zip(*parts, strict=True):
+                yield dict(zip(draws_of(config), metrics, strict=True))
         finally:
             for part in parts:
                 part.close()
 
-    def _world(self, config: Config) -> World:
-        """The world of a configuration; its run is made, under a lock, if no run has its prompts, images and base checkpoint."""
-        key = world_key(config)
-        if key in self.worlds:
-            self.worlds[key].run.root.touch()
-            return self.worlds[key]
+    def _context(self, config: Config) -> RunContext:
+        """Return the run of a configuration; make it, under a lock, if no run has its prompts, images and base checkpoint."""
+        key = run_key(config)
+        if key in self.contexts:
+            self.contexts[key].run.root.touch()
+            return self.contexts[key]
         stored = self.reference.stored()
-        if stored is not None and world_key(stored) == key and self.reference.has_images() and exists(self.reference.base):
+        if stored is not None and run_key(stored) == key and self.reference.has_images() and exists(self.reference.base):
             run = self.reference
         else:
             path = self.cache.root / RUNS / key
@@ -111,14 +113,12 @@ class Trials:
                     self.seconds[RUNS] = self.seconds.get(RUNS, 0.0) + time.perf_counter() - started
             path.touch()
             run = RunDir(path)
-        self.worlds = {key: World(config, run, self.device)}  # one at a time: a world holds a network
-        return self.worlds[key]
+        self.contexts = {key: RunContext(config, run, self.device)}  # one at a time: a context holds a network
+        return self.contexts[key]
 
     def refiner(self, config: Config) -> tuple[str, BoundaryRefiner]:
-        """SAM as the configuration wants it, and a key of its answers."""
-        settings = config.refinement
-        weights = digest_inputs(config).get("refinement.model", settings.model)
-        key = key_hash([weights, settings.images_per_pass])
+        """Return the key of SAM's answers, and SAM with the settings of a configuration."""
+        settings, key = config.refinement, sam_key(config)
         if key not in self.refiners:
             self.refiners = {key: (key, BoundaryRefiner.from_settings(config.refinement, self.device))}
         _, refiner = self.refiners[key]
@@ -126,88 +126,76 @@ class Trials:
 
 
 class _Trial:
-    """The stages of one configuration."""
+    """The entries of one configuration."""
 
-    def __init__(self, trials: Trials, config: Config, world: World):
-        self.trials, self.cache, self.config, self.world = trials, trials.cache, config, world
-        self.canvas, self.fold, self.dataset = world.canvas, world.fold, world.dataset
+    def __init__(self, trials: Trials, config: Config, context: RunContext):
+        self.trials, self.cache, self.config, self.context = trials, trials.cache, config, context
+        self.canvas, self.fold, self.dataset = context.canvas, context.fold, context.dataset
 
-    # ------------------------------------------------------------------------------------------- real images
     def real(self, ids: Sequence[str], batch: int = 1) -> tuple[str, list[Tensor]]:
-        """Frozen features float16 (D, h, w) of real images, `batch` at a time, and their key."""
+        """Return the key and the frozen features float16 (D, h, w) of real images, computed `batch` at a time."""
         import torch
 
         from syn4seg.segmenter.network import frozen_features
 
         def make() -> Arrays:
             parts = [ids[i : i + batch] for i in range(0, len(ids), batch)]
-            made = [
-                frozen_features(
-                    self.world.segmenter, np.stack([self.canvas.image(self.dataset.image(i)) for i in part]), batch=batch
-                )
-                for part in parts
-            ]
-            return {"features": torch.cat(made).numpy()}
+            pixels = (np.stack([self.canvas.image(self.dataset.image(i)) for i in part]) for part in parts)
+            return {"features": torch.cat([frozen_features(self.context.segmenter, p, batch=batch) for p in pixels]).numpy()}
 
-        key = key_hash([self.world.network, [self.world.digest(i) for i in ids], batch])
+        key = entry_key("real", self.context.network, [self.context.digest(i) for i in ids], batch)
         return key, list(torch.from_numpy(self.cache.get("real", key, make)["features"].copy())) if ids else []
 
     @cached_property
     def base(self):
-        """The base training images that are replayed and that make prototypes."""
+        """Base training images that are replayed and that make prototypes."""
         return base_samples(self.config, self.dataset, self.fold, lambda ids: self.real(ids)[1])
 
-    def chosen(self, draw: int) -> dict[int, list[str]]:
-        """Support image ids of a draw by novel dataset id. To find them, every mask of the train list may have to be looked at."""
-        data = self.config.data
-        if data.source == "folder":  # whose files may change under the same names
+    def support_ids(self, draw: int) -> dict[int, list[str]]:
+        """Return the support image ids of a draw by novel dataset id. To find them, every mask of the train list may be read."""
+        if self.config.data.source == "folder":  # whose files may change under the same names
             return support_of(self.config, self.dataset, self.fold, draw)
 
         def make() -> Arrays:
             ids = support_of(self.config, self.dataset, self.fold, draw)
             return {str(k): np.frombuffer(json.dumps(of).encode(), np.uint8) for k, of in ids.items()}
 
-        key = [
-            data.model_dump(mode="json", exclude={"draws", "first_draw", "val_images", "root"}),
-            self.config.seed,
-            draw,
-            digest_inputs(self.config).get("data.root"),
-            *self.world.software,
-        ]
-        found = self.cache.get("support", key, make)
-        return {k: json.loads(found[str(k)].tobytes()) for k in self.fold.novel}
+        key = entry_key("support", *support_key(self.config, draw), *self.context.software)
+        ids = self.cache.get("support", key, make)
+        return {k: json.loads(ids[str(k)].tobytes()) for k in self.fold.novel}
 
     def support(self, draw: int) -> list[Sample]:
-        """The support samples of a draw."""
-        chosen = self.chosen(draw)
-        wanted = [i for ids in chosen.values() for i in ids]
-        features = dict(zip(wanted, self.real(wanted)[1], strict=True))
-        return support_samples(self.config, self.dataset, self.fold, chosen, lambda ids: [features[i] for i in ids])
+        """Return the support samples of a draw."""
+        support = self.support_ids(draw)
+        every = [i for ids in support.values() for i in ids]
+        features = dict(zip(every, self.real(every)[1], strict=True))
+        return support_samples(self.config, self.dataset, self.fold, support, lambda ids: [features[i] for i in ids])
 
-    def registered(self, draw: int) -> tuple[str, Registration, list[Sample]]:
-        """Round 0 of a draw with its key, and the support samples."""
+    def registration(self, draw: int) -> tuple[str, Registration, list[Sample]]:
+        """Return the key of round 0 of a draw, round 0, and the support samples."""
         support = self.support(draw)
         config, keys = self.config, ("weight", "bias", "prototypes")
-        given = [self._of_samples(support), self._of_samples(self.base.prototype_images), self._of_samples(self.base.replayed)]
-        key = key_hash([self.world.network, given, self._schedule(draw), len(self.fold.base), len(self.fold.novel)])
+        samples = [self._describe(part) for part in (support, self.base.prototype_images, self.base.replayed)]
+        classes = len(self.fold.base), len(self.fold.novel)
+        key = entry_key("registration", self.context.network, samples, self._schedule(draw), classes, registration_values(config))
 
         def make() -> Arrays:
-            made = compute_registration(config, self.world.segmenter, self.fold, support, self.base, draw)
-            return {name: getattr(made, name) for name in keys}
+            registration = compute_registration(config, self.context.segmenter, self.fold, support, self.base, draw)
+            return {name: getattr(registration, name) for name in keys}
 
-        found = self.cache.get("registration", key, make)
-        network = self.world.segmenter.classifier
-        made = Registration(
-            **{name: found[name].copy() for name in keys},
+        arrays = self.cache.get("registration", key, make)
+        network = self.context.segmenter.classifier
+        registration = Registration(
+            **{name: arrays[name].copy() for name in keys},
             thresholds=keep_thresholds(config, self.fold, support),
             cosine=network.cosine,
             align_corners=network.align_corners,
         )
-        return key, made, support
+        return key, registration, support
 
-    def _of_samples(self, samples: Sequence[Sample]) -> list[str]:
+    def _describe(self, samples: Sequence[Sample]) -> list[str]:
         return [
-            f"{s.sample_id}:{self.world.digest(s.sample_id.partition('-')[2] if s.kind == 'support' else s.sample_id)}:"
+            f"{s.sample_id}:{self.context.digest(s.sample_id.partition('-')[2] if s.kind == 'support' else s.sample_id)}:"
             f"{pixel_digest(s.label)}"
             for s in samples
         ]
@@ -215,207 +203,197 @@ class _Trial:
     def _schedule(self, draw: int) -> list[Any]:
         return [asdict(schedule_of(self.config)), seed_of(self.config, draw), training_device(self.config)]
 
-    # ---------------------------------------------------------------------------------------------- labelling
     def labels(self, draw: int) -> list[Chunk]:
-        """The labels of every image in a draw."""
-        key, made, _ = self.registered(draw)
-        classifier = made.classifier_on(self.world.device)
-        enhancer = Enhancer(self.world.segmenter, classifier, made.prototypes, made.thresholds, self.config.labeling, self.canvas)
-        images = self.world.images
-        return [self._chunk(key, enhancer, images[i : i + TOGETHER]) for i in range(0, len(images), TOGETHER)]
+        """Return the labels of every image in a draw."""
+        key, registration, _ = self.registration(draw)
+        classifier = registration.classifier_on(self.context.device)
+        prototypes, thresholds = registration.prototypes, registration.thresholds
+        enhancer = Enhancer(self.context.segmenter, classifier, prototypes, thresholds, self.config.labeling, self.canvas)
+        images = self.context.images
+        return [self._chunk(key, enhancer, images[i : i + IMAGES_PER_ENTRY]) for i in range(0, len(images), IMAGES_PER_ENTRY)]
 
-    def dense(self, images: Sequence[Made]) -> np.ndarray:
-        """Raw features float32 (N, D, h, w) of synthetic images."""
+    def dense(self, images: Sequence[SyntheticImage]) -> np.ndarray:
+        """Return raw features float32 (N, D, h, w) of synthetic images."""
 
         def make() -> Arrays:
-            made = [dense_features(self.world.segmenter, self.canvas, pixels) for pixels in self.world.pixels(images)]
-            return {"features": np.stack([features.cpu().numpy() for features in made])}
+            features = [dense_features(self.context.segmenter, self.canvas, pixels) for pixels in self.context.pixels(images)]
+            return {"features": np.stack([one.cpu().numpy() for one in features])}
 
         return self.cache.get("dense", self._dense_key(images), make)["features"]
 
-    def _dense_key(self, images: Sequence[Made]) -> str:
-        return key_hash([self.world.network, [m.digest for m in images]])
+    def _dense_key(self, images: Sequence[SyntheticImage]) -> str:
+        return entry_key("dense", self.context.network, [m.digest for m in images])
 
-    def _chunk(self, registration: str, enhancer: Enhancer, images: Sequence[Made]) -> Chunk:
-        """Stage by stage, each made of the one before it where the cache does not have it.
+    def _chunk(self, registration: str, enhancer: Enhancer, images: Sequence[SyntheticImage]) -> Chunk:
+        """Label some images, column after column; make what the cache does not have.
 
-        A label is there for every image that the stage could label; one that fails is left out, as its row is quarantined
-        in a run.
+        An image that cannot be labelled is left out, as its row is quarantined in a run.
         """
-        cache, labeling, refinement = self.cache, self.config.labeling, self.config.refinement
-        targets, shapes = [m.target for m in images], [list(m.shape) for m in images]
-        limits = [enhancer.thresholds[t] for t in targets]
-        sam_key, refiner = self.trials.refiner(self.config)
-        draft = key_hash([self._dense_key(images), registration, shapes])
-        kept = key_hash([draft, targets, limits, labeling.min_region, labeling.tau_base, labeling.tau_background])
-        relabeled = key_hash([kept, labeling.beta, labeling.tau, labeling.theta, labeling.min_target, labeling.max_target])
-        masks = key_hash([relabeled, sam_key, self.world.software, refinement.margin])
-        label = key_hash([masks, refinement.band_width, refinement.min_agreement])
+        cache, targets = self.cache, [m.target for m in images]
+        limits = [enhancer.thresholds[target] for target in targets]
+        model_key, refiner = self.trials.refiner(self.config)
+        sam = key_hash([model_key, self.context.software])
+        keys = label_keys(self.config, self._dense_key(images), registration, [[m.target, m.shape] for m in images], limits, sam)
 
         def drafts() -> Arrays:
-            features, found = self.dense(images), {}
+            features, labels = self.dense(images), {}
             for i, image in enumerate(images):
-                with _left_out():
-                    made = enhancer.draft(self.world.tensor(features[i]), image.shape)
-                    found |= {f"label.{i}": made.label, f"confidence.{i}": made.confidence}
-            return found
+                with _skip_non_finite():
+                    draft = enhancer.draft(self.context.tensor(features[i]), image.shape)
+                    labels |= {f"label.{i}": draft.label, f"confidence.{i}": draft.confidence}
+            return labels
 
         def filtered() -> Arrays:
-            features, before, found = self.dense(images), cache.get("draft", draft, drafts), {}
+            features, before, labels = self.dense(images), cache.get("draft", keys["draft"], drafts), {}
             for i in _rows(before):
-                cells = enhancer.grid_features(self.world.tensor(features[i]), images[i].shape)
-                with _left_out():
-                    of = DraftLabel(before[f"label.{i}"], before[f"confidence.{i}"], cells, images[i].shape[:2])
-                    found[f"label.{i}"] = enhancer.filter(of, targets[i]).kept
-            return found
+                cells = enhancer.grid_features(self.context.tensor(features[i]), images[i].shape)
+                with _skip_non_finite():
+                    draft = DraftLabel(before[f"label.{i}"], before[f"confidence.{i}"], cells, images[i].shape[:2])
+                    labels[f"label.{i}"] = enhancer.filter(draft, targets[i]).kept
+            return labels
 
         def relabelings() -> Arrays:
-            features, before, found = self.dense(images), cache.get("kept", kept, filtered), {}
+            features, before, labels = self.dense(images), cache.get("kept", keys["kept"], filtered), {}
             for i in _rows(before):
-                cells = enhancer.grid_features(self.world.tensor(features[i]), images[i].shape)
-                with _left_out():
-                    made = enhancer.relabel(before[f"label.{i}"], cells, targets[i])
-                    if not made.reason:
-                        found[f"label.{i}"] = enhancer.to_image_shape(made.label, images[i].shape)
-            return found
+                cells = enhancer.grid_features(self.context.tensor(features[i]), images[i].shape)
+                with _skip_non_finite():
+                    result = enhancer.relabel(before[f"label.{i}"], cells, targets[i])
+                    if not result.reason:
+                        labels[f"label.{i}"] = enhancer.to_image_shape(result.label, images[i].shape)
+            return labels
 
         def answers() -> Arrays:
-            before, found = cache.get("relabeled", relabeled, relabelings), {}
-            embeddings = self._embeddings(sam_key, refiner, images)
+            before, masks = cache.get("relabeled", keys["relabeled"], relabelings), {}
+            embeddings = self._embeddings(sam, refiner, images)
             for i in _rows(before):
-                with _left_out():
+                with _skip_non_finite():
                     boxes = refiner.hints(components(before[f"label.{i}"]))
-                    made, ious = refiner.sam.decode(self.world.tensor(embeddings[i]), images[i].shape[:2], boxes)
-                    found |= {f"masks.{i}": made.view(np.uint8), f"label.{i}": ious}
-            return found
+                    pixels, ious = refiner.sam.decode(self.context.tensor(embeddings[i]), images[i].shape[:2], boxes)
+                    masks |= {f"masks.{i}": pixels.view(np.uint8), f"label.{i}": ious}
+            return masks
 
         def refined() -> Arrays:
-            before = cache.get("relabeled", relabeled, relabelings)
-            said, found = cache.get("masks", masks, answers), {}
-            for i in _rows(said):
-                with _left_out():
-                    old = before[f"label.{i}"]
-                    found[f"label.{i}"] = refiner.refine_label(
-                        old, components(old), said[f"masks.{i}"].view(bool), said[f"label.{i}"]
-                    )[0]
-            return found
+            before = cache.get("relabeled", keys["relabeled"], relabelings)
+            masks, labels = cache.get("masks", keys["masks"], answers), {}
+            for i in _rows(masks):
+                with _skip_non_finite():
+                    label = before[f"label.{i}"]
+                    pixels, ious = masks[f"masks.{i}"].view(bool), masks[f"label.{i}"]
+                    labels[f"label.{i}"] = refiner.refine_label(label, components(label), pixels, ious)[0]
+            return labels
 
-        done = cache.get("label", label, refined)
-        return Chunk(images, {i: done[f"label.{i}"] for i in _rows(done)}, label)
+        labels = cache.get("label", keys["label"], refined)
+        return Chunk(images, {i: labels[f"label.{i}"] for i in _rows(labels)}, keys["label"])
 
-    def _embeddings(self, sam_key: str, refiner: BoundaryRefiner, images: Sequence[Made]) -> np.ndarray:
-        """SAM's embeddings float32 (N, C, h, w) of synthetic images."""
+    def _embeddings(self, sam: str, refiner: BoundaryRefiner, images: Sequence[SyntheticImage]) -> np.ndarray:
+        """Return the embeddings of SAM float32 (N, C, h, w) of synthetic images."""
         size = refiner.settings.images_per_pass
-        key = key_hash([sam_key, self.world.software, [m.digest for m in images]])
+        key = entry_key("embedding", sam, [m.digest for m in images])
 
         def make() -> Arrays:
             import torch
 
-            pixels, made = self.world.pixels(images), []
-            for start in range(0, len(pixels), size):
-                part = pixels[start : start + size]
-                made.append(refiner.sam.embed(part)[: len(part)].cpu())
-            return {"embedding": torch.cat(made).numpy()}
+            pixels = self.context.pixels(images)
+            parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+            return {"embedding": torch.cat([refiner.sam.embed(part)[: len(part)].cpu() for part in parts]).numpy()}
 
         return self.cache.get("embedding", key, make)["embedding"]
 
-    # ------------------------------------------------------------------------------------ training and scores
     def queries(self, draw: int) -> tuple[str, list[Query]]:
-        """The images to score on, with frozen features, and their key."""
+        """Return the key of the images to score on, and the images with frozen features."""
         from syn4seg.segmenter.evaluation import Query
 
         ids, space = self.trials.validation, self.config.evaluation.space
-        mine = set(ids or ())
+        scored = set(ids or ())
         if ids is None:  # in the chunks of an evaluation, so that the features are the same bit for bit
-            of_draws = {d: queries_of(self.config, self.dataset, self.chosen(d), d) for d in draws_of(self.config)}
-            any_draw, mine = set().union(*of_draws.values()), set(of_draws[draw])
+            of_draws = {d: queries_of(self.config, self.dataset, self.support_ids(d), d) for d in draws_of(self.config)}
+            any_draw, scored = set().union(*of_draws.values()), set(of_draws[draw])
             ids = [i for i in self.dataset.val if i in any_draw]
         key, features = self.real(ids, CHUNK)
-        table, found, digests = self.fold.to_index, [], []
+        table, queries, digests = self.fold.to_index, [], []
         for image_id, row in zip(ids, features, strict=True):
-            if image_id not in mine:
+            if image_id not in scored:
                 continue
             label = table[self.dataset.mask(image_id)]
             shape = None if space == "canvas" else (label.shape[0], label.shape[1])
             label = self.canvas.label(label) if space == "canvas" else label
             digests.append(pixel_digest(label))
-            found.append(Query(image_id, row, label, self.canvas, shape))
-        return key_hash([key, space, digests]), found
+            queries.append(Query(image_id, row, label, self.canvas, shape))
+        return key_hash([key, query_values(self.config), digests]), queries
 
-    def trained(self, draw: int, reports: int) -> Generator[Metrics, None, None]:
-        """Trains the row on the labels of a draw; yields the scores `reports` times, the last time at the end."""
+    def train(self, draw: int, reports: int) -> Generator[Metrics, None, None]:
+        """Train the row on the labels of a draw; yield the scores `reports` times, the last time at the end."""
         from syn4seg.segmenter.evaluation import metrics
 
-        registration, made, support = self.registered(draw)
-        chunks, novel = self.labels(draw), self.config.novel
-        exam, queries = self.queries(draw)
-        made_of = [[chunk.key for chunk in chunks], self.world.planned, [m.sample_id for m in self.world.images]]
-        key = key_hash(
-            [registration, made_of, self._schedule(draw), novel.synthetic_weight, novel.confidence_weight, exam, reports]
-        )
+        registration_key, registration, support = self.registration(draw)
+        chunks = self.labels(draw)
+        query_key, queries = self.queries(draw)
+        samples = [[chunk.key for chunk in chunks], self.context.planned, [m.sample_id for m in self.context.images]]
+        values = section_values(self.config.novel)
+        key = entry_key("classifier", registration_key, samples, self._schedule(draw), values, query_key, reports)
         base, new = len(self.fold.base), len(self.fold.novel)
         with self.cache.lock(self.cache.path("classifier", key)):
-            found = self.cache.find("classifier", key)
-            if found is not None:
-                for matrix in found["confusion"]:
+            entry = self.cache.find("classifier", key)
+            if entry is not None:
+                for matrix in entry["confusion"]:
                     yield metrics(matrix, base, new)
                 return
             matrices = []
-            for matrix in self._train(draw, made, support, chunks, queries, reports):
+            for matrix in self._train(draw, registration, support, chunks, queries, reports):
                 matrices.append(matrix)
                 yield metrics(matrix, base, new)
             self.cache.put("classifier", key, {"confusion": np.stack(matrices)})
 
     def _train(
-        self, draw: int, made: Registration, support: list[Sample], chunks: list[Chunk], queries: list[Query], reports: int
+        self, draw: int, registration: Registration, support: list[Sample], chunks: list[Chunk], queries: list[Query], reports: int
     ) -> Iterator[np.ndarray]:
-        """The novel stage; `reports` times the confusion matrix int64 (1+B+M, 1+B+M) on the queries."""
+        """Run the novel stage; yield `reports` times the confusion matrix int64 (1+B+M, 1+B+M) on the queries."""
         from syn4seg.segmenter.evaluation import evaluate, predictor_of
         from syn4seg.segmenter.novel import NovelTraining
 
         schedule = schedule_of(self.config)
-        start = initial_classifier(self.world.segmenter, made.prototypes, self.fold).to(training_device(self.config))
+        start = initial_classifier(self.context.segmenter, registration.prototypes, self.fold).to(training_device(self.config))
         training = NovelTraining(
             start,
             [*support, *self.base.replayed],
-            self.world.planned,
+            self.context.planned,
             base_classes=len(self.fold.base),
             schedule=schedule,
             seed=seed_of(self.config, draw),
         )
-        registered = made.classifier_on("cpu")
+        registered = registration.classifier_on("cpu")
         accepted = {s.sample_id: s for chunk in chunks for s in self._samples(chunk, registered)}
-        for name in self.world.planned:
+        for name in self.context.planned:
             training.verdict(name, name in accepted, accepted.get(name))
         for report in range(1, reports + 1):
             while training.steps_done < schedule.steps * report // reports:
                 assert training.ready
                 training.step()
-            now = training.classifier.to(self.world.device)
-            yield evaluate(queries, {ROW: predictor_of(now)}, len(self.fold.index_names))[ROW]
+            classifier = training.classifier.to(self.context.device)
+            yield evaluate(queries, {ROW: predictor_of(classifier)}, len(self.fold.index_names))[ROW]
 
     def _samples(self, chunk: Chunk, registered: Any) -> Iterator[Sample]:
         import torch
 
         from syn4seg.segmenter.novel import Sample
 
-        if any(chunk.images[i].sample_id not in self.world.features for i in chunk.labels):
+        if any(chunk.images[i].sample_id not in self.context.features for i in chunk.labels):
             for image, dense in zip(chunk.images, self.dense(chunk.images), strict=True):
-                if image.sample_id not in self.world.features:
-                    self.world.features.put(image.sample_id, torch.from_numpy(dense.astype(np.float16)))
+                if image.sample_id not in self.context.features:
+                    self.context.features.put(image.sample_id, torch.from_numpy(dense.astype(np.float16)))
         for i, label in chunk.labels.items():
             name = chunk.images[i].sample_id
-            features = self.world.features[name]
+            features = self.context.features[name]
             yield Sample(name, features, self.canvas.label(label), "synthetic", pixel_weights(self.config, registered, features))
 
 
 @contextlib.contextmanager
-def _left_out() -> Iterator[None]:
-    """An image whose numbers are not finite gets no label, as a run would quarantine it; its neighbours go on."""
+def _skip_non_finite() -> Iterator[None]:
+    """Skip an image whose numbers are not finite, as a run quarantines it."""
     with contextlib.suppress(FloatingPointError):
         yield
 
 
 def _rows(arrays: Arrays) -> list[int]:
-    """The images that have a label (or an answer) in an entry."""
+    """Return the places of the images that have a label (or masks) in an entry."""
     return sorted(int(name[6:]) for name in arrays if name.startswith("label."))

@@ -63,7 +63,7 @@ def test_an_entry_is_made_once_and_found_by_later_processes(tmp_path):
 
 def test_nobody_writes_into_what_others_share(tmp_path):
     found = StageCache(tmp_path).get("label", 1, lambda: {"x": np.zeros(3)})
-    with pytest.raises(UserError, match="read-only"):
+    with pytest.raises(ValueError, match="read-only"):
         found["x"][0] = 1
 
 

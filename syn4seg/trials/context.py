@@ -11,38 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.config.fingerprint import fingerprint
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.stages.reuse import INPUT_STAGES
 from syn4seg.stages.rows import ROWS
-from syn4seg.stages.setup import canvas_of, digest_inputs, load_dataset
+from syn4seg.stages.setup import canvas_of, load_dataset
 from syn4seg.store.files import MAX_TABLE, pixel_digest, read_bytes
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import Image
-from syn4seg.trials.cache import key_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ROW = "syn4seg"
 """The ablation row that a trial trains: the whole method."""
-TOGETHER = 64
+IMAGES_PER_ENTRY = 64
 """Images whose results share an entry of the cache."""
 
 
-def world_key(config: Config) -> str:
-    """Hash of everything that prompts, images and base checkpoint of a configuration depend on, input files included."""
-    inputs = {key: digest for key, digest in digest_inputs(config).items() if key in INPUT_STAGES}
-    return key_hash([fingerprint(config, "images"), fingerprint(config, "base"), inputs])
-
-
 @dataclass(frozen=True)
-class Made:
-    """A synthetic image of a run: its plan row's id and target, the digest of its pixels, and its (H, W, 3)."""
+class SyntheticImage:
+    """A synthetic image of a run: id and target of its plan row, the digest of its pixels, its (H, W, 3), its location."""
 
     sample_id: str
     target: int
@@ -54,13 +45,13 @@ class Made:
 
 
 def _version() -> str:
-    """Version of this program: another one may compute otherwise."""
+    """Return the version of this program, or "" from a source tree."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version("syn4seg-ray")
     return ""
 
 
-class World:
+class RunContext:
     """A run that has prompts, images and base checkpoint, and what trials need of it in this process.
 
     Attributes:
@@ -85,52 +76,47 @@ class World:
         self.features = FeatureCache()
         self.digests: dict[str, str] = {}
 
-    def _images(self, rows: list[dict[str, Any]]) -> list[Made]:
-        names, there = self.fold.index_names, self.run.samples.images()
-        at = dict(zip(there["sample_id"].to_pylist(), there["image_at"].to_pylist(), strict=True))
-        rows, found = [row for row in rows if row["sample_id"] in at], []
-        for start in range(0, len(rows), TOGETHER):
-            part = rows[start : start + TOGETHER]
-            wanted = [Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, at[r["sample_id"]]) for r in part]
-            for row, image in zip(part, self.run.samples.read_images(wanted), strict=True):
+    def _images(self, rows: list[dict[str, Any]]) -> list[SyntheticImage]:
+        names, stored = self.fold.index_names, self.run.samples.images()
+        locations = dict(zip(stored["sample_id"].to_pylist(), stored["image_at"].to_pylist(), strict=True))
+        rows, images = [row for row in rows if row["sample_id"] in locations], []
+        for start in range(0, len(rows), IMAGES_PER_ENTRY):
+            part = rows[start : start + IMAGES_PER_ENTRY]
+            requests = [
+                Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, locations[r["sample_id"]]) for r in part
+            ]
+            for row, image in zip(part, self.run.samples.read_images(requests), strict=True):
                 if image is not None:
-                    found.append(
-                        Made(
-                            row["sample_id"],
-                            row["class_id"],
-                            image.class_name,
-                            image.batch,
-                            pixel_digest(image.pixels),
-                            (*image.pixels.shape[:2], 3),
-                            image.at,
-                        )
-                    )
-        return found
+                    shape = (*image.pixels.shape[:2], 3)
+                    digest = pixel_digest(image.pixels)
+                    ids = row["sample_id"], row["class_id"], image.class_name, image.batch
+                    images.append(SyntheticImage(*ids, digest, shape, image.at))
+        return images
 
-    def pixels(self, images: Sequence[Made]) -> list[np.ndarray]:
-        """RGB uint8 (H, W, 3) of images that are there.
+    def pixels(self, images: Sequence[SyntheticImage]) -> list[np.ndarray]:
+        """Read the RGB pixels uint8 (H, W, 3) of images.
 
         Raises:
             UserError: one has been deleted or damaged since.
         """
-        wanted = [Image(m.sample_id, m.class_name, m.batch, np.zeros(0), {}, m.at) for m in images]
-        found = self.run.samples.read_images(wanted)
-        for made, image in zip(images, found, strict=True):
-            if image is None or pixel_digest(image.pixels) != made.digest:
+        requests = [Image(m.sample_id, m.class_name, m.batch, np.zeros(0), {}, m.at) for m in images]
+        stored = self.run.samples.read_images(requests)
+        for image, read in zip(images, stored, strict=True):
+            if read is None or pixel_digest(read.pixels) != image.digest:
                 raise UserError(
-                    f"{self.run.root}: image {made.sample_id} was deleted or changed while trials used it; run the "
+                    f"{self.run.root}: image {image.sample_id} was deleted or changed while trials used it; run the "
                     "command that made the run again"
                 )
-        return [image.pixels for image in found if image is not None]
+        return [image.pixels for image in stored if image is not None]
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """A copy on the segmenter's device."""
+        """Return a copy of an array on the device of the segmenter."""
         import torch
 
         return torch.from_numpy(array.copy()).to(self.device)
 
     def digest(self, image_id: str) -> str:
-        """Digest of a real image's pixels."""
+        """Return the digest of the pixels of a real image."""
         if image_id not in self.digests:
             self.digests[image_id] = pixel_digest(self.dataset.image(image_id))
         return self.digests[image_id]
