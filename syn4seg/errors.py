@@ -23,7 +23,10 @@ class DamagedError(UserError):
 
 
 class WorkerError(Exception):
-    """A process of the job failed with an exception that is no `UserError`; the message holds the process's own traceback."""
+    """A process of the job failed with an exception that is no `UserError`.
+
+    The message is one sentence; the process's own traceback is a note (`add_note`), and so reaches the file of the traceback.
+    """
 
 
 class Interrupted(BaseException):

@@ -60,10 +60,11 @@ class DraftLabel:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
 class Enhancer:
     """The registered segmenter with APF and APR.
 
-    Args:
+    Attributes:
         segmenter: frozen base network.
         classifier: base and novel rows, registered on the support set (round 0).
         prototypes: float32 (1+B+M, D), global prototype of each class index, background first.
@@ -72,18 +73,12 @@ class Enhancer:
         canvas: of the segmenter.
     """
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        classifier: Classifier,
-        prototypes: np.ndarray,
-        thresholds: dict[int, float],
-        settings: LabelingConfig,
-        canvas: Canvas,
-    ):
-        self.segmenter, self.classifier = segmenter, classifier
-        self.prototypes, self.thresholds, self.settings, self.canvas = prototypes, thresholds, settings, canvas
-        self.novel = tuple(sorted(thresholds))
+    segmenter: Segmenter
+    classifier: Classifier
+    prototypes: np.ndarray
+    thresholds: dict[int, float]
+    settings: LabelingConfig
+    canvas: Canvas
 
     @staticmethod
     def from_run(run: RunDir, draw: int, config: Config, device: str) -> Enhancer:
@@ -133,7 +128,7 @@ class Enhancer:
             draft.features,
             {target: self.prototypes[target]},
             target=target,
-            novel=self.novel,
+            novel=tuple(sorted(self.thresholds)),
             lambda_keep=self.thresholds[target],
             min_region=round(settings.min_region * scale),
             confidence=draft.confidence,
@@ -213,11 +208,12 @@ def load_on_device(run: RunDir, device: str) -> Segmenter:
     return load_segmenter(run.base)[0].to(resolve_device(device)).eval()
 
 
+@dataclass(frozen=True, eq=False)
 class BoundaryRefiner:
     """SAM with box hints, and SABR's arithmetic (method.md 4)."""
 
-    def __init__(self, sam: SamRefiner, settings: RefinementConfig):
-        self.sam, self.settings = sam, settings
+    sam: SamRefiner
+    settings: RefinementConfig
 
     @staticmethod
     def from_settings(settings: RefinementConfig, device: str) -> BoundaryRefiner:
