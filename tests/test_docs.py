@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -330,3 +331,65 @@ def test_contributing_fits_on_a_screen_and_the_changelog_has_an_entry_on_top():
 def test_the_documents_that_people_look_for_are_there():
     for name in ("method", "benchmarks", "cluster", "config", "design", "log"):
         assert (ROOT / "docs" / f"{name}.md").read_text().startswith("# ")
+
+
+HEADING = re.compile(r"^#{2,3} (\d+(?:\.\d+)?) ", re.MULTILINE)
+CITATION = re.compile(r"\bmethod\.md (\d+(?:\.\d+)?)")
+OLD_CITATION = re.compile(
+    r"\bprotocols (?:section )?\d|\bmethod,? \d|\b(?:method|design)\.md section|\b(?:protocols|ray)\.md\b|\bdesign\.md \d"
+)
+
+
+def citing_files() -> list[Path]:
+    """The code, documents and tests of this project (but this file, which spells the forms out)."""
+    rooms = ("syn4seg", "actors", "tune", "tools", "docs", "tests", "examples", "benchmarks")
+    return [path for room in rooms for kind in ("*.py", "*.md") for path in (ROOT / room).rglob(kind) if path != Path(__file__)]
+
+
+def unresolved_citations(text: str, headings: set[str]) -> list[str]:
+    """Return the citations of a text that name no heading of docs/method.md or have another form than `method.md N`."""
+    return [number for number in CITATION.findall(text) if number not in headings] + OLD_CITATION.findall(text)
+
+
+def test_every_citation_names_a_heading_of_the_method():
+    headings = set(HEADING.findall((ROOT / "docs" / "method.md").read_text()))
+    assert headings >= {"1", "3.2", "5.4", "7.9"}
+    wrong = {str(path.relative_to(ROOT)): unresolved_citations(path.read_text(), headings) for path in citing_files()}
+    assert not {path: found for path, found in wrong.items() if found}
+
+
+@pytest.mark.parametrize("text", ["method.md 8", "method.md 7.10", "(method 5)", "protocols 2.8", "method.md section 3", "ray.md"])
+def test_a_citation_that_leads_nowhere_is_seen(text):
+    assert unresolved_citations(text, {"1", "7.1"})
+
+
+def names_of(path: Path) -> set[str]:
+    """Return what a module defines at its top level, and `Class.name` of what its classes define."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{child.name}" for child in node.body if isinstance(child, ast.FunctionDef)}
+    return names
+
+
+def exists(dotted: str) -> bool:
+    """Whether a name below syn4seg is a package, a module, or something that a module defines."""
+    words = dotted.split(".")
+    for i in range(len(words), 0, -1):
+        base = (ROOT / "syn4seg").joinpath(*words[:i])
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                return i == len(words) or ".".join(words[i:]) in names_of(path)
+    return False
+
+
+def test_every_function_of_the_method_is_where_the_tables_say():
+    rows = [line for line in (ROOT / "docs" / "method.md").read_text().splitlines() if line.startswith("| ")]
+    cells = [line.rsplit(" | ", 1)[1] for line in rows if not line.startswith(("| what ", "| --- "))]
+    assert len(cells) > 50 and all("`" in cell for cell in cells)
+    assert not [name for cell in cells for name in re.findall(r"`([^`]+)`", cell) if not exists(name)]
+    assert not exists("labeling.filtering.no_such_function") and not exists("labeling.enhance.Enhancer")
