@@ -393,3 +393,22 @@ def test_every_function_of_the_method_is_where_the_tables_say():
     assert len(cells) > 50 and all("`" in cell for cell in cells)
     assert not [name for cell in cells for name in re.findall(r"`([^`]+)`", cell) if not exists(name)]
     assert not exists("labeling.filtering.no_such_function") and not exists("labeling.enhance.Enhancer")
+
+
+def test_the_map_names_every_room_and_nothing_else():
+    section = (ROOT / "docs" / "architecture.md").read_text().partition("## The rooms")[2].partition("\n## ")[0]
+    rooms = re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)
+    packages = {f"syn4seg.{path.parent.name}" for path in (ROOT / "syn4seg").glob("*/__init__.py")} | {"actors", "tune", "tools"}
+    assert sorted(rooms) == sorted(packages)
+
+
+def test_every_step_of_the_walk_is_in_the_file_that_the_table_names():
+    section = (ROOT / "docs" / "architecture.md").read_text().partition("## The walk")[2].partition("\n## ")[0]
+    steps = re.findall(r"`([\w/]+\.py)`, `([\w.]+)`", section)
+    assert len(steps) == 10 and all(name in names_of(ROOT / path) for path, name in steps)
+
+
+def test_the_words_are_in_order_and_each_has_one_line():
+    section = (ROOT / "docs" / "architecture.md").read_text().partition("## Words")[2]
+    words = re.findall(r"^\| ([\w ]+) \| ", section, re.MULTILINE)[1:]
+    assert len(words) > 30 and words == sorted(set(words))
