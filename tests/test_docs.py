@@ -336,7 +336,7 @@ def test_the_documents_that_people_look_for_are_there():
 HEADING = re.compile(r"^#{2,3} (\d+(?:\.\d+)?) ", re.MULTILINE)
 CITATION = re.compile(r"\bmethod\.md (\d+(?:\.\d+)?)")
 OLD_CITATION = re.compile(
-    r"\bprotocols (?:section )?\d|\bmethod,? \d|\b(?:method|design)\.md section|\b(?:protocols|ray)\.md\b|\bdesign\.md \d"
+    r"\bprotocols (?:section )?\d|(?<!full )\bmethod,? \d|\b(?:method|design)\.md section|\b(?:protocols|ray)\.md\b|\bdesign\.md \d"
 )
 
 
