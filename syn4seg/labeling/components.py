@@ -32,12 +32,8 @@ class Components:
     area: np.ndarray
 
 
-def components(label: np.ndarray) -> Components:
-    """8-connected components of each foreground class (all but background and unlabeled).
-
-    Args:
-        label: uint8 (H, W).
-    """
+def find_components(label: np.ndarray) -> Components:
+    """Return the 8-connected components of each foreground class (all but background and unlabeled) of a label uint8 (H, W)."""
     (height, width), stride = label.shape, label.shape[1] + 1
     padded = np.zeros((height, stride), np.uint8)  # a background column ends every row's last run
     padded[:, :width] = label
@@ -47,7 +43,7 @@ def components(label: np.ndarray) -> Components:
     value = flat[start]
     runs = np.flatnonzero((value != BACKGROUND) & (value != UNLABELED))
     first, last, index = start[runs], end[runs], value[runs].astype(np.int32)
-    count, group = _groups(first, last, index, stride)
+    count, group = _group_runs(first, last, index, stride)
 
     class_index = np.zeros(count, np.int32)
     class_index[group] = index
@@ -67,17 +63,17 @@ def components(label: np.ndarray) -> Components:
     return Components(np.ascontiguousarray(regions), class_index[order], box[order], area[order])
 
 
-def _groups(first: np.ndarray, last: np.ndarray, index: np.ndarray, stride: int) -> tuple[int, np.ndarray]:
-    """Number of components and the component of each run, numbered by first run.
+def _group_runs(first: np.ndarray, last: np.ndarray, index: np.ndarray, stride: int) -> tuple[int, np.ndarray]:
+    """Return the number of components, and of each run its component; components are numbered by their first run.
 
     A run [first, last) touches those of the next row, one `stride` on, that start no later than it ends and end no
     earlier than it starts (8 neighbours). Both ends ascend, so these are a contiguous range.
     """
     low = np.searchsorted(last, first + stride, "left")
     high = np.searchsorted(first, last + stride, "right")
-    touching = high - low
-    above = np.repeat(np.arange(len(first)), touching)
-    below = np.arange(len(above)) - np.repeat(np.cumsum(touching) - touching - low, touching)
+    neighbours = high - low
+    above = np.repeat(np.arange(len(first)), neighbours)
+    below = np.arange(len(above)) - np.repeat(np.cumsum(neighbours) - neighbours - low, neighbours)
     same = index[above] == index[below]
     edges = (np.ones(np.count_nonzero(same), np.int8), (above[same], below[same]))
     graph = coo_array(edges, shape=(len(first), len(first)))

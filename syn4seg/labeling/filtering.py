@@ -1,8 +1,8 @@
 """APF, adaptive pseudo-label filtering: a region of a draft is kept if it looks like the support set, else it is freed.
 
 The paper gives the rule for the target class (similarity to the global prototype >= lambda_keep). What happens to
-everything else in the image is ours: other novel classes are freed, base predictions and background stay where the
-segmenter is sure.
+everything else in the image is our decision: other novel classes are freed, base predictions and background stay where
+the segmenter is sure.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 
 from syn4seg.errors import UserError
-from syn4seg.labeling.components import Components, components
-from syn4seg.labeling.prototypes import normalised, pool
+from syn4seg.labeling.components import Components, find_components
+from syn4seg.labeling.prototypes import normalize, pool
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
 @dataclass(frozen=True)
 class Region:
-    """Filtering's verdict on one region of the draft.
+    """The verdict of filtering on one region of the draft.
 
     Attributes:
         class_index: class of the region in the draft.
@@ -61,14 +61,13 @@ def filter_regions(
     tau_base: float = 0.0,
     tau_background: float = 0.0,
 ) -> Filtered:
-    """Keeps or frees each region of a draft (method.md section 3, APF).
+    """Keep or free each region of a draft (method.md 3.1, APF).
 
     Args:
         draft: uint8 (H, W), the segmenter's own pseudo-label; its 255 stays free.
         features: (D, h, w) float, raw.
         prototypes: class index -> global prototype (D,); the target's at least, others only add to the record.
-        target: class index that the image was made for; its regions stay iff s(r) >= lambda_keep and area >=
-            min_region.
+        target: class index that the image was made for; its regions stay iff s(r) >= lambda_keep and area >= min_region.
         novel: all novel class indices; those that are not the target become free.
         lambda_keep: least similarity, in [-1, 1].
         min_region: least area in pixels.
@@ -83,55 +82,45 @@ def filter_regions(
         raise ValueError(f"prototypes has classes {sorted(prototypes)} but not target {target}; add its global prototype")
     if confidence is not None and confidence.shape != draft.shape:
         raise ValueError(f"confidence has shape {confidence.shape}; expected the draft's, {draft.shape}")
-    found = components(draft)
-    similarity = _similarities(found, features, prototypes)
+    components = find_components(draft)
+    similarity = _similarities(components, features, prototypes)
     others = [k for k in novel if k != target]
-    of_target = found.class_index == target
-    why = np.where(of_target & (found.area < min_region), "area", np.full(len(found.area), "", object))
+    of_target = components.class_index == target
+    why = np.where(of_target & (components.area < min_region), "area", np.full(len(components.area), "", object))
     why[of_target & ~(similarity >= lambda_keep)] = "similarity"
-    why[np.isin(found.class_index, others)] = "other_novel"
+    why[np.isin(components.class_index, others)] = "other_novel"
 
-    free = np.take(np.concatenate([[False], why != ""]), found.map)
+    free = np.take(np.concatenate([[False], why != ""]), components.map)
     if confidence is not None:
-        unsure = _unsure(draft, confidence, [target, *others], tau_base, tau_background)
+        least = np.full(256, tau_base, np.float32)
+        least[[target, *others, UNLABELED]] = -np.inf
+        least[BACKGROUND] = tau_background
+        unsure = confidence < cv2.LUT(draft, least)
         free |= unsure
-        lost = np.bincount(found.map[unsure], minlength=len(why) + 1)[1:]
-        why[(why == "") & (lost == found.area)] = "confidence"
+        lost = np.bincount(components.map[unsure], minlength=len(why) + 1)[1:]
+        why[(why == "") & (lost == components.area)] = "confidence"
     kept = draft.copy()
     kept[free] = UNLABELED
-    return Filtered(kept, _records(found, similarity, why))
+    boxes = map(tuple, components.box.astype(int).tolist())
+    columns = (components.class_index.tolist(), components.area.tolist(), boxes, similarity.tolist(), why.tolist())
+    return Filtered(kept, [Region(k, area, box, s, reason == "", reason) for k, area, box, s, reason in zip(*columns, strict=True)])
 
 
-def _similarities(found: Components, features: np.ndarray, prototypes: Mapping[int, np.ndarray]) -> np.ndarray:
-    """s(r) float32 (R,), nan for classes without a prototype."""
-    similarity = np.full(len(found.area), np.nan, np.float32)
-    known = np.flatnonzero(np.isin(found.class_index, list(prototypes)))
-    if len(known):
-        row = np.zeros(len(found.area) + 1, np.int32)
-        row[known + 1] = np.arange(1, len(known) + 1)
-        means = normalised(pool(features, np.take(row, found.map), len(known)))
-        wanted = normalised(np.stack([prototypes[int(k)] for k in found.class_index[known]]))
-        similarity[known] = np.einsum("rd,rd->r", means, wanted)
+def _similarities(components: Components, features: np.ndarray, prototypes: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Return s(r) float32 (R,), nan for classes without a prototype."""
+    similarity = np.full(len(components.area), np.nan, np.float32)
+    judged = np.flatnonzero(np.isin(components.class_index, list(prototypes)))
+    if len(judged):
+        row = np.zeros(len(components.area) + 1, np.int32)
+        row[judged + 1] = np.arange(1, len(judged) + 1)
+        means = normalize(pool(features, np.take(row, components.map), len(judged)))
+        expected = normalize(np.stack([prototypes[int(k)] for k in components.class_index[judged]]))
+        similarity[judged] = np.einsum("rd,rd->r", means, expected)
     return similarity
 
 
-def _unsure(draft: np.ndarray, confidence: np.ndarray, exempt: Sequence[int], tau_base: float, tau_background: float) -> np.ndarray:
-    """Pixels bool (H, W) whose confidence is below what their class in the draft asks for."""
-    least = np.full(256, tau_base, np.float32)
-    least[[*exempt, UNLABELED]] = -np.inf
-    least[BACKGROUND] = tau_background
-    return confidence < cv2.LUT(draft, least)
-
-
-def _records(found: Components, similarity: np.ndarray, why: np.ndarray) -> list[Region]:
-    boxes = found.box.astype(int).tolist()
-    columns = zip(found.class_index.tolist(), found.area.tolist(), boxes, similarity.tolist(), why.tolist(), strict=True)
-    return [Region(k, area, tuple(box), s, reason == "", reason) for k, area, box, s, reason in columns]
-
-
-# --------------------------------------------------------------------------------- lambda_keep from the support set
 def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int) -> np.ndarray:
-    """Similarities of support regions to a prototype that has not seen them (ours).
+    """Return the similarity of each support region to a prototype that has not seen it (method.md 3.1, our estimate).
 
     With several shots that show the class, each region of a shot meets the prototype of the other shots. With one shot,
     each region meets the prototype of the other regions; a single region is first cut into four at the middle of its
@@ -147,17 +136,17 @@ def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.nda
         float32 (n,), n >= 1, in order of image and region.
 
     Raises:
-        ValueError: the class has no support pixel, or only one pixel's worth: nothing can be held out.
+        UserError: the class has no support pixel, or a single region that cannot be cut: nothing can be held out.
     """
     sums, shots = [], []
     for shot, (feature, mask) in enumerate(zip(features, masks, strict=True)):
-        found = components((mask == class_index).astype(np.uint8))
-        sums.append(pool(feature, found.map, len(found.area)))
-        shots += [shot] * len(found.area)
+        components = find_components((mask == class_index).astype(np.uint8))
+        sums.append(pool(feature, components.map, len(components.area)))
+        shots += [shot] * len(components.area)
     groups = np.array(shots, int)
     if len(set(shots)) == 1:
         only = shots[0]
-        sums = [_parts(features[only], masks[only] == class_index)] if len(shots) == 1 else [sums[only]]
+        sums = [_quadrant_sums(features[only], masks[only] == class_index)] if len(shots) == 1 else [sums[only]]
         groups = np.arange(len(sums[0]))
     if len(set(groups.tolist())) < 2:
         raise UserError(
@@ -166,22 +155,11 @@ def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.nda
         )
     regions = np.concatenate(sums)
     rest = np.stack([regions[groups != group].sum(0) for group in groups])
-    return np.einsum("rd,rd->r", normalised(regions), normalised(rest))
+    return np.einsum("rd,rd->r", normalize(regions), normalize(rest))
 
 
-def support_threshold(features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int, quantile: float) -> float:
-    """The lambda_keep of `{support_quantile: q}`: the q-quantile of `held_out_similarities`.
-
-    Raises:
-        ValueError: the quantile is outside [0, 1], or nothing can be held out.
-    """
-    if not 0.0 <= quantile <= 1.0:
-        raise ValueError(f"support_quantile is {quantile}; expected a share in [0, 1], e.g. 0.1")
-    return float(np.quantile(held_out_similarities(features, masks, class_index), quantile))
-
-
-def _parts(feature: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Feature sums (n, D) of the non-empty quadrants of a mask bool (H, W), cut at the middle of its box."""
+def _quadrant_sums(feature: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the feature sums (n, D) of the non-empty quadrants of a mask bool (H, W), cut at the middle of its box."""
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     lower, right = np.arange(mask.shape[0]) >= y + height / 2, np.arange(mask.shape[1]) >= x + width / 2
     quadrant = np.where(mask, 1 + 2 * lower[:, None] + right, 0).astype(np.int32)

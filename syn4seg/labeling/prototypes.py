@@ -21,15 +21,15 @@ from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND
 
 
-def normalised(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors along the last axis, float32; a zero vector stays zero."""
+def normalize(vectors: np.ndarray) -> np.ndarray:
+    """Return unit vectors along the last axis, float32; a zero vector stays zero."""
     vectors = np.asarray(vectors, np.float32)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
 
 
 def blend(global_: np.ndarray, local: np.ndarray, beta: float) -> np.ndarray:
-    """Adaptive prototype: beta * global + (1 - beta) * local, renormalised (method.md section 3, APR).
+    """Return the adaptive prototype: beta * global + (1 - beta) * local, renormalised (method.md 3.2, APR).
 
     Args:
         global_: unit vector (D,) of the class, from the support set.
@@ -39,12 +39,11 @@ def blend(global_: np.ndarray, local: np.ndarray, beta: float) -> np.ndarray:
     Returns:
         Unit vector (D,) float32 (zero where the two cancel).
     """
-    return normalised(beta * np.asarray(global_, np.float32) + (1.0 - beta) * np.asarray(local, np.float32))
+    return normalize(beta * np.asarray(global_, np.float32) + (1.0 - beta) * np.asarray(local, np.float32))
 
 
-# ----------------------------------------------------------------------------------------------- occupancy
 def area_weights(fine: int, coarse: int) -> np.ndarray:
-    """Area averaging along one axis, exact for any ratio.
+    """Return the matrix that averages areas along one axis, exact for any ratio.
 
     Args:
         fine: number of pixels.
@@ -60,7 +59,7 @@ def area_weights(fine: int, coarse: int) -> np.ndarray:
 
 
 def occupancy(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Share of each grid cell that a mask covers.
+    """Return the share of each grid cell that a mask covers.
 
     Args:
         masks: (R, H, W) bool, or float shares in [0, 1].
@@ -74,7 +73,7 @@ def occupancy(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int]) -> np.ndarray:
-    """`occupancy` of every region of a map: one histogram if the grid divides the image, else box by box.
+    """Return the `occupancy` of every region of a map: one histogram if the grid divides the image, else box by box.
 
     Args:
         regions: int32 (H, W), 0 for none and 1..count for the regions, which may be empty.
@@ -100,7 +99,7 @@ def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int]) -> 
 
 
 def pool(features: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
-    """Sum of the raw features over the pixels of each region, the numerator of mu_k and of v(r) (method.md section 3).
+    """Return the sum of the raw features over the pixels of each region, the numerator of mu_k and of v(r) (method.md 3.1).
 
     Args:
         features: (D, h, w) float.
@@ -121,52 +120,52 @@ def pool(features: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
     return (flat @ share.T).T * np.float32(regions.size / (h * w))  # faster this way round than share @ flat.T
 
 
-def values_in(label: np.ndarray) -> list[int]:
-    """The values of a label map uint8 (H, W), ascending; a histogram, several times faster than `np.unique`."""
+def label_values(label: np.ndarray) -> list[int]:
+    """Return the values of a label map uint8 (H, W), ascending; a histogram, several times faster than `np.unique`."""
     return np.flatnonzero(cv2.calcHist([label], [0], None, [256], [0, 256])).tolist()
 
 
 def region_map(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Region map int32 (H, W) of a label map uint8 (H, W): pixels of `classes[i]` become i + 1, all others 0."""
+    """Return the region map int32 (H, W) of a label map uint8 (H, W): pixels of `classes[i]` become i + 1, all others 0."""
     table = np.zeros(256, np.int32)
     table[list(classes)] = np.arange(1, len(classes) + 1)
     return cv2.LUT(label, table)
 
 
-# ----------------------------------------------------------------------------------------------- prototypes
 def support_prototypes(
     features: Sequence[np.ndarray], masks: Sequence[np.ndarray], classes: Sequence[int], names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Global prototypes: mu_k over all pixels of all support images, raw features, then normalised (APF in method.md).
+    """Return global prototypes: mu_k over all pixels of all support images, raw features, then normalised (method.md 3.1).
 
     Args:
         features: per support image (D, h, w); sizes may differ between images, D may not.
         masks: per support image the label map uint8 (H, W).
-        classes: class indices, in the order of the rows wanted.
+        classes: class indices, in the order of the rows.
         names: names of `classes`, for the error alone.
 
     Returns:
         (len(classes), D) float32 unit vectors.
 
     Raises:
-        ValueError: a class has no support pixel, or the lists do not pair up.
+        UserError: a class has no support pixel.
+        ValueError: the lists do not pair up.
     """
     _check_paired(features, masks)
     sums = np.sum([pool(f, region_map(m, classes), len(classes)) for f, m in zip(features, masks, strict=True)], axis=0)
     for row, index in enumerate(classes):
         if not any((mask == index).any() for mask in masks):
-            named = f" ({names[row]})" if names is not None else ""
+            name = f" ({names[row]})" if names is not None else ""
             raise UserError(
-                f"class index {index}{named} has no pixel in the {len(masks)} support masks given; expected one at "
-                "least: draw another support set, or check the label map of its images"
+                f"class index {index}{name} has no pixel in the {len(masks)} support masks; expected one at least: "
+                "draw another support set, or check the label map of its images"
             )
-    return normalised(sums)
+    return normalize(sums)
 
 
 def background_prototype(
     features: Sequence[np.ndarray], masks: Sequence[np.ndarray], base_predictions: Sequence[np.ndarray] | None = None
 ) -> np.ndarray:
-    """Global background prototype: support pixels labelled 0 that the base model also predicts 0 (ours).
+    """Return the global background prototype: support pixels labelled 0 that the base model also predicts 0 (our choice).
 
     Args:
         features: per support image (D, h, w).
@@ -178,7 +177,8 @@ def background_prototype(
         (D,) float32 unit vector.
 
     Raises:
-        ValueError: no pixel is left, or the lists do not pair up.
+        UserError: no pixel is left.
+        ValueError: the lists do not pair up.
     """
     _check_paired(features, masks)
     agreed = [mask == BACKGROUND for mask in masks]
@@ -189,11 +189,11 @@ def background_prototype(
             f"no background pixel in {len(masks)} support masks that the base predictions call background too; "
             "relabeling needs one: add support images, or pass base_predictions=None"
         )
-    return normalised(np.sum([pool(f, a.astype(np.int32), 1)[0] for f, a in zip(features, agreed, strict=True)], axis=0))
+    return normalize(np.sum([pool(f, a.astype(np.int32), 1)[0] for f, a in zip(features, agreed, strict=True)], axis=0))
 
 
 def local_prototypes(features: np.ndarray, label: np.ndarray, classes: Sequence[int]) -> dict[int, np.ndarray]:
-    """Local prototypes of one image: the unit mean feature of each class's pixels (method.md section 3, APR).
+    """Return the local prototypes of one image: the unit mean feature of each class's pixels (method.md 3.2, APR).
 
     Args:
         features: (D, h, w) float.
@@ -203,13 +203,13 @@ def local_prototypes(features: np.ndarray, label: np.ndarray, classes: Sequence[
     Returns:
         Class index -> unit vector (D,) float32, in the order of `classes`; a class without a pixel is left out.
     """
-    present = values_in(label)
-    found = [k for k in classes if k in present]
-    return dict(zip(found, normalised(pool(features, region_map(label, found), len(found))), strict=True))
+    values = label_values(label)
+    present = [k for k in classes if k in values]
+    return dict(zip(present, normalize(pool(features, region_map(label, present), len(present))), strict=True))
 
 
 def cell_size(shape: tuple[int, int], grid: tuple[int, int]) -> int:
-    """Side of a grid cell in whole pixels, rounded up: the larger of the two axes' strides."""
+    """Return the side of a grid cell in whole pixels, rounded up: the larger of the two axes' strides."""
     return max(math.ceil(n / g) for n, g in zip(shape, grid, strict=True))
 
 

@@ -1,7 +1,7 @@
 """SABR, SAM-based boundary refinement: SAM redraws the outline of each component, and nothing but the outline.
 
 Only the free region (a band around every change of label, and unlabeled pixels) may change; all else is locked, bit by
-bit. Which pixels SAM wins and which it gives back to background are our decisions where the paper is silent.
+bit. Where the paper is silent, which pixels SAM wins and which it gives back to background is our decision.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from syn4seg.labeling.components import Components, components
+from syn4seg.labeling.components import Components
 from syn4seg.schema import BACKGROUND, UNLABELED
-
-__all__ = ["Components", "Refined", "boundary_band", "components", "hint_boxes", "refine_boundary"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,11 @@ class Refined:
     changed: int
 
 
-def hint_boxes(found: Components, margin: float, shape: tuple[int, int]) -> np.ndarray:
-    """SAM's box hints: each component's tight box, wider by a margin on all sides and clipped to the image.
+def hint_boxes(components: Components, margin: float, shape: tuple[int, int]) -> np.ndarray:
+    """Return SAM's box hints: each component's tight box, wider by a margin on all sides and clipped to the image.
 
     Args:
-        found: the components of the label.
+        components: of the label.
         margin: pixels.
         shape: (H, W) of the image.
 
@@ -46,12 +44,12 @@ def hint_boxes(found: Components, margin: float, shape: tuple[int, int]) -> np.n
         float32 (R, 4), XYXY in pixels.
     """
     height, width = shape
-    wider = found.box + np.array((-margin, -margin, margin, margin), np.float32)
+    wider = components.box + np.array((-margin, -margin, margin, margin), np.float32)
     return np.clip(wider, 0, np.array((width, height, width, height), np.float32))
 
 
 def boundary_band(label: np.ndarray, width: int) -> np.ndarray:
-    """Pixels within `width` pixels (chessboard distance) of a pixel with another label, bool (H, W).
+    """Return the pixels within `width` pixels (chessboard distance) of a pixel with another label, bool (H, W).
 
     Unlabeled counts as a label of its own here, so labels are also redrawn where they border on it; beyond the frame
     there is nothing. Equals "the square window holds two different labels", which dilation and erosion decide.
@@ -60,14 +58,14 @@ def boundary_band(label: np.ndarray, width: int) -> np.ndarray:
         label: uint8 (H, W).
         width: pixels, >= 0 (0 gives an empty band).
     """
-    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    window = np.ones((2 * width + 1,) * 2, np.uint8)
     return cv2.dilate(label, window) != cv2.erode(label, window)
 
 
 def refine_boundary(
-    label: np.ndarray, found: Components, sam_masks: np.ndarray, sam_ious: np.ndarray, *, band_width: int, min_agreement: float
+    label: np.ndarray, components: Components, sam_masks: np.ndarray, sam_ious: np.ndarray, *, band_width: int, min_agreement: float
 ) -> Refined:
-    """Redraws the boundaries of a label with one SAM mask per component (method.md section 4).
+    """Redraw the boundaries of a label with one SAM mask per component (method.md 4).
 
     A mask is accepted iff its IoU with its component is >= min_agreement; the others are ignored. In the free region:
 
@@ -78,7 +76,7 @@ def refine_boundary(
 
     Args:
         label: uint8 (H, W).
-        found: `components(label)`.
+        components: `find_components(label)`.
         sam_masks: bool (R, H, W), SAM's foreground per component.
         sam_ious: float (R,), SAM's own predicted IoU.
         band_width: pixels, see `boundary_band`.
@@ -87,41 +85,41 @@ def refine_boundary(
     Raises:
         ValueError: there is not one mask and one predicted IoU of the right size per component.
     """
-    count = len(found.area)
+    count = len(components.area)
     if sam_masks.shape != (count, *label.shape) or sam_ious.shape != (count,):
         raise ValueError(
             f"sam_masks {sam_masks.shape} and sam_ious {sam_ious.shape} do not fit {count} components of a label "
             f"{label.shape}; expected {(count, *label.shape)} and {(count,)}: pass the components that gave the hints"
         )
-    agreement, withdrawn = _agreement(found, sam_masks, min_agreement)
+    agreement, withdrawn = _agreement(components, sam_masks, min_agreement)
     accepted = agreement >= min_agreement
-    claimed = _claims(found.class_index, sam_masks, sam_ious, accepted)
+    claimed = _claimed_classes(components.class_index, sam_masks, sam_ious, accepted)
     free = boundary_band(label, band_width) | (label == UNLABELED)
     refined = label.copy()
     np.copyto(refined, claimed, where=free & (claimed > 0))
     given_back = free & withdrawn & (claimed == 0)
     np.copyto(refined, np.uint8(BACKGROUND), where=given_back)
-    np.copyto(refined, np.uint8(UNLABELED), where=given_back & _meeting(label, band_width))
+    np.copyto(refined, np.uint8(UNLABELED), where=given_back & _two_classes_near(label, band_width))
     return Refined(refined, accepted, agreement, int(np.count_nonzero(refined != label)))
 
 
-def _agreement(found: Components, sam_masks: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """IoU float32 (R,) of mask and component; bool (H, W), the component pixels that an accepted mask leaves out."""
-    agreement = np.zeros(len(found.area), np.float32)
-    withdrawn = np.zeros(found.map.shape, bool)
-    for row, (x0, y0, x1, y1) in enumerate(found.box.astype(int)):
+def _agreement(components: Components, sam_masks: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the IoU float32 (R,) of mask and component, and bool (H, W), the component pixels that an accepted mask leaves out."""
+    agreement = np.zeros(len(components.area), np.float32)
+    withdrawn = np.zeros(components.map.shape, bool)
+    for row, (x0, y0, x1, y1) in enumerate(components.box.astype(int)):
         window = np.s_[y0:y1, x0:x1]
-        inside = found.map[window] == row + 1
+        inside = components.map[window] == row + 1
         both = inside & sam_masks[row][window]
         common = np.count_nonzero(both)
-        agreement[row] = common / (found.area[row] + np.count_nonzero(sam_masks[row]) - common)
+        agreement[row] = common / (components.area[row] + np.count_nonzero(sam_masks[row]) - common)
         if agreement[row] >= least:
             withdrawn[window] |= inside ^ both
     return agreement, withdrawn
 
 
-def _claims(class_index: np.ndarray, sam_masks: np.ndarray, sam_ious: np.ndarray, accepted: np.ndarray) -> np.ndarray:
-    """Class uint8 (H, W) that wins each pixel among the accepted masks, 0 for none: the strongest is painted last."""
+def _claimed_classes(class_index: np.ndarray, sam_masks: np.ndarray, sam_ious: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+    """Return the class uint8 (H, W) that wins each pixel among the accepted masks, 0 for none: the strongest is painted last."""
     claimed = np.zeros(sam_masks.shape[1:], np.uint8)
     for row in np.lexsort((-class_index, sam_ious)):
         if accepted[row]:
@@ -129,9 +127,9 @@ def _claims(class_index: np.ndarray, sam_masks: np.ndarray, sam_ious: np.ndarray
     return claimed
 
 
-def _meeting(label: np.ndarray, width: int) -> np.ndarray:
-    """Pixels with two different foreground classes within `width` (chessboard), bool (H, W)."""
-    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+def _two_classes_near(label: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels with two different foreground classes within `width` (chessboard), bool (H, W)."""
+    window = np.ones((2 * width + 1,) * 2, np.uint8)
     high, low = label.copy(), label.copy()
     np.copyto(high, np.uint8(BACKGROUND), where=label == UNLABELED)
     np.copyto(low, np.uint8(UNLABELED), where=label == BACKGROUND)

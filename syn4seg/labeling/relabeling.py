@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from syn4seg.labeling.prototypes import blend, cell_size, local_prototypes, values_in
+from syn4seg.labeling.prototypes import blend, cell_size, label_values, local_prototypes
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
@@ -49,7 +49,7 @@ def relabel(
     min_target: float = 0.005,
     max_target: float = 0.95,
 ) -> Relabeled:
-    """Gives free pixels a class where one is clear (method.md section 3, APR).
+    """Give free pixels a class where one is clear (method.md 3.2, APR).
 
     Candidates are background, the target and the other classes kept in this image. Cosines are taken on the feature
     grid and upsampled bilinearly (half-pixel centres); a free pixel takes the best class iff softmax(cosine / tau) of
@@ -75,27 +75,27 @@ def relabel(
     Raises:
         ValueError: a candidate has no global prototype, or tau is not positive.
     """
-    candidates = sorted({BACKGROUND, target, *values_in(kept)} - {UNLABELED})
+    candidates = sorted({BACKGROUND, target, *label_values(kept)} - {UNLABELED})
     missing = [k for k in candidates if k not in prototypes]
     if missing:
         raise ValueError(f"prototypes lacks {missing}; relabeling needs background (0), the target ({target}) and every kept class")
     if tau <= 0:
         raise ValueError(f"tau is {tau}; expected a temperature above 0, e.g. 0.1")
-    local = local_prototypes(features, _evidence(kept, features.shape[1:]), candidates)
+    local = local_prototypes(features, _drop_background_borders(kept, features.shape[1:]), candidates)
     adapted = [blend(prototypes[k], local.get(k, prototypes[k]), beta) for k in candidates]
     similarity = cosines(features, np.stack(adapted))
     best = float(similarity[candidates.index(target)].max())
     if target not in local and best < lambda_keep:
         return Relabeled(kept.copy(), best, local, "no_evidence", 0)
     label = kept.copy()
-    changed = _fill(label, similarity, candidates, tau, theta)
+    changed = _fill_free_pixels(label, similarity, candidates, tau, theta)
     share = np.count_nonzero(label == target) / label.size
     reason = "target_too_small" if share < min_target else "target_too_large" if share > max_target else ""
     return Relabeled(label, best, local, reason, changed)
 
 
 def cosines(features: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
-    """Cosine of every cell's feature with every prototype.
+    """Return the cosine of every cell's feature with every prototype.
 
     Args:
         features: (D, h, w) float, raw.
@@ -111,18 +111,18 @@ def cosines(features: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
     return (prototypes @ flat * inverse).reshape(-1, h, w)
 
 
-def _evidence(kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The kept label without the background within one grid cell of anything else (freed for this purpose)."""
+def _drop_background_borders(kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return the kept label without the background within one grid cell of anything else."""
     side = 2 * cell_size(kept.shape, grid) + 1
     background = (kept == BACKGROUND).view(np.uint8)
     far = cv2.erode(background, np.ones((side, side), np.uint8))
-    evidence = kept.copy()
-    np.copyto(evidence, np.uint8(UNLABELED), where=background > far)
-    return evidence
+    trimmed = kept.copy()
+    np.copyto(trimmed, np.uint8(UNLABELED), where=background > far)
+    return trimmed
 
 
-def _fill(label: np.ndarray, similarity: np.ndarray, candidates: list[int], tau: float, theta: float) -> int:
-    """Writes the clear classes into the free pixels of `label`, in place; returns how many."""
+def _fill_free_pixels(label: np.ndarray, similarity: np.ndarray, candidates: list[int], tau: float, theta: float) -> int:
+    """Write the clear classes into the free pixels of `label`, in place; return how many."""
     free = np.flatnonzero(label.ravel() == UNLABELED)
     size = label.shape[::-1]
     planes = [np.take(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR), free) for plane in similarity]

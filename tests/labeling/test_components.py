@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from syn4seg.labeling.components import components
+from syn4seg.labeling.components import find_components
 from syn4seg.seeds import seeded
 
 
 def slow_components(label: np.ndarray) -> dict[frozenset[tuple[int, int]], int]:
     """Set of pixels -> class, by flood fill over 8 neighbours."""
     height, width = label.shape
-    seen, found = np.isin(label, (0, 255)), {}
+    seen, regions = np.isin(label, (0, 255)), {}
     for start in np.argwhere(~seen):
         if seen[tuple(start)]:
             continue
@@ -24,15 +24,15 @@ def slow_components(label: np.ndarray) -> dict[frozenset[tuple[int, int]], int]:
                 seen[y, x] = True
                 pixels.add((y, x))
                 stack += [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-        found[frozenset(pixels)] = index
-    return found
+        regions[frozenset(pixels)] = index
+    return regions
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_components_equal_a_flood_fill_of_every_class(seed):
     rng = seeded("components", seed)
     label = rng.choice(np.array([0, 0, 1, 2, 7, 255], np.uint8), rng.integers(1, 24, 2))
-    got, want = components(label), slow_components(label)
+    got, want = find_components(label), slow_components(label)
     sets = [frozenset(map(tuple, np.argwhere(got.map == r + 1).tolist())) for r in range(len(got.area))]
     assert dict(zip(sets, got.class_index.tolist(), strict=True)) == want
     assert got.map.dtype == np.int32 and got.box.dtype == np.float32 and got.box.shape == (len(want), 4)
@@ -45,10 +45,10 @@ def test_components_equal_a_flood_fill_of_every_class(seed):
 
 @pytest.mark.parametrize("value", [0, 255])
 def test_a_label_without_foreground_has_no_components(value):
-    got = components(np.full((5, 4), value, np.uint8))
+    got = find_components(np.full((5, 4), value, np.uint8))
     assert not got.map.any() and got.class_index.shape == (0,) and got.box.shape == (0, 4) and got.area.shape == (0,)
 
 
 def test_an_image_of_one_class_is_one_component():
-    got = components(np.full((5, 4), 9, np.uint8))
+    got = find_components(np.full((5, 4), 9, np.uint8))
     assert (got.map == 1).all() and got.class_index.tolist() == [9] and got.box.tolist() == [[0, 0, 4, 5]]

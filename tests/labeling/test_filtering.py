@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from syn4seg.labeling.filtering import filter_regions, held_out_similarities, support_threshold
-from syn4seg.labeling.prototypes import normalised
+from syn4seg.errors import UserError
+from syn4seg.labeling.filtering import filter_regions, held_out_similarities
+from syn4seg.labeling.prototypes import normalize
 from syn4seg.seeds import seeded
 
 TARGET, NOVEL = 5, (4, 5, 6)
@@ -18,12 +19,12 @@ TARGET, NOVEL = 5, (4, 5, 6)
 
 def slow_regions(label: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """(class, mask) of every 8-connected region."""
-    found = []
+    regions = []
     for index in (k for k in range(1, 255) if (label == k).any()):
         labelled: Any = ndimage.label(label == index, np.ones((3, 3)))
         ids, count = labelled
-        found += [(index, ids == r) for r in range(1, count + 1)]
-    return found
+        regions += [(index, ids == r) for r in range(1, count + 1)]
+    return regions
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -39,8 +40,7 @@ def mean_feature(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def slow_filter(draft, features, prototypes, confidence, *, lambda_keep, min_region, tau_base, tau_background):
     kept, verdicts = draft.copy(), []
     for index, mask in slow_regions(draft):
-        known = index in prototypes
-        similarity = cosine(mean_feature(features, mask), prototypes[index]) if known else math.nan
+        similarity = cosine(mean_feature(features, mask), prototypes[index]) if index in prototypes else math.nan
         why = ""
         if index == TARGET:
             why = "similarity" if similarity < lambda_keep else "area" if mask.sum() < min_region else ""
@@ -69,7 +69,7 @@ def case(seed: object, shape: tuple[int, int] = (24, 32), grid: tuple[int, int] 
     speckle = rng.random(shape) < 0.06
     draft = np.where(speckle, rng.choice(np.array([0, 1, 5, 255], np.uint8), shape), draft)
     features = rng.normal(size=(10, *grid)).astype(np.float32) + 0.5
-    prototypes = {k: v for k, v in zip((1, 5, 6), normalised(rng.normal(size=(3, 10)) + 0.5), strict=True)}
+    prototypes = {k: v for k, v in zip((1, 5, 6), normalize(rng.normal(size=(3, 10)) + 0.5), strict=True)}
     return draft, features, prototypes, rng.random(shape).astype(np.float32)
 
 
@@ -158,7 +158,6 @@ def test_wrong_arguments_are_explained():
         filter_regions(draft, features, prototypes, target=5, novel=NOVEL, lambda_keep=0, min_region=1, confidence=confidence[1:])
 
 
-# ------------------------------------------------------------------------------------------ lambda_keep from support
 def shots(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Shots 16 x 16 with a big and a small region of class 5, and one of class 2."""
     features, masks = [], []
@@ -178,10 +177,7 @@ def test_with_several_shots_each_region_meets_the_prototype_of_the_other_shots()
         rest = [mean_feature(f, m == 5) * (m == 5).sum() for j, (f, m) in enumerate(zip(features, masks, strict=True)) if j != shot]
         regions = [mask for index, mask in slow_regions(masks[shot]) if index == 5]
         want += [cosine(mean_feature(features[shot], r), np.sum(rest, axis=0)) for r in regions]
-    got = held_out_similarities(features, masks, 5)
-    np.testing.assert_allclose(sorted(got), sorted(want), atol=1e-5)
-    for q in (0.0, 0.25, 1.0):
-        assert support_threshold(features, masks, 5, q) == pytest.approx(np.quantile(want, q), abs=1e-5)
+    np.testing.assert_allclose(sorted(held_out_similarities(features, masks, 5)), sorted(want), atol=1e-5)
 
 
 def test_with_one_shot_each_region_meets_the_prototype_of_the_other_regions():
@@ -211,7 +207,5 @@ def test_a_support_that_cannot_be_held_out_is_an_error():
     features, masks = shots(1)
     masks[0][0, 15] = 7
     for index in (7, 8):
-        with pytest.raises(ValueError, match=f"class index {index}"):
-            support_threshold(features, masks, index, 0.1)
-    with pytest.raises(ValueError, match="support_quantile is"):
-        support_threshold(features, masks, 5, 1.5)
+        with pytest.raises(UserError, match=f"class index {index}"):
+            held_out_similarities(features, masks, index)

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syn4seg.errors import UserError
 from syn4seg.labeling.prototypes import (
     area_weights,
     background_prototype,
     blend,
     local_prototypes,
-    normalised,
+    normalize,
     occupancy,
     pool,
     region_map,
@@ -149,9 +150,9 @@ def test_support_prototypes_follow_the_order_of_classes_and_ignore_the_order_of_
 
 def test_a_class_without_support_pixels_is_named_in_the_error():
     features, masks = support("absent")
-    with pytest.raises(ValueError, match=r"class index 4 \(sheep\)"):
+    with pytest.raises(UserError, match=r"class index 4 \(sheep\)"):
         support_prototypes(features, masks, (2, 4), names=("dog", "sheep"))
-    with pytest.raises(ValueError, match="class index 4 has no pixel in the 3"):
+    with pytest.raises(UserError, match="class index 4 has no pixel in the 3"):
         support_prototypes(features, masks, (2, 4))
     with pytest.raises(ValueError, match="one mask per feature map"):
         support_prototypes(features[:2], masks, (2,))
@@ -163,9 +164,9 @@ def test_the_background_prototype_sees_only_pixels_that_mask_and_base_model_both
     agreed = [(m == 0) & (b == 0) for m, b in zip(masks, base, strict=True)]
     want = unit(np.sum([slow_sum(f, a) for f, a in zip(features, agreed, strict=True)], axis=0))
     np.testing.assert_allclose(background_prototype(features, masks, base), want, atol=1e-5)
-    alone = unit(np.sum([slow_sum(f, m == 0) for f, m in zip(features, masks, strict=True)], axis=0))
-    np.testing.assert_allclose(background_prototype(features, masks, None), alone, atol=1e-5)
-    with pytest.raises(ValueError, match="base predictions"):
+    unmasked = unit(np.sum([slow_sum(f, m == 0) for f, m in zip(features, masks, strict=True)], axis=0))
+    np.testing.assert_allclose(background_prototype(features, masks, None), unmasked, atol=1e-5)
+    with pytest.raises(UserError, match="base predictions"):
         background_prototype(features, masks, [np.ones_like(m) for m in masks])
 
 
@@ -181,14 +182,14 @@ def test_local_prototypes_are_the_unit_means_of_the_classes_that_are_there():
 def test_beta_zero_and_one_are_the_local_and_the_global_prototype():
     rng = seeded("blend")
     for _ in range(20):
-        a, b = normalised(rng.normal(size=(2, 8)))
+        a, b = normalize(rng.normal(size=(2, 8)))
         np.testing.assert_allclose(blend(a, b, 1.0), a, atol=1e-6)
         np.testing.assert_allclose(blend(a, b, 0.0), b, atol=1e-6)
         np.testing.assert_allclose(blend(a, b, 0.3), unit(0.3 * a + 0.7 * b), atol=1e-6)
 
 
 def test_normalising_keeps_a_zero_vector_zero():
-    rows = normalised(np.array([[0, 0, 0], [3, 0, 4]], np.float64))
+    rows = normalize(np.array([[0, 0, 0], [3, 0, 4]], np.float64))
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, [[0, 0, 0], [0.6, 0, 0.8]], atol=1e-7)
     assert not blend(np.array([1.0, 0]), np.array([-1.0, 0]), 0.5).any()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from syn4seg.labeling.prototypes import blend, normalised
+from syn4seg.labeling.prototypes import blend, normalize
 from syn4seg.labeling.relabeling import cosines, relabel
 from syn4seg.seeds import seeded
 
@@ -75,7 +75,7 @@ def case(seed: object, shape: tuple[int, int] = (24, 32), grid: tuple[int, int] 
     coarse[0, 0] = coarse[0, 1] = coarse[1, 0] = 0
     coarse[2, 3] = 255
     kept = coarse[np.arange(shape[0]) * 3 // shape[0]][:, np.arange(shape[1]) * 4 // shape[1]]
-    prototypes: dict[int, np.ndarray] = dict(zip((0, 1, 3, TARGET), normalised(rng.normal(size=(4, 12)) + 0.3), strict=True))
+    prototypes: dict[int, np.ndarray] = dict(zip((0, 1, 3, TARGET), normalize(rng.normal(size=(4, 12)) + 0.3), strict=True))
     features = rng.normal(size=(12, *grid)).astype(np.float32) + 0.3
     return kept, features, prototypes
 
@@ -131,9 +131,9 @@ def test_beta_one_uses_the_global_and_beta_zero_the_local_prototypes():
     kept[20, 20] = TARGET
     local = relabel(kept, features, prototypes=prototypes, **SETTINGS).local
     assert set(local) == {int(k) for k in np.unique(kept)} - {255}
-    alone = relabel(kept, features, prototypes=local, **{**SETTINGS, "beta": 1.0})
+    only_local = relabel(kept, features, prototypes=local, **{**SETTINGS, "beta": 1.0})
     zero = relabel(kept, features, prototypes=prototypes, **{**SETTINGS, "beta": 0.0})
-    np.testing.assert_array_equal(zero.label, alone.label)
+    np.testing.assert_array_equal(zero.label, only_local.label)
     cut = features.copy()
     cut[:, ::2, ::3] *= 7.0  # changes the means and so the local prototypes, not the cosines
     one = {**SETTINGS, "beta": 1.0}
@@ -202,7 +202,7 @@ def test_cosines_of_zero_features_are_zero_and_all_others_match_the_definition()
     rng = seeded("cosines")
     features = rng.normal(size=(5, 3, 4)).astype(np.float32)
     features[:, 1, 2] = 0
-    vectors = normalised(rng.normal(size=(2, 5)))
+    vectors = normalize(rng.normal(size=(2, 5)))
     got = cosines(features, vectors)
     for c, y, x in np.ndindex(got.shape):
         length = np.linalg.norm(features[:, y, x])
