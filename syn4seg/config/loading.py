@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load(path: AnyPath | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The configuration of a YAML file and `section.key=value` overrides.
+    """Return the configuration of a YAML file and `section.key=value` overrides.
 
     Raises:
         UserError: with one line per wrong key: the key, the value, what was expected, the remedy.
@@ -42,7 +42,7 @@ def load(path: AnyPath | None, overrides: list[str] | tuple[str, ...] = ()) -> C
 
 
 def _follow(tree: dict[str, Any]) -> None:
-    """Puts the values of the tree's protocol under every key that is not given."""
+    """Return puts the values of the tree's protocol under every key that is not given."""
     data = tree.get("data")
     source = data.get("source", "embedded") if isinstance(data, dict) else "embedded"
     protocol = tree.get("protocol", "none")
@@ -50,9 +50,9 @@ def _follow(tree: dict[str, Any]) -> None:
         return
     for key, value in preset(protocol, source).items():
         section, _, name = key.partition(".")
-        given = tree.setdefault(section, {})
-        if isinstance(given, dict):
-            given.setdefault(name, value)
+        values = tree.setdefault(section, {})
+        if isinstance(values, dict):
+            values.setdefault(name, value)
 
 
 def _read(path: AnyPath) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def explained(error: Any) -> str:
-    """One line about what pydantic found: the key, the value, what was expected, the key's documentation."""
+    """Return one line about what pydantic found: the key, the value, what was expected, the key's documentation."""
     key = ".".join(str(part) for part in error["loc"] if not (isinstance(part, str) and "[" in part))
     if error["type"] == "extra_forbidden":
         known = [*{k.partition(".")[0]: None for k in keys()}, *keys()]

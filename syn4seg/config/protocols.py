@@ -1,4 +1,4 @@
-"""The two published protocol families as values of our keys, and what a configuration does otherwise (protocols 2).
+"""The two published protocol families as values of our keys, and what a configuration does otherwise (method.md 7).
 
 Numbers of the two families cannot be compared with each other: lists, support images, labels inside the support,
 evaluation space and even the meaning of "base" and "mean" differ. A preset sets every key that matters; each result
@@ -74,7 +74,7 @@ STATED = {
 
 
 def preset(protocol: str, source: str) -> dict[str, Any]:
-    """Dotted key -> value of a protocol for a data source; empty for "none"."""
+    """Return dotted key -> value of a protocol for a data source; empty for "none"."""
     if protocol == "none":
         return {}
     values = dict(DIAM if protocol == "diam" else POP)
@@ -84,29 +84,29 @@ def preset(protocol: str, source: str) -> dict[str, Any]:
 
 
 def deviations(protocol: str, source: str, science: dict[str, Any], draws: int) -> list[str]:
-    """What a configuration does otherwise than its protocol: "key: theirs -> ours" lines, then what no key removes.
+    """Return what a configuration does otherwise than its protocol: "key: theirs -> ours" lines, then what no key removes.
 
     Args:
         science: `Config.science()`.
         draws: `data.draws`, which is no part of it.
     """
     lines = []
-    for key, wanted in preset(protocol, source).items():
+    for key, expected in preset(protocol, source).items():
         section, _, name = key.partition(".")
-        ours = draws if key == "data.draws" else science[section][name]
+        actual = draws if key == "data.draws" else science[section][name]
         if (
-            ours != wanted
+            actual != expected
             and not (key == "data.train_list" and source != "pascal")
             and not (key == "data.masks" and source != "coco")
         ):
-            lines.append(f"{key}: {wanted} -> {ours}")
+            lines.append(f"{key}: {expected} -> {actual}")
     if protocol != "none":
         lines += _stated(protocol, source, science)
     return [*lines, *STATED.get(protocol, ())]
 
 
 def _stated(protocol: str, source: str, science: dict[str, Any]) -> list[str]:
-    """Differences that depend on the configuration, but are not one key's value."""
+    """Return the deviations that depend on the configuration but are not the value of one key."""
     lines, backbone = [], science["segmenter"]["backbone"]
     if backbone not in ("resnet50-deep", "resnet101-deep"):
         lines.append(f"the public code has a ResNet with the 3-convolution stem (resnet50-deep); this backbone is {backbone}")

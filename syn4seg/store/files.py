@@ -52,12 +52,12 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Stale(FileNotFoundError):
+class StaleFileError(FileNotFoundError):
     """What NFS says (ESTALE) of a file that another machine has deleted or replaced since it was looked up."""
 
 
 def as_path(root: str | AnyPath) -> AnyPath:
-    """The path of a folder, or of a URL: `file://`, or one of the object stores `STORES`, where one PUT is atomic.
+    """Return the path of a folder, or of a URL: `file://`, or one of the object stores `STORES`, where one PUT is atomic.
 
     Options of object stores come from their usual environment (AWS_ENDPOINT_URL, AWS_PROFILE, fsspec's configuration).
 
@@ -90,12 +90,12 @@ def as_path(root: str | AnyPath) -> AnyPath:
 
 
 def is_local(path: AnyPath) -> bool:
-    """Whether a path is a folder or file that the operating system knows, a network mount included."""
+    """Return whether a path is a folder or file that the operating system knows, a network mount included."""
     return isinstance(path, Path)
 
 
-def reach(root: AnyPath) -> None:
-    """Asks an object store for the bucket, so that a wrong name or missing rights are found before anything is made.
+def check_reachable(root: AnyPath) -> None:
+    """Ask an object store for the bucket, so that a wrong name or missing rights are found before anything is made.
 
     Raises:
         UserError: with the remedy, in one line.
@@ -116,14 +116,14 @@ def reach(root: AnyPath) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters."""
+    """Return what an error says, in one line of at most 300 characters."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:300]
 
 
 @contextlib.contextmanager
 def explain_errors(path: AnyPath, doing: str) -> Iterator[None]:
-    """Turns what a file system says into one `StoreError` that names the file, the free space and what to do; missing files pass.
+    """Turn an error of a file system into one `StoreError` that names the file, the free space and what to do; missing files pass.
 
     Args:
         doing: what was being done: "written", "read" or "deleted".
@@ -138,7 +138,7 @@ def explain_errors(path: AnyPath, doing: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and doing == "read":
             raise
         if isinstance(error, OSError) and error.errno == errno.ESTALE and doing == "read":
-            raise Stale(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
+            raise StaleFileError(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
         raise StoreError(
             f"{path}: cannot be {doing} ({one_line(error)}{_free(path)}); make room there, or mend the rights or the "
             "connection, and run the same command again, which goes on from here"
@@ -148,12 +148,12 @@ def explain_errors(path: AnyPath, doing: str) -> Iterator[None]:
 def _free(path: AnyPath) -> str:
     if not isinstance(path, Path):
         return ""
-    there = next((p for p in path.parents if p.is_dir()), None)
-    return f"; {shutil.disk_usage(there).free / 2**20:,.1f} MiB free" if there else ""
+    folder = next((p for p in path.parents if p.is_dir()), None)
+    return f"; {shutil.disk_usage(folder).free / 2**20:,.1f} MiB free" if folder else ""
 
 
-def steadily(path: AnyPath, read: Callable[[], Out]) -> Out:
-    """What `read` returns; a file that went stale is looked up anew, after short waits.
+def retry_stale(path: AnyPath, read: Callable[[], Out]) -> Out:
+    """Call `read`, and again after short waits while the file is stale (NFS); return its result.
 
     Raises:
         StoreError: it stays stale.
@@ -161,11 +161,11 @@ def steadily(path: AnyPath, read: Callable[[], Out]) -> Out:
     for wait in WAITS:
         try:
             return read()
-        except Stale:
+        except StaleFileError:
             time.sleep(wait)
     try:
         return read()
-    except Stale as error:
+    except StaleFileError as error:
         raise StoreError(
             f"{path}: cannot be read ({one_line(error)}); mend the connection, and run the same command again, which "
             "goes on from here"
@@ -173,7 +173,7 @@ def steadily(path: AnyPath, read: Callable[[], Out]) -> Out:
 
 
 def exists(path: AnyPath) -> bool:
-    """Whether a file is there.
+    """Return whether a file exists.
 
     Raises:
         StoreError: the file system does not say.
@@ -183,11 +183,11 @@ def exists(path: AnyPath) -> bool:
         with explain_errors(path, "read"):
             return path.is_file()
 
-    return steadily(path, look)
+    return retry_stale(path, look)
 
 
 def remove(path: AnyPath) -> None:
-    """Deletes a file, if it is there.
+    """Delete a file, if it is there.
 
     Raises:
         StoreError: it cannot be deleted.
@@ -201,7 +201,7 @@ def remove(path: AnyPath) -> None:
 
 
 def map_threads(work: Callable[[In], Out], items: Iterable[In], threads: int = 16) -> list[Out]:
-    """`work` of every item, in order, by several threads: object stores and network folders answer slowly, PNGs free the GIL."""
+    """Apply `work` to every item in several threads, in order: object stores answer slowly, PNGs free the GIL."""
     items = list(items)
     if len(items) < 2:
         return [work(item) for item in items]
@@ -209,9 +209,8 @@ def map_threads(work: Callable[[In], Out], items: Iterable[In], threads: int = 1
         return list(pool.map(work, items))
 
 
-# ------------------------------------------------------------------------------------------------- writing
 def write_atomically(path: AnyPath, data: bytes) -> None:
-    """Writes a file so that it is either absent, old or complete, also after a power cut.
+    """Write a file so that it is either absent, old or complete, also after a power cut.
 
     Raises:
         StoreError: it cannot be written; nothing of it is there then, or the old file.
@@ -220,13 +219,13 @@ def write_atomically(path: AnyPath, data: bytes) -> None:
         with explain_errors(path, "written"):
             path.fs.pipe_file(path.path, data)
         return
-    with published(path) as partial, partial.open("wb") as f:
+    with atomic_file(path) as partial, partial.open("wb") as f:
         f.write(data)
 
 
 @contextlib.contextmanager
-def published(path: AnyPath) -> Iterator[Path]:
-    """A local file to write to, which becomes `path` in one step when the block ends, and is nothing if it fails.
+def atomic_file(path: AnyPath) -> Iterator[Path]:
+    """Yield a local file to write to; it becomes `path` in one step when the block ends, and vanishes if it fails.
 
     Raises:
         StoreError: it cannot be written.
@@ -251,7 +250,7 @@ def published(path: AnyPath) -> Iterator[Path]:
 
 
 def append_line(path: AnyPath, line: str) -> None:
-    """Adds one line to a file that only this process writes: appended and synced; on object stores the file is written anew.
+    """Add one line to a file that only this process writes: appended and synced; on object stores the file is written anew.
 
     Raises:
         StoreError: it cannot be written.
@@ -259,8 +258,8 @@ def append_line(path: AnyPath, line: str) -> None:
     data = (line + "\n").encode()
     if not isinstance(path, Path):
         with _APPENDING:
-            old = read_bytes(path) if exists(path) else b""
-            return write_atomically(path, old + data)
+            existing = read_bytes(path) if exists(path) else b""
+            return write_atomically(path, existing + data)
     with explain_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as f:
@@ -270,12 +269,12 @@ def append_line(path: AnyPath, line: str) -> None:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Writes plain JSON atomically; nan is written as null, as JSON has no nan."""
+    """Write plain JSON atomically; nan is written as null, as JSON has no nan."""
     write_atomically(path, (json.dumps(to_json(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def to_json(value: Any) -> Any:
-    """`value` with nothing but what JSON has."""
+    """Convert a value to the types of JSON: nan and infinity become null, arrays become lists."""
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -289,12 +288,11 @@ def to_json(value: Any) -> Any:
     return bool(value) if isinstance(value, np.bool_) else value
 
 
-# ------------------------------------------------------------------------------------------------- reading
 def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
-    """The whole of a file.
+    """Return the whole of a file.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         StoreError: it cannot be read.
         DamagedError: it is larger than `limit` bytes.
     """
@@ -306,25 +304,36 @@ def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
                 raise DamagedError(f"{path}: has {size:,} bytes, at most {limit:,} were expected; this program did not write it")
             return path.read_bytes()
 
-    return steadily(path, read)
+    return retry_stale(path, read)
 
 
 def read_json(path: AnyPath) -> Any:
-    """The value of a JSON file.
+    """Return the value of a JSON file.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         DamagedError: it is damaged or too large.
     """
-    data = read_bytes(path)
+    return parse_json(read_bytes(path), str(path))
+
+
+def parse_json(data: bytes | str, what: str) -> Any:
+    """Parse JSON that was read from a file of a run.
+
+    Args:
+        what: name of the file or of the place in it, for the message.
+
+    Raises:
+        DamagedError: it is no JSON.
+    """
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
-        raise DamagedError(f"{path}: damaged; delete it and run the same command again to make it anew") from None
+        raise DamagedError(f"{what}: damaged; delete it and run the same command again to make it anew") from None
 
 
-def listing(folder: AnyPath) -> dict[str, int]:
-    """Size in bytes by path below `folder`, of every file there; what starts with a dot (`.partial` files) is left out."""
+def list_files(folder: AnyPath) -> dict[str, int]:
+    """Return size in bytes by path below `folder`, of every file there; what starts with a dot (`.partial` files) is left out."""
     if not isinstance(folder, Path):
         prefix = folder.path.strip("/") + "/"
         with explain_errors(folder, "read"):
@@ -334,11 +343,11 @@ def listing(folder: AnyPath) -> dict[str, int]:
                 return {}
         below = {name.strip("/").removeprefix(prefix): facts["size"] for name, facts in entries.items()}
         return {name: size for name, size in below.items() if not any(part.startswith(".") for part in name.split("/"))}
-    return steadily(folder, lambda: _local_listing(folder))
+    return retry_stale(folder, lambda: _local_listing(folder))
 
 
 def _local_listing(folder: Path) -> dict[str, int]:
-    found, open_folders = {}, [("", str(folder))]
+    sizes, open_folders = {}, [("", str(folder))]
     with explain_errors(folder, "read"):
         while open_folders:
             below, name = open_folders.pop()
@@ -350,18 +359,17 @@ def _local_listing(folder: Path) -> dict[str, int]:
                         open_folders.append((f"{below}{entry.name}/", entry.path))
                     else:
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                            found[below + entry.name] = entry.stat().st_size
-    return found
+                            sizes[below + entry.name] = entry.stat().st_size
+    return sizes
 
 
-def leftovers(folder: AnyPath) -> int:
-    """How many `.partial` files crashes have left below a folder."""
+def count_partial_files(folder: AnyPath) -> int:
+    """Return how many `.partial` files crashes have left below a folder."""
     return sum(1 for _ in folder.rglob(".*.partial")) if isinstance(folder, Path) else 0
 
 
-# -------------------------------------------------------------------------------------------------- images
 def encode_image(pixels: np.ndarray) -> bytes:
-    """PNG of uint8 (H, W, 3) RGB or uint8 (H, W)."""
+    """Encode as PNG: uint8 (H, W, 3) RGB or uint8 (H, W)."""
     ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     done, data = cv2.imencode(".png", np.ascontiguousarray(ordered))
     assert done and pixels.dtype == np.uint8, (pixels.dtype, pixels.shape)
@@ -369,7 +377,7 @@ def encode_image(pixels: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes, what: str = "image") -> np.ndarray:
-    """uint8 (H, W, 3) RGB or (H, W) of a PNG that `encode_image` made; its size is looked at before anything is decoded.
+    """Decode a PNG of `encode_image` to uint8 (H, W, 3) RGB or (H, W); its size is checked before anything is decoded.
 
     Raises:
         DamagedError: it is damaged, of another kind, or has more than `MAX_PIXELS`.
@@ -387,12 +395,12 @@ def decode_image(data: bytes, what: str = "image") -> np.ndarray:
 
 
 def write_image(path: AnyPath, pixels: np.ndarray) -> None:
-    """Writes uint8 (H, W, 3) RGB or uint8 (H, W) as PNG, atomically."""
+    """Write uint8 (H, W, 3) RGB or uint8 (H, W) as PNG, atomically."""
     write_atomically(path, encode_image(pixels))
 
 
 def read_image(path: AnyPath) -> np.ndarray:
-    """uint8 (H, W, 3) RGB or (H, W) of a PNG that `write_image` wrote.
+    """Read uint8 (H, W, 3) RGB or (H, W) from a PNG that `write_image` wrote.
 
     Raises:
         DamagedError: the file is missing or damaged.
@@ -405,6 +413,6 @@ def read_image(path: AnyPath) -> np.ndarray:
 
 
 def pixel_digest(pixels: np.ndarray) -> str:
-    """Hash (32 hex digits) of shape and pixels; independent of how the file is compressed."""
+    """Return a hash (32 hex digits) of shape and pixels; independent of how the file is compressed."""
     text = f"{pixels.dtype}{pixels.shape}".encode()
     return hashlib.blake2b(text + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()

@@ -20,20 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
-from syn4seg.schema import FAULT, LABEL_STAGES
-from syn4seg.store.files import listing, map_threads, pixel_digest, read_image, read_json, write_image, write_json
+from syn4seg.schema import FAULT, LABEL_COLUMNS
+from syn4seg.store.files import list_files, map_threads, pixel_digest, read_image, read_json, write_image, write_json
 from syn4seg.store.samples import (
     _SAFE,
-    Image,
     Pair,
-    Sample,
-    all_sound,
-    check_there,
-    not_waiting,
-    notes_of,
-    notes_path,
-    or_error,
+    StoredImage,
+    StoredSample,
+    catch_damaged,
+    check_run_exists,
+    drop_retried,
+    notes_file,
+    read_notes,
     record_table,
+    require_undamaged,
 )
 
 if TYPE_CHECKING:
@@ -48,81 +48,79 @@ class FileSamples:
         self._known: dict[int, dict[str, bool]] = {}  # by draw: finished samples, and whether they are faults
 
     def image(self, class_name: str, sample_id: str) -> AnyPath:
-        """Path of a synthetic image."""
+        """Return path of a synthetic image."""
         return self.root / "images" / class_name / f"{sample_id}.png"
 
     def label(self, draw: int, stage: str, class_name: str, sample_id: str) -> AnyPath:
-        """Path of a label image; `stage` is one of `schema.LABEL_STAGES`."""
-        assert stage in LABEL_STAGES, stage
+        """Return path of a label image; `stage` is one of `schema.LABEL_COLUMNS`."""
+        assert stage in LABEL_COLUMNS, stage
         folder = "labels" if stage == "label" else f"stages/{stage}"
         return self.root / "draws" / str(draw) / folder / class_name / f"{sample_id}.png"
 
     def record(self, draw: int, class_name: str, sample_id: str) -> AnyPath:
-        """Path of a sample's record; its existence means done."""
+        """Return path of a sample's record; its existence means done."""
         return self.root / "draws" / str(draw) / "records" / class_name / f"{sample_id}.json"
 
-    # --------------------------------------------------------------------------------------------- images
     def images(self) -> pa.Table:
-        """`sample_id` and `image_at` (what `read_images` wants to be given) of every image that is there."""
-        found = _by_class(listing(self.root / "images"), ".png")
+        """Return `sample_id` and `image_at` (what `read_images` wants to be given) of every image that is there."""
+        names = _by_class(list_files(self.root / "images"), ".png")
         return pa.table(
             {
-                "sample_id": pa.array([s for _, s in found], pa.string()),
-                "image_at": pa.array([f"{c}/{s}" for c, s in found], pa.string()),
+                "sample_id": pa.array([s for _, s in names], pa.string()),
+                "image_at": pa.array([f"{c}/{s}" for c, s in names], pa.string()),
             }
         )
 
-    def read_images(self, wanted: Sequence[Image]) -> list[Image | None]:
-        """The images that are wanted (their pixels and audits are not looked at); None for one that is not there or damaged."""
+    def read_images(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
+        """Read images by id and location; None for one that is missing or damaged."""
 
-        def one(image: Image) -> Image | None:
+        def one(image: StoredImage) -> StoredImage | None:
             path = self.image(image.class_name, image.sample_id)
             try:
-                return Image(image.sample_id, image.class_name, image.batch, read_image(path), notes_of(path), image.at)
+                return StoredImage(image.sample_id, image.class_name, image.batch, read_image(path), read_notes(path), image.at)
             except DamagedError:
                 return None
 
-        return map_threads(one, wanted)
+        return map_threads(one, images)
 
-    def made_before(self, wanted: Sequence[Image]) -> list[Image | None]:
-        """Images that an earlier call with the same ones may have kept since the stream began; None for others."""
-        return self.read_images(wanted)
+    def made_before(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
+        """Return images that an earlier call with the same ones may have kept since the stream began; None for others."""
+        return self.read_images(images)
 
-    def write_images(self, made: Sequence[Image]) -> None:
-        """Keeps images: what there is to say about one first, the image last. Writing the same again leaves the same.
+    def write_images(self, images: Sequence[StoredImage]) -> None:
+        """Keep images: what there is to say about one first, the image last. Writing the same again leaves the same.
 
         Raises:
             StoreError: they cannot be written.
         """
-        check_there(self.root)
+        check_run_exists(self.root)
 
-        def one(image: Image) -> None:
+        def one(image: StoredImage) -> None:
             path = self.image(image.class_name, image.sample_id)
-            if notes_of(path) != image.audit:
-                write_json(notes_path(path), image.audit)
+            if read_notes(path) != image.audit:
+                write_json(notes_file(path), image.audit)
             write_image(path, image.pixels)
 
-        map_threads(one, made)
+        map_threads(one, images)
 
     def image_digests(self) -> list[str]:
-        """Digest of the pixels of every image, recomputed.
+        """Return digest of the pixels of every image, recomputed.
 
         Raises:
             DamagedError: an image is damaged.
         """
-        names = _by_class(listing(self.root / "images"), ".png")
+        names = _by_class(list_files(self.root / "images"), ".png")
         return map_threads(lambda name: pixel_digest(read_image(self.image(*name))), sorted(names))
 
-    # --------------------------------------------------------------------------------------------- labels
-    def write(self, draw: int, samples: Sequence[Sample]) -> None:
-        """Keeps what a draw knows of samples: labels first, the record last.
+    def write(self, draw: int, samples: Sequence[StoredSample]) -> None:
+        """Keep what a draw knows of samples: labels first, the record last.
 
         Raises:
             StoreError: they cannot be written.
         """
-        check_there(self.root)
+        check_run_exists(self.root)
 
-        def one(sample: Sample) -> None:
+        def one(sample: StoredSample) -> None:
             name, sample_id = sample.record["class"], sample.record["sample_id"]
             for stage, label in sample.labels.items():
                 write_image(self.label(draw, stage, name, sample_id), label)
@@ -131,9 +129,9 @@ class FileSamples:
         map_threads(one, samples)
 
     def records(self, draw: int) -> pa.Table:
-        """Every record of a draw, once each, sorted by sample id: columns `schema.RECORD`; damaged ones are left out."""
-        found = _by_class(listing(self.root / "draws" / str(draw) / "records"), ".json")
-        rows = [row for row in map_threads(lambda name: self._record(draw, *name), found) if row]
+        """Return every record of a draw, once each, sorted by sample id: columns `schema.RECORD`; damaged ones are left out."""
+        names = _by_class(list_files(self.root / "draws" / str(draw) / "records"), ".json")
+        rows = [row for row in map_threads(lambda name: self._record(draw, *name), names) if row]
         return record_table(sorted(rows, key=lambda row: row["sample_id"]))
 
     def _record(self, draw: int, class_name: str, sample_id: str) -> dict[str, Any] | None:
@@ -147,36 +145,36 @@ class FileSamples:
         return row
 
     def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
-        """Columns sample_id, reason and image of the samples that need nothing more: every file that their record names is there.
+        """Return columns sample_id, reason and image of the samples that are complete: every file of their record exists.
 
         Args:
             notes: ids of the samples with a note in quarantined/.
         """
-        records = not_waiting(self.records(draw), notes)
+        records = drop_retried(self.records(draw), notes)
         at = pc.binary_join_element_wise(records["class"], records["sample_id"], "/")
         whole = pa.array(np.ones(len(records), bool))
         for key, folder in self._folders(draw).items():
-            there = pa.array([f"{c}/{s}" for c, s in _by_class(listing(folder), ".png")], pa.string())
-            whole = pc.and_(whole, pc.or_(pc.is_null(records[key]), pc.is_in(at, there)))
+            present = pa.array([f"{c}/{s}" for c, s in _by_class(list_files(folder), ".png")], pa.string())
+            whole = pc.and_(whole, pc.or_(pc.is_null(records[key]), pc.is_in(at, present)))
         return records.filter(whole).select(["sample_id", "reason", "image"])
 
     def _folders(self, draw: int) -> dict[str, AnyPath]:
-        """Folder of the images and of each stage's labels, by column."""
-        folders = {stage: self.root / "draws" / str(draw) / f"stages/{stage}" for stage in LABEL_STAGES}
+        """Return the folder of the images and of each label column, by column."""
+        folders = {stage: self.root / "draws" / str(draw) / f"stages/{stage}" for stage in LABEL_COLUMNS}
         return folders | {"image": self.root / "images", "label": self.root / "draws" / str(draw) / "labels"}
 
     def finished(self, draw: int, ids: Iterable[str], notes: Sequence[str]) -> set[str]:
-        """Which of `ids` are done in a draw by now; each record is read once, so asking again costs a listing."""
-        known = self._known.setdefault(draw, {})
-        found = _by_class(listing(self.root / "draws" / str(draw) / "records"), ".json")
-        new = [name for name in found if known.get(name[1], True)]  # faults may have been made again
+        """Return which of `ids` are done in a draw by now; each record is read once, so asking again costs a listing."""
+        faults = self._known.setdefault(draw, {})
+        names = _by_class(list_files(self.root / "draws" / str(draw) / "records"), ".json")
+        new = [name for name in names if faults.get(name[1], True)]  # faults may have been made again
         for (_, sample), row in zip(new, map_threads(lambda name: self._record(draw, *name), new), strict=True):
             if row:
-                known[sample] = row["reason"].startswith(FAULT)
-        return {sample for sample in ids if sample in known and (not known[sample] or sample in notes)}
+                faults[sample] = row["reason"].startswith(FAULT)
+        return {sample for sample in ids if sample in faults and (not faults[sample] or sample in notes)}
 
     def read(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair]:
-        """What a draw knows of finished samples, and their images (None for a fault, which has none).
+        """Return what a draw knows of finished samples, and their images (None for a fault, which has none).
 
         Args:
             rows: sample_id and class (name) of each; `image_at` and `label_at` are not needed.
@@ -184,12 +182,12 @@ class FileSamples:
         Raises:
             DamagedError: a record, label or image is missing or damaged.
         """
-        return all_sound(self.read_each(draw, rows))
+        return require_undamaged(self.read_each(draw, rows))
 
     def read_each(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | DamagedError]:
-        """As `read`; in place of a sample of which something is missing or damaged, what `read` would raise."""
+        """Read finished samples as `read` does, but return the error of a damaged one in its place."""
 
-        @or_error
+        @catch_damaged
         def one(row: dict[str, Any]) -> Pair:
             name, sample = row["class"], row["sample_id"]
             record = self._record(draw, name, sample)
@@ -197,18 +195,17 @@ class FileSamples:
                 raise DamagedError(
                     f"{self.record(draw, name, sample)}: missing or damaged; delete it and run the same command again"
                 )
-            labels = {s: read_image(self.label(draw, s, name, sample)) for s in LABEL_STAGES if record.get(s)}
-            return Sample(record, labels), read_image(self.image(name, sample)) if record.get("image") else None
+            labels = {s: read_image(self.label(draw, s, name, sample)) for s in LABEL_COLUMNS if record.get(s)}
+            return StoredSample(record, labels), read_image(self.image(name, sample)) if record.get("image") else None
 
         return map_threads(one, rows)
 
-    def places(self, draw: int) -> pa.Table:
-        """`sample_id` and `label_at` of finished samples: here the names say it, so there is nothing to look up."""
+    def locations(self, draw: int) -> pa.Table:
+        """Return `sample_id` and `label_at` of finished samples: here the names say it, so there is nothing to look up."""
         return pa.table({"sample_id": pa.array([], pa.string()), "label_at": pa.array([], pa.string())})
 
-    # --------------------------------------------------------------------------------------------- verify
     def digests(self, draw: int, manifest: pa.Table, quick: bool) -> tuple[pa.Table, list[str]]:
-        """What is there of what a manifest names: digests of the pixels by column, "" where nothing can be read.
+        """Return what is there of what a manifest names: digests of the pixels by column, "" where nothing can be read.
 
         Args:
             quick: do not decode; take the manifest's word for what is there at all.
@@ -219,34 +216,34 @@ class FileSamples:
         if quick:
             return self._there(draw, manifest), []
         columns, names = {}, list(zip(manifest["class"].to_pylist(), manifest["sample_id"].to_pylist(), strict=True))
-        for key in ("image", *LABEL_STAGES):
-            wanted = manifest[key].is_valid().to_pylist()
+        for key in ("image", *LABEL_COLUMNS):
+            expected = manifest[key].is_valid().to_pylist()
 
             def one(at: tuple[str, str], key: str = key) -> str:
                 with contextlib.suppress(DamagedError):
                     return pixel_digest(read_image(self.image(*at) if key == "image" else self.label(draw, key, *at)))
                 return ""
 
-            there = iter(map_threads(one, [at for at, there in zip(names, wanted, strict=True) if there]))
-            columns[key] = pa.array([next(there) if w else None for w in wanted], pa.string())
+            results = iter(map_threads(one, [at for at, is_expected in zip(names, expected, strict=True) if is_expected]))
+            columns[key] = pa.array([next(results) if w else None for w in expected], pa.string())
         return pa.table(columns), []
 
     def _there(self, draw: int, manifest: pa.Table) -> pa.Table:
         at = pc.binary_join_element_wise(manifest["class"], manifest["sample_id"], "/")
         columns = {}
         for key, folder in self._folders(draw).items():
-            there = pa.array([f"{c}/{s}" for c, s in _by_class(listing(folder), ".png")], pa.string())
-            columns[key] = pc.if_else(pc.or_(pc.is_in(at, there), pc.is_null(manifest[key])), manifest[key], "")
+            present = pa.array([f"{c}/{s}" for c, s in _by_class(list_files(folder), ".png")], pa.string())
+            columns[key] = pc.if_else(pc.or_(pc.is_in(at, present), pc.is_null(manifest[key])), manifest[key], "")
         return pa.table(columns)
 
     def compact(self, draw: int | None, whole: bool = True) -> None:
-        """Nothing: files stay files."""
+        """Do nothing: files stay files."""
 
 
-def _by_class(found: dict[str, int], suffix: str) -> list[tuple[str, str]]:
-    """(class, sample id) of every file CLASS/ID.suffix that is not empty and has plain names."""
+def _by_class(sizes: dict[str, int], suffix: str) -> list[tuple[str, str]]:
+    """Return (class, sample id) of every file CLASS/ID.suffix that is not empty and has safe names."""
     names = []
-    for path, size in found.items():
+    for path, size in sizes.items():
         parts = path.removesuffix(suffix).split("/")
         if size and path.endswith(suffix) and len(parts) == 2 and all(map(_SAFE.fullmatch, parts)):
             names.append((parts[0], parts[1]))

@@ -21,10 +21,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
-from syn4seg.schema import LABEL_STAGES, RECORD
-from syn4seg.store.files import decode_image, encode_image, map_threads, pixel_digest, to_json
-from syn4seg.store.parquet_parts import Shards
-from syn4seg.store.samples import Image, Pair, Sample, all_sound, check_there, not_waiting, or_error, record_table
+from syn4seg.schema import LABEL_COLUMNS, RECORD
+from syn4seg.store.files import decode_image, encode_image, map_threads, parse_json, pixel_digest, to_json
+from syn4seg.store.parquet_parts import PartStore
+from syn4seg.store.samples import (
+    Pair,
+    StoredImage,
+    StoredSample,
+    catch_damaged,
+    check_run_exists,
+    drop_retried,
+    record_table,
+    require_undamaged,
+)
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -43,7 +52,7 @@ IMAGES = pa.schema(
         ("image_png", pa.binary()),
     ]
 )
-LABELS = pa.schema([*RECORD, *((f"{stage}_png", pa.binary()) for stage in LABEL_STAGES)])
+LABELS = pa.schema([*RECORD, *((f"{stage}_png", pa.binary()) for stage in LABEL_COLUMNS)])
 
 
 class ShardSamples:
@@ -55,33 +64,33 @@ class ShardSamples:
 
     def __init__(self, root: AnyPath, shard_bytes: int = SHARD_BYTES, shard_parts: int = SHARD_PARTS):
         self.root, self.limits = root, (shard_bytes, shard_parts)
-        self._images = Shards(root / "images", IMAGES)
-        self._draws: dict[int, Shards] = {}
+        self._images = PartStore(root / "images", IMAGES)
+        self._draws: dict[int, PartStore] = {}
         self._done: dict[int, tuple[dict[str, bool], set[str]]] = {}
         self._made: pa.Table | None = None
 
-    def _labels(self, draw: int) -> Shards:
-        return self._draws.setdefault(draw, Shards(self.root / "draws" / str(draw) / "labels", LABELS))
+    def _labels(self, draw: int) -> PartStore:
+        return self._draws.setdefault(draw, PartStore(self.root / "draws" / str(draw) / "labels", LABELS))
 
     def images(self) -> pa.Table:
-        """`sample_id` and `image_at` of every image that is there."""
-        found = self._images.places()
-        return pa.table({"sample_id": found["sample_id"], "image_at": found["at"]})
+        """Return `sample_id` and `image_at` of every image that is there."""
+        table = self._images.locations()
+        return pa.table({"sample_id": table["sample_id"], "image_at": table["at"]})
 
-    def read_images(self, wanted: Sequence[Image]) -> list[Image | None]:
-        """The images that are wanted; None for one that is not there or damaged."""
-        rows = self._images.rows([image.sample_id for image in wanted], [image.at for image in wanted])
-        return map_threads(lambda pair: _image(*pair), list(zip(wanted, rows, strict=True)))
+    def read_images(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
+        """Read images by id and location; None for one that is missing or damaged."""
+        rows = self._images.rows([image.sample_id for image in images], [image.at for image in images])
+        return map_threads(lambda pair: _image(*pair), list(zip(images, rows, strict=True)))
 
-    def made_before(self, wanted: Sequence[Image]) -> list[Image | None]:
-        """Images that an earlier call with exactly the same ones kept as one part, if it has not been merged since."""
-        rows = {row["sample_id"]: row for row in self._images.part([image.sample_id for image in wanted])}
-        return [_image(image, rows.get(image.sample_id)) for image in wanted]
+    def made_before(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
+        """Return images that an earlier call with exactly the same ones kept as one part, if it has not been merged since."""
+        rows = {row["sample_id"]: row for row in self._images.part([image.sample_id for image in images])}
+        return [_image(image, rows.get(image.sample_id)) for image in images]
 
-    def write_images(self, made: Sequence[Image]) -> None:
-        """Keeps images as one part."""
-        check_there(self.root)
-        if made:
+    def write_images(self, images: Sequence[StoredImage]) -> None:
+        """Keep images as one part."""
+        check_run_exists(self.root)
+        if images:
             rows = [
                 {
                     "sample_id": image.sample_id,
@@ -91,25 +100,25 @@ class ShardSamples:
                     "image": pixel_digest(image.pixels),
                     "image_png": encode_image(image.pixels),
                 }
-                for image in made
+                for image in images
             ]
-            self._images.write(rows, [image.sample_id for image in made])
+            self._images.write(rows, [image.sample_id for image in images])
 
     def image_digests(self) -> list[str]:
-        """Digest of the pixels of every image, recomputed.
+        """Return digest of the pixels of every image, recomputed.
 
         Raises:
             DamagedError: an image is damaged.
         """
-        found = self._images.recomputed(["image"])["image"].to_pylist()
-        broken = [*self._images.damaged.values(), *([f"{self.root}: an image is damaged"] if "" in found else [])]
+        digests = self._images.recomputed(["image"])["image"].to_pylist()
+        broken = [*self._images.damaged.values(), *([f"{self.root}: an image is damaged"] if "" in digests else [])]
         if broken:
             raise DamagedError(f"{broken[0]}; `syn4seg verify` names it")
-        return found
+        return digests
 
-    def write(self, draw: int, samples: Sequence[Sample]) -> None:
-        """Keeps what a draw knows of samples as one part."""
-        check_there(self.root)
+    def write(self, draw: int, samples: Sequence[StoredSample]) -> None:
+        """Keep what a draw knows of samples as one part."""
+        check_run_exists(self.root)
         if samples:
             records = record_table(sample.record for sample in samples).to_pylist()
             rows = [
@@ -120,29 +129,29 @@ class ShardSamples:
             self._labels(draw).write(rows, name)
 
     def records(self, draw: int) -> pa.Table:
-        """Every record of a draw, once each, sorted by sample id: columns `schema.RECORD`."""
+        """Return every record of a draw, once each, sorted by sample id: columns `schema.RECORD`."""
         return self._labels(draw).table(RECORD.names)
 
     def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
-        """Columns sample_id, reason and image of the samples that need nothing more: they and their images can be read."""
-        records = not_waiting(self._labels(draw).table(["sample_id", "reason", "image"]), notes)
-        there = pc.is_in(records["sample_id"], self._images.places()["sample_id"].combine_chunks())
-        return records.filter(pc.or_(pc.is_null(records["image"]), there))
+        """Return columns sample_id, reason and image of the samples that need nothing more: they and their images can be read."""
+        records = drop_retried(self._labels(draw).table(["sample_id", "reason", "image"]), notes)
+        present = pc.is_in(records["sample_id"], self._images.locations()["sample_id"].combine_chunks())
+        return records.filter(pc.or_(pc.is_null(records["image"]), present))
 
     def finished(self, draw: int, ids: Iterable[str], notes: Sequence[str]) -> set[str]:
-        """Which of `ids` are done in a draw by now; only files that are new since the last call are opened."""
+        """Return which of `ids` are done in a draw by now; only files that are new since the last call are opened."""
         labels = self._labels(draw)
-        known, seen = self._done.setdefault(draw, ({}, set()))
+        faults, seen = self._done.setdefault(draw, ({}, set()))
         for name, file in labels.look().items():
             if name in seen:
                 continue
             seen.add(name)
             for sample, fault in zip(file.ids.to_pylist(), file.faults.to_pylist(), strict=True):
-                known[sample] = known.get(sample, True) and fault
-        return {sample for sample in ids if sample in known and (not known[sample] or sample in notes)}
+                faults[sample] = faults.get(sample, True) and fault
+        return {sample for sample in ids if sample in faults and (not faults[sample] or sample in notes)}
 
     def read(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair]:
-        """What a draw knows of finished samples, and their images (None for a fault, which has none).
+        """Return what a draw knows of finished samples, and their images (None for a fault, which has none).
 
         Args:
             rows: sample_id and class (name) of each, and where they lie (`image_at`, `label_at`) if that is known.
@@ -150,50 +159,50 @@ class ShardSamples:
         Raises:
             DamagedError: a record, label or image is missing or damaged.
         """
-        return all_sound(self.read_each(draw, rows))
+        return require_undamaged(self.read_each(draw, rows))
 
     def read_each(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | DamagedError]:
-        """As `read`; in place of a sample of which something is missing or damaged, what `read` would raise."""
+        """Read finished samples as `read` does, but return the error of a damaged one in its place."""
         ids = [row["sample_id"] for row in rows]
-        found = self._labels(draw).rows(ids, [row.get("label_at") or "" for row in rows])
-        wanted = [
-            Image(row["sample_id"], row["class"], 0, np.zeros(0), {}, row.get("image_at") or "")
-            for row, record in zip(rows, found, strict=True)
+        records = self._labels(draw).rows(ids, [row.get("label_at") or "" for row in rows])
+        requests = [
+            StoredImage(row["sample_id"], row["class"], 0, np.zeros(0), {}, row.get("image_at") or "")
+            for row, record in zip(rows, records, strict=True)
             if record and record["image"]
         ]
-        images = {image.sample_id: made for image, made in zip(wanted, self.read_images(wanted), strict=True)}
+        images = {image.sample_id: stored for image, stored in zip(requests, self.read_images(requests), strict=True)}
 
-        @or_error
+        @catch_damaged
         def one(pair: tuple[str, dict[str, Any] | None]) -> Pair:
             sample, row = pair
             what, image = f"{self._labels(draw).folder}: {sample}", images.get(sample)
             if row is None:
                 raise DamagedError(f"{what} is missing or damaged; `syn4seg verify` names the file")
-            labels = {s: decode_image(row[f"{s}_png"], what) for s in LABEL_STAGES if row[f"{s}_png"]}
+            labels = {s: decode_image(row[f"{s}_png"], what) for s in LABEL_COLUMNS if row[f"{s}_png"]}
             if row["image"] and image is None:
                 raise DamagedError(f"{self._images.folder}: {sample} is missing or damaged; `syn4seg verify` names the file")
-            record = {key: row[key] for key in RECORD.names if row[key] is not None} | {"audit": json.loads(row["audit"])}
-            return Sample(record, labels), None if image is None else image.pixels
+            record = {key: row[key] for key in RECORD.names if row[key] is not None} | {"audit": parse_json(row["audit"], what)}
+            return StoredSample(record, labels), None if image is None else image.pixels
 
-        return map_threads(one, list(zip(ids, found, strict=True)))
+        return map_threads(one, list(zip(ids, records, strict=True)))
 
-    def places(self, draw: int) -> pa.Table:
-        """`sample_id` and `label_at` of finished samples."""
-        found = self._labels(draw).places()
-        return pa.table({"sample_id": found["sample_id"], "label_at": found["at"]})
+    def locations(self, draw: int) -> pa.Table:
+        """Return `sample_id` and `label_at` of finished samples."""
+        table = self._labels(draw).locations()
+        return pa.table({"sample_id": table["sample_id"], "label_at": table["at"]})
 
     def digests(self, draw: int, manifest: pa.Table, quick: bool) -> tuple[pa.Table, list[str]]:
-        """What is there of what a manifest names; `quick` reads the digests that were written beside the pixels."""
+        """Return what is there of what a manifest names; `quick` reads the digests that were written beside the pixels."""
         labels, images = self._labels(draw), self._images
-        said = labels.table(["sample_id", "reason", *LABEL_STAGES]) if quick else labels.recomputed(LABEL_STAGES)
-        columns = {key: _found(manifest, key, said) for key in LABEL_STAGES}
+        stored = labels.table(["sample_id", "reason", *LABEL_COLUMNS]) if quick else labels.recomputed(LABEL_COLUMNS)
+        columns = {key: _found(manifest, key, stored) for key in LABEL_COLUMNS}
         if self._made is None:  # the same for every draw
             self._made = images.table(["sample_id", "image"]) if quick else images.recomputed(["image"])
         columns["image"] = _found(manifest, "image", self._made)
         return pa.table(columns), sorted({*labels.damaged.values(), *images.damaged.values()})
 
     def compact(self, draw: int | None, whole: bool = True) -> None:
-        """Merges the parts of the images and of a draw into shards; run by the driver, also while a stream runs.
+        """Merge the parts of the images and of a draw into shards; run by the driver, also while a stream runs.
 
         Args:
             whole: also merge what is too little for a full shard.
@@ -202,18 +211,18 @@ class ShardSamples:
             shards.compact(whole, *self.limits)
 
 
-def _image(wanted: Image, row: dict[str, Any] | None) -> Image | None:
+def _image(request: StoredImage, row: dict[str, Any] | None) -> StoredImage | None:
     try:
         pixels = decode_image(row["image_png"]) if row else None
-        audit = json.loads(row["audit"]) if row else {}
-    except (DamagedError, ValueError, TypeError):
+        audit = parse_json(row["audit"], request.sample_id) if row else {}
+    except (DamagedError, TypeError):
         return None
     if row is None or pixels is None or pixel_digest(pixels) != row["image"]:
         return None
-    return Image(wanted.sample_id, wanted.class_name, wanted.batch, pixels, audit, wanted.at)
+    return StoredImage(request.sample_id, request.class_name, request.batch, pixels, audit, request.at)
 
 
 def _found(manifest: pa.Table, key: str, table: pa.Table) -> pa.Array | pa.ChunkedArray:
-    """A column of digests, row for row of the manifest: null where it names none, "" where there is none."""
+    """Return a column of digests, row for row of the manifest: null where it names none, "" where there is none."""
     index = pc.index_in(manifest["sample_id"], value_set=table["sample_id"].combine_chunks())
     return pc.if_else(pc.is_null(manifest[key]), None, pc.fill_null(table[key].take(index), ""))

@@ -30,16 +30,17 @@ from syn4seg.schema import FAULT
 from syn4seg.store.files import (
     MAX_TABLE,
     WAITS,
+    atomic_file,
     decode_image,
-    listing,
+    list_files,
     map_threads,
+    parse_json,
     pixel_digest,
-    published,
     remove,
     write_atomically,
 )
 from syn4seg.store.samples import check_names
-from syn4seg.store.tables import parquet
+from syn4seg.store.tables import open_parquet
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -51,7 +52,7 @@ _REPLACES = b"replaces"
 
 
 @dataclass(frozen=True)
-class Known:
+class PartIndex:
     """What a reader keeps of a file: the ids of its rows, where its row groups start, and which parts it replaces."""
 
     ids: pa.Array
@@ -61,46 +62,45 @@ class Known:
     replaces: frozenset[str]
 
 
-class Shards:
+class PartStore:
     """The parts and shards of one folder, all of one schema."""
 
     def __init__(self, folder: AnyPath, schema: pa.Schema):
         self.folder, self.schema = folder, schema
-        self.files: dict[str, Known] = {}
+        self.files: dict[str, PartIndex] = {}
         self.sizes: dict[str, int] = {}
         self.damaged: dict[str, str] = {}
         self._group: tuple[str, pa.Table] = ("", pa.table({}))
         self._looking = threading.Lock()
 
     def plain_columns(self) -> list[str]:
-        """Names of the columns that hold no pixels."""
+        """Return names of the columns that hold no pixels."""
         return [name for name in self.schema.names if not name.endswith("_png")]
 
-    # --------------------------------------------------------------------------------------------- what is there
-    def look(self) -> dict[str, Known]:
-        """The files to read, by name, sorted; only files that are new since the last look are opened. Several threads may look."""
+    def look(self) -> dict[str, PartIndex]:
+        """Return the files to read, by name, sorted; only new files are opened. Thread-safe."""
         with self._looking:
-            found = {name: size for name, size in listing(self.folder).items() if _FILE.fullmatch(name)}
-            files = {name: known for name, known in self.files.items() if name in found}
-            damaged = {name: why for name, why in self.damaged.items() if self.sizes.get(name) == found.get(name, -1)}
-            new = [name for name in found if name not in files and name not in damaged]
-            for name, known in zip(new, map_threads(self._open, new), strict=True):
-                if isinstance(known, Known):
-                    files[name] = known
-                elif known:
-                    damaged[name] = known
-            self.files, self.sizes, self.damaged = files, found, damaged
+            sizes = {name: size for name, size in list_files(self.folder).items() if _FILE.fullmatch(name)}
+            files = {name: index for name, index in self.files.items() if name in sizes}
+            damaged = {name: why for name, why in self.damaged.items() if self.sizes.get(name) == sizes.get(name, -1)}
+            new = [name for name in sizes if name not in files and name not in damaged]
+            for name, index in zip(new, map_threads(self._open, new), strict=True):
+                if isinstance(index, PartIndex):
+                    files[name] = index
+                elif index:
+                    damaged[name] = index
+            self.files, self.sizes, self.damaged = files, sizes, damaged
             hidden = {*self.replaced(), *damaged}
             return {name: files[name] for name in sorted(files) if name not in hidden}
 
     def replaced(self) -> set[str]:
-        """Names that the shards say they replace; a damaged shard replaces nothing, since its samples are made again."""
-        return {part for name, known in self.files.items() if name not in self.damaged for part in known.replaces}
+        """Return names that the shards say they replace; a damaged shard replaces nothing, since its samples are made again."""
+        return {part for name, index in self.files.items() if name not in self.damaged for part in index.replaces}
 
-    def _open(self, name: str) -> Known | str:
-        """What to keep of a file; why it cannot be read; or "" if it is gone."""
+    def _open(self, name: str) -> PartIndex | str:
+        """Return what to keep of a file; why it cannot be read; or "" if it is gone."""
         try:
-            with parquet(self.folder / name) as file:
+            with open_parquet(self.folder / name) as file:
                 if not file.schema.equals(self.schema):
                     return f"{self.folder / name}: has other columns than expected; delete it and run the same command again"
                 groups = file.groups
@@ -109,7 +109,7 @@ class Shards:
                 columns = [c for c in ("sample_id", "batch", "reason") if c in self.schema.names]
                 table = file.read(columns).combine_chunks()
                 check_names(table["sample_id"], f"{self.folder / name}: sample")
-                replaces = json.loads((file.schema.metadata or {}).get(_REPLACES, b"[]"))
+                replaces = parse_json((file.schema.metadata or {}).get(_REPLACES, b"[]"), f"{self.folder / name}: metadata")
                 if not isinstance(replaces, list) or not all(isinstance(n, str) and _FILE.fullmatch(n) for n in replaces):
                     return f"{self.folder / name}: names strange parts; this program did not write it"
         except FileNotFoundError:
@@ -119,30 +119,29 @@ class Shards:
         fault = pc.starts_with(table["reason"], FAULT) if "reason" in columns else pa.chunked_array([[False] * len(table)])
         starts = np.cumsum([0, *(group.num_rows for group in groups)])
         batch = table["batch"][0].as_py() if len(table) else 0
-        return Known(_one(table["sample_id"]), _one(fault), starts, batch or 0, frozenset(replaces))
+        return PartIndex(_one(table["sample_id"]), _one(fault), starts, batch or 0, frozenset(replaces))
 
-    def places(self) -> pa.Table:
-        """`sample_id`, `at` ("FILE:GROUP:ROW") and `fault` of every sample, once: sound rows before faults."""
+    def locations(self) -> pa.Table:
+        """Return `sample_id`, `at` ("FILE:GROUP:ROW") and `fault` of every sample, once: sound rows before faults."""
         parts = []
-        for name, known in self.look().items():
-            group = np.repeat(np.arange(len(known.starts) - 1), np.diff(known.starts))
-            row = np.arange(len(group)) - known.starts[:-1][group]
+        for name, index in self.look().items():
+            group = np.repeat(np.arange(len(index.starts) - 1), np.diff(index.starts))
+            row = np.arange(len(group)) - index.starts[:-1][group]
             text = (pa.array(x, pa.int64()).cast(pa.string()) for x in (group, row))
             at = pc.binary_join_element_wise(pa.array([name] * len(group), pa.string()), *text, ":")
-            parts.append(pa.table({"sample_id": known.ids, "at": at, "fault": known.faults}))
+            parts.append(pa.table({"sample_id": index.ids, "at": at, "fault": index.faults}))
         empty = pa.table(
             {"sample_id": pa.array([], pa.string()), "at": pa.array([], pa.string()), "fault": pa.array([], pa.bool_())}
         )
-        return once(pa.concat_tables([empty, *parts]))
+        return drop_duplicates(pa.concat_tables([empty, *parts]))
 
-    # ------------------------------------------------------------------------------------------------- reading
     def rows(self, ids: Sequence[str], at: Sequence[str]) -> list[dict[str, Any] | None]:
-        """The rows of samples, pixels still encoded; None for a sample that is not there or cannot be read.
+        """Return the rows of samples, pixels still encoded; None for a sample that is not there or cannot be read.
 
         Args:
             at: where each lay when the pass began, or ""; what has moved since is looked up.
         """
-        found: dict[str, dict[str, Any]] = {}
+        results: dict[str, dict[str, Any]] = {}
         places, damaged = dict(zip(ids, at, strict=True)), set[str]()
         for wait in (*WAITS[:2], 0):
             anew = not any(places.values())
@@ -150,28 +149,28 @@ class Shards:
             for sample, place in sorted(places.items(), key=itemgetter(1)):
                 row = self._row(place, damaged) if place else None
                 if row is not None and row["sample_id"] == sample:
-                    found[sample] = row
-            places = {sample: place for sample, place in places.items() if sample not in found}
+                    results[sample] = row
+            places = {sample: place for sample, place in places.items() if sample not in results}
             if not places or (anew and all(_group_of(place) in damaged for place in places.values())):
                 break
             if anew and any(place and _group_of(place) not in damaged for place in places.values()):
                 time.sleep(wait)  # what was listed has gone
             places = dict.fromkeys(places, "")
-        return [found.get(sample) for sample in ids]
+        return [results.get(sample) for sample in ids]
 
     def _where(self, ids: Sequence[str]) -> dict[str, str]:
-        """The place of each of a few samples as `places` has it, without a row for all others; "" if there is none."""
-        wanted = pa.array(ids, pa.string())
+        """Return the place of each of a few samples as `places` has it, without a row for all others; "" if there is none."""
+        requested = pa.array(ids, pa.string())
         sound, faults = {}, {}
-        for name, known in self.look().items() if ids else ():
-            for at in np.flatnonzero(pc.is_in(known.ids, value_set=wanted).to_numpy(zero_copy_only=False)).tolist():
-                group = int(np.searchsorted(known.starts, at, side="right")) - 1
-                kind = faults if known.faults[at].as_py() else sound
-                kind.setdefault(known.ids[at].as_py(), f"{name}:{group}:{at - known.starts[group]}")
+        for name, index in self.look().items() if ids else ():
+            for at in np.flatnonzero(pc.is_in(index.ids, value_set=requested).to_numpy(zero_copy_only=False)).tolist():
+                group = int(np.searchsorted(index.starts, at, side="right")) - 1
+                kind = faults if index.faults[at].as_py() else sound
+                kind.setdefault(index.ids[at].as_py(), f"{name}:{group}:{at - index.starts[group]}")
         return {sample: sound.get(sample) or faults.get(sample, "") for sample in ids}
 
     def _row(self, place: str, damaged: set[str]) -> dict[str, Any] | None:
-        """A row, or None if it has gone or its row group is damaged; such groups are added to `damaged`, and not read again."""
+        """Return a row, or None if it is gone or its row group is damaged; such groups go to `damaged` and are not read again."""
         name, group, row = place.split(":")
         if not _FILE.fullmatch(name) or _group_of(place) in damaged:
             return None
@@ -188,12 +187,12 @@ class Shards:
         return part.slice(int(row), 1).to_pylist()[0] if int(row) < len(part) else None
 
     def group(self, name: str, number: int, columns: list[str] | None = None) -> pa.Table:
-        """One row group of a file."""
-        with parquet(self.folder / name) as file:
+        """Return one row group of a file."""
+        with open_parquet(self.folder / name) as file:
             return file.read(columns, number)
 
     def table(self, columns: Sequence[str]) -> pa.Table:
-        """These columns of every sample, once, sorted by `sample_id`, which is one of them; `reason` decides between two rows."""
+        """Return columns of every sample, once, sorted by `sample_id`, which is one of them; `reason` decides between two rows."""
         columns = list(columns)
         for wait in (0, 0, *WAITS):
             time.sleep(wait)
@@ -204,37 +203,36 @@ class Shards:
                 continue
             if any(name in self.damaged for name in names):  # what it replaced, if that is there, counts again
                 continue
-            known = pa.concat_tables([pa.schema([self.schema.field(c) for c in columns]).empty_table(), *parts])
+            result = pa.concat_tables([pa.schema([self.schema.field(c) for c in columns]).empty_table(), *parts])
             if "reason" in columns:
-                known = known.append_column("fault", pc.starts_with(known["reason"], FAULT))
-            return once(known)
+                result = result.append_column("fault", pc.starts_with(result["reason"], FAULT))
+            return drop_duplicates(result)
         raise StoreError(f"{self.folder}: files keep changing; let only one command write to a run at a time")
 
     def _columns(self, name: str, columns: list[str]) -> pa.Table:
         try:
-            with parquet(self.folder / name) as file:
+            with open_parquet(self.folder / name) as file:
                 return file.read(columns)
         except DamagedError as error:
             self.damaged[name] = _line(error)
             return pa.schema([self.schema.field(c) for c in columns]).empty_table()
 
-    # ------------------------------------------------------------------------------------------------- writing
     def part(self, name: Iterable[str]) -> list[dict[str, Any]]:
-        """The rows that `write` kept under this name; none if it is not there, or damaged."""
+        """Return the rows that `write` kept under this name; none if it is not there, or damaged."""
         with contextlib.suppress(FileNotFoundError, _Damaged):
             table = self._whole(_part_name(name))
             return table.to_pylist() if table.schema.equals(self.schema) else []
         return []
 
     def write(self, rows: list[dict[str, Any]], name: Iterable[str]) -> None:
-        """Keeps rows as one part; `name` is what its name is made of."""
+        """Keep rows as one part; `name` is what its name is made of."""
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, self.schema, **self.options()) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema=self.schema))
         write_atomically(self.folder / _part_name(name), sink.getvalue().to_pybytes())
 
     def options(self) -> dict[str, Any]:
-        """Pixels are compressed already, and statistics of them would be as large as they are."""
+        """Return options of the writer: pixels are compressed already, and statistics of them would be as large."""
         columns = self.plain_columns()
         return {
             "compression": {name: "zstd" if name in columns else "none" for name in self.schema.names},
@@ -244,31 +242,31 @@ class Shards:
         }
 
     def compact(self, whole: bool, shard_bytes: int, shard_parts: int) -> None:
-        """Merges parts into shards, in the order of the plan, and deletes the parts that a shard names.
+        """Merge parts into shards, in the order of the plan, and deletes the parts that a shard names.
 
         Args:
             whole: also merge what is too little for a full shard.
         """
         files = self.look()
         parts = sorted((n for n in files if n.startswith("part-")), key=lambda n: (files[n].batch, n))
-        chosen, size = [], 0
+        names, size = [], 0
         for name in parts:
-            chosen.append(name)
+            names.append(name)
             size += self.sizes[name]
-            if size >= shard_bytes or len(chosen) >= shard_parts:
-                self._merge(chosen)
-                chosen, size = [], 0
-        if whole and len(chosen) > 1:
-            self._merge(chosen)
+            if size >= shard_bytes or len(names) >= shard_parts:
+                self._merge(names)
+                names, size = [], 0
+        if whole and len(names) > 1:
+            self._merge(names)
         self.look()
         self._delete(sorted(self.replaced() & set(self.sizes)))
 
     def _merge(self, parts: list[str]) -> None:
-        """One shard of these parts, or nothing if one of them cannot be read."""
+        """Return one shard of these parts, or nothing if one of them cannot be read."""
         name = f"shard-{hashlib.blake2b(' '.join(sorted(parts)).encode(), digest_size=16).hexdigest()}.parquet"
         schema = self.schema.with_metadata({_REPLACES: json.dumps(sorted(parts))})
         try:
-            with published(self.folder / name) as path, pq.ParquetWriter(path, schema, **self.options()) as writer:
+            with atomic_file(self.folder / name) as path, pq.ParquetWriter(path, schema, **self.options()) as writer:
                 waiting: list[pa.Table] = []
                 for part in parts:
                     waiting.append(self._whole(part).replace_schema_metadata(schema.metadata))
@@ -285,7 +283,7 @@ class Shards:
 
     def _whole(self, name: str) -> pa.Table:
         try:
-            with parquet(self.folder / name) as file:
+            with open_parquet(self.folder / name) as file:
                 return file.read()
         except DamagedError as error:
             self.damaged[name] = _line(error)
@@ -294,22 +292,21 @@ class Shards:
     def _delete(self, names: list[str]) -> None:
         map_threads(lambda name: remove(self.folder / name), names)
 
-    # -------------------------------------------------------------------------------------------------- verify
     def recomputed(self, columns: Sequence[str]) -> pa.Table:
-        """`sample_id` and the digest of the pixels of each column ("" if damaged), of every sample, once."""
-        made = []
-        for name, known in self.look().items():
-            for number in range(len(known.starts) - 1):
+        """Return `sample_id` and the digest of the pixels of each column ("" if damaged), of every sample, once."""
+        tables = []
+        for name, index in self.look().items():
+            for number in range(len(index.starts) - 1):
                 try:
                     part = self.group(name, number)
                 except (FileNotFoundError, DamagedError) as error:
                     self.damaged[name] = _line(error)
                     continue
-                said = {c: pa.array(_digests(part[f"{c}_png"]), pa.string()) for c in columns}
+                digests = {c: pa.array(_digests(part[f"{c}_png"]), pa.string()) for c in columns}
                 fault = pc.starts_with(part["reason"], FAULT) if "reason" in part.column_names else None
-                made.append(pa.table({"sample_id": part["sample_id"], **said} | ({} if fault is None else {"fault": fault})))
+                tables.append(pa.table({"sample_id": part["sample_id"], **digests} | ({} if fault is None else {"fault": fault})))
         empty = pa.table({c: pa.array([], pa.string()) for c in ("sample_id", *columns)})
-        return once(pa.concat_tables(made)) if made else empty
+        return drop_duplicates(pa.concat_tables(tables)) if tables else empty
 
 
 class _Damaged(ValueError):
@@ -321,7 +318,7 @@ def _part_name(name: Iterable[str]) -> str:
 
 
 def _group_of(place: str) -> str:
-    """FILE:GROUP of FILE:GROUP:ROW."""
+    """Return FILE:GROUP of a location FILE:GROUP:ROW."""
     return place.rpartition(":")[0]
 
 
@@ -334,7 +331,7 @@ def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _digests(column: pa.ChunkedArray) -> list[str | None]:
-    """Digests of a column of PNGs, by several threads in pieces that are worth a thread."""
+    """Return the digests of a column of PNGs, computed by several threads."""
     values = column.to_pylist()
 
     def some(part: list[bytes | None]) -> list[str | None]:
@@ -350,8 +347,8 @@ def _digest(data: bytes) -> str:
         return ""
 
 
-def once(table: pa.Table) -> pa.Table:
-    """Each `sample_id` once, sorted; of several rows the first that is no fault (column `fault`, which goes)."""
+def drop_duplicates(table: pa.Table) -> pa.Table:
+    """Return each `sample_id` once, sorted; of several rows the first that is no fault (column `fault`, which goes)."""
     fault = table["fault"] if "fault" in table.column_names else pa.chunked_array([np.zeros(len(table), bool)], pa.bool_())
     keys = pa.table({"sample_id": table["sample_id"], "fault": fault.cast(pa.int8()), "row": np.arange(len(table))})
     order = pc.sort_indices(keys, [("sample_id", "ascending"), ("fault", "ascending"), ("row", "ascending")])

@@ -31,11 +31,12 @@ from syn4seg.errors import DamagedError, UserError
 from syn4seg.store.files import (
     append_line,
     as_path,
+    check_reachable,
     exists,
     explain_errors,
-    listing,
+    list_files,
     map_threads,
-    reach,
+    parse_json,
     read_bytes,
     read_json,
     to_json,
@@ -44,14 +45,13 @@ from syn4seg.store.files import (
 )
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.layout_sharded import ShardSamples
-from syn4seg.store.samples import Pair, Sample, check_names
+from syn4seg.store.samples import Pair, StoredSample, check_names
 from syn4seg.store.tables import read_parquet
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
 
 
-# ------------------------------------------------------------------------------------------------ the paths
 class Draw:
     """Paths and samples of one support draw inside a run."""
 
@@ -64,53 +64,51 @@ class Draw:
         self.manifest = self.root / "manifest.parquet"
 
     def checkpoint(self, row: str) -> AnyPath:
-        """Path of the classifier trained for one ablation row."""
+        """Return path of the classifier trained for one ablation row."""
         return self.root / "checkpoints" / f"{row}.safetensors"
 
     def label(self, stage: str, class_name: str, sample_id: str) -> AnyPath:
-        """Path of a label image, in the layout `files`."""
+        """Return path of a label image, in the layout `files`."""
         assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per label"
         return self.run.samples.label(self.number, stage, class_name, sample_id)
 
     def record(self, class_name: str, sample_id: str) -> AnyPath:
-        """Path of a sample's record, in the layout `files`."""
+        """Return path of a sample's record, in the layout `files`."""
         assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per record"
         return self.run.samples.record(self.number, class_name, sample_id)
 
-    def write(self, samples: list[Sample]) -> None:
-        """Keeps samples, so that they are finished; see `FileSamples.write`."""
+    def write(self, samples: list[StoredSample]) -> None:
+        """Keep samples, so that they are finished; see `FileSamples.write`."""
         self.run.samples.write(self.number, samples)
 
     def read(self, rows: list[dict[str, Any]]) -> list[Pair]:
-        """Finished samples with their labels and images; see `FileSamples.read`."""
+        """Read finished samples with their labels and images; see `FileSamples.read`."""
         return self.run.samples.read(self.number, rows)
 
     def read_each(self, rows: list[dict[str, Any]]) -> list[Pair | DamagedError]:
-        """As `read`, with what is wrong in place of a damaged sample; see `FileSamples.read_each`."""
+        """Read finished samples, with the error of a damaged one in its place; see `FileSamples.read_each`."""
         return self.run.samples.read_each(self.number, rows)
 
     def table(self) -> pa.Table:
-        """Every record, once each, sorted by sample id: columns `schema.RECORD`."""
+        """Return every record, once each, sorted by sample id: columns `schema.RECORD`."""
         return self.run.samples.records(self.number)
 
     def complete(self) -> pa.Table:
-        """Columns sample_id, reason and image (digest) of the samples that are done, with every file that their record names; a
-        deleted file is made anew."""
-        return self.run.samples.complete(self.number, self.run.noted())
+        """Return columns sample_id, reason and image (digest) of the samples whose record and files all exist."""
+        return self.run.samples.complete(self.number, self.run.quarantined_ids())
 
     def done(self) -> set[str]:
-        """Ids of the samples of `complete`."""
+        """Return ids of the samples of `complete`."""
         return set(self.complete()["sample_id"].to_pylist())
 
     def finished(self, ids: Iterable[str]) -> set[str]:
-        """Which of `ids` are done by now, for a reader that asks again and again; files are not looked for. Cheap: a listing,
-        and only what is new since the last call on this object is opened."""
-        return self.run.samples.finished(self.number, ids, self.run.noted())
+        """Return which of `ids` are done by now. Cheap for a reader that polls: one listing, and only new files are opened."""
+        return self.run.samples.finished(self.number, ids, self.run.quarantined_ids())
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Every record as plain values, sorted by sample id."""
+        """Yield every record as plain values, sorted by sample id."""
         for row in self.table().to_pylist():
-            yield {k: v for k, v in row.items() if v is not None} | {"audit": json.loads(row["audit"])}
+            yield {k: v for k, v in row.items() if v is not None} | {"audit": parse_json(row["audit"], row["sample_id"])}
 
 
 class RunDir:
@@ -150,31 +148,31 @@ class RunDir:
         return ShardSamples(self.root) if layout == "sharded" else FileSamples(self.root)
 
     def stored(self) -> Config | None:
-        """The configuration that the run was begun with, or None."""
+        """Return the configuration that the run was begun with, or None."""
         if not exists(self.config):
             return None
         return Config.model_validate(yaml.safe_load(read_bytes(self.config, 2**20)))
 
     def image(self, class_name: str, sample_id: str) -> AnyPath:
-        """Path of a synthetic image, in the layout `files`."""
+        """Return path of a synthetic image, in the layout `files`."""
         assert isinstance(self.samples, FileSamples), "a sharded run has no file per image"
         return self.samples.image(class_name, sample_id)
 
     def quarantined(self, sample_id: str) -> AnyPath:
-        """Path of the note on a sample that could not be made or read."""
+        """Return path of the note on a sample that could not be made or read."""
         return self.root / "quarantined" / f"{sample_id}.json"
 
-    def noted(self) -> list[str]:
-        """Ids of the samples with a note in quarantined/."""
-        return sorted(name[:-5] for name in listing(self.root / "quarantined") if name.endswith(".json"))
+    def quarantined_ids(self) -> list[str]:
+        """Return ids of the samples with a note in quarantined/."""
+        return sorted(name[:-5] for name in list_files(self.root / "quarantined") if name.endswith(".json"))
 
     def quarantine(self) -> dict[str, dict[str, Any]]:
-        """Notes of the quarantined samples by id."""
-        names = self.noted()
+        """Return notes of the quarantined samples by id."""
+        names = self.quarantined_ids()
         return dict(zip(names, map_threads(lambda name: read_json(self.root / "quarantined" / f"{name}.json"), names), strict=True))
 
     def read_plan(self) -> pa.Table:
-        """The plan as it was written, padding included.
+        """Return the plan as it was written, padding included.
 
         Raises:
             UserError: there is none yet, it is damaged, or an id in it is not safe as a file name.
@@ -192,34 +190,34 @@ class RunDir:
         return plan
 
     def has_images(self) -> bool:
-        """Whether every planned sample has an image or a note that it could not be made."""
+        """Return whether every planned sample has an image or a note that it could not be made."""
         if not exists(self.plan):
             return False
-        made = pa.chunked_array([*self.samples.images()["sample_id"].chunks, pa.array(self.noted(), pa.string())])
-        return pc.all(pc.is_in(self.read_plan()["sample_id"], made.combine_chunks())).as_py() is not False
+        finished = pa.chunked_array([*self.samples.images()["sample_id"].chunks, pa.array(self.quarantined_ids(), pa.string())])
+        return pc.all(pc.is_in(self.read_plan()["sample_id"], finished.combine_chunks())).as_py() is not False
 
     def draw(self, number: int) -> Draw:
-        """One support draw, the same object every time."""
+        """Return one support draw, the same object every time."""
         return self._draws.setdefault(number, Draw(self, number))
 
     def draws(self) -> list[Draw]:
-        """The draws that have a folder, in order."""
+        """Return the draws that have a folder, in order."""
         with explain_errors(self.root, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = {p.name for p in (self.root / "draws").iterdir()}
             return [self.draw(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
         return []
 
     def log(self, **values: Any) -> None:
-        """Adds one line to metrics.jsonl, with its time (Unix seconds); for the driver alone, since no file has two writers."""
+        """Add one line to metrics.jsonl, with its time (Unix seconds); for the driver alone, since no file has two writers."""
         append_line(self.metrics, json.dumps(to_json({"time": round(time.time(), 3), **values}), sort_keys=True))
 
     def note_generator(self, facts: dict[str, Any]) -> None:
-        """Keeps how an image model was run, in a file named by the facts: every actor with the same facts writes the same."""
+        """Keep how an image model was run, in a file named by the facts: every actor with the same facts writes the same."""
         name = hashlib.blake2b(json.dumps(to_json(facts), sort_keys=True).encode(), digest_size=8).hexdigest()
         write_json(self.root / "generators" / f"{name}.json", facts)
 
     def check(self, config: Config) -> None:
-        """Checks that what is in the directory, if anything, belongs to the same science; writes nothing.
+        """Check that what is in the directory, if anything, belongs to the same science; writes nothing.
 
         The section `evaluation` may differ: scores are the last stage, and results.json says how they were made.
 
@@ -227,7 +225,7 @@ class RunDir:
             UserError: another science config made this directory (the differences are listed), it has another layout, it is
                 not a run, or its object store cannot be reached.
         """
-        reach(self.root)
+        check_reachable(self.root)
         stored = self.stored()
         if stored is not None:
             if stored.layout != config.layout:
@@ -246,13 +244,13 @@ class RunDir:
             raise UserError(f"--out {self.root}: not empty and not a run (no config.yaml); choose another folder")
 
     def open(self, config: Config) -> None:
-        """`check`, then the directory and its config.yaml."""
+        """Check the directory (see `check`), then create it and its config.yaml."""
         self.check(config)
         write_atomically(self.config, annotated(config).encode())
         self._layout = config.layout
 
     def check_inputs(self, inputs: dict[str, str]) -> None:
-        """Refuses other files under the names that the configuration gives.
+        """Refuse other files under the names that the configuration gives.
 
         Args:
             inputs: `setup.digest_inputs(config)`.
@@ -269,26 +267,26 @@ class RunDir:
                 )
 
     def write_inputs(self, inputs: dict[str, str]) -> None:
-        """Keeps the digests of the run's inputs, those known already and new ones."""
-        known = read_json(self.inputs) if exists(self.inputs) else {}
-        write_json(self.inputs, inputs | known)
+        """Keep the digests of the run's inputs, those known already and new ones."""
+        stored = read_json(self.inputs) if exists(self.inputs) else {}
+        write_json(self.inputs, inputs | stored)
 
     def write_provenance(self, config: Config, versions: dict[str, str]) -> None:
-        """What made the run: versions (of its first start) and the fingerprint of each stage; no user name, path or secret."""
+        """Write what made the run: versions at its first start and the fingerprint of each stage; no user name, path or secret."""
         if exists(self.provenance):
             versions = read_json(self.provenance)["versions"]
         stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
         write_json(self.provenance, {"versions": versions, "fingerprints": stages})
 
 
-def opened(place: str) -> RunDir:
-    """The run that is at a path or URL.
+def open_run(place: str) -> RunDir:
+    """Open the run at a path or URL.
 
     Raises:
         UserError: there is none, or it cannot be reached.
     """
     run = RunDir(place)
-    reach(run.root)
+    check_reachable(run.root)
     if not exists(run.config):
         raise UserError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
     return run
@@ -300,15 +298,14 @@ def _anything(root: AnyPath) -> bool:
     return False
 
 
-# -------------------------------------------------------------------------------------------------- verify
 def run_digest(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Digest (64 hex digits) over (sample id, image digest, label digest or reason) rows, sorted."""
+    """Return digest (64 hex digits) over (sample id, image digest, label digest or reason) rows, sorted."""
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
     return table_digest(*(pa.chunked_array([pa.array(column, pa.string())]) for column in columns))
 
 
 def table_digest(ids: pa.ChunkedArray, images: pa.ChunkedArray, labels: pa.ChunkedArray) -> str:
-    """`run_digest` of columns, without a Python object per row."""
+    """Return the `run_digest` of columns, without a Python object per row."""
     table = pa.table({"a": ids, "b": images, "c": labels})
     order = pc.sort_indices(table, [(name, "ascending") for name in "abc"])
     total = hashlib.blake2b(digest_size=32)

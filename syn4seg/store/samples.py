@@ -27,30 +27,32 @@ _SAFE = re.compile(NAME)
 
 
 def checked_name(name: str, what: str) -> str:
-    """`name` if it is safe as one part of a path.
+    """Return `name` if it is safe as one part of a path.
 
     Raises:
-        DamagedError: it is empty, starts with a dot, or has other characters than letters, digits, space and ._+-
+        UserError: it is empty, starts with a dot, or has other characters than letters, digits, space and ._+-
     """
     if not _SAFE.fullmatch(name):
-        raise UserError(
-            f"{what} {name!r}: cannot be part of a file name; expected letters, digits, space or ._+-, "
-            "not starting with a dot; rename it"
-        )
+        raise UserError(_unsafe(name, what))
     return name
 
 
+def _unsafe(name: str, what: str) -> str:
+    return (
+        f"{what} {name!r}: cannot be part of a file name; expected letters, digits, space or ._+-, "
+        "not starting with a dot; rename it"
+    )
+
+
 def check_names(names: pa.ChunkedArray | pa.Array, what: str) -> None:
-    """`checked_name` of a whole column, which has no null either."""
+    """Check a whole column as `checked_name` does; null is refused too."""
     safe = pc.fill_null(pc.match_substring_regex(names, f"^(?:{NAME})$"), False)
     if not pc.all(safe).as_py() and len(names):
-        bad = names.filter(pc.invert(safe))[0].as_py()
-        checked_name(bad or "", what)
-        raise DamagedError(f"{what} {bad!r}: cannot be part of a file name")
+        raise DamagedError(_unsafe(names.filter(pc.invert(safe))[0].as_py() or "", what))
 
 
 @dataclass(frozen=True)
-class Image:
+class StoredImage:
     """A synthetic image: uint8 (H, W, 3) RGB, whose it is, and what there is to say about how it was made."""
 
     sample_id: str
@@ -63,19 +65,19 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Sample:
+class StoredSample:
     """What a draw knows of a sample: its record (columns `schema.RECORD`) and, by stage, labels uint8 (H, W)."""
 
     record: dict[str, Any]
     labels: dict[str, np.ndarray]
 
 
-Pair = tuple[Sample, np.ndarray | None]
+Pair = tuple[StoredSample, np.ndarray | None]
 """A finished sample and its image uint8 (H, W, 3), which a fault does not have."""
 
 
-def or_error(read: Callable[[In], Out]) -> Callable[[In], Out | DamagedError]:
-    """`read`, but what is wrong with a file is returned; a `StoreError` is still raised."""
+def catch_damaged(read: Callable[[In], Out]) -> Callable[[In], Out | DamagedError]:
+    """Wrap `read` so that a `DamagedError` is returned, not raised; a `StoreError` is still raised."""
 
     def one(item: In) -> Out | DamagedError:
         try:
@@ -86,30 +88,30 @@ def or_error(read: Callable[[In], Out]) -> Callable[[In], Out | DamagedError]:
     return one
 
 
-def all_sound(found: list[Pair | DamagedError]) -> list[Pair]:
-    """What was found, if nothing of it is an error; else raises the first one."""
-    for one in found:
-        if isinstance(one, DamagedError):
-            raise one
-    return [one for one in found if not isinstance(one, DamagedError)]
+def require_undamaged(results: list[Pair | DamagedError]) -> list[Pair]:
+    """Return the results if none of them is an error, else raise the first one."""
+    for result in results:
+        if isinstance(result, DamagedError):
+            raise result
+    return [result for result in results if not isinstance(result, DamagedError)]
 
 
-def notes_path(image: AnyPath) -> AnyPath:
-    """Where the audit of an image lies, if there is anything to say."""
+def notes_file(image: AnyPath) -> AnyPath:
+    """Return where the audit of an image lies, if there is anything to say."""
     return image.with_suffix(".json")
 
 
-def notes_of(image: AnyPath) -> dict[str, Any]:
-    """The audit that lies beside an image; empty if there is nothing to say."""
+def read_notes(image: AnyPath) -> dict[str, Any]:
+    """Read the audit beside an image; empty if there is none."""
     try:
-        notes = read_json(notes_path(image))
+        notes = read_json(notes_file(image))
     except (FileNotFoundError, DamagedError):  # most images have none
         return {}
     return notes if isinstance(notes, dict) else {}
 
 
-def check_there(root: AnyPath) -> None:
-    """Refuses to write into a run directory that somebody has taken away; making it anew would hide what is lost.
+def check_run_exists(root: AnyPath) -> None:
+    """Refuse to write into a run directory that was removed; creating it again would hide the loss.
 
     Raises:
         StoreError: it is gone.
@@ -122,13 +124,13 @@ def check_there(root: AnyPath) -> None:
 
 
 def record_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    """Records as a table of the columns `schema.RECORD`; an audit becomes JSON text."""
+    """Return records as a table of the columns `schema.RECORD`; an audit becomes JSON text."""
     rows = [row | {"audit": json.dumps(to_json(row.get("audit", {})), sort_keys=True)} for row in rows]
     return pa.Table.from_pylist(rows, schema=RECORD)
 
 
-def not_waiting(records: pa.Table, notes: Sequence[str]) -> pa.Table:
-    """The records without those of faults whose note is gone: these samples are to be made again."""
+def drop_retried(records: pa.Table, notes: Sequence[str]) -> pa.Table:
+    """Return the records without those of faults whose note is gone: these samples are to be made again."""
     fault = pc.starts_with(records["reason"], FAULT)
-    noted = pc.is_in(records["sample_id"], pa.array(list(notes), pa.string()))
-    return records.filter(pc.or_(pc.invert(fault), noted))
+    quarantined = pc.is_in(records["sample_id"], pa.array(list(notes), pa.string()))
+    return records.filter(pc.or_(pc.invert(fault), quarantined))

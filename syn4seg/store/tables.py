@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from syn4seg.errors import DamagedError
-from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, steadily, write_atomically
+from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, retry_stale, write_atomically
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -24,7 +24,7 @@ MAX_ROWS = 50_000_000
 
 
 def write_parquet(path: AnyPath, table: pa.Table) -> None:
-    """Writes a table atomically."""
+    """Write a table atomically."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
@@ -53,7 +53,7 @@ class Columns:
         self._file = pq.ParquetFile(source, metadata=facts, read_dictionary=texts, page_checksum_verification=True)
 
     def read(self, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
-        """A table, of the whole file or of one row group.
+        """Return a table, of the whole file or of one row group.
 
         Raises:
             DamagedError: it lacks a column, or is larger than `MAX_TABLE` once it is decoded.
@@ -85,7 +85,7 @@ _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
-    """Bytes that a column of dictionaries has once it is decoded; 0 for another one."""
+    """Return bytes that a column of dictionaries has once it is decoded; 0 for another one."""
     total = 0
     for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
         sizes = pc.fill_null(pc.binary_length(chunk.dictionary), 0).cast(pa.int64())
@@ -95,11 +95,11 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
 
 
 @contextlib.contextmanager
-def parquet(path: AnyPath) -> Iterator[Columns]:
-    """An open Parquet file, read piece by piece.
+def open_parquet(path: AnyPath) -> Iterator[Columns]:
+    """Open a Parquet file that is read piece by piece.
 
     Raises:
-        FileNotFoundError: it is not there, or no longer (`Stale`).
+        FileNotFoundError: it is not there, or no longer (`StaleFileError`).
         StoreError: it cannot be read.
         DamagedError: it is damaged, or too large.
     """
@@ -114,7 +114,7 @@ def parquet(path: AnyPath) -> Iterator[Columns]:
 
 
 def _of_arrow(error: BaseException) -> bool:
-    """Whether it was Arrow that could make no sense of a file; what it says of the file system itself has a number."""
+    """Return whether it was Arrow that could make no sense of a file; what it says of the file system itself has a number."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -122,7 +122,7 @@ def _of_arrow(error: BaseException) -> bool:
 
 
 def read_parquet(path: AnyPath, columns: list[str] | None = None) -> pa.Table:
-    """A table, or some of its columns.
+    """Return a table, or some of its columns.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -130,7 +130,7 @@ def read_parquet(path: AnyPath, columns: list[str] | None = None) -> pa.Table:
     """
 
     def read() -> pa.Table:
-        with parquet(path) as file:
+        with open_parquet(path) as file:
             return file.read(columns)
 
-    return steadily(path, read)
+    return retry_stale(path, read)

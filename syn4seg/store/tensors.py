@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from syn4seg.errors import DamagedError, StoreError
-from syn4seg.store.files import MAX_TABLE, explain_errors, read_bytes, steadily
+from syn4seg.store.files import MAX_TABLE, explain_errors, read_bytes, retry_stale
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,8 @@ MAX_HEADER = 100 * 2**20
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def load(path: AnyPath) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor of a file, on the CPU, and its metadata.
+def read_tensors(path: AnyPath) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return every tensor of a file, on the CPU, and its metadata.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -40,7 +40,7 @@ def load(path: AnyPath) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _header(start: bytes, rest: Any, what: str) -> dict[str, Any]:
-    """The header of a safetensors file; `rest` gives as many bytes as it is asked for."""
+    """Return the header of a safetensors file; `rest` gives as many bytes as it is asked for."""
     size = int.from_bytes(start, "little") if len(start) == 8 else MAX_HEADER + 1
     try:
         header = json.loads(rest(size)) if size <= MAX_HEADER else None
@@ -61,7 +61,7 @@ class TensorFile:
 
     def __init__(self, path: AnyPath):
         self.path = path
-        size, start, header = steadily(path, self._open)
+        size, start, header = retry_stale(path, self._open)
         self.start = 8 + int.from_bytes(start, "little")
         self.tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
         for name, facts in header.items():
@@ -80,7 +80,7 @@ class TensorFile:
                 return size, start, _header(start, file.read, f"{self.path}")
 
     def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
-        """Rows float32 (len(indices), ...) of a tensor.
+        """Return rows float32 (len(indices), ...) of a tensor.
 
         Raises:
             StoreError: the file cannot be read, or has been removed since.

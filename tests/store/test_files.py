@@ -15,7 +15,7 @@ from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
 from syn4seg.errors import StoreError, UserError
 from syn4seg.stages.results import verify_run
-from syn4seg.store.files import leftovers, write_atomically
+from syn4seg.store.files import count_partial_files, write_atomically
 from syn4seg.store.rundir import RunDir
 
 
@@ -58,7 +58,7 @@ def test_a_full_disk_stops_the_stream_and_the_same_command_goes_on(finish, prepa
         stream(config, RunDir(disk / "run"), names, 0, quiet)
     assert str(disk / "run") in str(caught.value) and "\n" not in str(caught.value)
     run = RunDir(disk / "run")
-    assert run.noted() == [], "a full disk is no fault of any row"
+    assert run.quarantined_ids() == [], "a full disk is no fault of any row"
     done = run.draw(0).done()
     assert len(done) < 24 and all(r["reason"].startswith("fault") is False for r in run.draw(0).records())
     other.unlink()
@@ -76,7 +76,7 @@ def test_a_full_disk_is_one_sentence_from_an_actor_too_and_quarantines_nothing(
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device.*same command") as caught:
         stream(config, RunDir(disk / "run"), names, 0, quiet)
     assert "\n" not in str(caught.value)
-    assert RunDir(disk / "run").noted() == []
+    assert RunDir(disk / "run").quarantined_ids() == []
     other.unlink()
     assert finish(config, RunDir(disk / "run"), names) == reference[0]
 
@@ -115,8 +115,8 @@ def test_unfinished_files_count_for_nothing_and_are_counted(finish, fresh, small
         (run.root / folder / ".hdig-ball-00000.png.0011aabb.partial").write_bytes(b"half")
         (run.root / folder / ".hdig-ball-00000.json.0011aabb.partial").write_bytes(b"half")
     assert finish(config, run, names) == reference[0]
-    assert leftovers(run.root) == 8
-    assert run.noted() == []
+    assert count_partial_files(run.root) == 8
+    assert run.quarantined_ids() == []
 
 
 def test_an_empty_or_damaged_record_is_a_sample_that_is_not_done(finish, fresh, small, reference):

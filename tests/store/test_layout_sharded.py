@@ -15,28 +15,28 @@ from actors.graph import stream
 from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
 from syn4seg.errors import UserError
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.results import verify_run
 from syn4seg.stages.reuse import reuse
 from syn4seg.store.files import as_path, pixel_digest, write_atomically, write_json
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.layout_sharded import IMAGES, ShardSamples
-from syn4seg.store.parquet_parts import Shards
+from syn4seg.store.parquet_parts import PartStore
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Image, Sample, check_names
+from syn4seg.store.samples import StoredImage, StoredSample, check_names
 
 BOTH = pytest.mark.parametrize("kind", [FileSamples, ShardSamples])
 
 
-def image_of(number: int) -> Image:
+def image_of(number: int) -> StoredImage:
     pixels = np.random.default_rng(number).integers(0, 256, (6 + number % 3, 9, 3)).astype(np.uint8)
-    return Image(f"hdig-star-{number:05d}", "star", number // 4, pixels, {"retried": "float32"} if number % 5 == 0 else {})
+    return StoredImage(f"hdig-star-{number:05d}", "star", number // 4, pixels, {"retried": "float32"} if number % 5 == 0 else {})
 
 
-def sample_of(number: int, reason: str = "") -> Sample:
+def sample_of(number: int, reason: str = "") -> StoredSample:
     image = image_of(number)
     rng = np.random.default_rng(1000 + number)
-    stages = () if reason.startswith("fault") else LABEL_STAGES[:-1] if reason else LABEL_STAGES
+    stages = () if reason.startswith("fault") else LABEL_COLUMNS[:-1] if reason else LABEL_COLUMNS
     labels = {stage: rng.integers(0, 5, image.pixels.shape[:2]).astype(np.uint8) for stage in stages}
     record = {
         "sample_id": image.sample_id,
@@ -50,7 +50,7 @@ def sample_of(number: int, reason: str = "") -> Sample:
         **({"image": pixel_digest(image.pixels)} if stages else {}),
         **{stage: pixel_digest(label) for stage, label in labels.items()},
     }
-    return Sample(record, labels)
+    return StoredSample(record, labels)
 
 
 REASONS = {3: "target too small", 7: "fault: labeling: nan"}
@@ -206,7 +206,7 @@ def test_a_sample_that_two_drivers_wrote_is_there_once(tmp_path):
 def test_a_reader_that_knows_old_places_finds_what_has_been_merged_since(root):
     fill(ShardSamples(root), range(9))
     reader = ShardSamples(root)
-    images, labels = (dict(zip(*t.to_pydict().values(), strict=True)) for t in (reader.images(), reader.places(0)))
+    images, labels = (dict(zip(*t.to_pydict().values(), strict=True)) for t in (reader.images(), reader.locations(0)))
     ShardSamples(root).compact(0)
     rows = [{"sample_id": s, "class": "star", "image_at": images.get(s, ""), "label_at": at} for s, at in labels.items()]
     for (sample, image), row in zip(reader.read(0, rows), rows, strict=True):
@@ -294,7 +294,7 @@ def test_a_damaged_image_in_a_shard_is_seen_and_made_again_on_the_way(tmp_path):
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/b", ".x", "", "x\x00", "x\n", None])
 def test_a_part_with_an_id_that_is_no_plain_name_is_not_read(tmp_path, name):
     rows = [{"sample_id": name, "class": "star", "batch": 0, "audit": "{}", "image": "0", "image_png": b""}]
-    Shards(tmp_path / "images", IMAGES).write(rows, ["x"])
+    PartStore(tmp_path / "images", IMAGES).write(rows, ["x"])
     samples = ShardSamples(tmp_path)
     assert len(samples.images()) == 0
     assert [line for line in samples._images.damaged.values() if "cannot be part of a file name" in line]

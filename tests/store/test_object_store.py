@@ -17,7 +17,7 @@ from syn4seg import cli
 from syn4seg.config.loading import load
 from syn4seg.errors import Interrupted
 from syn4seg.stages.results import verify_run
-from syn4seg.store.files import as_path, listing, read_json
+from syn4seg.store.files import as_path, list_files, read_json
 from syn4seg.store.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -77,9 +77,9 @@ def test_a_run_in_a_bucket_equals_one_in_a_folder(bucket, small, reference, layo
     assert syn4seg("audit", out)[0] == 0
     results = read_json(RunDir(out).results)
     assert results["rows"] == json.loads((root / "results.json").read_text())["rows"]
-    before = listing(as_path(out))
+    before = list_files(as_path(out))
     assert syn4seg("run", *small, f"layout={layout}", "--out", out)[0] == 0
-    after = listing(as_path(out))
+    after = list_files(as_path(out))
     assert {k: v for k, v in after.items() if k != "metrics.jsonl"} == {k: v for k, v in before.items() if k != "metrics.jsonl"}
     assert not any(name.endswith(".partial") for name in after)
 

@@ -19,7 +19,7 @@ from syn4seg.stages.plan import make_plan
 from syn4seg.stages.reuse import reuse
 from syn4seg.store import files, tables
 from syn4seg.store.files import exists, pixel_digest, read_image, remove, write_atomically, write_image, write_json
-from syn4seg.store.rundir import RunDir, opened, run_digest
+from syn4seg.store.rundir import RunDir, open_run, run_digest
 from syn4seg.store.samples import checked_name
 
 
@@ -33,10 +33,10 @@ def test_images_and_labels_come_back_pixel_for_pixel(tmp_path):
 
 def test_a_place_without_config_is_no_run(tmp_path):
     RunDir(tmp_path / "run").open(load(None))
-    assert opened(str(tmp_path / "run")).root == tmp_path / "run"
+    assert open_run(str(tmp_path / "run")).root == tmp_path / "run"
     for place in (str(tmp_path), str(tmp_path / "none"), "memory://nowhere/run"):
-        with pytest.raises(ValueError, match=r"^" + re.escape(place) + r": not a run \(no config.yaml\); give the directory"):
-            opened(place)
+        with pytest.raises(UserError, match=r"^" + re.escape(place) + r": not a run \(no config.yaml\); give the directory"):
+            open_run(place)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, monkeypatch):
@@ -176,7 +176,7 @@ def test_what_a_store_says_is_one_sentence_whatever_is_asked_of_it(monkeypatch):
         run.stored,
         run.has_images,
         run.draws,
-        run.noted,
+        run.quarantined_ids,
         lambda: run.log(a=1),
         lambda: exists(run.plan),
         lambda: remove(run.plan),
