@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.packing import Node, alone, ask, fits
+from actors.packing import Node, count_fitting, fits, resource_request
 from actors.placement import IO_CPUS
 from syn4seg.config.sections import PoolConfig, TrainingConfig
 
@@ -16,7 +16,7 @@ SAMPLE_CALLS = 3
 
 
 @dataclass(frozen=True)
-class Split:
+class PoolSizes:
     """Sizes of the pools, and what they promise: rows per second, and each stage's share of the time in which it works."""
 
     sizes: dict[str, int]
@@ -31,9 +31,9 @@ class Split:
         return f"{sizes}: {self.rate:.3g} rows/s expected, {self.bottleneck} {verb} the bottleneck, busy {shares} %"
 
 
-def split(
+def choose_sizes(
     seconds: Mapping[str, float], pools: Mapping[str, PoolConfig], nodes: Sequence[Node], training: TrainingConfig | None = None
-) -> Split:
+) -> PoolSizes:
     """The smallest pools that reach the highest rate min_k(size_k / seconds_k) of all that fit on the nodes.
 
     A rate decides the sizes, ceil(rate x seconds); a higher rate never needs fewer actors. So the best rate is found by bisection
@@ -48,8 +48,11 @@ def split(
         nodes: resources of each living node.
         training: training workers beside the stream, whose share is taken out first.
     """
-    beside = [ask("training", training, training.workers)] if training is not None else []
-    most = {name: min(pools[name].max_size or 10**6, alone(ask(name, pools[name], 10**6), nodes)) for name in seconds}
+    beside = [resource_request("training", training, training.workers)] if training is not None else []
+    most = {
+        name: min(pools[name].max_size or 10**6, count_fitting(resource_request(name, pools[name], 10**6), nodes))
+        for name in seconds
+    }
     on_cpus = sum(each * max(1.0, pools[name].cpus) for name, each in seconds.items() if not pools[name].gpus)
     cpus = sum(node.get("CPU", 0.0) for node in nodes) - IO_CPUS
     cpu_rate = cpus / on_cpus if on_cpus and cpus > 0 else math.inf
@@ -59,7 +62,7 @@ def split(
 
     def too_much(rate: float) -> bool:
         wanted = sizes(rate)
-        asks = [ask(name, pools[name], size) for name, size in wanted.items()]
+        asks = [resource_request(name, pools[name], size) for name, size in wanted.items()]
         return any(wanted[name] > max(1, most[name]) for name in wanted) or not fits([*beside, *asks], nodes, IO_CPUS)
 
     limits = {n / each for name, each in seconds.items() if each > 0 for n in _steps(most[name])}
@@ -69,7 +72,7 @@ def split(
     rate = min([chosen[name] / each for name, each in seconds.items() if each > 0] + [cpu_rate])
     busy = {name: rate * each / chosen[name] for name, each in seconds.items()} if math.isfinite(rate) else {}
     last = max(busy, key=busy.__getitem__) if busy and max(busy.values()) > 1 - 1e-6 else "the CPUs"
-    return Split(chosen, rate, busy, last)
+    return PoolSizes(chosen, rate, busy, last)
 
 
 def _steps(most: int) -> range:
@@ -94,8 +97,8 @@ def rebalance(
         training: training workers beside the stream.
     """
     seconds = {name: spent / rows if rows else 0.0 for name, (rows, spent) in measured.items()}
-    now = split(seconds, pools, nodes, training)
-    later = split(seconds, pools, [*nodes, *growth], training).sizes if growth else {}
+    now = choose_sizes(seconds, pools, nodes, training)
+    later = choose_sizes(seconds, pools, [*nodes, *growth], training).sizes if growth else {}
     sized = dict(pools)
     for name, size in now.sizes.items():
         most = pools[name].max_size or later.get(name, size)
@@ -103,7 +106,7 @@ def rebalance(
     return sized, str(now)
 
 
-def sample(pools: Mapping[str, PoolConfig]) -> int:
+def sample_size(pools: Mapping[str, PoolConfig]) -> int:
     """How many rows to stream before sizes are chosen: some calls of every stage, in whole blocks of the first."""
     block = next(iter(pools.values())).batch
     return SAMPLE_CALLS * block * math.ceil(max(pool.batch for pool in pools.values()) / block)

@@ -283,9 +283,9 @@ def _lacks(place: str, wanted: Mapping[str, str]) -> list[str]:
     lacks = [f"{key}={path} is not there" for key, path in wanted.items() if not os.path.exists(path)]
     try:
         if is_url(place):
-            from syn4seg.store.files import as_path, reach
+            from syn4seg.store.files import as_path, check_reachable
 
-            reach(as_path(place))
+            check_reachable(as_path(place))
             return lacks
         if Path(place).read_text() != Path(place).name:
             return [*lacks, f"--out: other files are in {Path(place).parent}"]

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from actors import watch
+from actors import deadline as watch
 from syn4seg.errors import StoreError
 from syn4seg.schema import FAULT as FAULT
 
 Batch = dict[str, np.ndarray]
 
 
-def column(arrays: list[np.ndarray]) -> np.ndarray:
+def array_column(arrays: list[np.ndarray]) -> np.ndarray:
     """One column of images or labels: (N, ...) if all shapes agree, else an object array of N arrays."""
     if len({a.shape for a in arrays}) == 1:
         return np.stack(arrays)
@@ -24,12 +24,12 @@ def column(arrays: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def texts(values: list[str]) -> np.ndarray:
+def string_column(values: list[str]) -> np.ndarray:
     """One column of strings."""
     return np.array(values, dtype=object)
 
 
-def told(error: BaseException) -> tuple[str, str]:
+def summarize_error(error: BaseException) -> tuple[str, str]:
     """One line about an exception, with the function and line that raised it; and its whole traceback."""
     where = traceback.extract_tb(error.__traceback__)
     place = f" ({where[-1].name}:{where[-1].lineno})" if where else ""
@@ -37,7 +37,7 @@ def told(error: BaseException) -> tuple[str, str]:
     return line, "".join(traceback.format_exception(error))[-8000:]
 
 
-def each_row(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], blank: Callable[[int], tuple[Any, ...]]):
+def map_rows(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], blank: Callable[[int], tuple[Any, ...]]):
     """Runs `work(i)` on every row that has no `reason` yet; a row that raises is quarantined and its neighbours go on.
 
     Args:
@@ -60,6 +60,6 @@ def each_row(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], b
         except StoreError:  # a full disk is no fault of the row
             raise
         except Exception as error:  # noqa: BLE001 - whatever a row does, it must not cost its neighbours
-            line, trace = told(error)
+            line, trace = summarize_error(error)
             rows.append((*blank(i), f"{FAULT}{stage}: {line}", trace))
     return [list(values) for values in zip(*rows, strict=True)]

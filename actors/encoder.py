@@ -13,15 +13,14 @@ from typing import Any
 
 from actors.cluster import connect, node_resources
 from actors.graph import device_of
-from actors.placement import Stage, preflight
+from actors.placement import Operator, preflight
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.models.embeddings import Encoded
-from syn4seg.models.generators import load_text_encoder
+from syn4seg.models.generators import generator_source, load_text_encoder
 from syn4seg.models.protocols import TextEncoder
 from syn4seg.prompts.agents import load_agent
 from syn4seg.prompts.protocol import PromptAgent
-from syn4seg.stages.setup import EMBEDDED_MODELS
 
 
 class TextModels:
@@ -105,7 +104,7 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
         UserError: it does not fit on the cluster, or cannot be loaded.
     """
     tree = config.model_dump(mode="json")
-    light = config.synthesis.model == "renderer" and config.prompts.agent != "transformers"
+    light = generator_source(config.synthesis.model).path is None and config.prompts.agent != "transformers"
     if config.placement.runner == "inline" or light:
         models = TextModels(tree)
         try:
@@ -118,7 +117,7 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
 
     pool = config.placement.encoding
     connect(config.placement)
-    preflight([Stage(TextModels, {}, pool, "encoding")], node_resources())
+    preflight([Operator(TextModels, {}, pool, "encoding")], node_resources())
     remote: Any = ray.remote(TextModels)
     actor = remote.options(
         num_cpus=pool.cpus, num_gpus=pool.gpus, resources=pool.resources, accelerator_type=pool.accelerator
@@ -142,7 +141,7 @@ def _agent(config: Config, device: str) -> PromptAgent:
     ask = config.prompts
     return load_agent(
         ask.agent,
-        world="embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural",
+        world=generator_source(config.synthesis.model).world,
         seed=config.seed,
         llm=ask.llm,
         base_url=ask.base_url,

@@ -34,7 +34,7 @@ class ScoringWorker:
         return self.scorer(ids)
 
 
-def evaluate(
+def evaluate_run(
     config: Config, run: RunDir, dataset: Dataset, fold: Fold, done: Callable[[int, int], None]
 ) -> dict[int, dict[str, np.ndarray]]:
     """Confusion matrices by draw and row, by workers or in this process, as `placement` has it.

@@ -16,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.balance import rebalance, sample
+from actors.balance import rebalance, sample_size
 from actors.cluster import connect, node_resources, store_bytes_for
 from actors.columns import FAULT
 from actors.labeler import Labeler
 from actors.metrics import Meter, Totals
-from actors.placement import Stage, preflight
+from actors.placement import Operator, preflight
 from actors.refiner import Refiner
 from actors.streaming import run_inline, run_stream
-from actors.synthesizer import Importer, Synthesizer, warnings_of
-from actors.writer import Noter, Writer
+from actors.synthesizer import Importer, Synthesizer, audit_warnings
+from actors.writer import QuarantineWriter, Writer
 from syn4seg.config.sections import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
@@ -45,7 +45,7 @@ Progress = Callable[[int, int, Counter], None]
 """Called with (rows done, rows in all, reasons so far)."""
 
 
-def pools(config: Config) -> dict[str, PoolConfig]:
+def operator_pools(config: Config) -> dict[str, PoolConfig]:
     """The pool of each stage; generator calls take whole planned batches. `placement.sizes=auto` begins with one actor each."""
     place, planned = config.placement, config.synthesis.batch
     whole = math.ceil(place.synthesis.batch / planned) * planned
@@ -68,11 +68,11 @@ def check_placement(config: Config) -> None:
         UserError: pools that do not fit on the cluster, or a GPU that is not there.
     """
     place = config.placement
-    used = {"encoding": place.encoding, **pools(config)}
+    used = {"encoding": place.encoding, **operator_pools(config)}
     if place.runner == "ray":
         connect(place)
-        preflight([Stage(Labeler, {}, place.encoding, "encoding")], node_resources())
-        preflight([Stage(Labeler, {}, pool, name) for name, pool in pools(config).items()], node_resources())
+        preflight([Operator(Labeler, {}, place.encoding, "encoding")], node_resources())
+        preflight([Operator(Labeler, {}, pool, name) for name, pool in operator_pools(config).items()], node_resources())
         without = [name for name, pool in used.items() if name != "writing" and not pool.gpus]
         if place.device == "cuda" and without:
             raise UserError(
@@ -96,11 +96,11 @@ def device_of(config: Config, pool: PoolConfig) -> str:
     return ("cuda" if pool.gpus else "cpu") if config.placement.device == "auto" else config.placement.device
 
 
-def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None) -> list[Stage]:
+def operators(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None) -> list[Operator]:
     """The stages of one pass: images only (`draw` None), or images and every label of one support draw."""
-    pool, root = pools(config), run.address
+    pool, root = operator_pools(config), run.address
     if config.synthesis.source == "folder":
-        make = Stage(Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis")
+        make = Operator(Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis")
     else:
         synthesis = config.synthesis
         speed = speed_of(config)
@@ -113,30 +113,30 @@ def stages(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None
             device=device_of(config, pool["synthesis"]),
             speed=speed,
         )
-        make = Stage(
+        make = Operator(
             Synthesizer, {"run": root, "names": names, "load": load, "planned": synthesis.batch}, pool["synthesis"], "synthesis"
         )
     if draw is None:
-        return [make, Stage(Noter, {"run": root, "names": names}, pool["writing"], "writing")]
+        return [make, Operator(QuarantineWriter, {"run": root, "names": names}, pool["writing"], "writing")]
     return [
         make,
-        Stage(
+        Operator(
             Labeler,
             {"run": root, "draw": draw, "config": config, "device": device_of(config, pool["labeling"])},
             pool["labeling"],
             "labeling",
         ),
-        Stage(
+        Operator(
             Refiner,
             {"settings": config.refinement, "device": device_of(config, pool["refinement"])},
             pool["refinement"],
             "refinement",
         ),
-        Stage(Writer, {"run": root, "draw": draw, "names": names}, pool["writing"], "writing"),
+        Operator(Writer, {"run": root, "draw": draw, "names": names}, pool["writing"], "writing"),
     ]
 
 
-def todo(plan: pa.Table, finished: Iterable[str] | pa.ChunkedArray, images: pa.Table | None = None) -> pa.Table:
+def unfinished_rows(plan: pa.Table, finished: Iterable[str] | pa.ChunkedArray, images: pa.Table | None = None) -> pa.Table:
     """The rows of every generator batch with unfinished samples: the plan with the columns `todo`, `image_at` and no reason yet.
 
     Args:
@@ -182,11 +182,11 @@ def stream(
     plan, images, ended = run.read_plan(), run.samples.images(), Counter()
     planned = pc.sum(pc.invert(plan["padding"])).as_py()
     if draw is None:
-        finished = [*images["sample_id"].to_pylist(), *run.noted()]
+        finished = [*images["sample_id"].to_pylist(), *run.quarantined_ids()]
     else:
         complete = run.draw(draw).complete()
         finished, ended = complete["sample_id"], count_values(complete["reason"])
-    rows, steps = todo(plan, finished, images), stages(config, run, names, draw)
+    rows, steps = unfinished_rows(plan, finished, images), operators(config, run, names, draw)
     reasons, kinds = Counter(), _kinds(ended)
     done = planned - (pc.sum(rows["todo"]).as_py() or 0)
     pulse = Pulse(run.log, stage="stream", draw=draw)
@@ -213,7 +213,7 @@ def stream(
             run.samples.compact(draw, whole=False)
             merged = time.time()
     run.samples.compact(draw)
-    for line in warnings_of(audits):
+    for line in audit_warnings(audits):
         note(f"warning: {line}")
     seconds = time.time() - started
     run.log(stage="stream", draw=draw, rows=done - first, seconds=seconds, rows_per_second=(done - first) / seconds)
@@ -224,7 +224,7 @@ def _run(
     config: Config,
     run: RunDir,
     rows: pa.Table,
-    steps: list[Stage],
+    steps: list[Operator],
     draw: int | None,
     note: Callable[[str], None],
     beside: TrainingConfig | None,
@@ -236,7 +236,7 @@ def _run(
         return
     connect(place)
 
-    def streamed(part: pa.Table, steps: list[Stage]) -> Iterator[dict[str, Any]]:
+    def streamed(part: pa.Table, steps: list[Operator]) -> Iterator[dict[str, Any]]:
         entered = pc.sum(part["todo"]).as_py()
         meter = Meter(run.log, config.name, [step.name for step in steps], entered, stage="stream", draw=draw)
 
@@ -255,7 +255,7 @@ def _run(
         )
 
     seen: dict[str, Mapping[str, float]] = {}
-    few = sample({step.name: step.pool for step in steps})
+    few = sample_size({step.name: step.pool for step in steps})
     if place.sizes == "auto" and few < rows.num_rows:
         first = rows.num_rows - few  # the last rows: after a stop the first ones may have their images already
         one_each = [replace(step, pool=step.pool.model_copy(update={"max_size": None})) for step in steps]
@@ -267,8 +267,8 @@ def _run(
 
 
 def _resized(
-    steps: list[Stage], seen: Mapping[str, Mapping[str, float]], training: TrainingConfig | None
-) -> tuple[list[Stage], str]:
+    steps: list[Operator], seen: Mapping[str, Mapping[str, float]], training: TrainingConfig | None
+) -> tuple[list[Operator], str]:
     """The stages with the pools that the connected cluster's nodes allow, from what a sample took (see `Ledger.totals`).
 
     Args:

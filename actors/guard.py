@@ -19,10 +19,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from actors import watch
-from actors.columns import FAULT, Batch, column, texts
+from actors import deadline as watch
+from actors.columns import FAULT, Batch, array_column, string_column
 
-ALONE = 2
+MAX_SOLO_DEATHS = 2
 """Deaths alone that convict a row."""
 
 
@@ -69,13 +69,13 @@ class Guard:
     def _alone(self, row: Batch) -> Batch:
         """One row by itself, or its quarantine."""
         with self._attempt(str(row["sample_id"][0])) as (deaths, notes, _):
-            if len(deaths) >= ALONE and not row["reason"][0]:
+            if len(deaths) >= MAX_SOLO_DEATHS and not row["reason"][0]:
                 trace = next((text for text in map(_left_in, reversed(deaths)) if text), "")
                 said = (
                     f"killed its process {len(deaths)} times when sent alone (a crash, want of memory, or more than "
                     f"placement.row_deadline={self.deadline:g} s)"
                 )
-                row = row | {"reason": texts([f"{FAULT}{self.name}: {said}"]), "traceback": texts([trace])}
+                row = row | {"reason": string_column([f"{FAULT}{self.name}: {said}"]), "traceback": string_column([trace])}
             return self._watched(row, notes)
 
     def _watched(self, rows: Batch, notes: IO[str]) -> Batch:
@@ -136,9 +136,9 @@ def _joined(parts: list[Batch]) -> Batch:
     for name in full[0]:
         values = [value for part in full for value in part[name]]
         if values and isinstance(values[0], np.ndarray):
-            out[name] = column(values)
+            out[name] = array_column(values)
         elif values and isinstance(values[0], str):
-            out[name] = texts(values)
+            out[name] = string_column(values)
         else:
             out[name] = np.concatenate([part[name] for part in full])
     return out

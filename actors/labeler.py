@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from actors.columns import Batch, column, each_row, texts
+from actors.columns import Batch, array_column, map_rows, string_column
 from syn4seg.config.tree import Config
 
 
@@ -31,12 +31,12 @@ class Labeler:
             empty = np.full(np.asarray(rows["image"][i]).shape[:2], 255, np.uint8)
             return empty, empty, empty, "{}"
 
-        draft, kept, relabeled, audit, reason, trace = each_row(rows, "labeling", work, blank)
+        draft, kept, relabeled, audit, reason, trace = map_rows(rows, "labeling", work, blank)
         return rows | {
-            "draft": column(draft),
-            "kept": column(kept),
-            "relabeled": column(relabeled),
-            "labeling_audit": texts(audit),
-            "reason": texts(reason),
-            "traceback": texts(trace),
+            "draft": array_column(draft),
+            "kept": array_column(kept),
+            "relabeled": array_column(relabeled),
+            "labeling_audit": string_column(audit),
+            "reason": string_column(reason),
+            "traceback": string_column(trace),
         }

@@ -10,7 +10,7 @@ Totals = Mapping[str, Mapping[str, float]]
 """By stage, what `Ledger.totals` counts since the stream began."""
 
 
-def loads(stages: Sequence[str], entered: int, now: Totals, before: Totals, seconds: float) -> dict[str, dict[str, float]]:
+def operator_loads(stages: Sequence[str], entered: int, now: Totals, before: Totals, seconds: float) -> dict[str, dict[str, float]]:
     """How busy each stage was between two looks at the ledger.
 
     Args:
@@ -68,7 +68,7 @@ class Meter:
 
     def __call__(self, totals: Totals) -> None:
         now = time.monotonic()
-        found = loads(self.stages, self.entered, totals, self.before, now - self.looked)
+        found = operator_loads(self.stages, self.entered, totals, self.before, now - self.looked)
         self.log(
             kind="load",
             seconds=round(now - self.begun, 2),

@@ -17,7 +17,7 @@ ACCELERATOR = "accelerator_type:"
 
 
 @dataclass(frozen=True)
-class Ask:
+class ResourceRequest:
     """`count` actors that each need `needs` (in ten thousandths) of one node."""
 
     name: str
@@ -25,12 +25,12 @@ class Ask:
     needs: Mapping[str, int]
 
 
-def ask(name: str, pool: PoolConfig | TrainingConfig, count: int) -> Ask:
+def resource_request(name: str, pool: PoolConfig | TrainingConfig, count: int) -> ResourceRequest:
     """What `count` actors of a pool ask for; Ray asks for 0.001 of an accelerator's node resource."""
     each = {"CPU": pool.cpus, "GPU": pool.gpus, **pool.resources}
     if pool.accelerator:
         each[ACCELERATOR + pool.accelerator] = 0.001
-    return Ask(name, count, {key: round(amount * UNIT) for key, amount in each.items() if round(amount * UNIT)})
+    return ResourceRequest(name, count, {key: round(amount * UNIT) for key, amount in each.items() if round(amount * UNIT)})
 
 
 class _Room:
@@ -90,12 +90,12 @@ def _rooms(nodes: Sequence[Node], keys: set[str]) -> list[_Room]:
     return [_Room([UNIT] * int(n.get("GPU", 0)), {k: round(n.get(k, 0) * UNIT) for k in keys - {"GPU"}}) for n in nodes]
 
 
-def alone(one: Ask, nodes: Sequence[Node]) -> int:
+def count_fitting(one: ResourceRequest, nodes: Sequence[Node]) -> int:
     """How many actors of one kind the nodes hold when nothing else is there, at most the number asked for."""
     return min(one.count, sum(room.holds(one.needs, one.count) for room in _rooms(nodes, set(one.needs))))
 
 
-def fits(asks: Sequence[Ask], nodes: Sequence[Node], spare_cpus: float = 0.0) -> bool:
+def fits(asks: Sequence[ResourceRequest], nodes: Sequence[Node], spare_cpus: float = 0.0) -> bool:
     """Whether all actors can be placed at the same time, and `spare_cpus` logical CPUs are left in all.
 
     First-fit by decreasing size answers nearly always; where it fails, small clusters are searched completely, so that nothing
@@ -112,7 +112,7 @@ def fits(asks: Sequence[Ask], nodes: Sequence[Node], spare_cpus: float = 0.0) ->
         return False
     choice = {one.name: sum(room.holds(one.needs, 1) for room in start) for one in asks}
 
-    def size(one: Ask) -> tuple:
+    def size(one: ResourceRequest) -> tuple:
         return choice[one.name], -one.needs.get("GPU", 0), -one.needs.get("CPU", 0)
 
     for order in (sorted(asks, key=size), sorted(asks, key=lambda one: size(one)[1:]), asks):
@@ -122,7 +122,7 @@ def fits(asks: Sequence[Ask], nodes: Sequence[Node], spare_cpus: float = 0.0) ->
     return _search(sorted(asks, key=size), start)
 
 
-def _first_fit(one: Ask, rooms: list[_Room]) -> bool:
+def _first_fit(one: ResourceRequest, rooms: list[_Room]) -> bool:
     left = one.count
     for room in rooms:
         here = room.holds(one.needs, left)
@@ -134,7 +134,7 @@ def _first_fit(one: Ask, rooms: list[_Room]) -> bool:
     return False
 
 
-def _search(asks: list[Ask], rooms: list[_Room], work: int = 300_000) -> bool:
+def _search(asks: list[ResourceRequest], rooms: list[_Room], work: int = 300_000) -> bool:
     """Whether any placement exists: each distinct way to place each actor is tried, and no state twice, within `work` steps."""
     left = [one.count for one in asks]
     if sum(left) > 200:

@@ -16,9 +16,17 @@ import pyarrow.compute as pc
 
 from actors.cluster import check_shared
 from actors.encoder import prompt_agent, text_encoder
-from actors.evaluation import evaluate
+from actors.evaluation import evaluate_run
 from actors.graph import check_placement, stream
-from actors.trainer import Asked, Labelled, Labelling, all_labelled, notice_board, room_for_both, train_and_evaluate
+from actors.trainer import (
+    IsLabeled,
+    LabelingThread,
+    RemoteLabelState,
+    always_labeled,
+    start_label_board,
+    train_and_evaluate,
+    training_fits_beside_stream,
+)
 from actors.training import check_workers, on_workers, train_base_on_workers
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
@@ -61,7 +69,7 @@ class Display(Protocol):
         ...
 
 
-def read_on_nodes(config: Config) -> dict[str, str]:
+def node_inputs(config: Config) -> dict[str, str]:
     """What processes on other nodes load, by key: paths, or names of what is packaged or fetched."""
     named = {
         "synthesis.model": config.synthesis.model,
@@ -94,7 +102,7 @@ class Pipeline:
         check_placement(self.config)
         check_workers(self.config)
         if self.config.placement.runner == "ray":
-            check_shared(str(self.run.root), read_on_nodes(self.config))
+            check_shared(str(self.run.root), node_inputs(self.config))
 
     def prompts(self) -> None:
         """The prompt bank, its embeddings, and the plan; the text encoders live only while something is to be encoded."""
@@ -125,14 +133,14 @@ class Pipeline:
     def whole(self) -> dict[str, Any]:
         """Everything. Under Ray the novel stage goes along with the stream that makes its labels, if there is room for both at the
         same time; the result is the same as afterwards."""
-        if self.config.placement.runner != "ray" or not room_for_both(self.config):
+        if self.config.placement.runner != "ray" or not training_fits_beside_stream(self.config):
             self.refine()
             results = self.train()
             assert results is not None
             return results
         self._register()
         draws = draws_of(self.config)
-        notice = notice_board() if on_workers(self.config) else None
+        notice = start_label_board() if on_workers(self.config) else None
         with self._timed("labels and novel"), self.display.bars("labels", "novel stage", "queries") as (bar, *bars):
 
             def label(draw: int, go_on: Callable[[], None]) -> None:
@@ -144,8 +152,8 @@ class Pipeline:
                 stream(self.config, self.run, self.names, draw, progress, self.display.note, beside)
                 write_manifest(self.run, draw)
 
-            with Labelling(label, draws, notice) as labelling:
-                matrices = self._trained(bars, True, Asked(notice) if notice else labelling.labelled)
+            with LabelingThread(label, draws, notice) as labelling:
+                matrices = self._trained(bars, True, RemoteLabelState(notice) if notice else labelling.labelled)
         return self._scored(matrices)
 
     def refine(self) -> dict[int, Counter]:
@@ -185,10 +193,10 @@ class Pipeline:
                     "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
                 )
         with self._timed("novel"), self.display.bars("novel stage", "queries") as bars:
-            matrices = self._trained(bars, evaluate, all_labelled)
+            matrices = self._trained(bars, evaluate, always_labeled)
         return self._scored(matrices) if evaluate else None
 
-    def _trained(self, bars: Sequence[Callable[..., None]], evaluate: bool, labelled: Labelled) -> Matrices:
+    def _trained(self, bars: Sequence[Callable[..., None]], evaluate: bool, labelled: IsLabeled) -> Matrices:
         given = self.config, self.run, self.dataset, self.fold, bars
         return train_and_evaluate(*given, evaluate=evaluate, labelled=labelled)
 
@@ -206,5 +214,5 @@ class Pipeline:
             for row in rows_of(self.config):
                 load_classifier(self.run.draw(draw).checkpoint(row))
         with self._timed("evaluate"), self.display.bar("queries") as progress:
-            matrices: Matrices = evaluate(self.config, self.run, self.dataset, self.fold, progress)
+            matrices: Matrices = evaluate_run(self.config, self.run, self.dataset, self.fold, progress)
         return self._scored(matrices)

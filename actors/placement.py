@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.packing import ACCELERATOR, UNIT, Ask, Node, alone, ask, fits
+from actors.packing import ACCELERATOR, UNIT, Node, ResourceRequest, count_fitting, fits, resource_request
 from syn4seg.config.sections import PoolConfig, TrainingConfig
 from syn4seg.errors import UserError
 
@@ -17,7 +17,7 @@ IO_CPUS = 1.0
 
 
 @dataclass(frozen=True)
-class Stage:
+class Operator:
     """One step of the stream: a plain class, its constructor arguments, and the pool it runs in."""
 
     actor: type
@@ -26,7 +26,7 @@ class Stage:
     name: str
 
 
-def check_columns(columns: Iterable[str], stages: list[Stage]) -> None:
+def check_columns(columns: Iterable[str], stages: list[Operator]) -> None:
     """Every stage finds the columns that it reads, and none rewrites another's (`reason` alone may be filled later).
 
     What a stage `drops` is there no more for those behind it.
@@ -52,18 +52,18 @@ class _Want:
     key: str
     count: str
     pool: PoolConfig | TrainingConfig
-    ask: Ask
+    ask: ResourceRequest
 
 
-def _wants(stages: list[Stage], training: TrainingConfig | None = None) -> list[_Want]:
+def _wants(stages: list[Operator], training: TrainingConfig | None = None) -> list[_Want]:
     """What is alive at the same time: every pool at its `size`, and the training workers, if any, beside them."""
-    found = [_Want(f"placement.{s.name}", "size", s.pool, ask(s.name, s.pool, s.pool.size)) for s in stages]
+    found = [_Want(f"placement.{s.name}", "size", s.pool, resource_request(s.name, s.pool, s.pool.size)) for s in stages]
     if training is not None and training.workers:
-        found.append(_Want("placement.training", "workers", training, ask("training", training, training.workers)))
+        found.append(_Want("placement.training", "workers", training, resource_request("training", training, training.workers)))
     return found
 
 
-def preflight(stages: list[Stage], nodes: Sequence[Node], training: TrainingConfig | None = None) -> None:
+def preflight(stages: list[Operator], nodes: Sequence[Node], training: TrainingConfig | None = None) -> None:
     """Refuses a placement that could never start, with the numbers (Ray itself would wait silently).
 
     Every actor needs one node with all that it asks for at once; a fraction of a GPU lies on one GPU. `max_size` never counts:
@@ -95,7 +95,7 @@ def preflight(stages: list[Stage], nodes: Sequence[Node], training: TrainingConf
                 + _remedy(found, nodes, resource)
             )
     for want in found:
-        number = alone(want.ask, nodes)
+        number = count_fitting(want.ask, nodes)
         if number < want.ask.count:
             raise UserError(
                 f"{want.key}.{want.count}={want.ask.count}: only {number} actors of {_binding(want, nodes)} fit on "
@@ -138,7 +138,7 @@ def _check_one(want: _Want, nodes: Sequence[Node]) -> None:
                 f"{want.key}.{field}={_each(want, resource):g}: one actor needs more {_plural(resource)} than the "
                 f"largest node has ({largest:g}); lower it or add a larger node"
             )
-    if want.ask.count and not alone(want.ask, nodes):
+    if want.ask.count and not count_fitting(want.ask, nodes):
         raise UserError(
             f"{want.key}: one actor needs {_needs(want.ask.needs)} of one node, and no node has all of it "
             f"(nodes: {_kinds(nodes)}); lower what one actor needs, or add such a node"
@@ -166,7 +166,7 @@ def _binding(want: _Want, nodes: Sequence[Node]) -> str:
     """What keeps the pool from having more actors: the one resource if it is one, else all that an actor needs at once."""
     for resource in want.ask.needs:
         only = replace(want.ask, needs={resource: want.ask.needs[resource]})
-        if not resource.startswith(ACCELERATOR) and alone(only, nodes) == alone(want.ask, nodes):
+        if not resource.startswith(ACCELERATOR) and count_fitting(only, nodes) == count_fitting(want.ask, nodes):
             return f"{_each(want, resource):g} {_plural(resource)}"
     return _needs(want.ask.needs)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from actors import watch
-from actors.columns import Batch, column, each_row, texts
+from actors import deadline as watch
+from actors.columns import Batch, array_column, map_rows, string_column
 from syn4seg.config.sections import RefinementConfig
 from syn4seg.schema import BACKGROUND, UNLABELED
 
@@ -40,9 +40,14 @@ class Refiner:
         def blank(i: int):
             return labels[i], "{}"
 
-        label, audit, reason, trace = each_row(rows, "refinement", work, blank)
+        label, audit, reason, trace = map_rows(rows, "refinement", work, blank)
         rows = {name: values for name, values in rows.items() if name != "image"}
-        return rows | {"label": column(label), "refinement_audit": texts(audit), "reason": texts(reason), "traceback": texts(trace)}
+        return rows | {
+            "label": array_column(label),
+            "refinement_audit": string_column(audit),
+            "reason": string_column(reason),
+            "traceback": string_column(trace),
+        }
 
     def _in_passes(
         self, images: list[np.ndarray], labels: list[np.ndarray], reasons: np.ndarray

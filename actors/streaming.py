@@ -17,7 +17,7 @@ from actors.cluster import node_resources, start_seconds
 from actors.guard import Guard
 from actors.ledger import Ledger
 from actors.metrics import Totals
-from actors.placement import Stage, check_columns, preflight
+from actors.placement import Operator, check_columns, preflight
 from syn4seg.errors import StoreError, UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Rows:
         return [pa.ipc.open_stream(self.data).read_all()]
 
 
-def source(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
+def plan_dataset(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
     """A table as a stream of blocks of `rows_per_block` rows, in order; small tables do not collapse into one block."""
     import ray.data
     from ray.data.block import BlockMetadata
@@ -66,7 +66,7 @@ def source(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
     return ray.data.read_datasource(Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READERS, override_num_blocks=blocks)
 
 
-def through(stream: ray.data.Dataset, stage: Stage, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:
+def map_operator(stream: ray.data.Dataset, stage: Operator, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:
     """The stream after one stage, guarded, in its own pool of actors: fixed, or growing when nodes join."""
     from ray.data import ActorPoolStrategy
 
@@ -99,7 +99,7 @@ def through(stream: ray.data.Dataset, stage: Stage, run: str, deadline: float, l
 
 def run_stream(
     rows: pa.Table,
-    stages: list[Stage],
+    stages: list[Operator],
     rows_per_block: int,
     *,
     run: str = "",
@@ -127,9 +127,9 @@ def run_stream(
     preflight(stages, node_resources())
     _settings(store_bytes)
     ledger: Any = ray.remote(Ledger).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-    stream = source(rows, rows_per_block)
+    stream = plan_dataset(rows, rows_per_block)
     for stage in stages:
-        stream = through(stream, stage, run, deadline, ledger)
+        stream = map_operator(stream, stage, run, deadline, ledger)
     try:
         with _reporting(ledger, report):
             for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
@@ -198,7 +198,7 @@ def _cause(error: BaseException) -> str:
     return f"an actor failed: {last}; mend the cause and run the same command again, which goes on from here"
 
 
-def run_inline(rows: pa.Table, stages: list[Stage], rows_per_block: int) -> Iterator[dict[str, Any]]:
+def run_inline(rows: pa.Table, stages: list[Operator], rows_per_block: int) -> Iterator[dict[str, Any]]:
     """The same stages chained in this process, one block at a time: for debugging and very small machines."""
     check_columns(rows.column_names, stages)
     actors = [stage.actor(**stage.kwargs) for stage in stages]

@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors import watch
-from actors.columns import FAULT, Batch, column, each_row, texts, told
+from actors import deadline as watch
+from actors.columns import FAULT, Batch, array_column, map_rows, string_column, summarize_error
 from syn4seg.data.folder import decode_image
 from syn4seg.errors import StoreError
 from syn4seg.schema import PLAN
-from syn4seg.store.files import pixel_digest
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Image
+from syn4seg.store.samples import StoredImage
 
 if TYPE_CHECKING:
-    from syn4seg.models.protocols import ImageGenerator, Made
+    from syn4seg.models.protocols import GeneratedBatch, ImageGenerator
 
 BLANK = np.zeros((1, 1, 3), np.uint8)
 START_SECONDS = 1800.0
 """What a generator may take to load, and again for its first batch, beside the deadline of the rows."""
 
 
-def warnings_of(audits: Iterable[dict[str, Any]]) -> list[str]:
+def audit_warnings(audits: Iterable[dict[str, Any]]) -> list[str]:
     """One line for each thing that a person should know about the images whose audits these are."""
     sizes: Counter = Counter()
     retried: Counter = Counter()
@@ -93,7 +93,12 @@ class Synthesizer:
                     images[i], fault, traces[i], audits[i] = made[k]
                     reasons[i] = FAULT + f"synthesis: {fault}" if fault else ""
                 _keep(self.run, self.names, rows, [i for i in missing if not reasons[i]], images, audits)
-        return _with(rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.flatnonzero(rows["todo"]), images, audits)
+        return _with(
+            rows | {"reason": string_column(reasons), "traceback": string_column(traces)},
+            np.flatnonzero(rows["todo"]),
+            images,
+            audits,
+        )
 
     def _generate(self, rows: Batch, at: np.ndarray) -> list[tuple[np.ndarray, str, str, dict[str, Any]]]:
         """(image, fault, traceback, audit) of each row of one planned batch, made in as few parts as fit into memory."""
@@ -128,9 +133,9 @@ class Synthesizer:
             alone = max(0, alone - len(part))
         return done
 
-    def _attempt(self, rows: Batch, at: np.ndarray) -> tuple[Made | None, str, str]:
+    def _attempt(self, rows: Batch, at: np.ndarray) -> tuple[GeneratedBatch | None, str, str]:
         """These rows as one batch, or what went wrong; the error itself is let go, since it holds on to memory."""
-        from syn4seg.models.protocols import CarefulGenerator, Made
+        from syn4seg.models.protocols import CarefulGenerator, GeneratedBatch
 
         assert self.generator is not None
         given: Any = (
@@ -142,12 +147,12 @@ class Synthesizer:
             if isinstance(self.generator, CarefulGenerator):
                 made = self.generator.make(*given)
             else:
-                made = Made(*self.generator.generate(*given), [{}] * len(at))
+                made = GeneratedBatch(*self.generator.generate(*given), [{}] * len(at))
         except StoreError:  # the embeddings cannot be read: no fault of a row
             raise
         except Exception as error:  # noqa: BLE001 - it costs the rows at fault, not the run
-            return None, *told(error)
-        return Made(made.images, [f"{fault} image" if fault else "" for fault in made.faults], made.audit), "", ""
+            return None, *summarize_error(error)
+        return GeneratedBatch(made.images, [f"{fault} image" if fault else "" for fault in made.faults], made.audit), "", ""
 
 
 def _there(run: RunDir, names: tuple[str, ...], rows: Batch) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
@@ -161,8 +166,8 @@ def _there(run: RunDir, names: tuple[str, ...], rows: Batch) -> tuple[list[np.nd
     return images, audits
 
 
-def _image(names: tuple[str, ...], rows: Batch, i: int, pixels: np.ndarray, audit: dict[str, Any]) -> Image:
-    return Image(
+def _image(names: tuple[str, ...], rows: Batch, i: int, pixels: np.ndarray, audit: dict[str, Any]) -> StoredImage:
+    return StoredImage(
         str(rows["sample_id"][i]), names[rows["class_id"][i]], int(rows["batch"][i]), pixels, audit, str(rows["image_at"][i])
     )
 
@@ -180,9 +185,9 @@ def _with(rows: Batch, keep: np.ndarray, images: list[np.ndarray], audits: list[
     out = {name: values[keep] for name, values in rows.items()}
     digests = ["" if rows["reason"][i] else pixel_digest(np.asarray(images[i])) for i in keep]
     return out | {
-        "image": column([images[i] for i in keep]),
-        "image_digest": texts(digests),
-        "synthesis_audit": texts([json.dumps(audits[i]) for i in keep]),
+        "image": array_column([images[i] for i in keep]),
+        "image_digest": string_column(digests),
+        "synthesis_audit": string_column([json.dumps(audits[i]) for i in keep]),
     }
 
 
@@ -218,8 +223,10 @@ class Importer:
                 warnings.simplefilter("ignore")
                 return (decode_image(self.root / rows["prompt"][i]) if there[i] is BLANK else there[i]), ""
 
-        images, reasons, traces = each_row(rows, "import", work, lambda _: (BLANK,))
+        images, reasons, traces = map_rows(rows, "import", work, lambda _: (BLANK,))
         _keep(
             self.run, self.names, rows, [i for i, reason in enumerate(reasons) if not reason and there[i] is BLANK], images, audits
         )
-        return _with(rows | {"reason": texts(reasons), "traceback": texts(traces)}, np.arange(len(keep)), images, audits)
+        return _with(
+            rows | {"reason": string_column(reasons), "traceback": string_column(traces)}, np.arange(len(keep)), images, audits
+        )

@@ -15,9 +15,9 @@ import numpy as np
 
 from actors.cluster import node_resources
 from actors.evaluation import evaluate_on_workers
-from actors.graph import pools
-from actors.placement import Stage, preflight
-from actors.training import Group, fit, on_workers
+from actors.graph import operator_pools
+from actors.placement import Operator, preflight
+from actors.training import WorkerContext, fit, on_workers
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
@@ -34,21 +34,21 @@ STOP_SECONDS = 10.0
 TELL_SECONDS = 0.2
 """Shortest time between two words about progress."""
 
-Labelled = Callable[[int], bool]
+IsLabeled = Callable[[int], bool]
 """Whether the labels of a draw are complete; raises if labelling has failed."""
 Progress = Callable[[int, int], None]
 
 
-def all_labelled(draw: int) -> bool:
+def always_labeled(draw: int) -> bool:
     """`Labelled` of finished labels."""
     return True
 
 
-def room_for_both(config: Config) -> bool:
+def training_fits_beside_stream(config: Config) -> bool:
     """Whether the processes of training fit on the cluster beside the pools of the stream."""
     if not on_workers(config):
         return True
-    stream = [Stage(Notice, {}, pool, name) for name, pool in pools(config).items()]
+    stream = [Operator(LabelBoard, {}, pool, name) for name, pool in operator_pools(config).items()]
     try:
         preflight(stream, node_resources(), config.placement.training)
     except UserError:
@@ -56,15 +56,15 @@ def room_for_both(config: Config) -> bool:
     return True
 
 
-def notice_board() -> Any:
+def start_label_board() -> Any:
     """Handle of a new `Notice` on this node; it ends with the driver."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    return ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Notice).remote()
+    return ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(LabelBoard).remote()
 
 
-class Notice:
+class LabelBoard:
     """A small actor: which draws are labelled, and why labelling failed, for trainers in other processes."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Notice:
         return self.done, self.failure
 
 
-class Asked:
+class RemoteLabelState:
     """`Labelled` of a trainer in another process.
 
     Args:
@@ -105,11 +105,11 @@ class Asked:
         return draw in self.done
 
 
-class Stopped(Exception):
+class LabelingStopped(Exception):
     """Labelling was told to stop, because training has failed."""
 
 
-class Labelling:
+class LabelingThread:
     """Labels draw after draw in a thread, while the block runs; the first failure of either side ends the other.
 
     The main thread stays free, so it can be interrupted; the thread ends with the process.
@@ -147,9 +147,9 @@ class Labelling:
 
     def _go_on(self) -> None:
         if self.ending.is_set():
-            raise Stopped
+            raise LabelingStopped
 
-    def __enter__(self) -> Labelling:
+    def __enter__(self) -> LabelingThread:
         self.thread.start()
         return self
 
@@ -168,7 +168,7 @@ class Labelling:
 
 
 def train_and_evaluate(
-    config: Config, run: RunDir, dataset: Dataset, fold: Fold, bars: Sequence[Progress], *, evaluate: bool, labelled: Labelled
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, bars: Sequence[Progress], *, evaluate: bool, labelled: IsLabeled
 ) -> dict[int, dict[str, np.ndarray]]:
     """Trains every row of every draw on labels that are there or still coming, and scores them on the queries.
 
@@ -194,7 +194,7 @@ def train_and_evaluate(
     return evaluate_on_workers(config, run, dataset, fold, bars[1]) if evaluate else {}
 
 
-def _loop(parts: dict[str, Any], group: Group) -> None:
+def _loop(parts: dict[str, Any], group: WorkerContext) -> None:
     """What each process of Ray Train runs."""
     config = Config.model_validate(parts["config"])
     config = config.model_copy(update={"placement": config.placement.model_copy(update={"device": group.device})})
@@ -210,7 +210,7 @@ def _loop(parts: dict[str, Any], group: Group) -> None:
     _train(NovelStage(config, RunDir(parts["run"]), dataset, fold), parts["labelled"], tell)
 
 
-def _train(stage: NovelStage, labelled: Labelled, tell: Callable[[dict[str, Any]], None]) -> None:
+def _train(stage: NovelStage, labelled: IsLabeled, tell: Callable[[dict[str, Any]], None]) -> None:
     """Trains draw after draw, and tells after each step: steps done and in all (of all draws), the draw, and the step's loss."""
     draws = draws_of(stage.config)
     for number, draw in enumerate(draws):

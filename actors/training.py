@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerContext:
     """One process's place among those that train together.
 
     Attributes:
@@ -47,7 +47,7 @@ class Group:
     tell: Callable[[dict[str, Any]], None]
 
 
-Loop = Callable[[dict[str, Any], Group], Any]
+Loop = Callable[[dict[str, Any], WorkerContext], Any]
 """What every process runs: (config, its place) -> a value, of which rank 0's is returned."""
 
 
@@ -78,7 +78,7 @@ def fit(
         UserError: the workers do not fit on the cluster; the loop's own; or why the training failed, in one sentence.
     """
     if not workers.workers:
-        return loop(config, Group(0, 1, device, progress))
+        return loop(config, WorkerContext(0, 1, device, progress))
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -89,7 +89,7 @@ def fit(
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     scratch = tempfile.mkdtemp(prefix="syn4seg-train-")  # on this node, where Train's controller is; no checkpoint goes there
     here = ray.get_runtime_context().get_node_id()
-    board: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(Board).remote()
+    board: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(TrainingBoard).remote()
     trainer = TorchTrainer(
         lambda: _work(loop, config, board, "cuda" if workers.gpus else "cpu"),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
@@ -125,7 +125,7 @@ def share_of(workers: TrainingConfig) -> dict[str, float]:
     return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}) | workers.resources
 
 
-class Board:
+class TrainingBoard:
     """Where workers leave what the driver is to know: facts in order, and the first mistake that no restart would mend."""
 
     def __init__(self):
@@ -158,7 +158,7 @@ def _work(loop: Loop, config: dict[str, Any], board: Any, device: str) -> Any:
     if ray.get(board.failed.remote()):
         return None  # a restart after a user's mistake: there is nothing to try again
     context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size(), device, board.tell.remote)
+    group = WorkerContext(context.get_world_rank(), context.get_world_size(), device, board.tell.remote)
     try:
         return loop(config, group)
     except UserError as error:
@@ -234,7 +234,7 @@ def train_base_on_workers(config: Config, run: RunDir, report: Callable[[dict[st
     fit(_base_loop, parts, config.placement.training, name="base", progress=report)
 
 
-def _base_loop(parts: dict[str, Any], group: Group) -> None:
+def _base_loop(parts: dict[str, Any], group: WorkerContext) -> None:
     config = Config.model_validate(parts["config"])
     dataset, fold = load_dataset(config)
     train_base_stage(config, RunDir(parts["run"]), dataset, fold, group.device, group.tell)
@@ -256,6 +256,6 @@ def check_workers(config: Config) -> None:
         return
     preflight([], node_resources(), workers)
     if config.base.checkpoint == "train":
-        from syn4seg.segmenter.base import check_shares
+        from syn4seg.segmenter.base import check_batch_shares
 
-        check_shares(config.base.batch, workers.workers)
+        check_batch_shares(config.base.batch, workers.workers)

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from actors import watch
-from actors.columns import FAULT, Batch, texts, told
+from actors import deadline as watch
+from actors.columns import FAULT, Batch, string_column, summarize_error
 from syn4seg.errors import UserError
-from syn4seg.schema import LABEL_STAGES
-from syn4seg.store.files import pixel_digest, write_json
+from syn4seg.schema import LABEL_COLUMNS
+from syn4seg.store.files import write_json
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Sample
+from syn4seg.store.samples import StoredSample
 
 
 class Writer:
@@ -26,7 +27,7 @@ class Writer:
         "noise_seed",
         "batch",
         "image_digest",
-        *LABEL_STAGES,
+        *LABEL_COLUMNS,
         "synthesis_audit",
         "labeling_audit",
         "refinement_audit",
@@ -47,7 +48,7 @@ class Writer:
             try:
                 sample = self._sample(row)
             except Exception as error:  # noqa: BLE001 - a label that cannot be written costs its row
-                line, trace = told(error)
+                line, trace = summarize_error(error)
                 row |= {"reason": f"{FAULT}writing: {line}", "traceback": trace}
                 sample = self._sample(row)
             if sample.record["reason"].startswith(FAULT):  # the note first: without it the record would count for nothing
@@ -55,9 +56,9 @@ class Writer:
             samples.append(sample)
         watch.pause()
         self.draw.write(samples)
-        return _passed(rows | {"reason": texts([str(row["reason"]) for row in each])})
+        return _passed(rows | {"reason": string_column([str(row["reason"]) for row in each])})
 
-    def _sample(self, row: dict[str, Any]) -> Sample:
+    def _sample(self, row: dict[str, Any]) -> StoredSample:
         reason, labels = str(row["reason"]), {}
         record: dict[str, Any] = {
             "sample_id": str(row["sample_id"]),
@@ -70,18 +71,18 @@ class Writer:
         }
         made = json.loads(row["synthesis_audit"])
         if reason.startswith(FAULT):
-            return Sample(record | ({"audit": made} if made else {}), {})
+            return StoredSample(record | ({"audit": made} if made else {}), {})
         record["image"] = str(row["image_digest"])
-        for stage in LABEL_STAGES if not reason else LABEL_STAGES[:-1]:
+        for stage in LABEL_COLUMNS if not reason else LABEL_COLUMNS[:-1]:
             labels[stage] = np.asarray(row[stage])
             if labels[stage].dtype != np.uint8 or labels[stage].ndim != 2:
                 raise UserError(f"{stage} is {labels[stage].dtype} {labels[stage].shape}; expected uint8 (H, W)")
             record[stage] = pixel_digest(labels[stage])
         record["audit"] = made | json.loads(row["labeling_audit"]) | json.loads(row["refinement_audit"])
-        return Sample(record, labels)
+        return StoredSample(record, labels)
 
 
-class Noter:
+class QuarantineWriter:
     """Leaves a note on every row that is quarantined; the images are there already. The end of `syn4seg synthesize`."""
 
     reads = ("sample_id", "class_id", "synthesis_audit", "reason", "traceback")
@@ -107,6 +108,6 @@ def _note(run: RunDir, note: dict[str, Any], row: dict[str, Any]) -> None:
 def _passed(rows: Batch) -> Batch:
     return {
         "sample_id": rows["sample_id"],
-        "reason": texts([str(r) for r in rows["reason"]]),
+        "reason": string_column([str(r) for r in rows["reason"]]),
         "synthesis_audit": rows["synthesis_audit"],
     }

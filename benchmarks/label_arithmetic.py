@@ -24,9 +24,9 @@ import numpy as np
 from record import machine, write
 from scipy import ndimage
 
-from syn4seg.labeling.components import Components, components
+from syn4seg.labeling.components import Components, find_components
 from syn4seg.labeling.filtering import Filtered, filter_regions
-from syn4seg.labeling.prototypes import normalised
+from syn4seg.labeling.prototypes import normalize
 from syn4seg.labeling.refinement import Refined, refine_boundary
 from syn4seg.labeling.relabeling import Relabeled, relabel
 
@@ -73,7 +73,7 @@ def make_scene(size: int) -> Scene:
     cells = prototypes[truth[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]]
     noise = np.stack([smooth(rng, h, h // 4) for _ in range(CHANNELS)], 2)
     features = np.ascontiguousarray(np.maximum(cells + 2.4 * (noise - 0.5), 0).transpose(2, 0, 1), np.float32)
-    return Scene(draft, smooth(rng, size, 16), features, dict(enumerate(normalised(prototypes))))
+    return Scene(draft, smooth(rng, size, 16), features, dict(enumerate(normalize(prototypes))))
 
 
 def make_sam_masks(found: Components) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +144,7 @@ def loop_relabel(kept: np.ndarray, scene: Scene) -> tuple[np.ndarray, np.ndarray
 
 def loop_refine(label: np.ndarray, masks: np.ndarray, ious: np.ndarray) -> np.ndarray:
     """SABR: the refined label. Components are numbered by `components`, so that they fit the masks."""
-    found = components(label)
+    found = find_components(label)
     width = REFINE["band_width"]
     window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     reach = {k: cv2.dilate((label == k).astype(np.uint8), window) > 0 for k in np.unique(label).tolist()}
@@ -197,9 +197,9 @@ def measure(size: int) -> dict[str, Any]:
     fast["APR"], relabeled = milliseconds(
         lambda: relabel(filtered.kept, scene.features, prototypes=scene.prototypes, **RELABEL), REPEATS
     )
-    masks, ious = make_sam_masks(components(relabeled.label))
+    masks, ious = make_sam_masks(find_components(relabeled.label))
     fast["SABR"], refined = milliseconds(
-        lambda: refine_boundary(relabeled.label, components(relabeled.label), masks, ious, **REFINE), REPEATS
+        lambda: refine_boundary(relabeled.label, find_components(relabeled.label), masks, ious, **REFINE), REPEATS
     )
     slow["APF"], (kept, records) = milliseconds(lambda: loop_filter(scene), LOOP_REPEATS)
     slow["APR"], (label, slack) = milliseconds(lambda: loop_relabel(filtered.kept, scene), LOOP_REPEATS)

@@ -29,14 +29,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from record import machine, write
 
-from actors.graph import todo
+from actors.graph import unfinished_rows
 from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.results import verify_run, write_manifest
-from syn4seg.store.files import encode_image, pixel_digest, write_atomically
+from syn4seg.store.files import write_atomically
+from syn4seg.store.images import encode_image, pixel_digest
 from syn4seg.store.layout_sharded import IMAGES, LABELS
-from syn4seg.store.parquet_parts import Shards
+from syn4seg.store.parquet_parts import PartStore
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import write_parquet
 
@@ -87,7 +88,7 @@ def _shards(folder: Path, schema: pa.Schema, plan: pa.Table, rows: int) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     kinds = {"image": [rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) for _ in range(KINDS)]}
-    kinds |= {stage: [rng.integers(0, 4, (8, 8)).astype(np.uint8) for _ in range(KINDS)] for stage in LABEL_STAGES}
+    kinds |= {stage: [rng.integers(0, 4, (8, 8)).astype(np.uint8) for _ in range(KINDS)] for stage in LABEL_COLUMNS}
     for number, start in enumerate(range(0, rows, SHARD_ROWS)):
         part = plan.slice(start, min(SHARD_ROWS, rows - start))
         kind = pa.array(np.arange(start, start + len(part)) % KINDS)
@@ -106,7 +107,7 @@ def _shards(folder: Path, schema: pa.Schema, plan: pa.Table, rows: int) -> None:
             columns[f"{key}_png"] = pa.array([encode_image(pixels) for pixels in made], pa.binary()).take(kind)
         table = pa.table({name: columns[name] for name in schema.names}).cast(schema)
         path = folder / f"shard-{number:032x}.parquet"
-        with pq.ParquetWriter(path, schema, **Shards(folder, schema).options()) as writer:
+        with pq.ParquetWriter(path, schema, **PartStore(folder, schema).options()) as writer:
             writer.write_table(table, row_group_size=GROUP_ROWS)
 
 
@@ -114,7 +115,7 @@ def resume(run: RunDir) -> int:
     """What a pass does before it starts: which rows are open, and where the images of the others lie."""
     run.samples.compact(0)
     plan, images = run.read_plan(), run.samples.images()
-    return pc.sum(todo(plan, run.draw(0).complete()["sample_id"], images)["todo"]).as_py()
+    return pc.sum(unfinished_rows(plan, run.draw(0).complete()["sample_id"], images)["todo"]).as_py()
 
 
 def poll(run: RunDir) -> float:

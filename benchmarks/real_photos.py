@@ -25,10 +25,10 @@ from record import ROOT, machine, write
 from syn4seg.config.loading import load
 from syn4seg.data.datasets import Fold, fold_of
 from syn4seg.data.folder import FolderDataset
-from syn4seg.schema import LABEL_STAGES, UNLABELED
+from syn4seg.schema import LABEL_COLUMNS, UNLABELED
 from syn4seg.segmenter.evaluation import class_iou, confusion
 from syn4seg.stages.results import spread
-from syn4seg.store.files import read_image
+from syn4seg.store.images import read_image
 from syn4seg.store.rundir import RunDir
 
 TRAINED = 400  # photos for base training and support; the other 300 of the train list are imported
@@ -47,13 +47,13 @@ def import_folder(dataset: FolderDataset, fold: Fold, root: Path, per_class: int
 
 def label_quality(run: RunDir, draw: int, dataset: FolderDataset, fold: Fold) -> dict[str, dict[str, float]]:
     """Each stage against the true masks, on accepted images: the target's IoU, precision, recall; all pixels' accuracy."""
-    matrices = {stage: np.zeros((256, 256), np.int64) for stage in LABEL_STAGES}
-    target = {stage: np.zeros(3) for stage in LABEL_STAGES}  # hits, predicted, true
+    matrices = {stage: np.zeros((256, 256), np.int64) for stage in LABEL_COLUMNS}
+    target = {stage: np.zeros(3) for stage in LABEL_COLUMNS}  # hits, predicted, true
     for row in pq.read_table(run.draw(draw).manifest).to_pylist():
         if row["reason"]:
             continue
         truth = fold.to_index[dataset.mask(Path(row["prompt"]).stem)]
-        for stage in LABEL_STAGES:
+        for stage in LABEL_COLUMNS:
             label = read_image(run.draw(draw).label(stage, row["class"], row["sample_id"]))
             use, k = truth != UNLABELED, row["class_id"]
             target[stage] += [((label == k) & (truth == k)).sum(), ((label == k) & use).sum(), (truth == k).sum()]

@@ -26,11 +26,11 @@ from record import machine, write
 
 from syn4seg.config.loading import load
 from syn4seg.report.page import write_report
-from syn4seg.schema import LABEL_STAGES, UNLABELED
+from syn4seg.schema import LABEL_COLUMNS, UNLABELED
 from syn4seg.stages.setup import load_dataset
-from syn4seg.store.files import pixel_digest
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Image, Sample
+from syn4seg.store.samples import StoredImage, StoredSample
 from syn4seg.store.tables import write_parquet
 
 SIDE, PART = 128, 500
@@ -63,7 +63,7 @@ def labels_of(target: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     kept = np.where(draft == 3, UNLABELED, draft).astype(np.uint8)
     relabeled = np.where((kept == UNLABELED) & (y > middle[0] - 9), target, kept).astype(np.uint8)
     label = np.where((radius < 1) & (relabeled != UNLABELED), target, np.where(radius > 1.15, 0, relabeled)).astype(np.uint8)
-    return dict(zip(LABEL_STAGES, (draft, kept, relabeled, label), strict=True))
+    return dict(zip(LABEL_COLUMNS, (draft, kept, relabeled, label), strict=True))
 
 
 def make_run(root: Path, count: int, folder: Path | None) -> RunDir:
@@ -115,8 +115,8 @@ def make_run(root: Path, count: int, folder: Path | None) -> RunDir:
                 "image": pixel_digest(pixels),
                 **{stage: pixel_digest(label) for stage, label in labels.items()},
             }
-            images.append(Image(ids[i], name, 0, pixels, {}))
-            samples.append(Sample(record, labels))
+            images.append(StoredImage(ids[i], name, 0, pixels, {}))
+            samples.append(StoredSample(record, labels))
         run.samples.write_images(images)
         run.draw(0).write(samples)
     return run

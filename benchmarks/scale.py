@@ -57,7 +57,7 @@ class Sleeping:
 
 def stages(pools: dict, size: int, faster: float) -> list:
     """The four stages of the real stream; the last hands on ids only, as `Writer` does."""
-    from actors.placement import Stage
+    from actors.placement import Operator
 
     columns = {
         "synthesis": {"image": (size, size, 3)},
@@ -67,7 +67,7 @@ def stages(pools: dict, size: int, faster: float) -> list:
     }
     kept = {"writing": ("sample_id", "reason", "traceback")}
     return [
-        Stage(
+        Operator(
             type(name.capitalize(), (Sleeping,), {"adds": tuple(columns[name])}),
             {"seconds": SECONDS[name] / faster, "columns": columns[name], "keep": kept.get(name, ())},
             pool,
@@ -79,11 +79,11 @@ def stages(pools: dict, size: int, faster: float) -> list:
 
 def sized(nodes: list[dict[str, float]], batch: int, faster: float) -> tuple[dict, float]:
     """Pools as `split` chooses them, and the rate in rows/s that they allow."""
-    from actors.balance import split
+    from actors.balance import choose_sizes
     from syn4seg.config.sections import PoolConfig
 
     pools = {name: PoolConfig(batch=batch, cpus=0.25, gpus=share) for name, share in SHARES.items()}
-    found = split({name: each / faster for name, each in SECONDS.items()}, pools, nodes)
+    found = choose_sizes({name: each / faster for name, each in SECONDS.items()}, pools, nodes)
     return {name: pools[name].model_copy(update={"size": size}) for name, size in found.sizes.items()}, found.rate
 
 

@@ -157,11 +157,11 @@ def ours(images: int) -> Iterator[Rows]:
     """Our stream; one actor per stage."""
     import pyarrow as pa
 
-    from actors.placement import Stage
+    from actors.placement import Operator
     from actors.streaming import run_stream
     from syn4seg.config.sections import PoolConfig
 
-    stages = [Stage(stage, {}, PoolConfig(batch=BATCH), stage.__name__.lower()) for stage in STAGES]
+    stages = [Operator(stage, {}, PoolConfig(batch=BATCH), stage.__name__.lower()) for stage in STAGES]
     yield from run_stream(pa.table(table(images)), stages, BATCH)
 
 

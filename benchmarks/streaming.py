@@ -29,7 +29,7 @@ from record import machine, write
 
 from actors.cluster import connect
 from actors.encoder import prompt_agent, text_encoder
-from actors.graph import stages, todo
+from actors.graph import operators, unfinished_rows
 from actors.streaming import run_inline, run_stream
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
@@ -79,7 +79,7 @@ def prepared(config: Config, root: Path) -> tuple[RunDir, tuple[str, ...]]:
 
 def measure(config: Config, run: RunDir, steps: list) -> dict[str, Any]:
     """Wall and CPU seconds of labelling every planned image, start-up included, and the digest."""
-    rows = todo(pq.read_table(run.plan), set())
+    rows = unfinished_rows(pq.read_table(run.plan), set())
     size = steps[0].pool.batch
     started, cpu, done = time.time(), machine_cpu(), 0
     if config.placement.runner == "ray":
@@ -127,7 +127,7 @@ def main() -> None:
                     ],
                 )
                 run, names = prepared(config, root / f"{runner}{images}")
-                runs.append(measure(config, run, stages(config, run, names, 0)))
+                runs.append(measure(config, run, operators(config, run, names, 0)))
                 if runner == "ray":
                     ray.shutdown()
             result[runner] = {"few": runs[0], "all": runs[1], "steady": steady(*runs)}
@@ -135,7 +135,7 @@ def main() -> None:
         few = load(None, ["synthesis.images_per_class=16", "prompts.bank_size=16", "data.train_images=500"])
         slow, names = prepared(few, root / "sleeping")
         notes = root / "notes.txt"
-        steps = stages(few, slow, names, 0)
+        steps = operators(few, slow, names, 0)
         load_sleeping = functools.partial(Sleeping, args.sleep, str(notes))
         steps[0] = replace(steps[0], kwargs=steps[0].kwargs | {"load": load_sleeping})
         measure(few, slow, steps)

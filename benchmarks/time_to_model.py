@@ -25,7 +25,7 @@ from streaming import Sleeping, prepared
 
 from actors import graph
 from actors.cluster import connect
-from actors.trainer import Labelling, all_labelled, train_and_evaluate
+from actors.trainer import LabelingThread, always_labeled, train_and_evaluate
 from syn4seg.config.loading import load
 from syn4seg.stages.checks import check
 from syn4seg.stages.results import write_manifest
@@ -99,10 +99,10 @@ def main() -> None:
         label(first, clocks[0], 0, lambda: None)
         synthesis = time.time() - clocks[0].began
         clocks.append(Clock())
-        train(first, clocks[1], all_labelled)
+        train(first, clocks[1], always_labeled)
         training = time.time() - clocks[1].began
         clocks += [Clock(), Clock()]
-        with Labelling(functools.partial(label, together, clocks[2]), [0]) as labelling:
+        with LabelingThread(functools.partial(label, together, clocks[2]), [0]) as labelling:
             train(together, clocks[3], labelling.labelled)
         both = time.time() - clocks[2].began
         for row in rows_of(config):

@@ -20,7 +20,7 @@ import torch
 from record import machine, write
 
 from actors.cluster import connect
-from actors.training import Group, fit
+from actors.training import WorkerContext, fit
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
 from syn4seg.stages.base import train_base_stage
@@ -28,7 +28,7 @@ from syn4seg.stages.setup import load_dataset
 from syn4seg.store.rundir import RunDir
 
 
-def loop(parts: dict[str, Any], group: Group) -> None:
+def loop(parts: dict[str, Any], group: WorkerContext) -> None:
     """The base stage with one thread; tells when each epoch ended and what this process had spent by then."""
     torch.set_num_threads(1)
     config = Config.model_validate(parts["config"])

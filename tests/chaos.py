@@ -297,11 +297,11 @@ def every_label(run: Any) -> str:
     """Digest of the manifest's digests of images and of all four labels; `verify` compares these with the pixels."""
     import pyarrow.parquet as pq
 
-    from syn4seg.schema import LABEL_STAGES
+    from syn4seg.schema import LABEL_COLUMNS
     from syn4seg.store.rundir import run_digest
 
     table = pq.read_table(run.draw(0).manifest).sort_by("sample_id")
-    columns = [table[name].to_pylist() for name in ("sample_id", "reason", "image", *LABEL_STAGES)]
+    columns = [table[name].to_pylist() for name in ("sample_id", "reason", "image", *LABEL_COLUMNS)]
     return run_digest((row[0], str(row[1:4]), str(row[4:])) for row in zip(*columns, strict=True))
 
 

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from actors.placement import Stage, preflight
+from actors.placement import Operator, preflight
 from syn4seg.config.loading import load
 from syn4seg.config.sections import PlacementConfig, PoolConfig, TrainingConfig
 from syn4seg.models.sam_files import PUBLISHED, SOURCE
@@ -133,7 +133,7 @@ def test_each_stage_with_a_gpu_stays_on_one_kind_of_card_of_the_cluster_that_it_
             cards = {k for n in nodes if _fits(pool, n) for k in n if k.startswith("accelerator_type:")}
             assert pool.gpus and len(cards) == 1, (command, pool, cards)
         stages = [
-            Stage(type(pool), {}, pool, name)
+            Operator(type(pool), {}, pool, name)
             for name, pool in (("synthesis", place.synthesis), ("labeling", place.labeling), ("refinement", place.refinement))
         ]
         preflight(stages, nodes, place.training)  # all at the same time, on one node of each type

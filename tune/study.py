@@ -22,7 +22,7 @@ from ray.tune.execution import tune_controller
 from ray.tune.search import Searcher
 
 from actors.cluster import check_shared, connect, node_resources
-from actors.placement import Stage, preflight
+from actors.placement import Operator, preflight
 from syn4seg.config.sections import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import StoreError, UserError
@@ -165,7 +165,7 @@ def check_room(config: Config, concurrency: int) -> None:
     pool = PoolConfig(
         size=concurrency, batch=1, cpus=trial.cpus, gpus=trial.gpus, accelerator=trial.accelerator, resources=trial.resources
     )
-    preflight([Stage(Objective, {}, pool, "trial")], node_resources())
+    preflight([Operator(Objective, {}, pool, "trial")], node_resources())
 
 
 def run_sweep(

@@ -10,21 +10,23 @@ import shutil
 
 import pytest
 
-from actors.balance import rebalance, sample, split
-from actors.packing import alone, ask, fits
-from actors.placement import IO_CPUS, Stage, preflight
+from actors.balance import choose_sizes, rebalance, sample_size
+from actors.packing import count_fitting, fits, resource_request
+from actors.placement import IO_CPUS, Operator, preflight
 from syn4seg.config.sections import PoolConfig, TrainingConfig
 
 
 def best_of_all(seconds, pools, nodes) -> float:
     """The slow obvious reference: the highest rate over every combination of sizes that fits."""
-    most = [alone(ask(name, pools[name], 40), nodes) for name in seconds]
+    most = [count_fitting(resource_request(name, pools[name], 40), nodes) for name in seconds]
     on_cpus = sum(s * max(1, pools[k].cpus) for k, s in seconds.items() if not pools[k].gpus)
     bound = (sum(n["CPU"] for n in nodes) - IO_CPUS) / on_cpus if on_cpus else float("inf")
     best = 0.0
     for sizes in itertools.product(*(range(1, m + 1) for m in most)):
         rate = min(bound, *(n / seconds[name] for n, name in zip(sizes, seconds, strict=True)))
-        if rate > best and fits([ask(name, pools[name], n) for n, name in zip(sizes, seconds, strict=True)], nodes, IO_CPUS):
+        if rate > best and fits(
+            [resource_request(name, pools[name], n) for n, name in zip(sizes, seconds, strict=True)], nodes, IO_CPUS
+        ):
             best = rate
     return best
 
@@ -58,11 +60,11 @@ def test_no_sizes_that_fit_stream_faster(seed):
     rng, tried = random.Random(seed), 0
     while tried < 25:
         seconds, pools, nodes = drawn(rng)
-        if not fits([ask(name, pool, 1) for name, pool in pools.items()], nodes, IO_CPUS):
+        if not fits([resource_request(name, pool, 1) for name, pool in pools.items()], nodes, IO_CPUS):
             continue
         tried += 1
-        found = split(seconds, pools, nodes)
-        preflight([Stage(object, {}, pools[n].model_copy(update={"size": k}), n) for n, k in found.sizes.items()], nodes)
+        found = choose_sizes(seconds, pools, nodes)
+        preflight([Operator(object, {}, pools[n].model_copy(update={"size": k}), n) for n, k in found.sizes.items()], nodes)
         assert found.rate == pytest.approx(best_of_all(seconds, pools, nodes)), (seconds, pools, nodes)
         assert max(found.busy.values()) <= 1 + 1e-9
 
@@ -72,7 +74,7 @@ def test_the_promised_rate_and_busy_shares_are_those_of_a_simulation(seed):
     rng = random.Random(seed)
     seconds, pools, nodes = drawn(rng)
     pools = {name: pool.model_copy(update={"cpus": 0.0}) for name, pool in pools.items()}
-    found = split(seconds, pools, [node | {"CPU": 99.0, "GPU": 4.0} for node in nodes])
+    found = choose_sizes(seconds, pools, [node | {"CPU": 99.0, "GPU": 4.0} for node in nodes])
     assert simulated(found.sizes, seconds, 2000) == pytest.approx(found.rate, rel=0.02)
     for name, each in seconds.items():
         assert found.busy[name] == pytest.approx(found.rate * each / found.sizes[name])
@@ -80,20 +82,20 @@ def test_the_promised_rate_and_busy_shares_are_those_of_a_simulation(seed):
 
 def test_separate_pools_share_gpus_by_what_the_stages_take():
     pools = {"synthesis": PoolConfig(gpus=1), "labeling": PoolConfig(gpus=1), "refinement": PoolConfig(gpus=1)}
-    found = split({"synthesis": 3.0, "labeling": 0.5, "refinement": 0.4}, pools, [{"CPU": 16.0, "GPU": 8.0}])
+    found = choose_sizes({"synthesis": 3.0, "labeling": 0.5, "refinement": 0.4}, pools, [{"CPU": 16.0, "GPU": 8.0}])
     assert found.sizes == {"synthesis": 6, "labeling": 1, "refinement": 1}
     assert str(found) == "synthesis 6, labeling 1, refinement 1: 2 rows/s expected, synthesis is the bottleneck, busy 100/100/80 %"
 
 
 def test_colocated_pools_share_single_gpus():
     pools = {"synthesis": PoolConfig(gpus=0.6), "labeling": PoolConfig(gpus=0.2), "refinement": PoolConfig(gpus=0.2)}
-    found = split({"synthesis": 2.0, "labeling": 0.5, "refinement": 0.5}, pools, [{"CPU": 16.0, "GPU": 4.0}])
+    found = choose_sizes({"synthesis": 2.0, "labeling": 0.5, "refinement": 0.5}, pools, [{"CPU": 16.0, "GPU": 4.0}])
     assert found.sizes == {"synthesis": 4, "labeling": 1, "refinement": 1}
 
 
 def test_stages_on_cpus_are_not_planned_busier_than_there_are_cpus():
     pools = dict.fromkeys(("synthesis", "labeling", "writing"), PoolConfig())
-    found = split({"synthesis": 0.03, "labeling": 0.02, "writing": 0.01}, pools, [{"CPU": 4.0}])
+    found = choose_sizes({"synthesis": 0.03, "labeling": 0.02, "writing": 0.01}, pools, [{"CPU": 4.0}])
     assert sum(found.sizes.values()) <= 5
     assert found.rate == pytest.approx(50)
 
@@ -101,9 +103,9 @@ def test_stages_on_cpus_are_not_planned_busier_than_there_are_cpus():
 def test_the_largest_size_given_is_kept_and_training_has_its_share_first():
     pools, nodes = {"synthesis": PoolConfig(gpus=1, max_size=3), "labeling": PoolConfig(gpus=1)}, [{"CPU": 16.0, "GPU": 8.0}]
     times = {"synthesis": 1.0, "labeling": 0.1}
-    assert split(times, pools, nodes).sizes == {"synthesis": 3, "labeling": 1}
+    assert choose_sizes(times, pools, nodes).sizes == {"synthesis": 3, "labeling": 1}
     free = {"synthesis": PoolConfig(gpus=1), "labeling": PoolConfig(gpus=1)}
-    assert split(times, free, nodes, TrainingConfig(workers=2, gpus=1)).sizes == {"synthesis": 5, "labeling": 1}
+    assert choose_sizes(times, free, nodes, TrainingConfig(workers=2, gpus=1)).sizes == {"synthesis": 5, "labeling": 1}
 
 
 def test_measured_rows_give_pools_and_a_sentence():
@@ -118,7 +120,7 @@ def test_measured_rows_give_pools_and_a_sentence():
         {"synthesis": (48, 48.0), "labeling": (48, 12.0)}, pools, [{"CPU": 9.0, "GPU": 4.0}], growth=[{"CPU": 9.0, "GPU": 4.0}]
     )
     assert (grown["synthesis"].size, grown["synthesis"].max_size) == (3, 7)
-    assert sample(pools) == 48
+    assert sample_size(pools) == 48
 
 
 def test_five_hundred_gpus_are_shared_out_in_a_moment():
@@ -128,7 +130,9 @@ def test_five_hundred_gpus_are_shared_out_in_a_moment():
         "refinement": PoolConfig(gpus=0.5),
         "writing": PoolConfig(),
     }
-    found = split({"synthesis": 4.0, "labeling": 0.2, "refinement": 0.35, "writing": 0.02}, pools, [{"CPU": 96.0, "GPU": 8.0}] * 64)
+    found = choose_sizes(
+        {"synthesis": 4.0, "labeling": 0.2, "refinement": 0.35, "writing": 0.02}, pools, [{"CPU": 96.0, "GPU": 8.0}] * 64
+    )
     assert sum(found.sizes[name] * pools[name].gpus for name in pools) > 508
     assert found.busy["synthesis"] > 0.99
 

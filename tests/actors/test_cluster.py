@@ -14,7 +14,7 @@ import pytest
 
 from actors import cluster
 from actors.cluster import check_out, connect, inside_job, store_bytes_for
-from actors.pipeline import read_on_nodes
+from actors.pipeline import node_inputs
 from syn4seg.config.loading import load
 from syn4seg.config.sections import PlacementConfig
 from syn4seg.errors import UserError
@@ -142,8 +142,8 @@ def test_training_workers_read_the_data_set_and_the_backbone_where_they_are(tmp_
         "segmenter.backbone=resnet50",
         "segmenter.weights=/mnt/w.pth",
     ]
-    assert not {"data.root", "segmenter.weights"} & set(read_on_nodes(load(None, keys)))
-    found = read_on_nodes(load(None, [*keys, "placement.training.workers=1"]))
+    assert not {"data.root", "segmenter.weights"} & set(node_inputs(load(None, keys)))
+    found = node_inputs(load(None, [*keys, "placement.training.workers=1"]))
     assert found["data.root"] == str(tmp_path) and found["segmenter.weights"] == "/mnt/w.pth"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import actors.evaluation
-from actors.evaluation import evaluate
+from actors.evaluation import evaluate_run
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.stages.scoring import Scorer, score_in_process, score_run
@@ -23,7 +23,7 @@ def test_any_number_of_workers_counts_the_same_pixels_as_one_process(scored, sma
     for workers in (1, 2, 3):
         config = _config(small, workers)
         steps = []
-        found = evaluate(config, run, dataset, fold, lambda *done, steps=steps: steps.append(done))
+        found = evaluate_run(config, run, dataset, fold, lambda *done, steps=steps: steps.append(done))
         assert len(steps) == 3 and steps[-1] == (37, 37)
         if workers == 1:
             alone = score_run(config, run, dataset, fold, score_in_process(Scorer(config, run, dataset, fold)), quiet)
@@ -57,10 +57,10 @@ def test_lost_workers_cost_the_chunks_that_they_had(scored, small, ray_cluster, 
         for p in tmp_path.iterdir():
             p.rmdir() if p.name.startswith("tmp") else None
         monkeypatch.setattr(actors.evaluation, "ScoringWorker", dying(times + 1))  # the run itself is in the folder
-        assert _same(evaluate(config, run, dataset, fold, quiet), alone)
+        assert _same(evaluate_run(config, run, dataset, fold, quiet), alone)
     monkeypatch.setattr(actors.evaluation, "ScoringWorker", dying(100))
     with pytest.raises(UserError, match=r"all evaluation workers were lost .*max_failures"):
-        evaluate(config, run, dataset, fold, quiet)
+        evaluate_run(config, run, dataset, fold, quiet)
 
 
 @pytest.mark.slow
@@ -68,4 +68,4 @@ def test_what_a_worker_says_is_one_sentence(scored, small, ray_cluster):  # noqa
     _, run, dataset, fold = scored
     run.draw(0).checkpoint("apf").unlink()
     with pytest.raises(UserError, match=r"apf.safetensors: missing; run `syn4seg train` .*before evaluating$"):
-        evaluate(_config(small, 1), run, dataset, fold, quiet)
+        evaluate_run(_config(small, 1), run, dataset, fold, quiet)

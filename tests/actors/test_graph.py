@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors import graph
-from actors.columns import column, each_row
-from actors.graph import stages, stream, todo
+from actors.columns import array_column, map_rows
+from actors.graph import operators, stream, unfinished_rows
 from actors.streaming import run_inline
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.results import verify_run, write_manifest
-from syn4seg.store.files import read_image, write_image
+from syn4seg.store.images import read_image, write_image
 
 
 def quiet(*_):
@@ -36,7 +36,7 @@ def test_every_planned_sample_ends_with_one_record_and_its_labels(finish, fresh,
     assert run.draw(0).done() == planned
     for record in run.draw(0).records():
         image = read_image(run.image(record["class"], record["sample_id"]))
-        for stage in LABEL_STAGES:
+        for stage in LABEL_COLUMNS:
             path = run.draw(0).label(stage, record["class"], record["sample_id"])
             assert path.is_file() == (stage != "label" or not record["reason"])
             if path.is_file():
@@ -152,9 +152,9 @@ class Faulty:
 def test_one_faulty_image_costs_one_row(fresh, small, prepared):
     run, names = fresh
     config = load(None, small)
-    rows = todo(pq.read_table(run.plan), set())
+    rows = unfinished_rows(pq.read_table(run.plan), set())
     bad = rows.to_pylist()[7]
-    steps = stages(config, run, names, 0)
+    steps = operators(config, run, names, 0)
     steps[0] = replace(steps[0], kwargs=steps[0].kwargs | {"load": functools.partial(Faulty, bad["noise_seed"])})
     for _ in run_inline(rows, steps, 5):
         pass
@@ -187,7 +187,7 @@ def test_a_row_that_raises_is_quarantined_with_stage_and_reason_and_its_neighbou
             raise MemoryError("no room")
         return 10 + i, ""
 
-    values, reasons, traces = each_row(batch, "labeling", work, lambda _: (-1,))
+    values, reasons, traces = map_rows(batch, "labeling", work, lambda _: (-1,))
     assert values == [10, -1, -1]
     assert reasons[0] == ""
     assert reasons[1].startswith("fault: labeling: MemoryError: no room")
@@ -197,7 +197,7 @@ def test_a_row_that_raises_is_quarantined_with_stage_and_reason_and_its_neighbou
 
 
 def test_columns_of_equal_and_of_different_shapes():
-    same, mixed = column([np.zeros((2, 3)), np.ones((2, 3))]), column([np.zeros((2, 3)), np.ones((4, 1))])
+    same, mixed = array_column([np.zeros((2, 3)), np.ones((2, 3))]), array_column([np.zeros((2, 3)), np.ones((4, 1))])
     assert same.shape == (2, 2, 3)
     assert mixed.dtype == object
     assert [a.shape for a in mixed] == [(2, 3), (4, 1)]

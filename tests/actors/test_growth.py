@@ -33,7 +33,7 @@ def grow(blocks: int) -> dict[str, list[str]]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from actors.placement import Stage
+    from actors.placement import Operator
     from actors.streaming import run_stream
     from syn4seg.config.sections import PoolConfig
 
@@ -44,7 +44,7 @@ def grow(blocks: int) -> dict[str, list[str]]:
     names = [f"s{i}" for i in range(2 * blocks)]
     rows = pa.table({"sample_id": names, "reason": [""] * len(names), "traceback": [""] * len(names)})
     made: dict[str, list[str]] = {}
-    stages = [Stage(OnAGpu, {}, PoolConfig(batch=2, gpus=1, max_size=3), "synthesis")]
+    stages = [Operator(OnAGpu, {}, PoolConfig(batch=2, gpus=1, max_size=3), "synthesis")]
     for done, batch in enumerate(run_stream(rows, stages, 2), start=1):
         for sample, node in zip(batch["sample_id"], batch["node"], strict=True):
             made.setdefault(str(sample), []).append(str(node))

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors import watch
-from actors.columns import FAULT, each_row, texts
-from actors.guard import ALONE, _joined
+from actors import deadline as watch
+from actors.columns import FAULT, map_rows, string_column
+from actors.guard import MAX_SOLO_DEATHS, _joined
 from actors.ledger import Ledger
-from actors.metrics import loads
-from actors.placement import Stage
+from actors.metrics import operator_loads
+from actors.placement import Operator
 from actors.streaming import run_inline, run_stream
 from syn4seg.config.sections import PoolConfig
 
@@ -33,8 +33,8 @@ class Doubler:
             hurt(str(rows["harm"][i]))
             return 2 * int(rows["number"][i]), ""
 
-        double, reason, trace = each_row(rows, "doubling", work, lambda _: (-1,))
-        return rows | {"double": np.array(double), "reason": texts(reason), "traceback": texts(trace)}
+        double, reason, trace = map_rows(rows, "doubling", work, lambda _: (-1,))
+        return rows | {"double": np.array(double), "reason": string_column(reason), "traceback": string_column(trace)}
 
 
 class Batched(Doubler):
@@ -90,7 +90,7 @@ def by_value() -> None:
 def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_and_traceback(ray_cluster):
     by_value()
     harms = {2: "exception", 5: "segfault", 9: "hang", 13: "memory", 18: "hang in C", 21: "exit"}
-    step = Stage(Doubler, {}, PoolConfig(size=2, batch=4, cpus=0.25), "doubling")
+    step = Operator(Doubler, {}, PoolConfig(size=2, batch=4, cpus=0.25), "doubling")
     found, reports = {}, []
     for batch in run_stream(table(harms, 24), [step], 4, deadline=2.0, report=reports.append):
         for i, sample in enumerate(batch["sample_id"]):
@@ -105,29 +105,29 @@ def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_an
     assert "KeyError: 'no such colour' (hurt:" in rows["exception"]["reason"]
     assert "MemoryError: no room" in rows["memory"]["reason"]
     for harm in ("segfault", "hang", "hang in C", "exit"):
-        assert f"killed its process {ALONE} times" in rows[harm]["reason"]
+        assert f"killed its process {MAX_SOLO_DEATHS} times" in rows[harm]["reason"]
         assert "row_deadline=2 s" in rows[harm]["reason"]
     for harm in ("exception", "memory", "segfault", "hang", "hang in C"):  # os._exit leaves nothing
         assert "hurt" in rows[harm]["traceback"], harm
     last = reports[-1]["doubling"]
-    assert last["rows"] == 24 and last["quarantined"] == 6 and last["deaths"] == 4 * (1 + ALONE)
+    assert last["rows"] == 24 and last["quarantined"] == 6 and last["deaths"] == 4 * (1 + MAX_SOLO_DEATHS)
 
 
 @pytest.mark.slow
 def test_a_stage_whose_rows_belong_together_is_tried_whole_three_times(ray_cluster, tmp_path):
     by_value()
-    step = Stage(Batched, {"notes": str(tmp_path / "calls")}, PoolConfig(batch=4, cpus=0.25), "doubling")
+    step = Operator(Batched, {"notes": str(tmp_path / "calls")}, PoolConfig(batch=4, cpus=0.25), "doubling")
     reports = []
     rows = [r for b in run_stream(table({1: "exit"}, 8), [step], 4, deadline=60.0, report=reports.append) for r in b["reason"]]
     assert Counter(bool(r) for r in rows) == {False: 7, True: 1}
-    assert reports[-1]["doubling"]["deaths"] == 3 + ALONE
+    assert reports[-1]["doubling"]["deaths"] == 3 + MAX_SOLO_DEATHS
     sizes = Counter(int(line) for line in (tmp_path / "calls").read_text().split())
     assert sizes[4] == 1 and set(sizes) == {1, 4}, "the other batch stays whole"
 
 
 def test_without_a_guard_nothing_is_watched_and_the_plain_loop_gives_the_same_rows():
     watch.tick()
-    step = Stage(Doubler, {}, PoolConfig(batch=4), "doubling")
+    step = Operator(Doubler, {}, PoolConfig(batch=4), "doubling")
     rows = [b for b in run_inline(table({2: "exception"}, 8), [step], 4)]
     assert [int(d) for b in rows for d in b["double"]] == [0, 2, -1, 6, 8, 10, 12, 14]
 
@@ -156,8 +156,8 @@ def test_whoever_went_with_its_node_is_not_counted():
 
 
 def test_parts_are_joined_column_by_column_whatever_they_hold():
-    one = {"sample_id": texts(["a"]), "image": np.zeros((1, 4, 4, 3), np.uint8), "n": np.array([1], np.int64)}
-    other = {"sample_id": texts(["b"]), "image": np.ones((1, 2, 4, 3), np.uint8), "n": np.array([2], np.int64)}
+    one = {"sample_id": string_column(["a"]), "image": np.zeros((1, 4, 4, 3), np.uint8), "n": np.array([1], np.int64)}
+    other = {"sample_id": string_column(["b"]), "image": np.ones((1, 2, 4, 3), np.uint8), "n": np.array([2], np.int64)}
     none = {name: values[:0] for name, values in one.items()}
     joined = _joined([one, none, other])
     assert list(joined["sample_id"]) == ["a", "b"] and joined["n"].tolist() == [1, 2] and joined["n"].dtype == np.int64
@@ -171,7 +171,7 @@ def test_load_is_told_by_stage_between_two_looks():
         "make": {"rows": 30, "seconds": 21.0, "actors": 2, "quarantined": 3, "gpu_bytes": 2**31},
         "label": {"rows": 24, "seconds": 3.0, "actors": 1},
     }
-    found = loads(["make", "label", "write"], 100, now, before, 10.0)
+    found = operator_loads(["make", "label", "write"], 100, now, before, 10.0)
     assert found["make"] == {
         "rows": 30,
         "rows_per_second": 2.0,

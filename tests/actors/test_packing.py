@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from actors.packing import UNIT, ask, fits
+from actors.packing import UNIT, fits, resource_request
 from syn4seg.config.sections import PoolConfig
 
 
@@ -58,7 +58,7 @@ def test_exactly_what_some_placement_allows_fits(seed):
     rng, answers = random.Random(seed), []
     for _ in range(60):
         pools, nodes = drawn(rng)
-        answers.append(fits([ask(str(i), pool, pool.size) for i, pool in enumerate(pools)], nodes))
+        answers.append(fits([resource_request(str(i), pool, pool.size) for i, pool in enumerate(pools)], nodes))
         needs = [
             {"CPU": p.cpus, "GPU": p.gpus, **p.resources} | ({"accelerator_type:L4": 0.001} if p.accelerator else {})
             for p in pools
@@ -71,24 +71,37 @@ def test_exactly_what_some_placement_allows_fits(seed):
 def test_a_placement_that_first_fit_misses_is_found():
     """0.5 + 0.3 + 0.2 and 0.4 + 0.4 + 0.2 fill two GPUs; by decreasing size, 0.5 + 0.4 and 0.4 + 0.3 + 0.2 leave no room."""
     shares = {0.5: 1, 0.4: 2, 0.3: 1, 0.2: 2}
-    assert fits([ask(str(s), PoolConfig(gpus=s, cpus=0), n) for s, n in shares.items()], [{"GPU": 2.0}])
+    assert fits([resource_request(str(s), PoolConfig(gpus=s, cpus=0), n) for s, n in shares.items()], [{"GPU": 2.0}])
 
 
 def test_shares_are_counted_in_rays_ten_thousandths():
-    assert fits([ask("a", PoolConfig(gpus=1 / 3, cpus=0), 3)], [{"GPU": 1.0}])
-    assert not fits([ask("a", PoolConfig(gpus=0.3334, cpus=0), 3)], [{"GPU": 1.0}])
-    assert ask("a", PoolConfig(gpus=0.5, cpus=0, accelerator="L4"), 1).needs == {"GPU": UNIT // 2, "accelerator_type:L4": 10}
+    assert fits([resource_request("a", PoolConfig(gpus=1 / 3, cpus=0), 3)], [{"GPU": 1.0}])
+    assert not fits([resource_request("a", PoolConfig(gpus=0.3334, cpus=0), 3)], [{"GPU": 1.0}])
+    assert resource_request("a", PoolConfig(gpus=0.5, cpus=0, accelerator="L4"), 1).needs == {
+        "GPU": UNIT // 2,
+        "accelerator_type:L4": 10,
+    }
 
 
 def test_restricted_nodes_are_kept_for_those_that_need_them():
     nodes = [{"CPU": 8, "GPU": 1, "accelerator_type:A100": 1}, {"CPU": 8, "GPU": 1}, {"CPU": 8}]
-    assert fits([ask("any", PoolConfig(gpus=1), 1), ask("big", PoolConfig(gpus=1, accelerator="A100"), 1)], nodes)
-    assert not fits([ask("any", PoolConfig(gpus=1), 2), ask("big", PoolConfig(gpus=1, accelerator="A100"), 1)], nodes)
+    assert fits(
+        [resource_request("any", PoolConfig(gpus=1), 1), resource_request("big", PoolConfig(gpus=1, accelerator="A100"), 1)], nodes
+    )
+    assert not fits(
+        [resource_request("any", PoolConfig(gpus=1), 2), resource_request("big", PoolConfig(gpus=1, accelerator="A100"), 1)], nodes
+    )
 
 
 def test_large_clusters_are_answered_at_once():
     nodes = [{"CPU": 96, "GPU": 8}] * 64
     assert fits(
-        [ask("s", PoolConfig(gpus=1), 448), ask("l", PoolConfig(gpus=0.25), 150), ask("r", PoolConfig(gpus=0.4), 50)], nodes, 1
+        [
+            resource_request("s", PoolConfig(gpus=1), 448),
+            resource_request("l", PoolConfig(gpus=0.25), 150),
+            resource_request("r", PoolConfig(gpus=0.4), 50),
+        ],
+        nodes,
+        1,
     )
-    assert not fits([ask("s", PoolConfig(gpus=1), 500), ask("l", PoolConfig(gpus=0.6), 20)], nodes, 1)
+    assert not fits([resource_request("s", PoolConfig(gpus=1), 500), resource_request("l", PoolConfig(gpus=0.6), 20)], nodes, 1)

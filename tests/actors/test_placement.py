@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from actors.graph import pools, stages, todo
-from actors.placement import Stage, check_columns, preflight
+from actors.graph import operator_pools, operators, unfinished_rows
+from actors.placement import Operator, check_columns, preflight
 from syn4seg.config.loading import load
 from syn4seg.config.sections import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
@@ -24,8 +24,8 @@ class Again:
     adds = ("a",)
 
 
-def stage(name: str, **pool) -> Stage:
-    return Stage(Reads, {}, PoolConfig(**pool), name)
+def stage(name: str, **pool) -> Operator:
+    return Operator(Reads, {}, PoolConfig(**pool), name)
 
 
 def test_a_placement_that_fits_is_accepted():
@@ -53,35 +53,35 @@ def test_too_many_gpus_and_actors_larger_than_any_node_are_refused():
 
 
 def test_columns_are_checked_before_anything_loads():
-    check_columns(["a"], [Stage(Reads, {}, PoolConfig(), "one")])
+    check_columns(["a"], [Operator(Reads, {}, PoolConfig(), "one")])
     with pytest.raises(UserError, match="stage one: reads a, which no stage"):
-        check_columns(["x"], [Stage(Reads, {}, PoolConfig(), "one")])
+        check_columns(["x"], [Operator(Reads, {}, PoolConfig(), "one")])
     with pytest.raises(UserError, match="stage two: adds a, which is there already"):
-        check_columns(["a"], [Stage(Reads, {}, PoolConfig(), "one"), Stage(Again, {}, PoolConfig(), "two")])
+        check_columns(["a"], [Operator(Reads, {}, PoolConfig(), "one"), Operator(Again, {}, PoolConfig(), "two")])
 
 
 def test_the_real_streams_fit_together(tmp_path):
     config, names = Config(), ("background", "x")
     for draw in (None, 0):
-        check_columns([*PLAN, "bank"], stages(config, RunDir(tmp_path), names, draw))
+        check_columns([*PLAN, "bank"], operators(config, RunDir(tmp_path), names, draw))
     imported = load(None, ["synthesis.source=folder", f"synthesis.root={tmp_path}"])
-    check_columns([*PLAN, "bank"], stages(imported, RunDir(tmp_path), names, 0))
+    check_columns([*PLAN, "bank"], operators(imported, RunDir(tmp_path), names, 0))
 
 
 def test_generator_calls_take_whole_planned_batches():
     for asked, planned, got in ((1, 8, 8), (8, 8, 8), (9, 8, 16), (16, 5, 20)):
         config = load(None, [f"placement.synthesis.batch={asked}", f"synthesis.batch={planned}"])
-        assert pools(config)["synthesis"].batch == got
+        assert operator_pools(config)["synthesis"].batch == got
 
 
 def test_unfinished_samples_bring_their_whole_batch_and_padding_is_never_todo():
     import pyarrow as pa
 
     plan = pa.table({"sample_id": ["a", "b", "c", "d", "e", "e"], "batch": [0, 0, 1, 1, 2, 2], "padding": [False] * 5 + [True]})
-    rows = todo(plan, {"a", "b", "c"})
+    rows = unfinished_rows(plan, {"a", "b", "c"})
     assert rows["sample_id"].to_pylist() == ["c", "d", "e", "e"]
     assert rows["todo"].to_pylist() == [False, True, True, False]
-    assert todo(plan, set("abcde")).num_rows == 0
+    assert unfinished_rows(plan, set("abcde")).num_rows == 0
 
 
 def test_fractions_that_no_gpu_can_hold_are_refused():

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from actors.columns import FAULT, column, texts
+from actors.columns import FAULT, array_column, string_column
 from actors.refiner import Refiner
 from syn4seg.config.loading import load
 from syn4seg.data import embedded
-from syn4seg.labeling.components import components
+from syn4seg.labeling.components import find_components
 from syn4seg.labeling.refinement import hint_boxes, refine_boundary
 from syn4seg.models.sam import SamRefiner, load_sam
 
@@ -34,10 +34,10 @@ def rows(order: Sequence[int] = EVERY) -> dict[str, np.ndarray]:
         images.append(np.ascontiguousarray(image[:height, :width]))
         labels.append(np.ascontiguousarray(label[:height, :width]))
     return {
-        "image": column(images),
-        "relabeled": column(labels),
-        "reason": texts([""] * len(images)),
-        "traceback": texts([""] * len(images)),
+        "image": array_column(images),
+        "relabeled": array_column(labels),
+        "reason": string_column([""] * len(images)),
+        "traceback": string_column([""] * len(images)),
     }
 
 
@@ -56,7 +56,7 @@ def test_one_image_per_pass_is_each_image_on_its_own():
     settings, done = load(None, []).refinement, refiner(1)(rows())
     changed = 0
     for i, (image, label) in enumerate(zip(batch["image"], batch["relabeled"], strict=True)):
-        found = components(label)
+        found = find_components(label)
         masks, ious = sam.masks([image], [hint_boxes(found, settings.margin, label.shape)])[0]
         want = refine_boundary(label, found, masks, ious, band_width=settings.band_width, min_agreement=settings.min_agreement)
         assert np.array_equal(done["label"][i], want.label)

@@ -12,7 +12,7 @@ import pytest
 
 from actors.graph import STORE_SHARE
 from actors.metrics import store_bytes
-from actors.placement import Stage
+from actors.placement import Operator
 from actors.streaming import run_stream
 from syn4seg.config.sections import PoolConfig
 
@@ -61,8 +61,8 @@ def test_a_slow_writer_holds_the_stream_back_before_the_store_is_full(ray_cluste
     watcher = threading.Thread(target=look)
     watcher.start()
     steps = [
-        Stage(Fast, {}, PoolConfig(batch=8, cpus=0.25), "making"),
-        Stage(SlowDisk, {}, PoolConfig(batch=8, cpus=0.25), "writing"),
+        Operator(Fast, {}, PoolConfig(batch=8, cpus=0.25), "making"),
+        Operator(SlowDisk, {}, PoolConfig(batch=8, cpus=0.25), "writing"),
     ]
     found = [s for b in run_stream(table(images), steps, 8, store_bytes=STORE_SHARE * bound) for s in b["sample_id"]]
     over.set()

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from actors.columns import FAULT
-from actors.synthesizer import Importer, Synthesizer, out_of_memory, warnings_of
-from actors.writer import Noter, Writer
+from actors.synthesizer import Importer, Synthesizer, audit_warnings, out_of_memory
+from actors.writer import QuarantineWriter, Writer
 from syn4seg.models.embeddings import Encoded, save_embeddings
 from syn4seg.models.generators import load_generator, load_text_encoder
-from syn4seg.models.protocols import CarefulGenerator, Made
-from syn4seg.schema import LABEL_STAGES
-from syn4seg.store.files import read_image, read_json, write_image
+from syn4seg.models.protocols import CarefulGenerator, GeneratedBatch
+from syn4seg.schema import LABEL_COLUMNS
+from syn4seg.store.files import read_json
+from syn4seg.store.images import read_image, write_image
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import notes_path
+from syn4seg.store.samples import notes_file
 
 NAMES, PROMPTS = ("background", "star"), [f"a {size} red star" for size in ("small", "big")]
 TOO_MUCH = "CUDA out of memory.\n Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
@@ -41,14 +42,14 @@ class Card:
 class Careful(Card):
     """A card whose image of one seed came out sound only in float32, and that of another not at all."""
 
-    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> Made:
+    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> GeneratedBatch:
         images, faults = self.generate(prompts, encoded, noise_seeds)
         audit: list[dict[str, Any]] = [{} for _ in prompts]
         for i, seed in enumerate(noise_seeds):
             if seed in (11, 12):
                 audit[i] = {"first_fault": "nan", "retried": "float32"} | ({"precision": "float32"} if seed == 11 else {})
                 faults[i] = "" if seed == 11 else "nan"
-        return Made(images, faults, audit)
+        return GeneratedBatch(images, faults, audit)
 
     def facts(self) -> dict[str, Any]:
         return {"model": "card", "dtype": "bfloat16"}
@@ -220,9 +221,9 @@ def test_a_fault_mended_in_safer_precision_is_no_fault_and_the_audit_says_so(run
 def test_what_is_said_about_an_image_lies_beside_it_and_is_read_again_with_it(run):
     out, audits = synthesize(run, Careful(2), rows(1, 4))
     assert audits[1] == {"first_fault": "nan", "retried": "float32", "precision": "float32", "made_in_batch": 2, "planned_batch": 4}
-    Noter(str(run.root), NAMES)(out)
+    QuarantineWriter(str(run.root), NAMES)(out)
     assert json.loads(run.quarantined("s12").read_text())["audit"] == audits[2]
-    assert json.loads(notes_path(run.image("star", "s11")).read_text()) == audits[1]
+    assert json.loads(notes_file(run.image("star", "s11")).read_text()) == audits[1]
     given = {name: values[[0, 1, 3]] for name, values in rows(1, 4).items()}
     there = dict(zip(*run.samples.images().to_pydict().values(), strict=True))
     given["image_at"] = np.array([there[s] for s in given["sample_id"]], object)
@@ -232,7 +233,7 @@ def test_what_is_said_about_an_image_lies_beside_it_and_is_read_again_with_it(ru
 
 def test_about_an_ordinary_image_nothing_is_written(run):
     out, audits = synthesize(run, Card(8), rows(1, 3))
-    Noter(str(run.root), NAMES)(out)
+    QuarantineWriter(str(run.root), NAMES)(out)
     assert audits == [{}] * 3
     assert sorted(p.name for p in (run.root / "images" / "star").iterdir()) == ["s10.png", "s11.png", "s12.png"]
 
@@ -241,7 +242,7 @@ def test_the_record_of_a_sample_has_the_audit_of_its_image_beside_those_of_its_l
     out, audits = synthesize(run, Careful(8), rows(1, 4))
     label = np.zeros((4, 32, 32), np.uint8)
     said = {"labeling_audit": '{"kept": 1}', "refinement_audit": '{"sam": 2}'}
-    given = out | dict.fromkeys(LABEL_STAGES, label) | {k: np.array([v] * 4, object) for k, v in said.items()}
+    given = out | dict.fromkeys(LABEL_COLUMNS, label) | {k: np.array([v] * 4, object) for k, v in said.items()}
     passed = Writer(str(run.root), 0, NAMES)(given)
     records = {r["sample_id"]: r for r in run.draw(0).records()}
     assert records["s10"]["audit"] == {"kept": 1, "sam": 2}
@@ -256,7 +257,7 @@ def test_a_label_that_cannot_be_written_costs_its_row_alone(run):
     labels = np.empty(3, object)
     labels[:] = [np.zeros((32, 32), np.uint8), np.full((32, 32), np.nan), np.zeros((32, 32), np.uint8)]
     said = {name: np.array(["{}"] * 3, object) for name in ("labeling_audit", "refinement_audit")}
-    passed = Writer(str(run.root), 0, NAMES)(out | dict.fromkeys(LABEL_STAGES, labels) | said)
+    passed = Writer(str(run.root), 0, NAMES)(out | dict.fromkeys(LABEL_COLUMNS, labels) | said)
     assert [reason.partition(" (")[0] for reason in passed["reason"]] == ["", FAULT + "writing: ValueError: draft is float64", ""]
     note = json.loads(run.quarantined("s11").read_text())
     assert note["reason"] == passed["reason"][1] and "in _sample" in note["traceback"]
@@ -273,9 +274,9 @@ def test_imported_images_have_the_same_columns(run, tmp_path):
 
 def test_a_person_is_told_once_how_many_images_were_made_how():
     short, mended = {"made_in_batch": 4, "planned_batch": 8}, {"precision": "float32", "first_fault": "black"}
-    lines = warnings_of([{}, short, short | mended, {"made_in_batch": 2, "planned_batch": 8}, {"blocks_run": 9}])
+    lines = audit_warnings([{}, short, short | mended, {"made_in_batch": 2, "planned_batch": 8}, {"blocks_run": 9}])
     assert len(lines) == 3
     assert lines[0].startswith("1 images were made in batches of 2 instead of 8") and "synthesis.batch=2" in lines[0]
     assert lines[1].startswith("2 images were made in batches of 4 instead of 8")
     assert lines[2] == "1 images came out faulty and were made again (float32)"
-    assert warnings_of([{}] * 5) == []
+    assert audit_warnings([{}] * 5) == []

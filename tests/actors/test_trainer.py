@@ -15,7 +15,7 @@ import torch
 
 from actors import graph
 from actors.pipeline import Pipeline
-from actors.trainer import Labelling, all_labelled, train_and_evaluate
+from actors.trainer import LabelingThread, always_labeled, train_and_evaluate
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
@@ -38,14 +38,14 @@ def test_a_failure_of_labelling_is_raised_where_the_trainer_asks_and_as_itself()
     def fails(draw, go_on):
         raise failure
 
-    with pytest.raises(UserError, match="no room on the disk") as caught, Labelling(fails, [0]) as labelling:
+    with pytest.raises(UserError, match="no room on the disk") as caught, LabelingThread(fails, [0]) as labelling:
         while not labelling.labelled(0):
             time.sleep(0.01)
     assert caught.value is failure
 
 
 def test_what_labelling_said_counts_even_if_the_trainer_says_something_else_then():
-    with pytest.raises(UserError, match="no room"), Labelling(lambda *_: 1 / 0, [0]) as labelling:
+    with pytest.raises(UserError, match="no room"), LabelingThread(lambda *_: 1 / 0, [0]) as labelling:
         while labelling.failure is None:
             time.sleep(0.01)
         labelling.failure = ValueError("no room")
@@ -53,7 +53,7 @@ def test_what_labelling_said_counts_even_if_the_trainer_says_something_else_then
 
 
 def test_a_failure_of_training_stops_labelling_between_two_batches():
-    labelling = Labelling(steadily, [0, 1])
+    labelling = LabelingThread(steadily, [0, 1])
     with pytest.raises(RuntimeError, match="nan"), labelling:
         raise RuntimeError("nan")
     assert not labelling.thread.is_alive()
@@ -66,10 +66,10 @@ def test_the_block_ends_when_both_have_ended_and_a_late_failure_is_not_lost():
         if draw:
             raise UserError("late")
 
-    with Labelling(late, [0]) as labelling:
+    with LabelingThread(late, [0]) as labelling:
         pass
     assert labelling.labelled(0)
-    with pytest.raises(UserError, match="late"), Labelling(late, [0, 1]):
+    with pytest.raises(UserError, match="late"), LabelingThread(late, [0, 1]):
         pass
 
 
@@ -82,7 +82,7 @@ def test_an_interrupt_reaches_the_main_thread_and_waits_for_nobody():
 
     before, ended = signal.signal(signal.SIGINT, stop), threading.Event()
     try:
-        with pytest.raises(Stopped), Labelling(lambda draw, go_on: ended.wait(60) and None, [0]) as labelling:
+        with pytest.raises(Stopped), LabelingThread(lambda draw, go_on: ended.wait(60) and None, [0]) as labelling:
             os.kill(os.getpid(), signal.SIGINT)
             while True:
                 labelling.labelled(0)
@@ -189,7 +189,7 @@ def test_two_workers_learn_what_one_process_learns_and_a_killed_one_goes_on_from
     graph.stream(here, run, names, 0, lambda *_: None)
     shutil.copytree(run.root, tmp_path / "one")
     told = []
-    for config, root, labelled in ((here, tmp_path / "one", all_labelled), (there, run.root, Killing(tmp_path / "killed"))):
+    for config, root, labelled in ((here, tmp_path / "one", always_labeled), (there, run.root, Killing(tmp_path / "killed"))):
         bars = [lambda done, total: told.append(done), lambda *_: None]
         train_and_evaluate(config, RunDir(root), *check(config), bars, evaluate=False, labelled=labelled)
     assert (tmp_path / "killed").is_file()

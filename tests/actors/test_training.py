@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actors.placement import preflight
-from actors.training import Group, check_workers, fit, train_base_on_workers
+from actors.training import WorkerContext, check_workers, fit, train_base_on_workers
 from syn4seg.config.loading import load
 from syn4seg.config.sections import TrainingConfig
 from syn4seg.data.datasets import EmbeddedDataset
@@ -31,7 +31,7 @@ def test_without_workers_the_loop_runs_here():
         return group
 
     group = fit(loop, {"x": 3}, TrainingConfig(), name="here", device="cpu", progress=told.append)
-    assert group == Group(0, 1, "cpu", told.append) and told == [{"seen": 3}]
+    assert group == WorkerContext(0, 1, "cpu", told.append) and told == [{"seen": 3}]
 
 
 def test_workers_that_fit_are_accepted():

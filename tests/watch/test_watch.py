@@ -30,7 +30,7 @@ from syn4seg.stages.rows import rows_of
 from syn4seg.store.files import as_path
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Sample
+from syn4seg.store.samples import StoredSample
 from syn4seg.watch import state as states
 from syn4seg.watch.screen import follow, headline, line, picture
 from syn4seg.watch.state import STALE_SECONDS, Watcher, snapshot
@@ -469,7 +469,7 @@ def test_a_stream_counts_each_sample_that_ended_once_and_says_all_that_have(fres
     ids = read_planned_samples(run)["sample_id"].to_pylist()
     run.draw(0).write(
         [
-            Sample(
+            StoredSample(
                 {"sample_id": s, "class": "ball", "class_id": 9, "reason": f"no {s}", "prompt": "", "noise_seed": 1, "batch": 0}, {}
             )
             for s in ids[:8]
