@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
 from syn4seg.schema import LABEL_COLUMNS, RECORD
-from syn4seg.store.files import decode_image, encode_image, map_threads, parse_json, pixel_digest, to_json
+from syn4seg.store.files import map_threads, parse_json, to_json
+from syn4seg.store.images import decode_image, encode_image, pixel_digest
 from syn4seg.store.parquet_parts import PartStore
 from syn4seg.store.samples import (
     Pair,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -165,38 +164,6 @@ def test_a_manifest_that_points_elsewhere_is_refused(finish, fresh, small):
     run.draw(0).manifest.write_bytes(b"")
     with pytest.raises(UserError, match=r"manifest\.parquet: damaged"):
         verify_run(run)
-
-
-def png(rows: int, columns: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
-
-
-def test_images_are_bounded_before_they_are_decoded(finish, fresh, small, monkeypatch):
-    from syn4seg.store import files
-
-    run, names = fresh
-    config = load(None, small)
-    finish(config, run, names)
-    record = next(r for r in run.draw(0).records() if not r["reason"])
-    path = run.draw(0).label("label", record["class"], record["sample_id"])
-    path.write_bytes(png(60_000, 60_000))
-    with pytest.raises(UserError, match="claims 60000 x 60000 pixels"):
-        files.read_image(path)
-    assert verify_run(run)[1] == [f"draw 0: label of {record['sample_id']} is missing"]
-    monkeypatch.setattr(files, "MAX_FILE", 100)
-    os.truncate(path, 2**28 + 1)  # sparse: it takes no room
-    with pytest.raises(UserError, match="at most"):
-        files.read_image(path)
-    with pytest.raises(UserError, match="at most"):
-        files.read_json(path)
 
 
 def test_links_out_of_the_run_and_numbers_that_are_none_are_no_draws(fresh):

@@ -18,7 +18,8 @@ from syn4seg.errors import UserError
 from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.results import verify_run
 from syn4seg.stages.reuse import reuse
-from syn4seg.store.files import as_path, pixel_digest, write_atomically, write_json
+from syn4seg.store.files import as_path, write_atomically, write_json
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.layout_sharded import IMAGES, ShardSamples
 from syn4seg.store.parquet_parts import PartStore

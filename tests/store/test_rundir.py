@@ -18,7 +18,8 @@ from syn4seg.seeds import noise_seed
 from syn4seg.stages.plan import make_plan
 from syn4seg.stages.reuse import reuse
 from syn4seg.store import files, tables
-from syn4seg.store.files import exists, pixel_digest, read_image, remove, write_atomically, write_image, write_json
+from syn4seg.store.files import exists, remove, write_atomically, write_json
+from syn4seg.store.images import pixel_digest, read_image, write_image
 from syn4seg.store.rundir import RunDir, open_run, run_digest
 from syn4seg.store.samples import checked_name
 
