@@ -92,7 +92,13 @@ def test_a_region_record_carries_the_tight_box_and_the_area():
     features = np.ones((4, 4, 4), np.float32)
     got = filter_regions(draft, features, {TARGET: np.full(4, 0.5)}, target=TARGET, novel=NOVEL, lambda_keep=0.99, min_region=1)
     (region,) = got.regions
-    assert region.box == (5, 3, 11, 7) and region.area == 24 and region.kept and abs(region.similarity - 1) < 1e-5
+    assert (
+        region.box == (5, 3, 11, 7)
+        and all(type(v) is int for v in region.box)
+        and region.area == 24
+        and region.kept
+        and abs(region.similarity - 1) < 1e-5
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -139,6 +145,23 @@ def test_a_region_of_one_feature_has_similarity_one_on_any_grid(grid):
     got = filter_regions(draft, features, prototypes, target=TARGET, novel=NOVEL, lambda_keep=0.999, min_region=1)
     of_target = [r for r in got.regions if r.class_index == TARGET]
     assert of_target and all(r.kept for r in of_target)
+
+
+def test_a_region_exactly_at_a_threshold_and_a_pixel_exactly_at_its_confidence_are_kept():
+    draft = np.array([[TARGET, TARGET, 0, 1]], np.uint8)
+    features, prototype = np.zeros((2, 1, 4), np.float32), np.array([1.0, 0], np.float32)
+    features[0] = 3
+    settings: dict[str, Any] = dict(target=TARGET, novel=NOVEL, min_region=2, tau_base=0.7, tau_background=0.7)
+    exact = np.full(draft.shape, 0.7, np.float32)  # less than the float64 0.7
+    got = filter_regions(draft, features, {TARGET: prototype}, lambda_keep=1.0, confidence=exact, **settings)
+    np.testing.assert_array_equal(got.kept, draft)
+    above = np.nextafter(np.float64(1), 2)
+    assert (filter_regions(draft, features, {TARGET: prototype}, lambda_keep=above, **settings).kept == 255).sum() == 2
+    unsure = np.zeros(draft.shape, np.float32)
+    got = filter_regions(
+        draft, features, {TARGET: prototype}, target=TARGET, novel=NOVEL, lambda_keep=0, min_region=1, confidence=unsure
+    )
+    np.testing.assert_array_equal(got.kept, draft)  # without thresholds no confidence is too low
 
 
 @pytest.mark.parametrize("value", [0, 255, TARGET, 1])
@@ -203,9 +226,28 @@ def test_with_one_region_its_quadrants_are_held_out_in_turn():
     np.testing.assert_allclose(held_out_similarities(features, masks, 2), want, atol=1e-5)
 
 
+def test_the_quadrants_of_any_region_are_cut_at_the_middle_of_its_box_and_empty_ones_left_out():
+    features = [seeded("quadrants").normal(size=(6, 5, 10)).astype(np.float32) + 1]
+    angle, pair = np.zeros((2, 10, 20), bool)
+    angle[2:8, 3:5] = angle[6, 3:11] = True  # box rows 2..7 and columns 3..10, nothing at the upper right
+    pair[2, 3] = pair[3, 4] = True  # two pixels that touch at a corner
+    for mask in (angle, pair):
+        parts = []
+        ys, xs = np.nonzero(mask)
+        middle = (ys.min() + ys.max() + 1) / 2, (xs.min() + xs.max() + 1) / 2
+        for low in (False, True):
+            for right in (False, True):
+                pixels = [(y, x) for y, x in zip(ys, xs, strict=True) if (y >= middle[0]) == low and (x >= middle[1]) == right]
+                parts += [np.sum([features[0][:, y // 2, x // 2] for y, x in pixels], axis=0)] if pixels else []
+        want = [cosine(p, np.sum(parts, axis=0) - p) for p in parts]
+        np.testing.assert_allclose(held_out_similarities(features, [mask.astype(np.uint8)], 1), want, atol=1e-5)
+    with pytest.raises(ValueError, match="zip"):
+        held_out_similarities(features, [angle.astype(np.uint8)] * 2, 1)
+
+
 def test_a_support_that_cannot_be_held_out_is_an_error():
     features, masks = shots(1)
     masks[0][0, 15] = 7
     for index in (7, 8):
-        with pytest.raises(UserError, match=f"class index {index}"):
+        with pytest.raises(UserError, match=f"class index {index} .*draw another support set$"):
             held_out_similarities(features, masks, index)

@@ -14,6 +14,7 @@ from syn4seg.labeling.prototypes import (
     area_weights,
     background_prototype,
     blend,
+    cell_size,
     local_prototypes,
     normalize,
     occupancy,
@@ -24,7 +25,7 @@ from syn4seg.labeling.prototypes import (
 )
 from syn4seg.seeds import seeded
 
-GRIDS = [((12, 16), (3, 4)), ((13, 10), (4, 3)), ((7, 9), (7, 9)), ((5, 4), (8, 6)), ((11, 6), (1, 1))]
+GRIDS = [((12, 16), (3, 4)), ((13, 10), (4, 3)), ((7, 9), (7, 9)), ((5, 4), (8, 6)), ((11, 6), (1, 1)), ((6, 13), (3, 4))]
 
 
 def slow_occupancy(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -73,6 +74,7 @@ def test_occupancy_equals_the_overlap_of_every_pixel_with_every_cell(shape, grid
     shares = rng.random((1, *shape))
     for mask, got in zip(masks, occupancy(masks, grid), strict=True):
         np.testing.assert_allclose(got, slow_occupancy(mask, grid), atol=1e-6)
+    assert got.dtype == np.float32
     np.testing.assert_allclose(occupancy(shares, grid)[0], slow_occupancy(shares[0], grid), atol=1e-6)
 
 
@@ -85,6 +87,13 @@ def test_region_occupancy_equals_occupancy_of_the_regions_masks_even_if_some_are
     assert got.dtype == np.float32 and got.shape == (6, *grid)
     np.testing.assert_allclose(got, want, atol=1e-6)
     assert not got[2].any() and not got[5].any()
+
+
+def test_on_a_grid_that_divides_the_image_a_share_is_a_count_of_pixels():
+    regions = seeded("counts").integers(0, 3, (12, 9)).astype(np.int32)
+    cells = regions.reshape(4, 3, 3, 3).swapaxes(1, 2).reshape(4, 3, 9)
+    for row, share in enumerate(region_occupancy(regions, 2, (4, 3)), 1):
+        np.testing.assert_array_equal(share, (cells == row).sum(2).astype(np.float32) * np.float32(1 / 9))
 
 
 @pytest.mark.parametrize(("shape", "grid"), [((64, 64), (8, 8)), ((50, 47), (7, 6))])
@@ -111,6 +120,21 @@ def test_pool_sums_the_feature_under_every_pixel(shape, grid):
     regions = rng.integers(0, 4, shape).astype(np.int32)
     want = np.stack([slow_sum(features, regions == r) for r in (1, 2, 3)])
     np.testing.assert_allclose(pool(features, regions, 3), want, rtol=1e-4, atol=1e-4)
+
+
+def test_pool_has_one_precision_whatever_that_of_the_features():
+    features, regions = seeded("precision").normal(size=(4, 3, 4)), np.ones((12, 16), np.int32)
+    double, single = pool(features, regions, 1), pool(features.astype(np.float32), regions, 1)
+    assert double.dtype == np.float32
+    np.testing.assert_array_equal(double, single)
+
+
+def test_a_grid_has_two_axes_like_the_image():
+    with pytest.raises(ValueError, match="zip"):
+        occupancy(np.zeros((1, 6, 6), bool), (3, 3, 3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="zip"):
+        cell_size((6, 6), (3, 3, 3))  # pyright: ignore[reportArgumentType]
+    assert cell_size((13, 16), (4, 4)) == 4 and cell_size((12, 17), (4, 4)) == 5
 
 
 def test_pool_refuses_a_batch_of_features():
@@ -150,7 +174,7 @@ def test_support_prototypes_follow_the_order_of_classes_and_ignore_the_order_of_
 
 def test_a_class_without_support_pixels_is_named_in_the_error():
     features, masks = support("absent")
-    with pytest.raises(UserError, match=r"class index 4 \(sheep\)"):
+    with pytest.raises(UserError, match=r"class index 4 \(sheep\).*label map of its images$"):
         support_prototypes(features, masks, (2, 4), names=("dog", "sheep"))
     with pytest.raises(UserError, match="class index 4 has no pixel in the 3"):
         support_prototypes(features, masks, (2, 4))
@@ -166,8 +190,10 @@ def test_the_background_prototype_sees_only_pixels_that_mask_and_base_model_both
     np.testing.assert_allclose(background_prototype(features, masks, base), want, atol=1e-5)
     unmasked = unit(np.sum([slow_sum(f, m == 0) for f, m in zip(features, masks, strict=True)], axis=0))
     np.testing.assert_allclose(background_prototype(features, masks, None), unmasked, atol=1e-5)
-    with pytest.raises(UserError, match="base predictions"):
+    with pytest.raises(UserError, match=r"base predictions.*pass base_predictions=None$"):
         background_prototype(features, masks, [np.ones_like(m) for m in masks])
+    with pytest.raises(ValueError, match="zip"):
+        background_prototype(features, masks, base[:2])
 
 
 def test_local_prototypes_are_the_unit_means_of_the_classes_that_are_there():
@@ -186,6 +212,26 @@ def test_beta_zero_and_one_are_the_local_and_the_global_prototype():
         np.testing.assert_allclose(blend(a, b, 1.0), a, atol=1e-6)
         np.testing.assert_allclose(blend(a, b, 0.0), b, atol=1e-6)
         np.testing.assert_allclose(blend(a, b, 0.3), unit(0.3 * a + 0.7 * b), atol=1e-6)
+
+
+def test_blending_has_one_precision_whatever_that_of_the_prototypes():
+    a, b = seeded("blend precision").normal(size=(2, 64, 16))
+    for x, y in zip(a, b, strict=True):
+        single = blend(x.astype(np.float32), y.astype(np.float32), 0.3)
+        np.testing.assert_array_equal(blend(x, y, 0.3), single)
+        np.testing.assert_array_equal(blend(x.astype(np.float32), y, 0.3), single)
+
+
+def fill_memory_with_nan(shape: tuple[int, ...]) -> None:
+    """Leaves freed arrays of nan behind, so that memory that nobody fills is not zero by chance."""
+    arrays = [np.full(shape, np.nan, np.float32) for _ in range(64)]
+    del arrays
+
+
+def test_normalising_keeps_a_zero_vector_zero_whatever_was_in_memory():
+    for shape in ((3, 4), (40, 64)):
+        fill_memory_with_nan(shape)
+        assert not normalize(np.zeros(shape, np.float32)).any()
 
 
 def test_normalising_keeps_a_zero_vector_zero():

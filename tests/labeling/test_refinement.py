@@ -88,6 +88,7 @@ def test_refinement_equals_the_loop_over_pixels(seed):
     want, accepted, agreement = slow_refine(label, components, masks, ious, **settings)
     np.testing.assert_array_equal(got.label, want)
     assert got.accepted.tolist() == accepted and got.changed == np.count_nonzero(want != label)
+    assert got.agreement.dtype == np.float32
     np.testing.assert_allclose(got.agreement, agreement, atol=1e-6)
 
 

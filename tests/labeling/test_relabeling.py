@@ -155,6 +155,7 @@ def test_an_image_without_evidence_is_rejected_unchanged_and_one_with_a_kept_reg
     strict = {**SETTINGS, "lambda_keep": 0.99}
     got = relabel(kept, features, prototypes=prototypes, **strict)
     assert got.reason == "no_evidence" and got.changed == 0
+    assert -1 <= got.similarity_best < 0.99 and set(got.local) <= {int(k) for k in np.unique(kept)} - {255} and got.local
     np.testing.assert_array_equal(got.label, kept)
     kept[20, 20] = TARGET
     assert relabel(kept, features, prototypes=prototypes, **strict).reason == ""
@@ -180,6 +181,16 @@ def test_ties_go_to_the_lower_class_index_whatever_the_order_of_prototypes():
         assert got.label.tolist() == [[1, 1, 1, TARGET]]
 
 
+def test_a_cell_exactly_at_lambda_is_evidence_and_a_class_exactly_at_theta_is_clear():
+    kept, features = np.full((1, 4), 255, np.uint8), np.zeros((2, 1, 4), np.float32)
+    features[0] = 2
+    east = np.array([1.0, 0], np.float32)
+    settings = {**SETTINGS, "beta": 1.0, "lambda_keep": 1.0, "theta": 0.5}
+    got = relabel(kept, features, prototypes={0: east, TARGET: east}, **settings)  # two equal classes: a share of 1/2 each
+    assert got.reason == "" and got.similarity_best == 1 and got.label.tolist() == [[0, 0, 0, 0]]
+    assert (relabel(kept, features, prototypes={0: east, TARGET: east}, **{**settings, "theta": 0.51}).label == 255).all()
+
+
 @pytest.mark.parametrize("value", [0, 255, TARGET, 1])
 def test_an_image_of_one_label_is_relabeled(value):
     _, features, prototypes = case("one")
@@ -201,9 +212,13 @@ def test_local_background_ignores_pixels_near_foreground_and_free_pixels():
 def test_cosines_of_zero_features_are_zero_and_all_others_match_the_definition():
     rng = seeded("cosines")
     features = rng.normal(size=(5, 3, 4)).astype(np.float32)
+    features[:, 0] *= 0.01
     features[:, 1, 2] = 0
     vectors = normalize(rng.normal(size=(2, 5)))
+    garbage = [np.full(12, np.nan, np.float32) for _ in range(64)]
+    del garbage  # memory that nobody fills is not zero by chance
     got = cosines(features, vectors)
+    assert got.dtype == cosines(features.astype(np.float64), vectors).dtype == np.float32
     for c, y, x in np.ndindex(got.shape):
         length = np.linalg.norm(features[:, y, x])
         assert got[c, y, x] == pytest.approx(vectors[c] @ features[:, y, x] / length if length else 0.0, abs=1e-6)
