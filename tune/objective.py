@@ -20,38 +20,38 @@ from syn4seg.store.files import to_json
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import StageCache
 from syn4seg.trials.trial import Trials
-from tune.space import applied
+from tune.space import apply_overrides
 
 
-class Objective(ray_tune.Trainable):
+class TrialObjective(ray_tune.Trainable):
     """One report of a trial per step. Ray Tune gives the process the next trial when one has ended (`reuse_actors`).
 
     A trial's own exceptions end it as failed and leave the process as it is; only a lost process is tried again.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begins with the first trial."""
+        """Begin with the first trial."""
         import torch
 
-        given = json.loads(config["given"])
-        torch.set_num_threads(max(1, int(given["cpus"])))
-        self.cache = StageCache(given["cache"], given["cache_bytes"])
-        self.trials = Trials(self.cache, RunDir(given["reference"]), given["validation"], self._make_run, given["device"])
+        parts = json.loads(config["trial"])
+        torch.set_num_threads(max(1, int(parts["cpus"])))
+        self.cache = StageCache(parts["cache"], parts["cache_bytes"])
+        self.trials = Trials(self.cache, RunDir(parts["reference"]), parts["validation"], self._make_run, parts["device"])
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins with another trial."""
-        self.given, self.started = json.loads(new_config["given"]), time.perf_counter()
+        """Begin with another trial."""
+        self.parts, self.started = json.loads(new_config["trial"]), time.perf_counter()
         self.before, self.reports = self.cache.counts.copy(), []
         self.scores: Iterator[dict[int, Any]] | None = None
         return True
 
     def step(self) -> dict[str, Any]:
-        """Trains up to the next report. The result's `record`, a JSON text, is what is kept of the trial once it is `done`."""
+        """Train up to the next report. The result's `record`, a JSON text, is what is kept of the trial once it is `done`."""
         try:
             if self.scores is None:
-                config = applied(Config.model_validate(self.given["config"]), self.given["overrides"])
-                self.scores = self.trials.scores(config, self.given["study_reports"])
+                config = apply_overrides(Config.model_validate(self.parts["config"]), self.parts["overrides"])
+                self.scores = self.trials.scores(config, self.parts["study_reports"])
             draws = next(self.scores)
         except StoreError as error:  # no fault of the trial: the sweep stops
             return {"done": True, "stopped": " ".join(str(error).split())}
@@ -59,10 +59,10 @@ class Objective(ray_tune.Trainable):
             line = f"{type(error).__name__}: {' '.join(str(error).split())[:800]}"
             return self._ended("failed", {}, error=line, traceback=traceback.format_exc()[-8000:])
         self.reports.append({metric: spread([of[metric] for of in draws.values()])["mean"] for metric in METRICS})
-        number, objective = len(self.reports), self.given["metrics"][0]
-        if number == self.given["study_reports"]:
+        number, objective = len(self.reports), self.parts["metrics"][0]
+        if number == self.parts["study_reports"]:
             return self._ended("complete", draws)
-        value, least = self.reports[-1][objective], self.given["stop_below"][number - 1]
+        value, least = self.reports[-1][objective], self.parts["stop_below"][number - 1]
         if least is not None and (value is None or value < least):
             return self._ended("pruned", draws)
         return {"done": False, "report": number}
@@ -76,9 +76,9 @@ class Objective(ray_tune.Trainable):
         for (stage, how), count in sorted(made.items()):
             stages.setdefault(stage, {})[how] = count
         record = {
-            "number": self.given["number"],
-            "overrides": self.given["overrides"],
-            "params": self.given["params"],
+            "number": self.parts["number"],
+            "overrides": self.parts["overrides"],
+            "params": self.parts["params"],
             "state": state,
             "draws": kept,
             "reports": self.reports,
@@ -89,18 +89,18 @@ class Objective(ray_tune.Trainable):
         return {"done": True, "report": len(self.reports), "record": json.dumps(to_json(record))}
 
     def _make_run(self, config: Config, path: Path) -> None:
-        """Prompts, images and base checkpoint in a folder, in this process; what the reference run has already is linked."""
-        make_run(config, path, RunDir(self.given["reference"]), self.given["device"])
+        """Return prompts, images and base checkpoint in a folder, in this process; what the reference run has already is linked."""
+        make_run(config, path, RunDir(self.parts["reference"]), self.parts["device"])
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: what is worth keeping is in the stage cache."""
+        """Do nothing: what is worth keeping is in the stage cache."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, see `save_checkpoint`."""
+        """Do nothing, see `save_checkpoint`."""
 
 
 def make_run(config: Config, path: Path, reference: RunDir, device: str) -> None:
-    """Makes prompts, images and base checkpoint of a configuration, or goes on with it; stages that fit are taken from a run."""
+    """Make prompts, images and base checkpoint of a configuration, or goes on with it; stages that fit are taken from a run."""
     from actors.pipeline import Pipeline
     from syn4seg.stages.checks import check
     from syn4seg.stages.setup import digest_inputs
@@ -113,34 +113,34 @@ def make_run(config: Config, path: Path, reference: RunDir, device: str) -> None
     if reference.stored() is not None:
         reuse(reference, run, config)
     dataset, fold = check(config, run)
-    pipeline = Pipeline(config, run, dataset, fold, Silent())
+    pipeline = Pipeline(config, run, dataset, fold, SilentDisplay())
     pipeline.synthesize()
     pipeline.base()
 
 
-class Silent:
+class SilentDisplay:
     """A display for processes that nobody looks at."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def bar(self, title: str) -> Any:
-        """A bar that nobody sees."""
+        """Return a bar that nobody sees."""
         import contextlib
 
         return contextlib.nullcontext(lambda *_: None)
 
     def bars(self, *titles: str) -> Any:
-        """Bars that nobody sees."""
+        """Return bars that nobody sees."""
         import contextlib
 
         return contextlib.nullcontext([lambda *_: None for _ in titles])
 
     def funnel(self, draw: int, reasons: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def results(self, results: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _number(value: Any) -> float | None:

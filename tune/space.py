@@ -130,12 +130,12 @@ class Study(Section):
 
 
 def on_test(objective: str) -> bool:
-    """Whether an objective is measured on the test list."""
+    """Return whether an objective is measured on the test list."""
     return objective.startswith(TEST)
 
 
 def read_study(path: Path, changes: Mapping[str, Any]) -> Study:
-    """The study of a YAML file.
+    """Return the study of a YAML file.
 
     Args:
         changes: keys of the study to replace.
@@ -149,11 +149,11 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> Study:
         raise UserError(f"--study {path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("space"), dict) or not tree["space"]:
         raise UserError(f"--study {path}: expected `space: {{section.key: {{low: ..., high: ...}}}}` with at least one key")
-    for name, given in tree["space"].items():
-        if isinstance(given, list) and not given:
+    for name, space in tree["space"].items():
+        if isinstance(space, list) and not space:
             raise UserError(f"--study {path}: space.{name}: the list of choices is empty; name at least one value")
-        if isinstance(given, dict) and any(isinstance(v, float) for v in given.values()):
-            given.setdefault("fractional", True)
+        if isinstance(space, dict) and any(isinstance(v, float) for v in space.values()):
+            space.setdefault("fractional", True)
     try:
         return Study.model_validate(tree | dict(changes))
     except ValidationError as error:
@@ -170,7 +170,7 @@ def _line(error: Any) -> str:
 
 
 def check_study(study: Study, config: Config) -> None:
-    """Every key exists and may be swept, every end and choice is a value that the configuration takes, every objective is a metric.
+    """Check that keys exist and may be swept, that ends and choices are valid values, and that objectives are metrics.
 
     Args:
         config: the configuration that trials start from.
@@ -207,15 +207,15 @@ def check_study(study: Study, config: Config) -> None:
         for value in [space.low, space.high] if isinstance(space, Range) else space:
             value = int(value) if isinstance(space, Range) and space.whole else value
             try:
-                applied(config, study.set | {key: value})
+                apply_overrides(config, study.set | {key: value})
             except UserError as error:
                 raise UserError(f"study: space.{key}: {error}") from None
     if study.sampler == "grid":
         grid(study)
 
 
-def applied(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """A configuration with other values under some dotted keys.
+def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Return a configuration with other values under some dotted keys.
 
     Raises:
         UserError: a value that a key does not take.
@@ -233,43 +233,42 @@ def applied(config: Config, overrides: Mapping[str, Any]) -> Config:
         raise UserError("; ".join(explained(e) for e in error.errors())) from None
 
 
-def default_of(config: Config, key: str) -> Any:
-    """What a configuration has under a dotted key."""
+def default_value(config: Config, key: str) -> Any:
+    """Return what a configuration has under a dotted key."""
     value: Any = config.model_dump(mode="json")
     for part in key.split("."):
         value = value[part]
     return value
 
 
-# ------------------------------------------------------------------------------------------- Optuna's side of it
 def distributions(study: Study) -> dict[str, BaseDistribution]:
-    """Optuna's distribution of every key. Choices that Optuna cannot hold (lists, mappings) are JSON texts, see `plain`."""
+    """Return the distribution of Optuna for every key. Lists and mappings are JSON texts, see `from_choices`."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    found: dict[str, BaseDistribution] = {}
+    result: dict[str, BaseDistribution] = {}
     for key, space in study.space.items():
         if not isinstance(space, Range):
-            found[key] = CategoricalDistribution([written(value) for value in space])
+            result[key] = CategoricalDistribution([as_choice(value) for value in space])
         elif space.whole:
-            found[key] = IntDistribution(int(space.low), int(space.high), log=space.log, step=int(space.step or 1))
+            result[key] = IntDistribution(int(space.low), int(space.high), log=space.log, step=int(space.step or 1))
         else:
-            found[key] = FloatDistribution(space.low, space.high, log=space.log, step=space.step)
-    return found
+            result[key] = FloatDistribution(space.low, space.high, log=space.log, step=space.step)
+    return result
 
 
-def written(value: Any) -> Any:
-    """A choice as Optuna holds it."""
+def as_choice(value: Any) -> Any:
+    """Return a choice as Optuna holds it."""
     return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
 
 
-def plain(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by key, of what Optuna has chosen."""
-    choices = {key: {written(v): v for v in space} for key, space in study.space.items() if not isinstance(space, Range)}
+def from_choices(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by key, of what Optuna has chosen."""
+    choices = {key: {as_choice(v): v for v in space} for key, space in study.space.items() if not isinstance(space, Range)}
     return {key: choices[key][value] if key in choices else value for key, value in params.items()}
 
 
 def grid(study: Study) -> list[dict[str, Any]]:
-    """Every combination, the last key changing first.
+    """Return every combination, the last key changing first.
 
     Raises:
         UserError: a range without a step, or too many combinations.
@@ -291,7 +290,7 @@ def grid(study: Study) -> list[dict[str, Any]]:
 
 
 def study_path(name: str, packaged: Path) -> Path:
-    """The file of a study: a path, or the name of a packaged one.
+    """Return the file of a study: a path, or the name of a packaged one.
 
     Raises:
         UserError: there is none.

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from ray import tune as ray_tune
-from ray.tune.execution import tune_controller
 from ray.tune.search import Searcher
 
 from actors.cluster import check_shared, connect, node_resources
@@ -28,10 +27,11 @@ from syn4seg.config.tree import Config
 from syn4seg.errors import StoreError, UserError
 from syn4seg.seeds import seeded
 from syn4seg.store.rundir import RunDir
-from tune.objective import Objective
+from tune.idle_processes import idle_processes_kept
+from tune.objective import TrialObjective
 from tune.records import Record, SweepDir, optuna_study, write_best, write_results
-from tune.space import Study, default_of, distributions, grid, plain, written
-from tune.validation import AllFailed, validation_images
+from tune.space import Study, as_choice, default_value, distributions, from_choices, grid
+from tune.validation import AllTrialsFailed, validation_images
 
 QUANTILE = {"none": None, "median": 1 / 2, "thirds": 2 / 3}
 """Share of the earlier values at a report below which a trial is stopped."""
@@ -43,9 +43,8 @@ LOST = 2
 """How often a trial is begun again after its process was lost."""
 
 
-# ---------------------------------------------------------------------------------------------- which trial is next
-def choose(study: Study, config: Config, number: int, ended: Mapping[int, Record]) -> dict[str, Any] | None:
-    """The values of trial `number` by key, as Optuna holds them; None as long as a trial that it learns from has not ended."""
+def choose_params(study: Study, config: Config, number: int, ended: Mapping[int, Record]) -> dict[str, Any] | None:
+    """Return the values of trial `number` by key; None until every trial that it learns from has ended."""
     import warnings
 
     import optuna
@@ -55,9 +54,9 @@ def choose(study: Study, config: Config, number: int, ended: Mapping[int, Record
         return None
     space = distributions(study)
     if number == 0:
-        return {key: written(default_of(config, key)) for key in study.space}
+        return {key: as_choice(default_value(config, key)) for key in study.space}
     if study.sampler == "grid":
-        return {key: written(value) for key, value in grid(study)[number - 1].items()}
+        return {key: as_choice(value) for key, value in grid(study)[number - 1].items()}
     seed = int(seeded("sweep", study.seed, number).integers(2**31))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls multivariate sampling experimental
@@ -65,12 +64,12 @@ def choose(study: Study, config: Config, number: int, ended: Mapping[int, Record
             sampler: Any = optuna.samplers.RandomSampler(seed)
         else:
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=0)
-        made = optuna_study(study, [ended[i] for i in known], sampler=sampler)
-        return made.ask(space).params
+        optuna_study_ = optuna_study(study, [ended[i] for i in known], sampler=sampler)
+        return optuna_study_.ask(space).params
 
 
 def stop_below(study: Study, number: int, ended: Mapping[int, Record]) -> list[float | None]:
-    """By report, the objective below which trial `number` is stopped; None where it may go on whatever it is."""
+    """Return by report, the objective below which trial `number` is stopped; None where it may go on whatever it is."""
     share = QUANTILE[study.pruning]
     limits: list[float | None] = []
     for report in range(study.reports):
@@ -86,50 +85,50 @@ class Chooser(Searcher):
 
     Args:
         parts: what every trial of the sweep is given, see `Objective`.
-        told: called with the record of an ended trial.
+        on_record: called with the record of an ended trial.
     """
 
     def __init__(
-        self, study: Study, config: Config, sweep: SweepDir, count: int, parts: dict[str, Any], told: Callable[[Record], None]
+        self, study: Study, config: Config, sweep: SweepDir, count: int, parts: dict[str, Any], on_record: Callable[[Record], None]
     ):
         super().__init__()
-        self.study, self.base, self.sweep, self.parts, self.told = study, config, sweep, parts, told
+        self.study, self.base, self.sweep, self.parts, self.on_record = study, config, sweep, parts, on_record
         self.ended = sweep.records()
         self.missing = [n for n in range(count) if n not in self.ended]
         self.running: dict[str, dict[str, Any]] = {}
         self.stopped = ""
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial; None as long as it waits for others, FINISHED when there is none."""
+        """Return the next trial; None as long as it waits for others, FINISHED when there is none."""
         if not self.missing:
             return Searcher.FINISHED
         number = self.missing[0]
-        params = choose(self.study, self.base, number, self.ended)
+        params = choose_params(self.study, self.base, number, self.ended)
         if params is None:
             return None
         self.missing.pop(0)
-        self.running[trial_id] = given = {
+        self.running[trial_id] = trial = {
             "number": number,
             "params": params,
-            "overrides": {**self.study.set, **plain(self.study, params)},
+            "overrides": {**self.study.set, **from_choices(self.study, params)},
             "stop_below": stop_below(self.study, number, self.ended),
         }
-        return {"given": json.dumps(self.parts | given)}  # a text: Ray Tune flattens mappings into every result
+        return {"trial": json.dumps(self.parts | trial)}  # a text: Ray Tune flattens mappings into every result
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Keeps the record of a trial that ended."""
-        given = self.running.pop(trial_id)
+        """Keep the record of a trial that ended."""
+        trial = self.running.pop(trial_id)
         if result is not None and "stopped" in result:
             self.stopped = result["stopped"]
             return
-        told = None if result is None or error else result.get("record")
+        text = None if result is None or error else result.get("record")
         record: Record = (
-            json.loads(told)
-            if told
+            json.loads(text)
+            if text
             else {
-                "number": given["number"],
-                "overrides": given["overrides"],
-                "params": given["params"],
+                "number": trial["number"],
+                "overrides": trial["overrides"],
+                "params": trial["params"],
                 "state": "failed",
                 "draws": {},
                 "reports": [],
@@ -140,22 +139,21 @@ class Chooser(Searcher):
         )
         self.sweep.write(record)
         self.ended[record["number"]] = record
-        self.told(record)
+        self.on_record(record)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune pickles its searcher for a restart of its own, which is never used."""
+        """Do nothing: Ray Tune pickles its searcher for a restart of its own, which is never used."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the records are on disk."""
+        """Do nothing: the records are on disk."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
+        """Do nothing, see `save`."""
 
 
-# ------------------------------------------------------------------------------------------------------ the sweep
 def check_room(config: Config, concurrency: int) -> None:
-    """Joins Ray and refuses more trials at a time than fit.
+    """Join Ray and refuses more trials at a time than fit.
 
     Raises:
         UserError: with how many fit.
@@ -165,7 +163,7 @@ def check_room(config: Config, concurrency: int) -> None:
     pool = PoolConfig(
         size=concurrency, batch=1, cpus=trial.cpus, gpus=trial.gpus, accelerator=trial.accelerator, resources=trial.resources
     )
-    preflight([Operator(Objective, {}, pool, "trial")], node_resources())
+    preflight([Operator(TrialObjective, {}, pool, "trial")], node_resources())
 
 
 def run_sweep(
@@ -179,17 +177,17 @@ def run_sweep(
     cache_bytes: int,
     reference: RunDir,
     fail_fast: bool,
-    told: Callable[[Record], None],
+    on_record: Callable[[Record], None],
 ) -> dict[str, Any]:
-    """Runs the trials that are missing, writes every result file, and returns the summary.
+    """Run the trials that are missing, writes every result file, and returns the summary.
 
     Args:
         reference: a run with prompts, images and base checkpoint of the configuration.
-        told: called with the record of every trial that ends.
+        on_record: called with the record of every trial that ends.
 
     Raises:
         UserError: too few validation images; with `fail_fast`, a trial failed.
-        AllFailed: every trial failed.
+        AllTrialsFailed: every trial failed.
         StoreError: the disk is full, or the cache cannot be written.
     """
     count = trials
@@ -212,7 +210,7 @@ def run_sweep(
     def ended(record: Record) -> None:
         if record["state"] == "failed":
             failures.append(record)
-        told(record)
+        on_record(record)
 
     chooser = Chooser(study, config, sweep, count, parts, ended)
     if chooser.missing:
@@ -228,74 +226,61 @@ def run_sweep(
         )
     if not summary["complete"]:
         reasons = sorted({record.get("error", "") for record in chooser.ended.values() if record["state"] == "failed"})
-        raise AllFailed(f"{sweep.root}: no trial of {summary['trials']} ended well: {reasons[0] if reasons else 'no reason'}")
+        raise AllTrialsFailed(f"{sweep.root}: no trial of {summary['trials']} ended well: {reasons[0] if reasons else 'no reason'}")
     write_best(sweep, config, summary, study.set)
     return summary
 
 
 def _tune(chooser: Chooser, config: Config, concurrency: int, failed: Callable[[], bool]) -> None:
-    """Ray Tune over what the chooser hands out; its own files are of no use to us and go with the end of this function."""
+    """Run Ray Tune over the trials of the chooser; its own files lie in a temporary folder and are deleted."""
     os.environ |= {name: "1" for name in SWITCHES} | {"RAY_AIR_NEW_OUTPUT": "0"}
     place = config.placement.trial
     needs = {"CPU": place.cpus, "GPU": place.gpus, **place.resources}
     if place.accelerator:
         needs[f"accelerator_type:{place.accelerator}"] = 0.001
     folder = tempfile.mkdtemp(prefix="syn4seg-tune-")
-    trainable: Any = ray_tune.with_resources(Objective, ray_tune.PlacementGroupFactory([{k: v for k, v in needs.items() if v}]))
-    tune_controller._ObjectCache = _Kept  # pyright: ignore[reportPrivateUsage]
+    trainable: Any = ray_tune.with_resources(
+        TrialObjective, ray_tune.PlacementGroupFactory([{k: v for k, v in needs.items() if v}])
+    )
+    tuner = ray_tune.Tuner(
+        trainable,
+        tune_config=ray_tune.TuneConfig(
+            search_alg=chooser,
+            num_samples=len(chooser.missing),
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+        ),
+        run_config=ray_tune.RunConfig(
+            name="sweep",
+            storage_path=folder,
+            verbose=0,
+            stop=_Stop(failed),
+            failure_config=ray_tune.FailureConfig(max_failures=LOST),
+        ),
+    )
     try:
-        ray_tune.Tuner(
-            trainable,
-            tune_config=ray_tune.TuneConfig(
-                search_alg=chooser,
-                num_samples=len(chooser.missing),
-                max_concurrent_trials=concurrency,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
-                trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
-            ),
-            run_config=ray_tune.RunConfig(
-                name="sweep",
-                storage_path=folder,
-                verbose=0,
-                stop=_Stop(failed),
-                failure_config=ray_tune.FailureConfig(max_failures=LOST),
-            ),
-        ).fit()
+        with idle_processes_kept():
+            tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Kept(tune_controller._ObjectCache):
-    """Ray Tune's store of idle trial processes, which ends one of two whose trials end at the same time; this one keeps them all,
-    so that networks are loaded and modules imported once per process of the sweep."""
-
-    def cache_object(self, key: Any, obj: Any) -> bool:
-        """Keeps the process."""
-        self._cached_objects[key].append(obj)
-        self._num_cached_objects += 1
-        return True
-
-    def flush_cached_objects(self, force_all: bool = False) -> Any:
-        """Lets go of processes at the end of the sweep."""
-        if force_all:
-            yield from super().flush_cached_objects(force_all=True)
-
-
 class _Stop(ray_tune.Stopper):
-    """Ends the whole sweep: nothing can be written any more, or one failed trial is to be enough."""
+    """End the whole sweep: nothing can be written any more, or --fail-fast was given."""
 
     def __init__(self, failed: Callable[[], bool]):
         self.failed = failed
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, see `Chooser`."""
+        """Pickle nothing, see `Chooser`."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never one trial by itself."""
+        """Return False: no trial is stopped by itself."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether that is so."""
+        """Return whether the sweep must end."""
         return self.failed()

@@ -19,9 +19,9 @@ from syn4seg.store.files import exists
 from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import Terminal
 from syn4seg.trials.cache import StageCache
-from tune.records import Record, SweepDir, value_of
-from tune.space import Range, Study, applied, check_study, plain, read_study, study_path
-from tune.validation import open_sweep, validation_images, wanted
+from tune.records import Record, SweepDir, metric_value
+from tune.space import Range, Study, apply_overrides, check_study, from_choices, read_study, study_path
+from tune.validation import open_sweep, trial_count, validation_images
 
 LONGEST = 40
 """Characters of a value in a line about a trial."""
@@ -43,7 +43,7 @@ def search_keys(
     cache_bytes: int,
     fail_fast: bool,
 ) -> None:
-    """Runs or continues a sweep.
+    """Run or continues a sweep.
 
     Args:
         words: configuration and overrides as given at the command line; the first may be a finished run, whose stages are used.
@@ -51,35 +51,35 @@ def search_keys(
 
     Raises:
         UserError: anything that is wrong, before a model loads.
-        AllFailed: every trial failed.
+        AllTrialsFailed: every trial failed.
     """
-    asked = read_study(study_path(study, Path(syn4seg.__file__).parent / "configs" / "studies"), _changes(changes, objective))
-    check_study(asked, config)
+    spec = read_study(study_path(study, Path(syn4seg.__file__).parent / "configs" / "studies"), _changes(changes, objective))
+    check_study(spec, config)
     StageCache(cache)  # refuses a URL
     if out is not None and "://" in out:
         raise UserError(
             f"--out {out}: a sweep is kept in a folder of this machine or a network mount; the run that it begins "
             "with may lie in an object store"
         )
-    count, at_once = wanted(asked, trials or asked.trials), concurrency or asked.window
-    if at_once > asked.window:
+    count, at_once = trial_count(spec, trials or spec.trials), concurrency or spec.window
+    if at_once > spec.window:
         raise UserError(
-            f"--concurrency {at_once}: the study's window is {asked.window}, the most trials at a time; "
+            f"--concurrency {at_once}: the study's window is {spec.window}, the most trials at a time; "
             f"begin the study with study.window={at_once}"
         )
-    check(applied(config, asked.set))
-    for key, space in asked.space.items():
+    check(apply_overrides(config, spec.set))
+    for key, space in spec.space.items():
         for value in [] if isinstance(space, Range) else space:
-            check(applied(config, {**asked.set, key: value}))
-    validation_images(asked, config)
+            check(apply_overrides(config, {**spec.set, key: value}))
+    validation_images(spec, config)
     display = Terminal()
     folder = SweepDir(Path(out) if out else Path("runs") / f"{config.name}-{Path(study).stem}")
     reference = _reference(words, folder)
-    open_sweep(folder, asked, config, resume)
-    _say(display, asked, folder, count)
+    open_sweep(folder, spec, config, resume)
+    announce(display, spec, folder, count)
     if reference is None:
-        given = [word for word in words if not word.startswith("study.")]
-        pipeline = open_pipeline(given, str(folder.run), reuse)
+        run_words = [word for word in words if not word.startswith("study.")]
+        pipeline = open_pipeline(run_words, str(folder.run), reuse)
         pipeline.synthesize()
         pipeline.base()
         reference = folder.run
@@ -96,12 +96,12 @@ def search_keys(
         def ended(record: Record) -> None:
             nonlocal done
             done += 1
-            display.note(line_of(asked, record))
+            display.note(trial_line(spec, record))
             bar(done, count)
 
         summary = run_sweep(
             folder,
-            asked,
+            spec,
             config,
             trials=count,
             concurrency=at_once,
@@ -109,32 +109,32 @@ def search_keys(
             cache_bytes=cache_bytes,
             reference=RunDir(reference),
             fail_fast=fail_fast,
-            told=ended,
+            on_record=ended,
         )
     from syn4seg.report.sweep import write_report
 
-    sentences = [f"{metric}: {verdict(found)}." for metric, found in summary.get("comparison", {}).items()]
-    write_report(folder.report, asked.model_dump(mode="json"), summary, _rows(asked, folder), sentences)
-    _tell(display, asked, folder, summary, time.perf_counter() - started)
+    sentences = [f"{metric}: {verdict(comparison)}." for metric, comparison in summary.get("comparison", {}).items()]
+    write_report(folder.report, spec.model_dump(mode="json"), summary, _rows(spec, folder), sentences)
+    print_summary(display, spec, folder, summary, time.perf_counter() - started)
 
 
 def _changes(changes: Sequence[str], objective: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for word in changes:
         key, sign, value = word.removeprefix("study.").partition("=")
         if not sign or key not in Study.model_fields or key in ("space", "set"):
             known = ", ".join(name for name in Study.model_fields if name not in ("space", "set"))
             raise UserError(f"{word}: expected study.KEY=VALUE with one of the keys {known}")
-        found[key] = yaml.safe_load(value)
+        values[key] = yaml.safe_load(value)
     if objective is not None:
-        found["objective"] = [name.strip() for name in objective.split(",")]
-        if len(found["objective"]) > 1:  # trials are stopped early by one value
-            found.setdefault("pruning", "none")
-    return found
+        values["objective"] = [name.strip() for name in objective.split(",")]
+        if len(values["objective"]) > 1:  # trials are stopped early by one value
+            values.setdefault("pruning", "none")
+    return values
 
 
 def _reference(words: Sequence[str], folder: SweepDir) -> Path | str | None:
-    """The run whose prompts, images and base checkpoint trials use: one that was given as the configuration, if it has them."""
+    """Return the run whose prompts, images and base checkpoint trials use: the one on the command line, if it has them."""
     first = words[0] if words and "=" not in words[0] else ""
     if not first or not exists(RunDir(first).config):
         return None
@@ -142,7 +142,7 @@ def _reference(words: Sequence[str], folder: SweepDir) -> Path | str | None:
     return first if run.has_images() and exists(run.base) else None
 
 
-def _say(display: Terminal, study: Study, folder: SweepDir, count: int) -> None:
+def announce(display: Terminal, study: Study, folder: SweepDir, count: int) -> None:
     display.note(f"{folder.root}: {study.title or 'study'}; {count} trials of {', '.join(study.space)}")
     if study.test:
         display.warn("the objective is measured on the TEST LIST: what is chosen here must not be reported as a result on it")
@@ -154,12 +154,12 @@ def _say(display: Terminal, study: Study, folder: SweepDir, count: int) -> None:
         )
 
 
-def line_of(study: Study, record: Record) -> str:
-    """One line about an ended trial."""
-    values = ", ".join(f"{m} {100 * (value_of(record, m) or 0):.1f}" for m in study.metrics) if record["draws"] else "-"
-    params = " ".join(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in plain(study, record["params"]).items())
-    said = f": {record['error'][:200]}" if record["state"] == "failed" else ""
-    return f"trial {record['number']:3d} {record['state']:8} {values}  {params}  {record['seconds']:.1f} s{said}"
+def trial_line(study: Study, record: Record) -> str:
+    """Return one line about an ended trial."""
+    values = ", ".join(f"{m} {100 * (metric_value(record, m) or 0):.1f}" for m in study.metrics) if record["draws"] else "-"
+    params = " ".join(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in from_choices(study, record["params"]).items())
+    error = f": {record['error'][:200]}" if record["state"] == "failed" else ""
+    return f"trial {record['number']:3d} {record['state']:8} {values}  {params}  {record['seconds']:.1f} s{error}"
 
 
 def _short(value: Any) -> str:
@@ -167,12 +167,12 @@ def _short(value: Any) -> str:
 
 
 def _rows(study: Study, folder: SweepDir) -> list[dict[str, Any]]:
-    """What the report needs of every trial."""
+    """Return what the report needs of every trial."""
     return [
         {
             "number": r["number"],
             "state": r["state"],
-            "params": plain(study, r["params"]),
+            "params": from_choices(study, r["params"]),
             "draws": r["draws"],
             "reports": r["reports"],
             "seconds": r["seconds"],
@@ -182,7 +182,7 @@ def _rows(study: Study, folder: SweepDir) -> list[dict[str, Any]]:
     ]
 
 
-def _tell(display: Terminal, study: Study, folder: SweepDir, summary: dict[str, Any], seconds: float) -> None:
+def print_summary(display: Terminal, study: Study, folder: SweepDir, summary: dict[str, Any], seconds: float) -> None:
     states = f"{summary['complete']} complete, {summary['pruned']} stopped early, {summary['failed']} failed"
     display.note(f"{summary['trials']} trials: {states}; {seconds:.0f} s")
     best = summary["best"]
@@ -195,29 +195,29 @@ def _tell(display: Terminal, study: Study, folder: SweepDir, summary: dict[str, 
     )
     if "default" in summary:
         display.note(f"the configuration's own values: {_values(study, summary['default'])}")
-        for metric, found in summary["comparison"].items():
-            display.note(f"{metric}: {verdict(found)}")
-    for metric, found in summary["importance"].items():
-        if found:
-            display.note(f"importance for {metric}: " + ", ".join(f"{key} {share:.0%}" for key, share in found.items()))
+        for metric, shares in summary["comparison"].items():
+            display.note(f"{metric}: {verdict(shares)}")
+    for metric, shares in summary["importance"].items():
+        if shares:
+            display.note(f"importance for {metric}: " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
     if study.test:
         display.warn("chosen on the TEST LIST: not a result that can be reported")
     display.note(f"best.yaml, trials.parquet, study.journal, tensorboard and report.html are in {folder.root}")
 
 
-def _values(study: Study, told: dict[str, Any]) -> str:
+def _values(study: Study, facts: dict[str, Any]) -> str:
     parts = []
     for metric in study.metrics:
-        value = told["values"][metric]
+        value = facts["values"][metric]
         spread = f" +- {100 * value['std']:.1f}" if value["n"] > 1 else ""
         parts.append(f"{metric} {100 * value['mean']:.1f}{spread}")
     return ", ".join(parts)
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """Whether the best is better than the default, in a sentence."""
-    difference = f"best - default {100 * found['difference']:+.1f} points"
-    if found["beyond"] is None:
+def verdict(comparison: dict[str, Any]) -> str:
+    """Return whether the best is better than the default, in a sentence."""
+    difference = f"best - default {100 * comparison['difference']:+.1f} points"
+    if comparison["beyond"] is None:
         return f"{difference}; one draw, so nothing is known of the spread: set data.draws=5"
-    spread = f"spread over {found['n']} draws {100 * max(found['spread'], found['std']):.1f}"
-    return f"{difference}, {spread}: {'more' if found['beyond'] else 'not more'} than the spread"
+    spread = f"spread over {comparison['n']} draws {100 * max(comparison['spread'], comparison['std']):.1f}"
+    return f"{difference}, {spread}: {'more' if comparison['beyond'] else 'not more'} than the spread"

@@ -10,20 +10,20 @@ from syn4seg.stages.support import shuffled_base_images
 from syn4seg.store.files import read_json, write_atomically, write_json
 from syn4seg.store.rundir import RunDir
 from tune.records import SweepDir
-from tune.space import Range, Study, applied, grid
+from tune.space import Range, Study, apply_overrides, grid
 
 
-class AllFailed(ValueError):
+class AllTrialsFailed(UserError):
     """No trial of a sweep ended well."""
 
 
-def wanted(study: Study, trials: int) -> int:
-    """How many trials a sweep has: those of the grid and the configuration's own, or `trials`."""
+def trial_count(study: Study, trials: int) -> int:
+    """Return how many trials a sweep has: those of the grid and the configuration's own, or `trials`."""
     return 1 + len(grid(study)) if study.sampler == "grid" else trials
 
 
 def validation_images(study: Study, config: Config) -> list[str] | None:
-    """Train-list images on which trials are compared: novel ones, then base ones; None for the test list.
+    """Return the train-list images on which trials are compared: novel ones, then base ones; None for the test list.
 
     None of them is support of any draw at any value of the study, is replayed, or makes prototypes.
 
@@ -64,8 +64,8 @@ def validation_images(study: Study, config: Config) -> list[str] | None:
 
 
 def _corners(study: Study, config: Config) -> list[Config]:
-    """The configurations of a study that may draw other support or base images: every value of every key of such draws."""
-    found = [applied(config, study.set)]
+    """Return the configurations of a study that may draw other support or base images: every value of every key of such draws."""
+    corners = [apply_overrides(config, study.set)]
     for key, space in study.space.items():
         if key.startswith(("data.", "novel.replay_images", "labeling.base_prototype_images", "base.images", "seed")):
             if isinstance(space, Range) and not space.whole and space.step is None:
@@ -74,27 +74,27 @@ def _corners(study: Study, config: Config) -> list[Config]:
                     "a range with a step: else validation images cannot be kept apart from the support"
                 )
             if isinstance(space, Range):
-                found += [
-                    applied(config, {**study.set, key: params[key]})
+                corners += [
+                    apply_overrides(config, {**study.set, key: params[key]})
                     for params in grid(study.model_copy(update={"space": {key: space.model_copy(update={"log": False})}}))
                 ]
             else:
-                found += [applied(config, {**study.set, key: value}) for value in space]
-    return found
+                corners += [apply_overrides(config, {**study.set, key: value}) for value in space]
+    return corners
 
 
 def open_sweep(sweep: SweepDir, study: Study, config: Config, resume: bool) -> None:
-    """The directory of a sweep, new or continued; writes config.yaml and study.json.
+    """Return the directory of a sweep, new or continued; writes config.yaml and study.json.
 
     Raises:
         UserError: a study is there and `resume` was not asked for, or it is another one (the differences are listed).
     """
-    told = study.model_dump(mode="json")
+    settings = study.model_dump(mode="json")
     if sweep.study.exists():
         if not resume:
             raise UserError(f"--out {sweep.root}: holds a study already; add --resume to go on with it, or use another --out")
         before = RunDir(sweep.root).stored()
-        changed = differences(read_json(sweep.study), told, "study.")
+        changed = differences(read_json(sweep.study), settings, "study.")
         changed = [line for line in changed if not line.startswith("study.trials:")]
         changed += differences(before.science() if before else {}, config.science())
         changed += differences({"data": _measured(before)} if before else {}, {"data": _measured(config)})
@@ -109,7 +109,7 @@ def open_sweep(sweep: SweepDir, study: Study, config: Config, resume: bool) -> N
     elif sweep.root.is_dir() and any(sweep.root.iterdir()):
         raise UserError(f"--out {sweep.root}: not empty and not a study; choose another folder")
     write_atomically(sweep.config, annotated(config).encode())
-    write_json(sweep.study, told)
+    write_json(sweep.study, settings)
 
 
 def _measured(config: Config) -> dict[str, int]:

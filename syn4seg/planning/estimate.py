@@ -13,8 +13,8 @@ from typing import Any
 from syn4seg.config.sections import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.planning.footprint import FORMULAS, disk_of, memory_of
-from syn4seg.planning.rates import GIB, Kind, Rates, Work
-from syn4seg.planning.workload import Facts, work
+from syn4seg.planning.rates import GIB, Kind, Rates, StageWork
+from syn4seg.planning.workload import WorkloadFacts, workload
 
 STREAMED = ("synthesis", "labeling", "refinement")
 """Stages that run at the same time, image by image."""
@@ -75,7 +75,7 @@ class Estimate:
     """
 
     name: str
-    facts: Facts
+    facts: WorkloadFacts
     lines: tuple[Line, ...]
     wall_hours: float
     gpu_hours: float
@@ -85,12 +85,12 @@ class Estimate:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
-def estimate(config: Config, facts: Facts, rates: Rates) -> Estimate:
-    """The plan of a configuration.
+def estimate(config: Config, facts: WorkloadFacts, rates: Rates) -> Estimate:
+    """Return the plan of a configuration.
 
     Args:
         facts: of the data set, see `facts_of`.
@@ -100,7 +100,7 @@ def estimate(config: Config, facts: Facts, rates: Rates) -> Estimate:
         UserError: a model is named whose size is not known.
     """
     memory, disk = memory_of(config, facts), disk_of(config, facts, rates)
-    lines = tuple(_line(config, stage, rates, memory[stage.stage], disk.get(stage.stage, 0)) for stage in work(config, facts))
+    lines = tuple(_line(config, stage, rates, memory[stage.stage], disk.get(stage.stage, 0)) for stage in workload(config, facts))
     streamed, gpus = _stream_hours(config, lines), _gpus(config)
     others = [line for line in lines if line.stage not in STREAMED]
     held = streamed * gpus + sum(line.device_hours for line in others if line.kind == "gpu")
@@ -117,7 +117,7 @@ def estimate(config: Config, facts: Facts, rates: Rates) -> Estimate:
     )
 
 
-def _line(config: Config, stage: Work, rates: Rates, memory: tuple[int, int], disk: int) -> Line:
+def _line(config: Config, stage: StageWork, rates: Rates, memory: tuple[int, int], disk: int) -> Line:
     seconds, source, rate = rates.of(stage)
     hours = stage.count * seconds / 3600
     weights, more = memory
@@ -143,8 +143,8 @@ def _line(config: Config, stage: Work, rates: Rates, memory: tuple[int, int], di
     )
 
 
-def _warning(config: Config, stage: Work, memory: int, rates: Rates) -> str:
-    """What to do where an actor does not fit on its GPU, or on its share of one."""
+def _warning(config: Config, stage: StageWork, memory: int, rates: Rates) -> str:
+    """Return what to do where an actor does not fit on its GPU, or on its share of one."""
     if stage.kind == "cpu":
         return ""
     pool = getattr(config.placement, stage.stage, PoolConfig())
@@ -162,7 +162,7 @@ def _warning(config: Config, stage: Work, memory: int, rates: Rates) -> str:
 
 
 def _gpus(config: Config) -> int:
-    """GPUs that the pools of the stream hold together."""
+    """Return GPUs that the pools of the stream hold together."""
     place = config.placement
     pools = [pool for pool in (place.synthesis, place.labeling, place.refinement) if place.device != "cpu"]
     if config.placement.runner == "inline":
@@ -171,16 +171,18 @@ def _gpus(config: Config) -> int:
 
 
 def _stream_hours(config: Config, lines: tuple[Line, ...]) -> float:
-    """Wall hours of the stages that overlap: the slowest pool, or the GPUs that they share; images are made in the first draw.
+    """Return the wall hours of the stages that overlap: the slowest pool, or the GPUs that they share; images are made in the first draw.
 
     Inline, nothing overlaps.
     """
-    found, draws = {line.stage: line for line in lines if line.stage in STREAMED}, config.data.draws
+    streamed, draws = {line.stage: line for line in lines if line.stage in STREAMED}, config.data.draws
     if config.placement.runner == "inline":
-        return sum(line.wall_hours for line in found.values())
+        return sum(line.wall_hours for line in streamed.values())
     gpus, total = _gpus(config), 0.0
     for draw in range(draws):
-        part = [(line, 1 if name == "synthesis" else 1 / draws) for name, line in found.items() if name != "synthesis" or draw == 0]
+        part = [
+            (line, 1 if name == "synthesis" else 1 / draws) for name, line in streamed.items() if name != "synthesis" or draw == 0
+        ]
         slowest = max((line.wall_hours * share for line, share in part), default=0.0)
         shared = sum(line.device_hours * share for line, share in part if line.kind == "gpu")
         total += max(slowest, shared / gpus if gpus else 0.0)
@@ -204,9 +206,8 @@ def _notes(config: Config, lines: tuple[Line, ...], rates: Rates) -> tuple[str, 
     return tuple(notes)
 
 
-# --------------------------------------------------------------------------------------------------------- for a person
 def table(plan: Estimate) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Header, rows of text (the last one is the total), and footnotes, ready to be printed.
+    """Return the header, rows of text (the last one is the total), and footnotes, ready to be printed.
 
     Footnotes are lines of their own; a figure's origin is in the last column.
     """

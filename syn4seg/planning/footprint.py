@@ -8,7 +8,16 @@ from syn4seg.config.tree import Config
 from syn4seg.planning.rates import Rates
 from syn4seg.planning.sizes import WEIGHT_BYTES, generator_size
 from syn4seg.planning.sizes_vision import sam_size
-from syn4seg.planning.workload import Facts, cached_images, kind_of, prompts_of, samples_of, segmenter_of, step_images, work
+from syn4seg.planning.workload import (
+    WorkloadFacts,
+    cached_images,
+    kind_of,
+    prompts_of,
+    samples_of,
+    segmenter_of,
+    step_images,
+    workload,
+)
 from syn4seg.stages.rows import rows_of
 
 IMAGE_BITS = 14.0
@@ -35,13 +44,13 @@ FORMULAS = {
 """How memory is reckoned where it was not measured, in numbers of 2 bytes (SD3 and SAM's encoder on a GPU) or 4."""
 
 
-def memory_of(config: Config, facts: Facts) -> dict[str, tuple[int, int]]:
-    """Bytes of weights and of everything else, per stage and actor, after `FORMULAS`; on a GPU with a CUDA context."""
+def memory_of(config: Config, facts: WorkloadFacts) -> dict[str, tuple[int, int]]:
+    """Return bytes of weights and of everything else, per stage and actor, after `FORMULAS`; on a GPU with a CUDA context."""
     net, side = segmenter_of(config, facts), config.segmenter.size
     logits = 4 * (1 + facts.base + facts.novel) * side**2
     step = step_images(config) * (4 * math.prod(net.features) + 6 * logits)
     cache = min(CACHE_BYTES, feature_bytes(config, facts)) if kind_of(config) == "cpu" else 0
-    found = {
+    memory = {
         "encoding": _encoder(config),
         "synthesis": _generator(config),
         "refinement": _sam(config),
@@ -51,8 +60,8 @@ def memory_of(config: Config, facts: Facts) -> dict[str, tuple[int, int]]:
         "novel": (0, step + cache),
         "evaluation": (0, 4 * logits),
     }
-    on_gpu = {stage.stage for stage in work(config, facts) if stage.kind == "gpu"}
-    return {name: (weights, more + (CUDA_BYTES if name in on_gpu else 0)) for name, (weights, more) in found.items()}
+    on_gpu = {stage.stage for stage in workload(config, facts) if stage.kind == "gpu"}
+    return {name: (weights, more + (CUDA_BYTES if name in on_gpu else 0)) for name, (weights, more) in memory.items()}
 
 
 def _encoder(config: Config) -> tuple[int, int]:
@@ -82,7 +91,7 @@ def _sam(config: Config) -> tuple[int, int]:
     return sam.part.bytes(4), 4 * 3 * sam.tokens * rows
 
 
-def _training(config: Config, facts: Facts) -> tuple[int, int]:
+def _training(config: Config, facts: WorkloadFacts) -> tuple[int, int]:
     base, frozen = config.base, config.segmenter.freeze_backbone
     crop = base.crop or config.segmenter.size
     net = segmenter_of(config, facts, crop)
@@ -92,17 +101,17 @@ def _training(config: Config, facts: Facts) -> tuple[int, int]:
 
 
 def _moments(config: Config) -> int:
-    """Numbers that the optimiser keeps for each parameter."""
+    """Return how many numbers the optimiser keeps for each parameter."""
     return 2 if config.base.optimizer == "adamw" else 1
 
 
-def feature_bytes(config: Config, facts: Facts) -> int:
-    """Bytes of the float16 features that the novel stage keeps."""
+def feature_bytes(config: Config, facts: WorkloadFacts) -> int:
+    """Return bytes of the float16 features that the novel stage keeps."""
     return 2 * math.prod(segmenter_of(config, facts).features) * cached_images(config, facts)
 
 
-def disk_of(config: Config, facts: Facts, rates: Rates) -> dict[str, int]:
-    """Bytes that each stage leaves in the run directory; images and labels by a measured sample where there is one.
+def disk_of(config: Config, facts: WorkloadFacts, rates: Rates) -> dict[str, int]:
+    """Return bytes that each stage leaves in the run directory; images and labels by a measured sample where there is one.
 
     `features` are the features that do not fit in memory; their files are gone when the stage ends.
     """
@@ -111,7 +120,7 @@ def disk_of(config: Config, facts: Facts, rates: Rates) -> dict[str, int]:
     stored = 2 if generator.transformer and kind_of(config, config.placement.encoding) == "gpu" else 4
     label = LABEL_BITS / 8 * size**2 + LABEL_BYTES
     each = {"synthesis": IMAGE_BITS / 8 * size**2, "labeling": 3 * label + RECORD_BYTES, "refinement": label}
-    for stage in work(config, facts):
+    for stage in workload(config, facts):
         rate = rates.of(stage)[2]
         if rate is not None and rate.file_bytes and stage.stage in each:
             each[stage.stage] = rate.file_bytes

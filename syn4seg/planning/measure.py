@@ -21,19 +21,19 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import UserError
 from syn4seg.planning.estimate import Estimate, estimate
-from syn4seg.planning.rates import GPUS, Card, Kind, Rate, Rates, joined_rates, read_rates, stated_rates
-from syn4seg.planning.workload import facts_of, kind_of, work
+from syn4seg.planning.rates import GPUS, Card, Kind, Rate, Rates, merge_rates, read_rates, stated_rates
+from syn4seg.planning.workload import facts_of, kind_of, workload
 from syn4seg.prompts.grammar import GrammarAgent
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.rows import CLASS_NAME, HDIG
-from syn4seg.stages.setup import EMBEDDED_MODELS, base_images, canvas_of, is_prepared, load_dataset, speed_of
+from syn4seg.stages.setup import base_images, canvas_of, is_prepared, load_dataset, speed_of
 from syn4seg.store.rundir import RunDir
 
 STEPS = 20  # of the novel stage's miniature
 
 
 def plan_run(config: Config, rates_file: Path | None = None, measured: int = 0, card: str = "h100") -> Estimate:
-    """The plan that `syn4seg plan` prints: with the data set if it is there, else with its published numbers.
+    """Return the plan that `syn4seg plan` prints: with the data set if it is there, else with its published numbers.
 
     Args:
         rates_file: measured rates; what it does not hold is stated.
@@ -48,12 +48,12 @@ def plan_run(config: Config, rates_file: Path | None = None, measured: int = 0, 
     rates = read_rates(rates_file) if rates_file else stated_rates(card)
     if measured:
         here = measure(config, measured, dataset, fold)
-        rates = joined_rates(here, rates.measured) if rates_file is None else joined_rates(rates, here.measured)
+        rates = merge_rates(here, rates.measured) if rates_file is None else merge_rates(rates, here.measured)
     return estimate(config, facts_of(config, dataset, fold), rates)
 
 
 def measure(config: Config, count: int, dataset: Dataset | None = None, fold: Fold | None = None) -> Rates:
-    """Rates of `count` samples of every stage, made here; without a data set, of the text encoders and the generator alone.
+    """Measure the rates of `count` samples of every stage, made here; without a data set, of the text encoders and the generator alone.
 
     Raises:
         UserError: a stage is placed on a GPU and this process has none, or a model cannot be loaded.
@@ -61,7 +61,7 @@ def measure(config: Config, count: int, dataset: Dataset | None = None, fold: Fo
     import torch
 
     facts = facts_of(config, dataset, fold)
-    stages = {stage.stage: stage for stage in work(config, facts)}
+    stages = {stage.stage: stage for stage in workload(config, facts)}
     if any(stage.kind == "gpu" for stage in stages.values()) and not torch.cuda.is_available():
         raise UserError(
             "--measure: the placement asks for a GPU, and this process has none; measure where the run will be, or "
@@ -72,13 +72,13 @@ def measure(config: Config, count: int, dataset: Dataset | None = None, fold: Fo
         images = sample.images(fold) if config.synthesis.source == "generate" else sample.imported()
         if dataset is not None and fold is not None:
             sample.labels(images, dataset, fold)
-    found = [
+    rates = [
         Rate(name, stages[name].kind, stages[name].what, seconds, stages[name].flops, memory, sample.files.get(name, 0.0))
-        for name, (seconds, memory) in sample.found.items()
+        for name, (seconds, memory) in sample.seconds.items()
         if name in stages and seconds > 0
     ]
     device, card = _device()
-    return Rates(device, card, tuple(found), date=datetime.date.today().isoformat(), about=f"{count} samples of each stage, here")
+    return Rates(device, card, tuple(rates), date=datetime.date.today().isoformat(), about=f"{count} samples of each stage, here")
 
 
 def _device() -> tuple[str, Card]:
@@ -96,7 +96,7 @@ class _Miniature:
 
     def __init__(self, config: Config, count: int, folder: Path):
         self.config, self.count, self.folder = config, count, folder
-        self.found: dict[str, tuple[float, int]] = {}
+        self.seconds: dict[str, tuple[float, int]] = {}
         self.files: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -111,19 +111,19 @@ class _Miniature:
         if kind == "gpu":
             torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() if kind == "gpu" else 0
-        self.found[stage] = (time.perf_counter() - started) / units, peak
+        self.seconds[stage] = (time.perf_counter() - started) / units, peak
 
     def _on(self, stage: str) -> tuple[Kind, str]:
         kind = kind_of(self.config, getattr(self.config.placement, stage))
         return kind, "cuda" if kind == "gpu" else "cpu"
 
     def images(self, fold: Fold | None) -> list[np.ndarray]:
-        """Encodes prompts and makes whole generator batches; at least `count` images."""
-        from syn4seg.models.generators import load_generator, load_text_encoder
+        """Encode prompts and makes whole generator batches; at least `count` images."""
+        from syn4seg.models.generators import generator_source, load_generator, load_text_encoder
 
         make, (kind, device) = self.config.synthesis, self._on("encoding")
         batches = -(-self.count // make.batch)
-        world = "embedded" if make.model in EMBEDDED_MODELS else "natural"
+        world = generator_source(make.model).world
         unknown = CLASSES[:2] if world == "embedded" else ("dog", "bicycle")
         names = [fold.index_names[i] for i in fold.novel_indices] if fold else unknown
         agent = GrammarAgent(world, self.config.seed, per_round=-(-batches * make.batch // len(names)))
@@ -155,14 +155,14 @@ class _Miniature:
         return images
 
     def imported(self) -> list[np.ndarray]:
-        """The first images of the imported folder."""
+        """Return the first images of the imported folder."""
         from syn4seg.data.folder import decode_image
 
         paths = sorted(p for p in Path(str(self.config.synthesis.root)).glob("*/*") if p.suffix.lower() in (".jpg", ".png"))
         return [decode_image(path) for path in paths[: self.count]]
 
     def labels(self, images: list[np.ndarray], dataset: Dataset, fold: Fold) -> None:
-        """Everything behind the images, on small lists: base stage, support, labels, novel stage, queries."""
+        """Return everything behind the images, on small lists: base stage, support, labels, novel stage, queries."""
         from syn4seg.stages.base import make_base
         from syn4seg.stages.novel import NovelStage
 
@@ -175,7 +175,7 @@ class _Miniature:
                 dataset.train = lists[0][: max(4 * small.base.batch, self.count)]
             make_base(small, run, dataset, fold, lambda *_: ends.append(time.perf_counter()))
             if len(ends) > 1:
-                self.found["base"] = (
+                self.seconds["base"] = (
                     (ends[1] - ends[0]) / (len(base_images(small, dataset, fold)) // small.base.batch * small.base.batch),
                     0,
                 )
@@ -187,7 +187,7 @@ class _Miniature:
             dataset.train, dataset.val = lists
 
     def _small(self) -> Config:
-        """The configuration with one draw, two epochs and few steps; the models are the same."""
+        """Return the configuration with one draw, two epochs and few steps; the models are the same."""
         config = self.config
         return config.model_copy(
             update={
@@ -200,29 +200,29 @@ class _Miniature:
         )
 
     def _labelled(self, run: RunDir, images: list[np.ndarray], fold: Fold) -> list[list[np.ndarray]]:
-        """The four labels of every image."""
+        """Return the four labels of every image."""
         from syn4seg.stages.labels import BoundaryRefiner, Enhancer
 
         kind, device = self._on("labeling")
         enhance, targets = Enhancer.from_run(run, 0, self.config, device), list(fold.novel_indices)
         enhance(images[0], targets[0])
         with self.timed("labeling", kind, len(images)):
-            made = [enhance(image, targets[i % len(targets)]) for i, image in enumerate(images)]
+            results = [enhance(image, targets[i % len(targets)]) for i, image in enumerate(images)]
         kind, device = self._on("refinement")
         refine, some = BoundaryRefiner.from_settings(self.config.refinement, device), self.config.refinement.images_per_pass
-        refine(images[:1], [made[0].relabeled])
+        refine(images[:1], [results[0].relabeled])
         with self.timed("refinement", kind, len(images)):
             parts = [slice(i, i + some) for i in range(0, len(images), some)]
-            final = [label for at in parts for label, _ in refine(images[at], [m.relabeled for m in made[at]])]
-        labels = [[m.draft, m.kept, m.relabeled, label] for m, label in zip(made, final, strict=True)]
+            final = [label for at in parts for label, _ in refine(images[at], [m.relabeled for m in results[at]])]
+        labels = [[m.draft, m.kept, m.relabeled, label] for m, label in zip(results, final, strict=True)]
         sizes = np.array([[_png_bytes(label) for label in four] for four in labels], float)
-        records = np.mean([len(str(m.audit)) for m in made]) + 700
+        records = np.mean([len(str(m.audit)) for m in results]) + 700
         self.files |= {"labeling": float(sizes[:, :3].sum(1).mean() + records), "refinement": float(sizes[:, 3].mean())}
         return labels
 
     def _novel(self, stage: Any, images: list[np.ndarray], labels: list[list[np.ndarray]]) -> None:
-        """Features, classifiers and predictions."""
-        from syn4seg.segmenter.novel import Sample
+        """Return features, classifiers and predictions."""
+        from syn4seg.segmenter.novel import TrainingSample
         from syn4seg.stages.classifiers import initial_classifier, save_classifier, train_row
         from syn4seg.stages.rows import ROWS, rows_of
 
@@ -238,18 +238,18 @@ class _Miniature:
             for row in rows_of(stage.config):
                 bank, column = ROWS[row]
                 drawn = [
-                    Sample(f"sample-{i:05d}", features[i], canvas.label(four[LABEL_STAGES.index(column)]), "synthetic")
+                    TrainingSample(f"sample-{i:05d}", features[i], canvas.label(four[LABEL_COLUMNS.index(column)]), "synthetic")
                     for i, four in enumerate(labels)
                     if column and bank == (HDIG, CLASS_NAME)[i % 2]
                 ]
                 began = time.perf_counter()
                 save_classifier(stage.run.draw(0).checkpoint(row), train_row(stage.config, stage.fold, start, fixed + drawn, 0))
                 seconds.append(time.perf_counter() - began)
-        self.found["novel"] = float(np.median(seconds)) / STEPS, self.found["novel"][1]
+        self.seconds["novel"] = float(np.median(seconds)) / STEPS, self.seconds["novel"][1]
         with self.timed("evaluation", kind, len(stage.dataset.val)):
             stage.score_queries(lambda *_: None)
-        per_query = self.found["evaluation"][0] - self.found["features"][0]
-        self.found["evaluation"] = max(per_query, 0.0) / len(seconds), self.found["evaluation"][1]
+        per_query = self.seconds["evaluation"][0] - self.seconds["features"][0]
+        self.seconds["evaluation"] = max(per_query, 0.0) / len(seconds), self.seconds["evaluation"][1]
 
 
 def _png_bytes(pixels: np.ndarray) -> int:

@@ -46,7 +46,7 @@ UTILISATION = 0.4
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """What one stage of a run has to do.
 
     Attributes:
@@ -117,8 +117,8 @@ class Rates:
     date: str = ""
     about: str = ""
 
-    def of(self, work: Work) -> tuple[float, str, Rate | None]:
-        """Seconds of one unit, where that comes from, and the rate that fits exactly, if one does."""
+    def of(self, work: StageWork) -> tuple[float, str, Rate | None]:
+        """Return seconds of one unit, where that comes from, and the rate that fits exactly, if one does."""
         same = [rate for rate in self.measured if (rate.stage, rate.kind) == (work.stage, work.kind)]
         for rate in same:
             if rate.what == work.what:
@@ -139,7 +139,7 @@ class Rates:
 
 
 def stated_rates(gpu: str = "H100", utilisation: float = UTILISATION) -> Rates:
-    """Rates that are arithmetic alone.
+    """Return rates that are stated, not measured.
 
     Args:
         gpu: a name of `GPUS`, in any case.
@@ -157,7 +157,7 @@ def stated_rates(gpu: str = "H100", utilisation: float = UTILISATION) -> Rates:
 
 
 def write_rates(path: Path, rates: Rates) -> None:
-    """Writes measured rates, complete or not at all."""
+    """Write measured rates, complete or not at all."""
     from syn4seg.store.files import write_json
 
     write_json(
@@ -176,7 +176,7 @@ def write_rates(path: Path, rates: Rates) -> None:
 
 
 def read_rates(path: Path) -> Rates:
-    """The rates of a file that `write_rates` (the GPU benchmark, or a measurement of the plan) wrote.
+    """Return the rates of a file that `write_rates` (the GPU benchmark, or a measurement of the plan) wrote.
 
     Raises:
         UserError: it is missing, no JSON, of another version, or a figure is no positive number.
@@ -188,8 +188,8 @@ def read_rates(path: Path) -> Rates:
             f"rates {path} cannot be read ({error}); expected a file of benchmarks/gpu.py or of `syn4seg plan --measure`"
         ) from None
     if not isinstance(tree, dict) or tree.get("version") != VERSION:
-        found = tree.get("version") if isinstance(tree, dict) else type(tree).__name__
-        raise UserError(f"rates {path}: version {found!r}; expected {VERSION}: measure again with this release")
+        version = tree.get("version") if isinstance(tree, dict) else type(tree).__name__
+        raise UserError(f"rates {path}: version {version!r}; expected {VERSION}: measure again with this release")
     try:
         measured = tuple(_rate(entry) for entry in tree["rates"])
         card = Card(float(tree["flops"]), int(tree["memory"]))
@@ -209,7 +209,7 @@ def _rate(entry: dict[str, Any]) -> Rate:
     return rate
 
 
-def joined_rates(rates: Rates, more: Iterable[Rate]) -> Rates:
-    """`rates` with further figures; a newer figure for the same thing takes the place of the older one."""
-    found = {(r.stage, r.kind, json.dumps(r.what, sort_keys=True)): r for r in (*rates.measured, *more)}
-    return Rates(rates.device, rates.card, tuple(found.values()), rates.utilisation, rates.date, rates.about)
+def merge_rates(rates: Rates, more: Iterable[Rate]) -> Rates:
+    """Return `rates` with further figures; a newer figure for the same thing takes the place of the older one."""
+    merged = {(r.stage, r.kind, json.dumps(r.what, sort_keys=True)): r for r in (*rates.measured, *more)}
+    return Rates(rates.device, rates.card, tuple(merged.values()), rates.utilisation, rates.date, rates.about)

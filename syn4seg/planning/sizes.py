@@ -87,7 +87,7 @@ BUFFERS = ("pos_embed.pos_embed", "running_mean", "running_var", "positional_enc
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One network.
 
     Attributes:
@@ -103,15 +103,15 @@ class Part:
     integers: int = 0
 
     def bytes(self, width: float) -> int:
-        """Bytes in memory with `width` bytes per floating-point number (4 float32, 2 bfloat16, see `WEIGHT_BYTES`)."""
+        """Return bytes in memory with `width` bytes per floating-point number (4 float32, 2 bfloat16, see `WEIGHT_BYTES`)."""
         return round((self.parameters + self.buffers) * width) + self.integers
 
 
-def part_of(name: str, module: nn.Module) -> Part:
-    """A module's own count; buffers that no checkpoint stores are left out."""
+def part_of(name: str, module: nn.Module) -> ModelPart:
+    """Return a module's own count; buffers that no checkpoint stores are left out."""
     stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
     buffers = [b for b in module.buffers() if id(b) in stored]
-    return Part(
+    return ModelPart(
         name,
         sum(p.numel() for p in module.parameters()),
         sum(b.numel() for b in buffers if b.is_floating_point()),
@@ -120,7 +120,7 @@ def part_of(name: str, module: nn.Module) -> Part:
 
 
 def flops_of(call: Callable[..., Any], *inputs: Any) -> int:
-    """FLOPs of one call without gradients, counted by torch; nothing is computed where the tensors are on the meta device."""
+    """Count the FLOPs of one call without gradients with torch; on the meta device nothing is computed."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,9 +129,8 @@ def flops_of(call: Callable[..., Any], *inputs: Any) -> int:
     return counter.get_total_flops()
 
 
-# ------------------------------------------------------------------------------------------------- files by header
 def tensor_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> (dtype such as "F16", shape) of a safetensors file, from its header alone.
+    """Return name -> (dtype such as "F16", shape) of a safetensors file, from its header alone.
 
     Raises:
         UserError: it is missing, cut short or something else.
@@ -146,8 +145,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise UserError(f"{path} cannot be read ({error}); copy or download this file again") from error
 
 
-def part_in_folder(folder: Path) -> Part:
-    """A component of a diffusers folder, from the headers of its safetensors files (all shards, no fp16 variant).
+def part_in_folder(folder: Path) -> ModelPart:
+    """Return a component of a diffusers folder, from the headers of its safetensors files (all shards, no fp16 variant).
 
     Raises:
         UserError: there is no such file, or one is damaged.
@@ -164,10 +163,9 @@ def part_in_folder(folder: Path) -> Part:
             buffers += count
         else:
             parameters += count
-    return Part(folder.name, parameters, buffers, integers)
+    return ModelPart(folder.name, parameters, buffers, integers)
 
 
-# ------------------------------------------------------------------------------------------------------- the generator
 @dataclass(frozen=True)
 class GeneratorSize:
     """A Stable Diffusion 3 pipeline in its two halves; the renderer has no parts and no transformer.
@@ -180,8 +178,8 @@ class GeneratorSize:
         tokens: text tokens of each encoder.
     """
 
-    text: tuple[Part, ...]
-    image: tuple[Part, ...]
+    text: tuple[ModelPart, ...]
+    image: tuple[ModelPart, ...]
     transformer: dict[str, Any]
     vae: dict[str, Any]
     tokens: tuple[int, ...]
@@ -199,11 +197,11 @@ class GeneratorSize:
         return self.text_tokens * self.transformer["joint_attention_dim"] + self.transformer["pooled_projection_dim"]
 
     def text_flops(self) -> float:
-        """FLOPs to encode one prompt: 2 x parameters x tokens (word tables included, attention left out: within 3 %)."""
+        """Return FLOPs to encode one prompt: 2 x parameters x tokens (word tables included, attention left out: within 3 %)."""
         return sum(2.0 * part.parameters * tokens for part, tokens in zip(self.text, self.tokens, strict=True))
 
     def image_flops(self, size: int, steps: int, guidance: float) -> float:
-        """FLOPs of one image: the transformer at every step, twice with guidance, and one VAE decoding."""
+        """Return FLOPs of one image: the transformer at every step, twice with guidance, and one VAE decoding."""
         if not self.transformer:
             return 0.0
         passes = steps * (2 if guidance > 1 else 1)
@@ -216,17 +214,17 @@ class GeneratorSize:
         return 2 ** (len(self.vae["block_out_channels"]) - 1) * self.transformer["patch_size"]
 
     def image_bytes(self, width: float, transformer_width: float | None = None) -> int:
-        """Bytes of a generator actor's weights; `transformer_width` where the transformer is quantised."""
+        """Return bytes of a generator actor's weights; `transformer_width` where the transformer is quantised."""
         widths = {"transformer": transformer_width or width}
         return sum(part.bytes(widths.get(part.name, width)) for part in self.image)
 
     def text_bytes(self, width: float) -> int:
-        """Bytes of the encoding actor's weights."""
+        """Return bytes of the encoding actor's weights."""
         return sum(part.bytes(width) for part in self.text)
 
 
 def mmdit_flops(config: dict[str, Any], image_tokens: int, text_tokens: int) -> float:
-    """FLOPs of one forward pass of `SD3Transformer2DModel` for one image (without guidance).
+    """Return FLOPs of one forward pass of `SD3Transformer2DModel` for one image (without guidance).
 
     Every linear layer is 2 x weights x tokens. A block has 12 d^2 weights per stream (query, key, value, output 4, the
     feed-forward 8) and 6 d^2 for its modulation, once per image; dual attention adds 4 and 3. The last block needs only
@@ -243,7 +241,7 @@ def mmdit_flops(config: dict[str, Any], image_tokens: int, text_tokens: int) -> 
 
 
 def decode_flops(vae: dict[str, Any], size: int) -> int:
-    """FLOPs of decoding one image of `size` pixels a side with the autoencoder of a vae/config.json."""
+    """Return FLOPs of decoding one image of `size` pixels a side with the autoencoder of a vae/config.json."""
     return _decode_flops(json.dumps(vae), size)
 
 
@@ -259,7 +257,7 @@ def _decode_flops(vae: str, size: int) -> int:
 
 
 def build_vae(config: dict[str, Any]) -> Any:
-    """The autoencoder of a vae/config.json, on the current default device."""
+    """Return the autoencoder of a vae/config.json, on the current default device."""
     import diffusers
 
     kind = config.get("_class_name", "AutoencoderKL")
@@ -269,7 +267,7 @@ def build_vae(config: dict[str, Any]) -> Any:
 
 
 def build_transformer(config: dict[str, Any]) -> Any:
-    """The SD3 transformer of a transformer/config.json, on the current default device."""
+    """Return the SD3 transformer of a transformer/config.json, on the current default device."""
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel.from_config(config)
@@ -277,21 +275,21 @@ def build_transformer(config: dict[str, Any]) -> Any:
 
 @functools.cache
 def generator_size(model: str) -> GeneratorSize:
-    """Counts of `renderer`, `embedded-sd3`, Stable Diffusion 3.5 by its hub id, or a folder in diffusers' format.
+    """Count of `renderer`, `embedded-sd3`, Stable Diffusion 3.5 by its hub id, or a folder in diffusers' format.
 
     Raises:
         UserError: the name is unknown here and no folder, or the folder lacks a part.
     """
-    if model == "renderer":
+    from syn4seg.models.generators import GENERATORS, generator_source
+
+    if generator_source(model).path is None:
         return GeneratorSize((), (), {}, {}, ())
     if model in TRANSFORMERS:
         return _published(TRANSFORMERS[model])
-    from syn4seg.models.generators import EMBEDDED_SD3
-
-    folder = EMBEDDED_SD3 if model == "embedded-sd3" else Path(model)
+    folder = Path(str(generator_source(model).path))
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"synthesis.model={model!r}: its size is not known here; expected renderer, embedded-sd3, "
+            f"synthesis.model={model!r}: its size is not known here; expected {', '.join(GENERATORS)}, "
             f"{', '.join(TRANSFORMERS)}, or a folder with model_index.json"
         )
     present = [name for name in TEXT if list((folder / name).glob("*.safetensors"))]
@@ -307,7 +305,7 @@ def generator_size(model: str) -> GeneratorSize:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Return a JSON object.
 
     Raises:
         UserError: it is missing or something else.

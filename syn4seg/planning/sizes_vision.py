@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from syn4seg.errors import UserError
-from syn4seg.planning.sizes import Part, flops_of, part_of, read_json, tensor_shapes
+from syn4seg.planning.sizes import ModelPart, flops_of, part_of, read_json, tensor_shapes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SamSize:
         heads: of its attention.
     """
 
-    part: Part
+    part: ModelPart
     encode_flops: int
     box_flops: int
     tokens: int
@@ -35,7 +35,7 @@ class SamSize:
 
 @functools.cache
 def sam_size(model: str) -> SamSize:
-    """Counts of `embedded-sam`, `vit-b`, `vit-l`, `vit-h`, a folder with config.json, or a checkpoint file (its header).
+    """Count of `embedded-sam`, `vit-b`, `vit-l`, `vit-h`, a folder with config.json, or a checkpoint file (its header).
 
     Raises:
         UserError: it is none of these, or cannot be read.
@@ -66,7 +66,7 @@ def _sam_architecture(model: str) -> Callable[[], Any]:
 
 
 def _meta_tensors(path: Path) -> dict[str, Any]:
-    """Name -> tensor on the meta device, of a checkpoint of which only the header is read."""
+    """Return name -> tensor on the meta device, of a checkpoint of which only the header is read."""
     import torch
 
     if path.suffix == ".safetensors":
@@ -95,8 +95,8 @@ class SegmenterSize:
         backbone_kept: the backbone's share of them.
     """
 
-    part: Part
-    backbone: Part
+    part: ModelPart
+    backbone: ModelPart
     flops: int
     backbone_flops: int
     features: tuple[int, int, int]
@@ -107,7 +107,7 @@ class SegmenterSize:
 
 @functools.cache
 def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[int, ...], size: int) -> SegmenterSize:
-    """Counts of the segmenter for images on a canvas of `size` pixels; a transformers backbone is loaded for it.
+    """Count of the segmenter for images on a canvas of `size` pixels; a transformers backbone is loaded for it.
 
     Args:
         backbone: as for `load_backbone`.
@@ -144,7 +144,7 @@ def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[i
 
 @contextlib.contextmanager
 def _counted(net: Any):
-    """A list that fills with the number of outputs of every layer with parameters of its own."""
+    """Yield a list that fills with the number of outputs of every layer with parameters of its own."""
     counts: list[int] = []
     layers = [m for m in net.modules() if next(m.parameters(recurse=False), None) is not None and not hasattr(m, "ppm")]
     hooks = [layer.register_forward_hook(lambda _m, _x, y: counts.append(y.numel())) for layer in layers]

@@ -15,7 +15,7 @@ from syn4seg.config.sections import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
-from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, Work
+from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, StageWork
 from syn4seg.planning.sizes import generator_size
 from syn4seg.planning.sizes_vision import SegmenterSize, sam_size, segmenter_size
 from syn4seg.stages.rows import rows_of
@@ -38,7 +38,7 @@ READ_SECONDS = 0.004
 
 
 @dataclass(frozen=True)
-class Facts:
+class WorkloadFacts:
     """What the plan needs to know of a data set: novel and base classes of the fold, training images, queries."""
 
     novel: int
@@ -47,43 +47,42 @@ class Facts:
     queries: int
 
 
-def facts_of(config: Config, dataset: Dataset | None = None, fold: Fold | None = None) -> Facts:
-    """The facts of a data set; without one, the published ones of PASCAL and COCO, or those of the embedded world.
+def facts_of(config: Config, dataset: Dataset | None = None, fold: Fold | None = None) -> WorkloadFacts:
+    """Return the facts of a data set; without one, the published ones of PASCAL and COCO, or those of the embedded world.
 
     Raises:
         UserError: a folder is planned for without its data set.
     """
     data = config.data
     if dataset is not None and fold is not None:
-        return Facts(len(fold.novel), len(fold.base), len(dataset.train), len(dataset.val))
+        return WorkloadFacts(len(fold.novel), len(fold.base), len(dataset.train), len(dataset.val))
     if data.source == "folder":
         raise UserError("data.source=folder: its classes and lists are needed for a plan; check data.root")
     if data.source == "embedded":
         novel, base, train, queries = EMBEDDED_FACTS
-        return Facts(novel, base, data.train_images or train, data.val_images or queries)
+        return WorkloadFacts(novel, base, data.train_images or train, data.val_images or queries)
     novel, base, queries = (5, 15, 1449) if data.source == "pascal" else (20, 60, 40137)
     train = min(LISTS[data.source, data.train_list], data.train_images or 10**9)
-    return Facts(novel, base, train, min(queries, data.val_images or 10**9))
+    return WorkloadFacts(novel, base, train, min(queries, data.val_images or 10**9))
 
 
-# ------------------------------------------------------------------------------------------------------ what there is to do
-def samples_of(config: Config, facts: Facts) -> tuple[int, int]:
-    """Synthetic samples, and images made for them: whole generator batches (imported images are not padded)."""
+def samples_of(config: Config, facts: WorkloadFacts) -> tuple[int, int]:
+    """Return the synthetic samples, and the images made for them: whole generator batches (imported images are not padded)."""
     synthesis = config.synthesis
     banks = 1 + (synthesis.class_name_bank and synthesis.source == "generate")
     samples = facts.novel * synthesis.images_per_class * banks
     return samples, math.ceil(samples / synthesis.batch) * synthesis.batch if synthesis.source == "generate" else samples
 
 
-def prompts_of(config: Config, facts: Facts) -> int:
-    """Distinct texts that are encoded: the bank, the class names and the empty prompt (refused candidates come on top)."""
+def prompts_of(config: Config, facts: WorkloadFacts) -> int:
+    """Return how many distinct texts are encoded: the bank, the class names and the empty prompt (refused candidates come on top)."""
     if config.synthesis.source == "folder":
         return 0
     return facts.novel * (config.prompts.bank_size + 1) + 1
 
 
 def kind_of(config: Config, pool: PoolConfig | None = None) -> Kind:
-    """The device of a pool, or (None) of training: a GPU if `placement` has one anywhere."""
+    """Return the device of a pool, or (None) of training: a GPU if `placement` has one anywhere."""
     place = config.placement
     if place.device != "auto":
         return "gpu" if place.device == "cuda" else "cpu"
@@ -91,8 +90,8 @@ def kind_of(config: Config, pool: PoolConfig | None = None) -> Kind:
     return "gpu" if any(p.gpus for p in pools) else "cpu"
 
 
-def segmenter_of(config: Config, facts: Facts, side: int | None = None) -> SegmenterSize:
-    """Size of the configured segmenter with its base classifier, on its canvas or on crops of `side` pixels."""
+def segmenter_of(config: Config, facts: WorkloadFacts, side: int | None = None) -> SegmenterSize:
+    """Return size of the configured segmenter with its base classifier, on its canvas or on crops of `side` pixels."""
     net = config.segmenter
     return segmenter_size(net.backbone, 1 + facts.base, net.channels, net.ppm_bins, side or net.size)
 
@@ -105,13 +104,13 @@ def _pooled(config: Config, pool: PoolConfig) -> Any:
     }
 
 
-def work(config: Config, facts: Facts) -> list[Work]:
-    """Everything that a run does, stage by stage; a stage without work is left out."""
+def workload(config: Config, facts: WorkloadFacts) -> list[StageWork]:
+    """Return everything that a run does, stage by stage; a stage without work is left out."""
     stages = [*_stream_work(config, facts), *_training_work(config, facts)]
     return [stage for stage in stages if stage.count]
 
 
-def _stream_work(config: Config, facts: Facts) -> list[Work]:
+def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
     make, place, draws = config.synthesis, config.placement, config.data.draws
     samples, images = samples_of(config, facts)
     generator, sam, net = generator_size(make.model), sam_size(config.refinement.model), segmenter_of(config, facts)
@@ -122,7 +121,7 @@ def _stream_work(config: Config, facts: Facts) -> list[Work]:
     )
     seen = {"backbone": config.segmenter.backbone, "size": config.segmenter.size, "channels": config.segmenter.channels}
     return [
-        Work(
+        StageWork(
             "encoding",
             "prompt",
             prompts_of(config, facts),
@@ -131,7 +130,7 @@ def _stream_work(config: Config, facts: Facts) -> list[Work]:
             extra=0.001,
             **_pooled(config, place.encoding) | {"actors": 1},
         ),
-        Work(
+        StageWork(
             "synthesis",
             "image",
             images if generated else 0,
@@ -140,7 +139,7 @@ def _stream_work(config: Config, facts: Facts) -> list[Work]:
             extra=0.0 if generator.transformer else DRAW_SECONDS * pixels,
             **_pooled(config, place.synthesis),
         ),
-        Work(
+        StageWork(
             "labeling",
             "image",
             samples * draws,
@@ -150,7 +149,7 @@ def _stream_work(config: Config, facts: Facts) -> list[Work]:
             extra=APE_SECONDS * canvas,
             **_pooled(config, place.labeling),
         ),
-        Work(
+        StageWork(
             "refinement",
             "image",
             samples * draws,
@@ -162,19 +161,19 @@ def _stream_work(config: Config, facts: Facts) -> list[Work]:
     ]
 
 
-def cached_images(config: Config, facts: Facts) -> int:
-    """Synthetic, support and replayed images of the novel stage, whose features are kept."""
+def cached_images(config: Config, facts: WorkloadFacts) -> int:
+    """Count the synthetic, support and replayed images of the novel stage, whose features are kept."""
     data = config.data
     return samples_of(config, facts)[0] + facts.novel * data.shots * data.draws + config.novel.replay_images
 
 
 def step_images(config: Config) -> int:
-    """Images in a step of the novel stage."""
+    """Return images in a step of the novel stage."""
     novel = config.novel
     return novel.support_batch + novel.synthetic_batch + (novel.replay_batch if novel.replay_images else 0)
 
 
-def _training_work(config: Config, facts: Facts) -> list[Work]:
+def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
     settings, novel, draws, rows = config.segmenter, config.novel, config.data.draws, len(rows_of(config))
     net, step, side = segmenter_of(config, facts), step_images(config), settings.size
     queries = min(config.evaluation.queries or facts.queries, facts.queries)
@@ -188,7 +187,7 @@ def _training_work(config: Config, facts: Facts) -> list[Work]:
     reading = 0.0 if config.data.source == "embedded" else READ_SECONDS
     return [
         _base_work(config, facts, here | {"extra": reading}),
-        Work(
+        StageWork(
             "features",
             "image",
             images,
@@ -197,7 +196,7 @@ def _training_work(config: Config, facts: Facts) -> list[Work]:
             what={"backbone": settings.backbone, "size": side, "channels": settings.channels},
             **here,
         ),
-        Work(
+        StageWork(
             "novel",
             "step",
             novel.steps * rows * draws,
@@ -207,7 +206,7 @@ def _training_work(config: Config, facts: Facts) -> list[Work]:
             extra=2 * step * width * h * w / CPU_BYTES,
             **here,
         ),
-        Work(
+        StageWork(
             "evaluation",
             "call",
             queries * rows * draws,
@@ -220,7 +219,7 @@ def _training_work(config: Config, facts: Facts) -> list[Work]:
     ]
 
 
-def _base_work(config: Config, facts: Facts, here: Any) -> Work:
+def _base_work(config: Config, facts: WorkloadFacts, here: Any) -> StageWork:
     base, settings = config.base, config.segmenter
     crop = base.crop or settings.size
     net, images = segmenter_of(config, facts, crop), round(facts.train_images * (1 - config.data.support_reserve))
@@ -234,4 +233,4 @@ def _base_work(config: Config, facts: Facts, here: Any) -> Work:
         "batch": base.batch,
         "frozen": settings.freeze_backbone,
     }
-    return Work("base", "image", images * base.epochs if base.checkpoint == "train" else 0, flops, what=what, **here)
+    return StageWork("base", "image", images * base.epochs if base.checkpoint == "train" else 0, flops, what=what, **here)

@@ -18,12 +18,12 @@ from syn4seg.errors import UserError
 from syn4seg.planning.estimate import HEADER, STREAMED, estimate, table
 from syn4seg.planning.footprint import memory_of
 from syn4seg.planning.measure import measure, plan_run
-from syn4seg.planning.rates import GPUS, Card, Rate, Rates, joined_rates, read_rates, stated_rates, write_rates
+from syn4seg.planning.rates import GPUS, Card, Rate, Rates, merge_rates, read_rates, stated_rates, write_rates
 from syn4seg.planning.sizes import STABILITY
-from syn4seg.planning.workload import Facts, facts_of, prompts_of, samples_of, work
+from syn4seg.planning.workload import WorkloadFacts, facts_of, prompts_of, samples_of, workload
 
 GIB = 2**30
-FACTS = Facts(novel=5, base=15, train_images=5953, queries=1449)
+FACTS = WorkloadFacts(novel=5, base=15, train_images=5953, queries=1449)
 TRUE = (
     "data.source=pascal",
     "data.root=/nowhere",
@@ -49,7 +49,7 @@ def lines(config, facts=FACTS, rates=None):
 
 def fake_rates(config, facts, **seconds: float) -> Rates:
     """A measurement of everything: a given number of seconds per unit, else one."""
-    made = [Rate(w.stage, w.kind, w.what, seconds.get(w.stage, 1.0), w.flops) for w in work(config, facts)]
+    made = [Rate(w.stage, w.kind, w.what, seconds.get(w.stage, 1.0), w.flops) for w in workload(config, facts)]
     return Rates("a fake", Card(1e12, 10 * GIB), tuple(made))
 
 
@@ -58,10 +58,10 @@ def test_published_data_sets_need_no_files():
     def of(*words):
         return facts_of(load(None, ["data.root=/nowhere", "base.checkpoint=train", *words]))
 
-    assert of("data.source=pascal") == Facts(5, 15, 5953, 1449)
-    assert of("data.source=pascal", "data.train_list=trainaug") == Facts(5, 15, 10582, 1449)
-    assert of("data.source=coco") == Facts(20, 60, 82081, 40137)
-    assert of("data.source=coco", "data.train_images=100", "data.val_images=7") == Facts(20, 60, 100, 7)
+    assert of("data.source=pascal") == WorkloadFacts(5, 15, 5953, 1449)
+    assert of("data.source=pascal", "data.train_list=trainaug") == WorkloadFacts(5, 15, 10582, 1449)
+    assert of("data.source=coco") == WorkloadFacts(20, 60, 82081, 40137)
+    assert of("data.source=coco", "data.train_images=100", "data.val_images=7") == WorkloadFacts(20, 60, 100, 7)
     with pytest.raises(UserError, match=r"data\.source=folder.*data\.root"):
         of("data.source=folder")
 
@@ -192,7 +192,7 @@ def test_a_rate_of_other_conditions_is_scaled_by_flops_and_says_so():
     few, many = (load(None, [*TRUE, f"synthesis.steps={n}"]) for n in (4, 28))
     measured = [r for r in fake_rates(few, FACTS, synthesis=2.0).measured if r.stage == "synthesis"]
     rates = Rates("an H200", GPUS["H200"], tuple(measured))
-    flops = {n: next(w.flops for w in work(c, FACTS) if w.stage == "synthesis") for n, c in ((4, few), (28, many))}
+    flops = {n: next(w.flops for w in workload(c, FACTS) if w.stage == "synthesis") for n, c in ((4, few), (28, many))}
     line = lines(many, FACTS, rates)["synthesis"]
     assert line.unit_seconds == pytest.approx(2.0 * flops[28] / flops[4])
     assert line.source == "measured on an H200 with steps=4, scaled by FLOPs"
@@ -211,7 +211,7 @@ def test_every_figure_says_measured_or_stated():
 
 def test_stated_time_is_flops_over_the_stated_share_of_the_card():
     config = load(None, TRUE)
-    flops = next(w.flops for w in work(config, FACTS) if w.stage == "synthesis")
+    flops = next(w.flops for w in workload(config, FACTS) if w.stage == "synthesis")
     for card, share in (("h100", 0.4), ("RTX4090", 0.2)):
         line = lines(config, FACTS, stated_rates(card, share))["synthesis"]
         assert line.unit_seconds == pytest.approx(flops / (GPUS[card.upper().removeprefix("RTX")].flops * share))
@@ -226,7 +226,7 @@ def test_rates_come_back_from_their_file_and_newer_ones_win(tmp_path):
     rates = dataclasses.replace(fake_rates(config, FACTS, labeling=0.25), date="2026-11-23", about="a test")
     write_rates(tmp_path / "rates.json", rates)
     assert read_rates(tmp_path / "rates.json") == rates
-    newer = joined_rates(rates, [dataclasses.replace(r, seconds=7.0) for r in rates.measured if r.stage == "labeling"])
+    newer = merge_rates(rates, [dataclasses.replace(r, seconds=7.0) for r in rates.measured if r.stage == "labeling"])
     assert len(newer.measured) == len(rates.measured) and lines(config, FACTS, newer)["labeling"].unit_seconds == 7.0
 
 
@@ -328,7 +328,7 @@ def test_a_sample_is_measured_on_the_real_models_and_fits_the_plan_exactly():
     rates = measure(config, 4, dataset, fold)
     assert (dataset.train, dataset.val) == before
     facts = facts_of(config, dataset, fold)
-    assert {r.stage for r in rates.measured} == {w.stage for w in work(config, facts)}
+    assert {r.stage for r in rates.measured} == {w.stage for w in workload(config, facts)}
     plan = estimate(config, facts, rates)
     assert all(line.source.startswith("measured on") and line.unit_seconds > 0 for line in plan.lines)
     image = next(r.file_bytes for r in rates.measured if r.stage == "synthesis")

@@ -9,7 +9,18 @@ import pytest
 import syn4seg
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
-from tune.space import Range, applied, check_study, default_of, distributions, grid, plain, read_study, study_path, written
+from tune.space import (
+    Range,
+    apply_overrides,
+    as_choice,
+    check_study,
+    default_value,
+    distributions,
+    from_choices,
+    grid,
+    read_study,
+    study_path,
+)
 
 PACKAGED = Path(syn4seg.__file__).parent / "configs" / "studies"
 
@@ -43,9 +54,9 @@ space:
     assert found["labeling.beta"] == FloatDistribution(0.0, 1.0) == found["labeling.theta"]
     assert found["refinement.band_width"] == IntDistribution(0, 8)
     assert found["novel.lr"] == FloatDistribution(0.001, 0.1, log=True)
-    text = written({"support_quantile": 0.1})
+    text = as_choice({"support_quantile": 0.1})
     assert found["labeling.lambda_keep"] == CategoricalDistribution([0.5, text])
-    assert plain(study, {"labeling.lambda_keep": text, "labeling.beta": 0.2}) == {
+    assert from_choices(study, {"labeling.lambda_keep": text, "labeling.beta": 0.2}) == {
         "labeling.lambda_keep": {"support_quantile": 0.1},
         "labeling.beta": 0.2,
     }
@@ -110,11 +121,11 @@ sampler: grid
 
 def test_overrides_change_their_keys_and_nothing_else():
     config = load(None, [])
-    other = applied(config, {"labeling.beta": 0.25, "data.shots": 5})
-    assert default_of(other, "labeling.beta") == 0.25 and default_of(other, "data.shots") == 5
-    assert applied(other, {"labeling.beta": 0.5, "data.shots": 1}) == config
+    other = apply_overrides(config, {"labeling.beta": 0.25, "data.shots": 5})
+    assert default_value(other, "labeling.beta") == 0.25 and default_value(other, "data.shots") == 5
+    assert apply_overrides(other, {"labeling.beta": 0.5, "data.shots": 1}) == config
     with pytest.raises(UserError, match=r"labeling\.beta=7"):
-        applied(config, {"labeling.beta": 7})
+        apply_overrides(config, {"labeling.beta": 7})
 
 
 def test_whole_ends_mean_whole_numbers_unless_told_otherwise():

@@ -19,10 +19,10 @@ from syn4seg.config.loading import load
 from syn4seg.errors import StoreError, UserError
 from syn4seg.stages.results import METRICS
 from syn4seg.store.rundir import RunDir
-from tune.records import SweepDir, compared, front, importance, optuna_study, summarise, value_of
+from tune.records import SweepDir, compare_with_default, importance, metric_value, optuna_study, pareto_front, summarise
 from tune.space import Study
-from tune.study import choose, stop_below
-from tune.validation import open_sweep, validation_images, wanted
+from tune.study import choose_params, stop_below
+from tune.validation import open_sweep, trial_count, validation_images
 
 SPACE = {"labeling.beta": {"low": 0.0, "high": 1.0, "fractional": True}, "refinement.band_width": {"low": 0, "high": 8}}
 
@@ -56,9 +56,9 @@ def played(study, count, order):
     config, ended, running = load(None, []), {}, {}
     waiting = list(range(count))
     while len(ended) < count:
-        ready = [n for n in waiting if choose(study, config, n, ended) is not None][: study.window]
+        ready = [n for n in waiting if choose_params(study, config, n, ended) is not None][: study.window]
         for n in ready:
-            running[n] = choose(study, config, n, ended)
+            running[n] = choose_params(study, config, n, ended)
             waiting.remove(n)
         assert running, "the study waits for nothing"
         n = order.choice(sorted(running))
@@ -81,9 +81,9 @@ def test_a_study_is_the_same_whatever_ends_first_and_however_often_it_is_stopped
 
 def test_another_seed_gives_other_trials_and_the_first_is_always_the_configurations_own():
     config = load(None, [])
-    one, other = (choose(study_of(seed=seed), config, 1, {0: record(0, {})}) for seed in (0, 1))
+    one, other = (choose_params(study_of(seed=seed), config, 1, {0: record(0, {})}) for seed in (0, 1))
     assert one != other
-    assert choose(study_of(), config, 0, {}) == {
+    assert choose_params(study_of(), config, 0, {}) == {
         "labeling.beta": config.labeling.beta,
         "refinement.band_width": config.refinement.band_width,
     }
@@ -124,10 +124,10 @@ def test_best_default_and_the_spread_between_them():
     assert (found["complete"], found["pruned"], found["failed"]) == (2, 1, 1)
     said = found["comparison"]["novel"]
     assert said["difference"] == pytest.approx(0.1) and said["beyond"] is True and said["n"] == 2
-    close = compared(record(1, {}, 0.505, spread=0.05), record(0, {}, 0.5, spread=0.05), "novel")
+    close = compare_with_default(record(1, {}, 0.505, spread=0.05), record(0, {}, 0.5, spread=0.05), "novel")
     assert close["beyond"] is False
     one = [r | {"draws": {m: {"0": v["0"]} for m, v in r["draws"].items()}} for r in records[:2]]
-    assert compared(one[1], one[0], "novel")["beyond"] is None
+    assert compare_with_default(one[1], one[0], "novel")["beyond"] is None
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -135,7 +135,7 @@ def test_the_front_holds_what_nothing_beats():
     made = [record(n, {}) for n in range(4)]
     for r, (novel, base) in zip(made, [(0.5, 0.5), (0.6, 0.4), (0.4, 0.6), (0.45, 0.45)], strict=True):
         r["draws"] |= {"novel": {"0": novel}, "base": {"0": base}}
-    assert [r["number"] for r in front(study, made)] == [1, 0, 2]
+    assert [r["number"] for r in pareto_front(study, made)] == [1, 0, 2]
 
 
 def test_importance_finds_the_key_that_matters():
@@ -159,7 +159,7 @@ def test_values_outside_of_the_space_are_kept_and_not_learned_from():
 def test_validation_images_are_annotated_train_images_that_nothing_else_uses():
     from syn4seg.stages.setup import draws_of, load_dataset, support_of
     from syn4seg.stages.support import shuffled_base_images
-    from tune.space import applied
+    from tune.space import apply_overrides
 
     config = load(None, ["data.train_images=300", "data.draws=2", "novel.replay_images=20", "labeling.base_prototype_images=30"])
     study = Study.model_validate({"space": {"data.shots": [1, 5]}, "validation": {"novel_images": 4, "base_images": 10}})
@@ -168,7 +168,7 @@ def test_validation_images_are_annotated_train_images_that_nothing_else_uses():
     assert chosen is not None and len(chosen) == len(set(chosen)) == 4 * len(fold.novel) + 10
     assert set(chosen) <= set(dataset.train)
     for shots in (1, 5):
-        given = applied(config, {"data.shots": shots})
+        given = apply_overrides(config, {"data.shots": shots})
         for draw in draws_of(given):
             assert not set(chosen) & {i for ids in support_of(given, dataset, fold, draw).values() for i in ids}
     assert not set(chosen) & set(shuffled_base_images(config, dataset, fold)[:30])
@@ -210,8 +210,8 @@ def test_a_grid_has_the_default_and_every_combination():
     study = Study.model_validate({"space": {"data.shots": [1, 5], "labeling.beta": [0.0, 1.0]}, "sampler": "grid"})
     config = load(None, [])
     ended = {n: record(n, {}) for n in range(5)}
-    assert wanted(study, 3) == 5
-    assert [choose(study, config, n, ended) for n in (1, 4)] == [
+    assert trial_count(study, 3) == 5
+    assert [choose_params(study, config, n, ended) for n in (1, 4)] == [
         {"data.shots": 1, "labeling.beta": 0.0},
         {"data.shots": 5, "labeling.beta": 1.0},
     ]
@@ -296,8 +296,10 @@ def test_a_sweep_ends_with_best_config_tables_journal_and_report(undisturbed):
     study = optuna.load_study(study_name="syn4seg", storage=storage)
     assert len(study.trials) == 7
     summary = json.loads(sweep.summary.read_text())
-    best = max((r for r in sweep.records().values() if r["state"] == "complete"), key=lambda r: value_of(r, "novel") or 0)
-    assert summary["best"]["values"]["novel"]["mean"] == pytest.approx(value_of(best, "novel")) == pytest.approx(study.best_value)
+    best = max((r for r in sweep.records().values() if r["state"] == "complete"), key=lambda r: metric_value(r, "novel") or 0)
+    assert (
+        summary["best"]["values"]["novel"]["mean"] == pytest.approx(metric_value(best, "novel")) == pytest.approx(study.best_value)
+    )
     chosen = load(sweep.best)
     assert chosen.labeling.beta == pytest.approx(summary["best"]["params"]["labeling.beta"])
     page = sweep.report.read_text()
@@ -368,7 +370,7 @@ class Given:
 
     def __call__(self, chooser, config, concurrency, failed):
         while chooser.missing and not failed():
-            given = json.loads(chooser.suggest("a")["given"])
+            given = json.loads(chooser.suggest("a")["trial"])
             made = record(given["number"], given["params"], state=self.states[given["number"]])
             chooser.on_trial_complete("a", {"record": json.dumps(made)})
 
@@ -394,7 +396,7 @@ def without_ray(monkeypatch, tmp_path):
             cache_bytes=2**30,
             reference=RunDir(sweep.run),
             fail_fast=fail_fast,
-            told=print,
+            on_record=print,
         )
 
     return run
@@ -435,7 +437,7 @@ def test_a_full_disk_stops_the_sweep_and_is_no_trials_fault(without_ray, tmp_pat
             cache_bytes=2**30,
             reference=RunDir(sweep.run),
             fail_fast=False,
-            told=print,
+            on_record=print,
         )
     assert sweep.records() == {}
 
@@ -446,7 +448,7 @@ def test_a_study_whose_trials_all_fail_ends_badly(without_ray, tmp_path):
 
 
 def test_a_trials_own_exception_ends_that_trial_alone(tmp_path):
-    from tune.objective import Objective
+    from tune.objective import TrialObjective
 
     config = load(None, []).model_dump(mode="json")
     given = {
@@ -464,11 +466,11 @@ def test_a_trials_own_exception_ends_that_trial_alone(tmp_path):
         "overrides": {"labeling.beta": 7},
         "stop_below": [None],
     }
-    trial = Objective({"given": json.dumps(given)})
+    trial = TrialObjective({"trial": json.dumps(given)})
     ended = trial.step()
     assert ended["done"] and json.loads(ended["record"])["state"] == "failed"
     assert "labeling.beta=7" in json.loads(ended["record"])["error"]
-    assert trial.reset_config({"given": json.dumps(given | {"number": 4})}) and json.loads(trial.step()["record"])["number"] == 4
+    assert trial.reset_config({"trial": json.dumps(given | {"number": 4})}) and json.loads(trial.step()["record"])["number"] == 4
 
 
 def test_several_objectives_stop_no_trial_early():
