@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actors import deadline as watch
+from actors import deadline
 from syn4seg.errors import StoreError
 from syn4seg.schema import FAULT as FAULT
 
@@ -16,50 +16,53 @@ Batch = dict[str, np.ndarray]
 
 
 def array_column(arrays: list[np.ndarray]) -> np.ndarray:
-    """One column of images or labels: (N, ...) if all shapes agree, else an object array of N arrays."""
+    """Return one column of images or labels: (N, ...) if all shapes agree, else an object array of N arrays."""
     if len({a.shape for a in arrays}) == 1:
         return np.stack(arrays)
-    out = np.empty(len(arrays), object)
-    out[:] = arrays
-    return out
+    column = np.empty(len(arrays), object)
+    column[:] = arrays
+    return column
 
 
 def string_column(values: list[str]) -> np.ndarray:
-    """One column of strings."""
+    """Return one column of strings."""
     return np.array(values, dtype=object)
 
 
 def summarize_error(error: BaseException) -> tuple[str, str]:
-    """One line about an exception, with the function and line that raised it; and its whole traceback."""
-    where = traceback.extract_tb(error.__traceback__)
-    place = f" ({where[-1].name}:{where[-1].lineno})" if where else ""
+    """Return one line about an exception, with the function and line that raised it; and the end of its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].name}:{frames[-1].lineno})" if frames else ""
     line = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}{place}"
     return line, "".join(traceback.format_exception(error))[-8000:]
 
 
-def map_rows(batch: Batch, stage: str, work: Callable[[int], tuple[Any, ...]], blank: Callable[[int], tuple[Any, ...]]):
-    """Runs `work(i)` on every row that has no `reason` yet; a row that raises is quarantined and its neighbours go on.
+def map_rows(batch: Batch, step: str, work: Callable[[int], tuple[Any, ...]], blank: Callable[[int], tuple[Any, ...]]):
+    """Run `work(i)` on every row that has no `reason` yet; a row that raises is quarantined and its batch-mates go on.
 
     Args:
         batch: columns with at least `reason` and `traceback`.
-        stage: name of the stage, part of the recorded reason.
+        step: name of the step, part of the recorded reason.
         work: returns the new values of row i, its reason ("" if fine) last.
-        blank: the values of a row that is skipped or failed, without the reason.
+        blank: returns the values of a row that is skipped or failed, without the reason.
 
     Returns:
         One list per new column, then the reasons, then the tracebacks.
+
+    Raises:
+        StoreError: from `work`; a full disk is no fault of the row.
     """
     rows = []
     for i, (reason, trace) in enumerate(zip(batch["reason"], batch["traceback"], strict=True)):
         if reason:
             rows.append((*blank(i), str(reason), str(trace)))
             continue
-        watch.tick()
+        deadline.tick()
         try:
             rows.append((*work(i), ""))
-        except StoreError:  # a full disk is no fault of the row
+        except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a row does, it must not cost its neighbours
+        except Exception as error:  # noqa: BLE001 - whatever a row does, it must not cost its batch-mates
             line, trace = summarize_error(error)
-            rows.append((*blank(i), f"{FAULT}{stage}: {line}", trace))
+            rows.append((*blank(i), f"{FAULT}{step}: {line}", trace))
     return [list(values) for values in zip(*rows, strict=True)]

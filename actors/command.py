@@ -79,7 +79,7 @@ def logged_pipeline(settings: list[str] | None, out: str | None, reuse: str | No
 def run(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:
     """The whole method: prompts, images, labels, training, scores, ablation table."""
     with logged_pipeline(settings, out, reuse) as pipeline:
-        _show_results(pipeline, pipeline.whole())
+        _show_results(pipeline, pipeline.run_all())
 
 
 def prompts(settings: Settings = None, out: Out = None, reuse: Reuse = None) -> None:

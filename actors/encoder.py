@@ -1,4 +1,4 @@
-"""The text encoders (and a local language model) in one short-lived actor: gone, with their memory, before images are made.
+"""The text encoders (and a local language model) in one short-lived actor, whose memory is free before images are generated.
 
 Stable Diffusion 3.5's text encoders are 10.4 GiB of 25.6; every distinct prompt goes through them once, here.
 """
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from actors.cluster import connect, node_resources
+from actors.failures import local_error
 from actors.graph import device_of
 from actors.placement import Operator, preflight
 from syn4seg.config.tree import Config
-from syn4seg.errors import UserError
 from syn4seg.models.embeddings import Encoded
 from syn4seg.models.generators import generator_source, load_text_encoder
 from syn4seg.models.protocols import TextEncoder
@@ -26,15 +26,15 @@ from syn4seg.prompts.protocol import PromptAgent
 class TextModels:
     """The text encoders of a config's image model, and its prompt agent if that is a local language model."""
 
-    def __init__(self, config: dict[str, Any]):
-        """`config`: the tree as JSON; nothing loads yet, so that an error can be told from a dead actor."""
-        self.config = Config.model_validate(config)
-        self.device = device_of(self.config, self.config.placement.encoding)
+    def __init__(self, config: Config):
+        """Take the configuration; nothing loads yet, so that an error can be told from a dead actor."""
+        self.config = config
+        self.device = device_of(config, config.placement.encoding)
         self.encoder: Any = None
         self.agent: Any = None
 
     def load(self) -> None:
-        """Loads what the config names.
+        """Load what the configuration names.
 
         Raises:
             UserError: a model is not there or cannot be read.
@@ -44,33 +44,33 @@ class TextModels:
             self.agent = _agent(self.config, self.device)
 
     def free(self) -> None:
-        """Lets go of the networks and of the GPU memory that they held."""
+        """Let go of the networks and of the GPU memory that they held."""
         self.encoder = self.agent = None
         gc.collect()
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()
 
     def encode(self, prompts: list[str]) -> Encoded:
-        """As `TextEncoder.encode`."""
+        """Encode as `TextEncoder.encode` does."""
         return self.encoder.encode(prompts)
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-        """As `PromptAgent.propose`, by the local language model."""
+        """Propose as `PromptAgent.propose` does, by the local language model."""
         return self.agent.propose(class_name, round_index, accepted, refused)
 
 
 class RemoteTextModels:
-    """`TextModels` in an actor; what goes wrong there is one line here."""
+    """`TextModels` in an actor; an error there is a UserError or a WorkerError in this process, see `local_error`."""
 
     def __init__(self, actor: Any):
         self.actor = actor
 
     def encode(self, prompts: list[str]) -> Encoded:
-        """As `TextEncoder.encode`."""
+        """Encode as `TextEncoder.encode` does."""
         return _result(self.actor.encode.remote(prompts))
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-        """As `PromptAgent.propose`, by the local language model."""
+        """Propose as `PromptAgent.propose` does, by the local language model."""
         return _result(self.actor.propose.remote(class_name, round_index, accepted, refused))
 
 
@@ -80,33 +80,25 @@ def _result(reference: Any) -> Any:
 
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        cause: BaseException = error.cause
-        said = str(cause)
-        if not isinstance(cause, UserError):
-            said = f"the text encoders failed: {type(cause).__name__}: {said}; mend the cause and run the same command again"
-        raise UserError(" ".join(said.split())) from None
-    except ray.exceptions.RayActorError:
-        raise UserError(
-            "the actor of the text encoders died, most likely for want of memory; give it a larger node or a GPU "
-            "(placement.encoding.cpus, .gpus) and run the same command again"
-        ) from None
+    except ray.exceptions.RayError as error:
+        remedy = "give it a larger node or a GPU (placement.encoding.cpus, .gpus)"
+        raise local_error("the text encoders", error, remedy=remedy) from error
 
 
 @contextlib.contextmanager
 def text_encoder(config: Config) -> Iterator[TextEncoder]:
-    """The text encoder of a run, for as long as the block lasts; also its prompt agent if that is a local language model.
+    """Yield the text encoder of a run for as long as the block lasts; it is the prompt agent too if that is a local language model.
 
     With `placement.runner=ray` it lives in one actor with the CPUs and GPUs of `placement.encoding`, which is killed at the end;
-    inline it lives here and is freed. The renderer's bag of words has no weights and needs no actor.
+    inline it lives in this process and is freed. The renderer's bag of words has no weights and needs no actor.
 
     Raises:
-        UserError: it does not fit on the cluster, or cannot be loaded.
+        UserError: it does not fit on the cluster, cannot be loaded, or its process was lost.
+        WorkerError: any other failure of its process.
     """
-    tree = config.model_dump(mode="json")
     light = generator_source(config.synthesis.model).path is None and config.prompts.agent != "transformers"
     if config.placement.runner == "inline" or light:
-        models = TextModels(tree)
+        models = TextModels(config)
         try:
             models.load()
             yield models
@@ -121,7 +113,7 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
     remote: Any = ray.remote(TextModels)
     actor = remote.options(
         num_cpus=pool.cpus, num_gpus=pool.gpus, resources=pool.resources, accelerator_type=pool.accelerator
-    ).remote(tree)
+    ).remote(config)
     try:
         _result(actor.load.remote())
         yield RemoteTextModels(actor)
@@ -130,7 +122,7 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
 
 
 def prompt_agent(config: Config, encoder: TextEncoder) -> PromptAgent:
-    """Who proposes the prompts: the local language model beside `encoder`, or an agent in this process."""
+    """Return who proposes the prompts: the local language model beside `encoder`, or an agent in this process."""
     if config.prompts.agent == "transformers":
         assert isinstance(encoder, TextModels | RemoteTextModels)
         return encoder
@@ -138,16 +130,16 @@ def prompt_agent(config: Config, encoder: TextEncoder) -> PromptAgent:
 
 
 def _agent(config: Config, device: str) -> PromptAgent:
-    ask = config.prompts
+    settings = config.prompts
     return load_agent(
-        ask.agent,
+        settings.agent,
         world=generator_source(config.synthesis.model).world,
         seed=config.seed,
-        llm=ask.llm,
-        base_url=ask.base_url,
-        key_variable=ask.key_variable,
-        per_round=ask.per_round,
-        temperature=ask.temperature,
-        timeout=ask.timeout,
+        llm=settings.llm,
+        base_url=settings.base_url,
+        key_variable=settings.key_variable,
+        per_round=settings.per_round,
+        temperature=settings.temperature,
+        timeout=settings.timeout,
         device=device,
     )

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from actors.cluster import node_resources
+from actors.failures import local_error
 from actors.placement import preflight
-from actors.training import on_workers, share_of
+from actors.training import on_workers, worker_resources
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
@@ -21,55 +22,54 @@ from syn4seg.store.rundir import RunDir
 class ScoringWorker:
     """A `Scorer` in an actor; it loads with its first chunk, so that an error can be told from a dead actor."""
 
-    def __init__(self, config: dict[str, Any], run: str, device: str):
-        self.given = config, run, device
+    def __init__(self, config: Config, run: str, device: str):
+        self.config, self.run, self.device = config, run, device
         self.scorer: Scorer | None = None
 
     def score(self, ids: list[str]) -> Matrices:
-        """As `Scorer`."""
+        """Score one chunk of queries as `Scorer` does."""
         if self.scorer is None:
-            tree, run, device = self.given
-            config = Config.model_validate(tree)
-            self.scorer = Scorer(config, RunDir(run), *load_dataset(config), device=device)
+            self.scorer = Scorer(self.config, RunDir(self.run), *load_dataset(self.config), device=self.device)
         return self.scorer(ids)
 
 
 def evaluate_run(
-    config: Config, run: RunDir, dataset: Dataset, fold: Fold, done: Callable[[int, int], None]
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Confusion matrices by draw and row, by workers or in this process, as `placement` has it.
+    """Return confusion matrices by draw and row, computed by workers or in this process, as `placement` says.
 
     Args:
-        done: called with (queries scored, queries in all).
+        progress: called with (queries scored, queries in all).
     """
     if on_workers(config):
-        return evaluate_on_workers(config, run, dataset, fold, done)
+        return evaluate_on_workers(config, run, dataset, fold, progress)
     scorer = Scorer(config, run, dataset, fold, device=config.placement.device)
-    return score_run(config, run, dataset, fold, score_in_process(scorer), done)
+    return score_run(config, run, dataset, fold, score_in_process(scorer), progress)
 
 
 def evaluate_on_workers(
-    config: Config, run: RunDir, dataset: Dataset, fold: Fold, done: Callable[[int, int], None]
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]
 ) -> dict[int, dict[str, np.ndarray]]:
-    """As `score_run`, by `placement.training.workers` actors; equal to one process, exactly.
+    """Return what `score_run` returns, by `placement.training.workers` actors; equal to one process, exactly.
 
-    A lost actor's chunk goes to the others. When none is left all are started again, at most
+    A lost actor's chunk goes to the others. When no actor remains all are started again, at most
     `placement.training.max_failures` times.
 
     Raises:
-        UserError: the workers do not fit on the cluster, were lost too often, or what one of them said.
+        UserError: the workers do not fit on the cluster, were lost too often, or one of them raised it.
+        WorkerError: one of them failed otherwise.
     """
-    return score_run(config, run, dataset, fold, lambda chunks: _scored(config, run, chunks), done)
+    return score_run(config, run, dataset, fold, lambda chunks: _score_chunks(config, run, chunks), progress)
 
 
-def _scored(config: Config, run: RunDir, chunks: list[list[str]]) -> Iterator[tuple[int, Matrices]]:
+def _score_chunks(config: Config, run: RunDir, chunks: list[list[str]]) -> Iterator[tuple[int, Matrices]]:
     import ray
     import ray.exceptions
 
     waiting, restarts = chunks[::-1], config.placement.training.max_failures
-    idle: list[Any] = _workers(config, run)
+    idle: list[Any] = _start_workers(config, run)
     busy: dict[Any, tuple[Any, list[str]]] = {}
-    everybody = list(idle)
+    started = list(idle)
     try:
         while waiting or busy:
             if not idle and not busy:
@@ -79,40 +79,33 @@ def _scored(config: Config, run: RunDir, chunks: list[list[str]]) -> Iterator[tu
                         "placement.training.max_failures; run the same command again, or give them room"
                     )
                 restarts -= 1
-                idle = _workers(config, run)
-                everybody += idle
+                idle = _start_workers(config, run)
+                started += idle
             while idle and waiting:
                 worker, chunk = idle.pop(), waiting.pop()
                 busy[worker.score.remote(chunk)] = worker, chunk
-            ended = ray.wait(list(busy), num_returns=1)[0][0]
-            worker, chunk = busy.pop(ended)
+            ready = ray.wait(list(busy), num_returns=1)[0][0]
+            worker, chunk = busy.pop(ready)
             try:
-                yield len(chunk), ray.get(ended)
+                yield len(chunk), ray.get(ready)
                 idle.append(worker)
             except ray.exceptions.RayTaskError as error:
-                cause: BaseException = error.cause
-                said = " ".join(str(cause).split())
-                raise UserError(
-                    said
-                    if isinstance(cause, UserError)
-                    else f"evaluation failed: {type(cause).__name__}: {said}; mend the cause and run the same command again"
-                ) from error
+                raise local_error("evaluation", error) from error
             except ray.exceptions.RayError:  # the worker is gone
                 waiting.append(chunk)
     finally:
-        for worker in everybody:
+        for worker in started:
             ray.kill(worker)
 
 
-def _workers(config: Config, run: RunDir) -> list[Any]:
-    """New actors, none of which has loaded anything yet."""
+def _start_workers(config: Config, run: RunDir) -> list[Any]:
+    """Start actors that have loaded nothing yet."""
     import ray
 
     workers = config.placement.training
     preflight([], node_resources(), workers)
-    share = share_of(workers)
-    cpus, gpus = share.pop("CPU"), share.pop("GPU", 0)
+    resources = worker_resources(workers)
+    cpus, gpus = resources.pop("CPU"), resources.pop("GPU", 0)
     remote: Any = ray.remote(ScoringWorker)
-    where = remote.options(num_cpus=cpus, num_gpus=gpus, resources=share, accelerator_type=workers.accelerator)
-    parts = config.model_dump(mode="json"), run.address, "cuda" if workers.gpus else "cpu"
-    return [where.remote(*parts) for _ in range(workers.workers)]
+    placed = remote.options(num_cpus=cpus, num_gpus=gpus, resources=resources, accelerator_type=workers.accelerator)
+    return [placed.remote(config, run.address, "cuda" if workers.gpus else "cpu") for _ in range(workers.workers)]

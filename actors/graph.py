@@ -37,7 +37,7 @@ from syn4seg.store.rundir import RunDir
 
 STORE_SHARE = 0.5
 """Share of `store_bytes_for(placement)` that Ray Data may plan with: it overruns its limit by what is in flight."""
-FEW = 64
+MIN_ENDED = 64
 """Samples that must have ended before a share of them says anything about the whole run."""
 COMPACT_SECONDS = 60.0
 """How often the finished parts of a sharded run are looked at while it runs, to be merged if they fill a shard."""
@@ -46,113 +46,104 @@ Progress = Callable[[int, int, Counter], None]
 
 
 def operator_pools(config: Config) -> dict[str, PoolConfig]:
-    """The pool of each stage; generator calls take whole planned batches. `placement.sizes=auto` begins with one actor each."""
+    """Return the pool of each operator; generator calls take whole planned batches. `placement.sizes=auto` begins with size 1."""
     place, planned = config.placement, config.synthesis.batch
     whole = math.ceil(place.synthesis.batch / planned) * planned
-    writing = PoolConfig(batch=place.refinement.batch, cpus=min(0.25, place.refinement.cpus))
-    found = {
+    pools = {
         "synthesis": place.synthesis.model_copy(update={"batch": whole}),
         "labeling": place.labeling,
         "refinement": place.refinement,
-        "writing": writing,
+        "writing": PoolConfig(batch=place.refinement.batch, cpus=min(0.25, place.refinement.cpus)),
     }
     if place.sizes == "auto":
-        return {name: pool.model_copy(update={"size": 1}) for name, pool in found.items()}
-    return found
+        return {name: pool.model_copy(update={"size": 1}) for name, pool in pools.items()}
+    return pools
 
 
 def check_placement(config: Config) -> None:
-    """Joins Ray and refuses a placement that does not fit, before any model loads.
+    """Join Ray and refuse a placement that does not fit, before any model loads.
 
     Raises:
         UserError: pools that do not fit on the cluster, or a GPU that is not there.
     """
-    place = config.placement
-    used = {"encoding": place.encoding, **operator_pools(config)}
+    place, pools = config.placement, operator_pools(config)
+    loading = {"encoding": place.encoding} | {name: pool for name, pool in pools.items() if name != "writing"}
     if place.runner == "ray":
         connect(place)
         preflight([Operator(Labeler, {}, place.encoding, "encoding")], node_resources())
-        preflight([Operator(Labeler, {}, pool, name) for name, pool in operator_pools(config).items()], node_resources())
-        without = [name for name, pool in used.items() if name != "writing" and not pool.gpus]
+        preflight([Operator(Labeler, {}, pool, name) for name, pool in pools.items()], node_resources())
+        without = [name for name, pool in loading.items() if not pool.gpus]
         if place.device == "cuda" and without:
             raise UserError(
                 f"placement.device=cuda: an actor sees a GPU only if its pool has a share of one; set "
                 f"placement.{without[0]}.gpus above 0, or placement.device=auto"
             )
         return
-    wanted = [name for name, pool in used.items() if name != "writing" and device_of(config, pool) == "cuda"]
-    if wanted:
+    on_gpu = [name for name, pool in loading.items() if device_of(config, pool) == "cuda"]
+    if on_gpu:
         import torch
 
         if not torch.cuda.is_available():
             raise UserError(
-                f"placement.{wanted[0]}.gpus={used[wanted[0]].gpus:g}, placement.device={place.device}: this machine "
+                f"placement.{on_gpu[0]}.gpus={loading[on_gpu[0]].gpus:g}, placement.device={place.device}: this machine "
                 "has no usable GPU; set the gpus of every pool to 0, or placement.device=cpu"
             )
 
 
 def device_of(config: Config, pool: PoolConfig) -> str:
-    """`auto` means the GPU for a pool that asks for one, else the CPU; the same with and without Ray."""
+    """Return the device of a pool: `auto` is the GPU for one that asks for a share, else the CPU; the same with and without Ray."""
     return ("cuda" if pool.gpus else "cpu") if config.placement.device == "auto" else config.placement.device
 
 
 def operators(config: Config, run: RunDir, names: tuple[str, ...], draw: int | None) -> list[Operator]:
-    """The stages of one pass: images only (`draw` None), or images and every label of one support draw."""
-    pool, root = operator_pools(config), run.address
+    """Return the operators of one pass: images only (`draw` None), or images and every label of one support draw."""
+    pools, root = operator_pools(config), run.address
+    devices = {name: device_of(config, pool) for name, pool in pools.items()}
+    written = {"run": root, "names": names}
+
+    def operator(name: str, actor: type, **kwargs: Any) -> Operator:
+        return Operator(actor, kwargs, pools[name], name)
+
     if config.synthesis.source == "folder":
-        make = Operator(Importer, {"run": root, "names": names, "root": str(config.synthesis.root)}, pool["synthesis"], "synthesis")
+        images = operator("synthesis", Importer, **written, root=str(config.synthesis.root))
     else:
-        synthesis = config.synthesis
-        speed = speed_of(config)
+        settings = config.synthesis
         load = functools.partial(
             load_generator,
-            synthesis.model,
-            steps=synthesis.steps,
-            guidance=synthesis.guidance,
-            size=synthesis.size,
-            device=device_of(config, pool["synthesis"]),
-            speed=speed,
+            settings.model,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            size=settings.size,
+            device=devices["synthesis"],
+            speed=speed_of(config),
         )
-        make = Operator(
-            Synthesizer, {"run": root, "names": names, "load": load, "planned": synthesis.batch}, pool["synthesis"], "synthesis"
-        )
+        images = operator("synthesis", Synthesizer, **written, load=load, planned=settings.batch)
     if draw is None:
-        return [make, Operator(QuarantineWriter, {"run": root, "names": names}, pool["writing"], "writing")]
+        return [images, operator("writing", QuarantineWriter, **written)]
     return [
-        make,
-        Operator(
-            Labeler,
-            {"run": root, "draw": draw, "config": config, "device": device_of(config, pool["labeling"])},
-            pool["labeling"],
-            "labeling",
-        ),
-        Operator(
-            Refiner,
-            {"settings": config.refinement, "device": device_of(config, pool["refinement"])},
-            pool["refinement"],
-            "refinement",
-        ),
-        Operator(Writer, {"run": root, "draw": draw, "names": names}, pool["writing"], "writing"),
+        images,
+        operator("labeling", Labeler, run=root, draw=draw, config=config, device=devices["labeling"]),
+        operator("refinement", Refiner, settings=config.refinement, device=devices["refinement"]),
+        operator("writing", Writer, **written, draw=draw),
     ]
 
 
 def unfinished_rows(plan: pa.Table, finished: Iterable[str] | pa.ChunkedArray, images: pa.Table | None = None) -> pa.Table:
-    """The rows of every generator batch with unfinished samples: the plan with the columns `todo`, `image_at` and no reason yet.
+    """Return the plan's rows of every generator batch with unfinished samples, with the columns `todo`, `image_at` and no reason.
 
     Args:
         finished: ids of the samples that are done.
-        images: columns `sample_id` and `image_at` of the images that are there already.
+        images: columns `sample_id` and `image_at` of the images that exist already.
     """
     done = finished.combine_chunks() if isinstance(finished, pa.ChunkedArray) else pa.array(list(finished), pa.string())
-    open_row = pc.and_(pc.invert(plan["padding"]), pc.invert(pc.is_in(plan["sample_id"], done)))
-    wanted = pc.is_in(plan["batch"], pc.unique(plan["batch"].filter(open_row)))
-    table = plan.drop_columns(["padding"]).append_column("todo", open_row).filter(wanted)
-    empty = pa.array([""] * table.num_rows, pa.string())
-    at = empty
+    unfinished = pc.and_(pc.invert(plan["padding"]), pc.invert(pc.is_in(plan["sample_id"], done)))
+    in_batch = pc.is_in(plan["batch"], pc.unique(plan["batch"].filter(unfinished)))
+    table = plan.drop_columns(["padding"]).append_column("todo", unfinished).filter(in_batch)
+    paths = empty = pa.array([""] * table.num_rows, pa.string())
     if images is not None:
         index = pc.index_in(table["sample_id"], images["sample_id"].combine_chunks())
-        at = pc.fill_null(images["image_at"].take(index), "")
-    return table.append_column("image_at", at).append_column("reason", empty).append_column("traceback", empty)
+        paths = pc.fill_null(images["image_at"].take(index), "")
+    return table.append_column("image_at", paths).append_column("reason", empty).append_column("traceback", empty)
 
 
 def stream(
@@ -164,12 +155,12 @@ def stream(
     note: Callable[[str], None] = lambda line: None,
     beside: TrainingConfig | None = None,
 ) -> Counter:
-    """Makes everything that the plan still lacks; safe to stop at any moment and to call again.
+    """Make everything that the plan still lacks; safe to stop at any moment and to call again.
 
     Args:
         names: class names by class index (0 is the background).
         draw: the support draw to label with, or None to make images only.
-        note: called with one line for each thing that a person should know about the images, and about sizes that were chosen.
+        note: called with one line for each thing that a person should know about the images, and about the sizes of the pools.
         beside: training workers that run at the same time, whose share of the cluster is not the stream's.
 
     Returns:
@@ -186,32 +177,32 @@ def stream(
     else:
         complete = run.draw(draw).complete()
         finished, ended = complete["sample_id"], count_values(complete["reason"])
-    rows, steps = unfinished_rows(plan, finished, images), operators(config, run, names, draw)
+    rows = unfinished_rows(plan, finished, images)
     reasons, kinds = Counter(), _kinds(ended)
     done = planned - (pc.sum(rows["todo"]).as_py() or 0)
     pulse = Pulse(run.log, stage="stream", draw=draw)
 
-    def tell() -> None:
+    def report() -> None:
         progress(done, planned, ended)
         pulse(done, planned, reasons=kinds)
         _stop_if_failing(config, ended, kinds, planned)
 
-    tell()
+    report()
     if rows.num_rows == 0:
         return reasons
     started, first, audits = time.time(), done, []
-    merged = started
-    for batch in _run(config, run, rows, steps, draw, note, beside):
-        new = Counter(str(r) for r in batch["reason"])
-        reasons.update(new)
-        ended.update(new)
-        kinds.update(_kinds(new))
-        done += new.total()
-        tell()
+    compacted = started
+    for batch in _run(config, run, rows, operators(config, run, names, draw), draw, note, beside):
+        counts = Counter(str(r) for r in batch["reason"])
+        reasons.update(counts)
+        ended.update(counts)
+        kinds.update(_kinds(counts))
+        done += counts.total()
+        report()
         audits += [json.loads(text) for text in batch["synthesis_audit"] if text != "{}"]
-        if time.time() - merged > COMPACT_SECONDS:
+        if time.time() - compacted > COMPACT_SECONDS:
             run.samples.compact(draw, whole=False)
-            merged = time.time()
+            compacted = time.time()
     run.samples.compact(draw)
     for line in audit_warnings(audits):
         note(f"warning: {line}")
@@ -224,84 +215,77 @@ def _run(
     config: Config,
     run: RunDir,
     rows: pa.Table,
-    steps: list[Operator],
+    chain: list[Operator],
     draw: int | None,
     note: Callable[[str], None],
     beside: TrainingConfig | None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows through the stages; with `placement.sizes=auto` some of them first, to see what each stage takes."""
-    place = config.placement
+    """Run the rows through the operators; with `placement.sizes=auto` a sample of them first, to measure each operator."""
+    place, block = config.placement, chain[0].pool.batch
     if place.runner == "inline":
-        yield from run_inline(rows, steps, steps[0].pool.batch)
+        yield from run_inline(rows, chain, block)
         return
     connect(place)
+    measured: dict[str, Mapping[str, float]] = {}
 
-    def streamed(part: pa.Table, steps: list[Operator]) -> Iterator[dict[str, Any]]:
+    def streamed(part: pa.Table, chain: list[Operator]) -> Iterator[dict[str, Any]]:
         entered = pc.sum(part["todo"]).as_py()
-        meter = Meter(run.log, config.name, [step.name for step in steps], entered, stage="stream", draw=draw)
+        meter = Meter(run.log, config.name, [operator.name for operator in chain], entered, stage="stream", draw=draw)
 
         def report(totals: Totals) -> None:
             meter(totals)
-            seen.update(totals)
+            measured.update(totals)
 
-        return run_stream(
-            part,
-            steps,
-            steps[0].pool.batch,
-            run=config.name,
-            deadline=place.row_deadline,
-            store_bytes=STORE_SHARE * store_bytes_for(place),
-            report=report,
-        )
+        limit = STORE_SHARE * store_bytes_for(place)
+        settings: dict[str, Any] = {"run": config.name, "deadline": place.row_deadline, "store_bytes": limit}
+        return run_stream(part, chain, block, **settings, report=report)
 
-    seen: dict[str, Mapping[str, float]] = {}
-    few = sample_size({step.name: step.pool for step in steps})
-    if place.sizes == "auto" and few < rows.num_rows:
-        first = rows.num_rows - few  # the last rows: after a stop the first ones may have their images already
-        one_each = [replace(step, pool=step.pool.model_copy(update={"max_size": None})) for step in steps]
-        yield from streamed(rows.slice(first), one_each)
-        steps, line = _resized(steps, seen, beside)
+    size = sample_size({operator.name: operator.pool for operator in chain})
+    if place.sizes == "auto" and size < rows.num_rows:
+        first = rows.num_rows - size  # the last rows: after a stop the first ones may have their images already
+        single = [replace(operator, pool=operator.pool.model_copy(update={"max_size": None})) for operator in chain]
+        yield from streamed(rows.slice(first), single)
+        chain, line = _resize(chain, measured, beside)
         note(f"placement.sizes=auto: {line}")
         rows = rows.slice(0, first)
-    yield from streamed(rows, steps)
+    yield from streamed(rows, chain)
 
 
-def _resized(
-    steps: list[Operator], seen: Mapping[str, Mapping[str, float]], training: TrainingConfig | None
-) -> tuple[list[Operator], str]:
-    """The stages with the pools that the connected cluster's nodes allow, from what a sample took (see `Ledger.totals`).
+def _resize(chain: list[Operator], totals: Totals, training: TrainingConfig | None) -> tuple[list[Operator], str]:
+    """Return the operators with the pools that the connected cluster's nodes allow, and a line about them.
 
     Args:
+        totals: what a sample of the rows took, see `Ledger.totals`.
         training: training workers that run beside the stream, and have their share first.
     """
     import ray
 
     measured = {}
-    for step in steps:
-        total = seen.get(step.name, {})
+    for operator in chain:
+        total = totals.get(operator.name, {})
         warm = "warm_" if total.get("warm_rows") else ""
-        measured[step.name] = (int(total.get(f"{warm}rows", 0)), total.get(f"{warm}seconds", 0.0))
+        measured[operator.name] = (int(total.get(f"{warm}rows", 0)), total.get(f"{warm}seconds", 0.0))
     nodes, living = node_resources(), sum(node["Alive"] for node in ray.nodes())
-    found, line = rebalance(measured, {step.name: step.pool for step in steps}, nodes[:living], nodes[living:], training)
-    return [replace(step, pool=found[step.name]) for step in steps], line
+    pools, line = rebalance(measured, {o.name: o.pool for o in chain}, nodes[:living], nodes[living:], training)
+    return [replace(operator, pool=pools[operator.name]) for operator in chain], line
 
 
 def _stop_if_failing(config: Config, reasons: Counter, kinds: Counter, planned: int) -> None:
-    """Refuses to go on if too many of the samples that have ended so far are faults; the first `FEW` are too few to tell."""
+    """Raise a UserError if too many of the samples that have ended are faults; the first `MIN_ENDED` say too little."""
     faults = Counter({kind: count for kind, count in kinds.items() if kind.startswith(FAULT)})
     limit, ended = config.placement.max_quarantined, kinds.total()
-    if faults.total() > limit * max(ended, min(planned, FEW)):
-        worst = faults.most_common(1)[0][0]
-        said = next(reason for reason in reasons if reason.startswith(FAULT) and _kind(reason) == worst)
+    if faults.total() > limit * max(ended, min(planned, MIN_ENDED)):
+        frequent = faults.most_common(1)[0][0]
+        example = next(reason for reason in reasons if reason.startswith(FAULT) and _kind(reason) == frequent)
         raise UserError(
             f"{faults.total()} of {planned} samples are quarantined ({ended} have ended so far), more than "
-            f"placement.max_quarantined={limit:g}; most frequent: {said}. Mend the cause, delete "
+            f"placement.max_quarantined={limit:g}; most frequent: {example}. Mend the cause, delete "
             "quarantined/, and run the same command again, which makes these samples anew"
         )
 
 
 def _kinds(reasons: Counter) -> Counter:
-    """How often each kind of reason occurs."""
+    """Return how often each kind of reason occurs."""
     kinds: Counter = Counter()
     for reason, count in reasons.items():
         kinds[_kind(reason)] += count
@@ -309,5 +293,5 @@ def _kinds(reasons: Counter) -> Counter:
 
 
 def _kind(reason: str) -> str:
-    """Of a fault stage and type alone: its text may name a row, a path or a number."""
+    """Return the step and type of a fault: its text may name a row, a path or a number."""
     return ":".join(reason.split(":")[:3])

@@ -1,4 +1,4 @@
-"""Drafts, filters and relabels (APE). Dense features are made here and never leave the actor."""
+"""Drafts, filters and relabels (APE, method.md 3). Dense features are computed in the actor and never leave it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from actors.columns import Batch, array_column, map_rows, string_column
 from syn4seg.config.tree import Config
+from syn4seg.schema import UNLABELED
 
 
 class Labeler:
@@ -24,19 +25,14 @@ class Labeler:
 
     def __call__(self, rows: Batch) -> Batch:
         def work(i: int):
-            made = self.enhancer(np.asarray(rows["image"][i]), int(rows["class_id"][i]))
-            return made.draft, made.kept, made.relabeled, json.dumps(made.audit), made.reason
+            labels = self.enhancer(np.asarray(rows["image"][i]), int(rows["class_id"][i]))
+            return labels.draft, labels.kept, labels.relabeled, json.dumps(labels.audit), labels.reason
 
         def blank(i: int):
-            empty = np.full(np.asarray(rows["image"][i]).shape[:2], 255, np.uint8)
+            empty = np.full(np.asarray(rows["image"][i]).shape[:2], UNLABELED, np.uint8)
             return empty, empty, empty, "{}"
 
-        draft, kept, relabeled, audit, reason, trace = map_rows(rows, "labeling", work, blank)
-        return rows | {
-            "draft": array_column(draft),
-            "kept": array_column(kept),
-            "relabeled": array_column(relabeled),
-            "labeling_audit": string_column(audit),
-            "reason": string_column(reason),
-            "traceback": string_column(trace),
-        }
+        *labels, audit, reason, trace = map_rows(rows, "labeling", work, blank)
+        columns = {name: array_column(values) for name, values in zip(("draft", "kept", "relabeled"), labels, strict=True)}
+        texts = {"labeling_audit": audit, "reason": reason, "traceback": trace}
+        return rows | columns | {name: string_column(values) for name, values in texts.items()}

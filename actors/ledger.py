@@ -1,4 +1,5 @@
-"""What running stages tell the driver: the calls under way, so that one that kills its process is known; and how busy they are."""
+"""What the actors of a stream tell the driver: the calls in progress, so that one that kills its process is known, how busy each
+operator is, and the failure that ends the stream."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from actors.failures import Failure
+
 
 def living_nodes() -> set[str]:
-    """Ids of the nodes of the connected cluster that are alive."""
+    """Return the ids of the connected cluster's living nodes."""
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -17,16 +20,17 @@ def living_nodes() -> set[str]:
 class Ledger:
     """A small actor beside a stream. Nothing depends on it for longer than the stream: the truth is in the run directory."""
 
-    def __init__(self, living: Callable[[], set[str]] | None = None) -> None:
-        """`living`: the ids of the nodes that are alive; by default those of the connected cluster."""
-        self.living = living or living_nodes
+    def __init__(self, living: Callable[[], set[str]] = living_nodes) -> None:
+        """Start with no calls; `living` returns the ids of the living nodes."""
+        self.living = living
         self.begun: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        self.stages: dict[str, Counter] = {}
+        self.counts: dict[str, Counter] = {}
         self.seen: dict[str, dict[str, float]] = {}
         self.warm: set[tuple[str, str]] = set()
+        self.failure: Failure | None = None
 
-    def begin(self, stage: str, key: str, notes: str, actor: str, node: str) -> list[str]:
-        """A call begins.
+    def begin(self, operator: str, key: str, notes: str, actor: str, node: str) -> list[str]:
+        """Note that a call begins.
 
         Args:
             key: names its rows; the same after a restart.
@@ -38,34 +42,42 @@ class Ledger:
             The notes of every earlier attempt at the same call that never ended, oldest first; without those whose node was
             lost, since no row is to blame for that.
         """
-        earlier = self.begun.get((stage, key), [])
+        earlier = self.begun.get((operator, key), [])
         if earlier:
             living = self.living()
             earlier = [attempt for attempt in earlier if attempt[1] in living]
-        self.begun[stage, key] = [*earlier, (notes, node)]
-        self.seen.setdefault(stage, {})[actor] = time.monotonic()
+        self.begun[operator, key] = [*earlier, (notes, node)]
+        self.seen.setdefault(operator, {})[actor] = time.monotonic()
         return [attempt[0] for attempt in earlier]
 
-    def end(self, stage: str, key: str, actor: str, counts: dict[str, float]) -> None:
-        """A call has ended; `counts` are rows, seconds, rejected, quarantined, deaths, and gpu_bytes (a maximum, not a sum).
+    def end(self, operator: str, key: str, actor: str, counts: dict[str, float]) -> None:
+        """Note that a call has ended; `counts` are rows, seconds, rejected, quarantined, deaths, and gpu_bytes (a maximum, no sum).
 
         An actor's first call is not like the others (kernels load, models compile): `warm_` rows and seconds leave it out.
         """
-        self.begun.pop((stage, key), None)
-        total = self.stages.setdefault(stage, Counter())
+        self.begun.pop((operator, key), None)
+        total = self.counts.setdefault(operator, Counter())
         largest = max(total["gpu_bytes"], counts.pop("gpu_bytes", 0))
         total.update(counts)
         if "rows" in counts:
-            if (stage, actor) in self.warm:
+            if (operator, actor) in self.warm:
                 total.update({f"warm_{name}": counts[name] for name in ("rows", "seconds")})
-            self.warm.add((stage, actor))
+            self.warm.add((operator, actor))
         total["gpu_bytes"] = largest  # type: ignore[assignment]
-        self.seen.setdefault(stage, {})[actor] = time.monotonic()
+        self.seen.setdefault(operator, {})[actor] = time.monotonic()
+
+    def fail(self, failure: Failure) -> None:
+        """Note an exception that leaves an actor and so ends the stream."""
+        self.failure = failure
+
+    def last_failure(self) -> Failure | None:
+        """Return the latest such exception."""
+        return self.failure
 
     def totals(self) -> dict[str, dict[str, float]]:
-        """By stage: rows, busy seconds (both also `warm_`), rejected and quarantined rows, calls that died, largest GPU memory of
-        an actor (bytes), and actors that were heard of in the last ten minutes."""
+        """Return by operator: rows, busy seconds (both also `warm_`), rejected and quarantined rows, calls that died, largest GPU
+        memory of an actor (bytes), and actors that were heard of in the last ten minutes."""
         now = time.monotonic()
-        for stage, seen in self.seen.items():
-            self.seen[stage] = {actor: at for actor, at in seen.items() if now - at < 600}
-        return {s: {**self.stages.get(s, Counter()), "actors": len(seen)} for s, seen in self.seen.items()}
+        for operator, seen in self.seen.items():
+            self.seen[operator] = {actor: moment for actor, moment in seen.items() if now - moment < 600}
+        return {name: {**self.counts.get(name, Counter()), "actors": len(seen)} for name, seen in self.seen.items()}

@@ -1,4 +1,4 @@
-"""How busy every stage of a stream is: lines of the run's metrics.jsonl, and gauges for Ray's Prometheus endpoint."""
+"""How busy every operator of a stream is: lines of the run's metrics.jsonl, and gauges for Ray's Prometheus endpoint."""
 
 from __future__ import annotations
 
@@ -7,56 +7,58 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Totals = Mapping[str, Mapping[str, float]]
-"""By stage, what `Ledger.totals` counts since the stream began."""
+"""By operator, what `Ledger.totals` counts since the stream began."""
 
 
-def operator_loads(stages: Sequence[str], entered: int, now: Totals, before: Totals, seconds: float) -> dict[str, dict[str, float]]:
-    """How busy each stage was between two looks at the ledger.
+def operator_loads(
+    operators: Sequence[str], entered: int, current: Totals, previous: Totals, seconds: float
+) -> dict[str, dict[str, float]]:
+    """Return how busy each operator was between two looks at the ledger.
 
     Args:
-        stages: names in the order of the stream.
+        operators: names in the order of the stream.
         entered: rows that the stream was given.
-        now, before: totals at the end and at the beginning.
+        current, previous: totals at the end and at the beginning.
         seconds: between them.
 
     Returns:
-        By stage: `rows` (since the stream began), `rows_per_second`, `busy_share` (of its actors' time, 0 to 1), `queued`
-        (rows that the stage before has finished and this one has not), `rejected`, `quarantined`, `deaths` (calls that ended
+        By operator: `rows` (since the stream began), `rows_per_second`, `busy_share` (of its actors' time, 0 to 1), `queued`
+        (rows that the one before has finished and this one has not), `rejected`, `quarantined`, `deaths` (calls that ended
         with their process), `actors`, `gpu_gib` (largest that PyTorch held in an actor).
     """
-    found, ahead = {}, float(entered)
-    for name in stages:
-        after, earlier = now.get(name, {}), before.get(name, {})
+    loads, ahead = {}, float(entered)
+    for name in operators:
+        after, before = current.get(name, {}), previous.get(name, {})
         rows, actors = after.get("rows", 0), after.get("actors", 0)
-        busy = after.get("seconds", 0) - earlier.get("seconds", 0)
-        found[name] = {
+        busy = after.get("seconds", 0) - before.get("seconds", 0)
+        loads[name] = {
             "rows": rows,
-            "rows_per_second": round((rows - earlier.get("rows", 0)) / max(seconds, 1e-9), 4),
+            "rows_per_second": round((rows - before.get("rows", 0)) / max(seconds, 1e-9), 4),
             "busy_share": round(min(1.0, busy / max(actors * seconds, 1e-9)), 4),
             "queued": max(0, ahead - rows),
             **{key: after.get(key, 0) for key in ("rejected", "quarantined", "deaths", "actors")},
             "gpu_gib": round(after.get("gpu_bytes", 0) / 2**30, 3),
         }
         ahead = rows
-    return found
+    return loads
 
 
 class Meter:
-    """Writes what a stream does, each time it is called with the ledger's totals.
+    """Write what a stream does, each time it is called with the ledger's totals.
 
     Args:
         log: appends one line to the run's metrics, e.g. `RunDir.log`.
         run: name of the run in the gauges' tags.
-        stages: names in the order of the stream.
+        operators: names in the order of the stream.
         entered: rows that the stream was given.
         facts: kept in every line, e.g. `draw`.
     """
 
-    def __init__(self, log: Callable[..., None], run: str, stages: Sequence[str], entered: int, **facts: Any):
+    def __init__(self, log: Callable[..., None], run: str, operators: Sequence[str], entered: int, **facts: Any):
         from ray.util.metrics import Gauge
 
-        self.log, self.run, self.stages, self.entered, self.facts = log, run, list(stages), entered, facts
-        self.before: Totals = {}
+        self.log, self.run, self.operators, self.entered, self.facts = log, run, list(operators), entered, facts
+        self.previous: Totals = {}
         self.begun = self.looked = time.monotonic()
         self.gauges = {
             key: Gauge(f"syn4seg_{name}", text, tag_keys=("run", "stage"))
@@ -68,22 +70,17 @@ class Meter:
 
     def __call__(self, totals: Totals) -> None:
         now = time.monotonic()
-        found = operator_loads(self.stages, self.entered, totals, self.before, now - self.looked)
-        self.log(
-            kind="load",
-            seconds=round(now - self.begun, 2),
-            object_store_gib=round(store_bytes() / 2**30, 4),
-            stages=found,
-            **self.facts,
-        )
-        for name, values in found.items():
+        loads = operator_loads(self.operators, self.entered, totals, self.previous, now - self.looked)
+        store_gib = round(store_bytes() / 2**30, 4)
+        self.log(kind="load", seconds=round(now - self.begun, 2), object_store_gib=store_gib, stages=loads, **self.facts)
+        for name, values in loads.items():
             for key, gauge in self.gauges.items():
                 gauge.set(values[key], {"run": self.run, "stage": name})
-        self.before, self.looked = totals, now
+        self.previous, self.looked = totals, now
 
 
 def store_bytes() -> float:
-    """Bytes that the cluster's object stores hold now."""
+    """Return the bytes that the cluster's object stores hold now."""
     import ray
 
     key = "object_store_memory"

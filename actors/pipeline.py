@@ -46,32 +46,32 @@ Matrices = dict[int, dict[str, np.ndarray]]
 
 
 class Display(Protocol):
-    """What the verbs tell the person at the terminal."""
+    """What the verbs show the person at the terminal."""
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Show one line."""
         ...
 
     def bar(self, title: str) -> contextlib.AbstractContextManager[Callable[..., None]]:
-        """A progress bar; the callable takes (done, total) and, for streams, the reasons so far."""
+        """Show a progress bar; the callable takes (done, total) and, for streams, the reasons so far."""
         ...
 
     def bars(self, *titles: str) -> contextlib.AbstractContextManager[list[Callable[..., None]]]:
-        """Several progress bars at a time, see `bar`; they may be moved by several threads."""
+        """Show several progress bars at a time, see `bar`; they may be moved by several threads."""
         ...
 
     def funnel(self, draw: int, reasons: Counter) -> None:
-        """How many samples a draw accepted, and why the others were not."""
+        """Show how many samples a draw accepted, and why the others were not."""
         ...
 
     def results(self, results: dict[str, Any]) -> None:
-        """The table at the end."""
+        """Show the table at the end."""
         ...
 
 
 def node_inputs(config: Config) -> dict[str, str]:
-    """What processes on other nodes load, by key: paths, or names of what is packaged or fetched."""
-    named = {
+    """Return what processes on other nodes load, by key: paths, or names of what is packaged or fetched."""
+    inputs = {
         "synthesis.model": config.synthesis.model,
         "synthesis.root": config.synthesis.root,
         "prompts.llm": config.prompts.llm,
@@ -79,8 +79,8 @@ def node_inputs(config: Config) -> dict[str, str]:
         "refinement.model": config.refinement.model,
     }
     if on_workers(config):
-        named |= {"data.root": config.data.root, "segmenter.weights": config.segmenter.weights}
-    return {key: str(value) for key, value in named.items() if value}
+        inputs |= {"data.root": config.data.root, "segmenter.weights": config.segmenter.weights}
+    return {key: str(value) for key, value in inputs.items() if value}
 
 
 class Pipeline:
@@ -98,49 +98,47 @@ class Pipeline:
         self.run.log(stage=stage, seconds=time.time() - started)
 
     def check(self) -> None:
-        """Joins Ray and refuses an impossible placement, or files that some node does not see, before anything is made."""
+        """Join Ray and refuse an impossible placement, or files that some node does not see, before anything is made."""
         check_placement(self.config)
         check_workers(self.config)
         if self.config.placement.runner == "ray":
             check_shared(str(self.run.root), node_inputs(self.config))
 
     def prompts(self) -> None:
-        """The prompt bank, its embeddings, and the plan; the text encoders live only while something is to be encoded."""
-        given = self.config, self.run, self.fold, self.display.note
+        """Make the prompt bank, its embeddings, and the plan; the text encoders live only while something is to be encoded."""
+        arguments = self.config, self.run, self.fold, self.display.note
         with self._timed("prompts"):
             if self.run.plan.is_file():
                 return
             if self.config.synthesis.source == "folder":
-                make_plan(*given, None, None)
+                make_plan(*arguments, None, None)
                 return
             with text_encoder(self.config) as encoder:
-                make_plan(*given, prompt_agent(self.config, encoder), encoder)
+                make_plan(*arguments, prompt_agent(self.config, encoder), encoder)
 
     def synthesize(self) -> Counter:
-        """Images only."""
+        """Make the images only."""
         self.prompts()
         with self._timed("synthesize"), self.display.bar("images") as progress:
             return stream(self.config, self.run, self.names, None, progress, self.display.note)
 
     def base(self) -> None:
-        """The base checkpoint."""
-        shown = self.config.base.checkpoint == "train" and not self.run.base.is_file()
-        bar = self.display.bar("base stage") if shown else contextlib.nullcontext(lambda *_: None)
+        """Make the base checkpoint."""
+        trains = self.config.base.checkpoint == "train" and not self.run.base.is_file()
+        bar = self.display.bar("base stage") if trains else contextlib.nullcontext(lambda *_: None)
         with self._timed("base"), bar as progress:
             train = functools.partial(train_base_on_workers, self.config, self.run) if on_workers(self.config) else None
             make_base(self.config, self.run, self.dataset, self.fold, progress, train)
 
-    def whole(self) -> dict[str, Any]:
-        """Everything. Under Ray the novel stage goes along with the stream that makes its labels, if there is room for both at the
-        same time; the result is the same as afterwards."""
+    def run_all(self) -> dict[str, Any]:
+        """Run every stage; return results.json. Under Ray the novel stage goes along with the stream that makes its labels, if
+        there is room for both at the same time; the result is the same as afterwards."""
         if self.config.placement.runner != "ray" or not training_fits_beside_stream(self.config):
             self.refine()
-            results = self.train()
-            assert results is not None
-            return results
+            return self._write_results(self._train_finished(evaluate=True))
         self._register()
         draws = draws_of(self.config)
-        notice = start_label_board() if on_workers(self.config) else None
+        board = start_label_board() if on_workers(self.config) else None
         with self._timed("labels and novel"), self.display.bars("labels", "novel stage", "queries") as (bar, *bars):
 
             def label(draw: int, go_on: Callable[[], None]) -> None:
@@ -148,26 +146,26 @@ class Pipeline:
                     go_on()
                     bar(draws.index(draw) * total + done, len(draws) * total, reasons)
 
-                beside = self.config.placement.training if notice else None
+                beside = self.config.placement.training if board else None
                 stream(self.config, self.run, self.names, draw, progress, self.display.note, beside)
                 write_manifest(self.run, draw)
 
-            with LabelingThread(label, draws, notice) as labelling:
-                matrices = self._trained(bars, True, RemoteLabelState(notice) if notice else labelling.labelled)
-        return self._scored(matrices)
+            with LabelingThread(label, draws, board) as labeling:
+                matrices = self._train(bars, True, RemoteLabelState(board) if board else labeling.is_labeled)
+        return self._write_results(matrices)
 
     def refine(self) -> dict[int, Counter]:
-        """Support registration, then images and all four labels of every draw; writes the manifests."""
+        """Register the supports, then make images and all four labels of every draw; write the manifests."""
         self._register()
-        found = {}
+        reasons = {}
         for draw in draws_of(self.config):
             with self._timed("labels"), self.display.bar(f"labels, draw {draw}") as progress:
                 stream(self.config, self.run, self.names, draw, progress, self.display.note)
-            found[draw] = write_manifest(self.run, draw)
-        return found
+            reasons[draw] = write_manifest(self.run, draw)
+        return reasons
 
     def _register(self) -> None:
-        """Everything that labelling needs: plan, base checkpoint, and the support set of every draw."""
+        """Make everything that labeling needs: plan, base checkpoint, and the support set of every draw."""
         self.prompts()
         self.base()
         with self._timed("register"):
@@ -178,34 +176,36 @@ class Pipeline:
             free_gpu()
 
     def train(self, evaluate: bool = True) -> dict[str, Any] | None:
-        """The novel stage of every row and draw on finished labels, and (by default) the evaluation; returns results.json.
+        """Run the novel stage of every row and draw on finished labels, and (by default) evaluate; return results.json.
 
         Raises:
-            UserError: some labels are not there.
+            UserError: some labels are missing.
         """
-        wanted = read_planned_samples(self.run)["sample_id"]
+        matrices = self._train_finished(evaluate)
+        return self._write_results(matrices) if evaluate else None
+
+    def _train_finished(self, evaluate: bool) -> Matrices:
+        planned = read_planned_samples(self.run)["sample_id"]
         for draw in draws_of(self.config):
             done = self.run.draw(draw).complete()["sample_id"]
-            missing = len(wanted) - pc.sum(pc.is_in(wanted, done.combine_chunks())).as_py()
+            missing = len(planned) - pc.sum(pc.is_in(planned, done.combine_chunks())).as_py()
             if missing:
                 raise UserError(
-                    f"{self.run.root}: {missing} of {len(wanted)} samples of draw {draw} have no label yet; run "
+                    f"{self.run.root}: {missing} of {len(planned)} samples of draw {draw} have no label yet; run "
                     "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
                 )
         with self._timed("novel"), self.display.bars("novel stage", "queries") as bars:
-            matrices = self._trained(bars, evaluate, always_labeled)
-        return self._scored(matrices) if evaluate else None
+            return self._train(bars, evaluate, always_labeled)
 
-    def _trained(self, bars: Sequence[Callable[..., None]], evaluate: bool, labelled: IsLabeled) -> Matrices:
-        given = self.config, self.run, self.dataset, self.fold, bars
-        return train_and_evaluate(*given, evaluate=evaluate, labelled=labelled)
+    def _train(self, bars: Sequence[Callable[..., None]], evaluate: bool, is_labeled: IsLabeled) -> Matrices:
+        arguments = self.config, self.run, self.dataset, self.fold, bars
+        return train_and_evaluate(*arguments, evaluate=evaluate, is_labeled=is_labeled)
 
-    def _scored(self, matrices: Matrices) -> dict[str, Any]:
-        unpublished = getattr(self.dataset, "unpublished", ())
-        return write_results(self.run, self.config, self.fold, matrices, unpublished)
+    def _write_results(self, matrices: Matrices) -> dict[str, Any]:
+        return write_results(self.run, self.config, self.fold, matrices, getattr(self.dataset, "unpublished", ()))
 
     def evaluate(self) -> dict[str, Any]:
-        """Scores the classifiers that are there.
+        """Score the classifiers that are trained.
 
         Raises:
             UserError: one has not been trained yet.
@@ -214,5 +214,5 @@ class Pipeline:
             for row in rows_of(self.config):
                 load_classifier(self.run.draw(draw).checkpoint(row))
         with self._timed("evaluate"), self.display.bar("queries") as progress:
-            matrices: Matrices = evaluate_run(self.config, self.run, self.dataset, self.fold, progress)
-        return self._scored(matrices)
+            matrices = evaluate_run(self.config, self.run, self.dataset, self.fold, progress)
+        return self._write_results(matrices)

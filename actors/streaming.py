@@ -1,11 +1,10 @@
-"""A table of rows through a chain of stages: streamed through pools of actors, or one block at a time in this process."""
+"""A table of rows through a chain of operators: streamed through pools of actors, or one block at a time in this process."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from actors.cluster import node_resources, start_seconds
+from actors.failures import local_error
 from actors.guard import Guard
 from actors.ledger import Ledger
 from actors.metrics import Totals
 from actors.placement import Operator, check_columns, preflight
-from syn4seg.errors import StoreError, UserError
+from syn4seg.errors import StoreError
 
 if TYPE_CHECKING:
     import ray.data
 
 REPORT_SECONDS = 10.0
-READERS = 4
+READ_TASKS = 4
 """Tasks at a time that hand out rows of the plan, a millisecond each; without a bound Ray starts a process per CPU for them."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowsTask:
     """A few rows as one read task: bytes, because Ray pickles each task by itself, and an Arrow table takes it a millisecond."""
 
     data: pa.Buffer
@@ -39,7 +39,7 @@ class Rows:
 
 
 def plan_dataset(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
-    """A table as a stream of blocks of `rows_per_block` rows, in order; small tables do not collapse into one block."""
+    """Return a table as a dataset of blocks of `rows_per_block` rows, in order; small tables do not collapse into one block."""
     import ray.data
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
@@ -59,34 +59,32 @@ def plan_dataset(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
                 with pa.ipc.new_stream(sink, part.schema) as stream:
                     stream.write_table(part)
                 facts = BlockMetadata(num_rows=part.num_rows, size_bytes=part.nbytes, input_files=None, exec_stats=None)
-                tasks.append(ReadTask(Rows(sink.getvalue()), facts))
+                tasks.append(ReadTask(RowsTask(sink.getvalue()), facts))
             return tasks
 
     blocks = max(1, math.ceil(rows.num_rows / rows_per_block))
-    return ray.data.read_datasource(Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READERS, override_num_blocks=blocks)
+    return ray.data.read_datasource(Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READ_TASKS, override_num_blocks=blocks)
 
 
-def map_operator(stream: ray.data.Dataset, stage: Operator, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:
-    """The stream after one stage, guarded, in its own pool of actors: fixed, or growing when nodes join."""
+def map_operator(stream: ray.data.Dataset, operator: Operator, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:
+    """Return the stream after one operator, guarded, in its own pool of actors: fixed, or growing when nodes join."""
     from ray.data import ActorPoolStrategy
 
-    pool = stage.pool
-    guarded = type(stage.name.capitalize(), (Guard,), {})  # the name that Ray's own tools show
-    arguments = {
-        "stage": stage.actor,
-        "kwargs": stage.kwargs,
-        "name": stage.name,
-        "run": run,
-        "deadline": deadline,
-        "ledger": ledger,
-    }
+    pool = operator.pool
     if pool.max_size is None:
         compute = ActorPoolStrategy(size=pool.size)
     else:
         compute = ActorPoolStrategy(min_size=pool.size, max_size=pool.max_size, initial_size=pool.size)
     return stream.map_batches(
-        guarded,
-        fn_constructor_kwargs=arguments,
+        type(operator.name.capitalize(), (Guard,), {}),  # the name that Ray's own tools show
+        fn_constructor_kwargs={
+            "operator": operator.actor,
+            "kwargs": operator.kwargs,
+            "name": operator.name,
+            "run": run,
+            "row_deadline": deadline,
+            "ledger": ledger,
+        },
         batch_size=pool.batch,
         batch_format="numpy",
         compute=compute,
@@ -99,7 +97,7 @@ def map_operator(stream: ray.data.Dataset, stage: Operator, run: str, deadline: 
 
 def run_stream(
     rows: pa.Table,
-    stages: list[Operator],
+    operators: list[Operator],
     rows_per_block: int,
     *,
     run: str = "",
@@ -107,41 +105,45 @@ def run_stream(
     store_bytes: float | None = None,
     report: Callable[[Totals], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Streams the rows through every stage under Ray; yields the last stage's batches as they finish.
+    """Stream the rows through every operator under Ray; yield the last operator's batches as they finish.
 
     Args:
-        rows: with the columns that the stages read, `sample_id` and `reason` at least.
+        rows: with the columns that the operators read, `sample_id` and `reason` at least.
         rows_per_block: rows that travel together.
         run: name of the run in the metrics.
-        deadline: seconds that one row may spend in one stage.
+        deadline: seconds that one row may spend in one operator.
         store_bytes: how much of the cluster's object store the stream may fill; None: what Ray Data takes.
         report: called every `REPORT_SECONDS`, and at the end, with the ledger's totals, see `Ledger.totals`.
 
     Raises:
-        UserError: the stages do not fit together or not on the cluster, or an actor fails otherwise than by a row.
+        UserError: the operators do not fit on the cluster, or an actor raises one (e.g. a StoreError).
+        WorkerError: an actor fails otherwise, and not by a row.
     """
     import ray.data
     import ray.exceptions
 
-    check_columns(rows.column_names, stages)
-    preflight(stages, node_resources())
-    _settings(store_bytes)
+    check_columns(rows.column_names, operators)
+    preflight(operators, node_resources())
+    _configure_ray_data(store_bytes)
     ledger: Any = ray.remote(Ledger).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     stream = plan_dataset(rows, rows_per_block)
-    for stage in stages:
-        stream = map_operator(stream, stage, run, deadline, ledger)
+    for operator in operators:
+        stream = map_operator(stream, operator, run, deadline, ledger)
     try:
         with _reporting(ledger, report):
             for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
                 yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except ray.exceptions.RayError as error:
-        raise UserError(_cause(error)) from error
+        failure: Any = None
+        with contextlib.suppress(ray.exceptions.RayError):
+            failure = ray.get(ledger.last_failure.remote())
+        raise local_error("the stream", error, failure) from error
     finally:
         ray.kill(ledger)
 
 
-def _settings(store_bytes: float | None) -> None:
-    """Ray Data's settings of this process, for the streams built from now on."""
+def _configure_ray_data(store_bytes: float | None) -> None:
+    """Set Ray Data's options of this process, for the streams built from now on."""
     import ray.data
     from ray.data import ExecutionResources
 
@@ -151,57 +153,42 @@ def _settings(store_bytes: float | None) -> None:
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
     context.execution_no_progress_timeout_s = 86400  # type: ignore[attr-defined]  # hanging rows end themselves, see the guard
     context.wait_for_min_actors_s = start_seconds()
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is told once, by `_cause`
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is reported once, see `local_error`
 
 
 @contextlib.contextmanager
 def _reporting(ledger: Any, report: Callable[[Totals], None] | None) -> Iterator[None]:
-    """Reports now and then from a thread, and once at the end of a stream that went well."""
+    """Report now and then from a thread, and once at the end of a stream that did not fail."""
     import ray
     import ray.exceptions
 
     if report is None:
         yield
         return
-    over = threading.Event()
+    ended = threading.Event()
 
-    def tell() -> None:
+    def report_totals() -> None:
         with contextlib.suppress(ray.exceptions.RayError, StoreError):  # a full disk ends the stream where rows are written
             report(ray.get(ledger.totals.remote(), timeout=REPORT_SECONDS))
 
-    def watch() -> None:
-        while not over.wait(REPORT_SECONDS):
-            tell()
+    def report_until_ended() -> None:
+        while not ended.wait(REPORT_SECONDS):
+            report_totals()
 
-    thread = threading.Thread(target=watch, name="report", daemon=True)
+    thread = threading.Thread(target=report_until_ended, name="report", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
-    tell()
+    report_totals()
 
 
-def _cause(error: BaseException) -> str:
-    """What an actor said last, without Ray's traceback around it."""
-    chain: list[BaseException] = []
-    inner: BaseException | None = error
-    while inner is not None and inner not in chain:
-        chain.append(inner)
-        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
-    lines = [line.strip() for link in chain for line in str(link).splitlines()]
-    said = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception|Interrupt): \S", line)]
-    last = (said or [line for line in lines if line] or [type(error).__name__])[-1]
-    if last.startswith(f"{StoreError.__module__}.{StoreError.__name__}: "):  # it says all that is to be said
-        return last.partition(": ")[2]
-    return f"an actor failed: {last}; mend the cause and run the same command again, which goes on from here"
-
-
-def run_inline(rows: pa.Table, stages: list[Operator], rows_per_block: int) -> Iterator[dict[str, Any]]:
-    """The same stages chained in this process, one block at a time: for debugging and very small machines."""
-    check_columns(rows.column_names, stages)
-    actors = [stage.actor(**stage.kwargs) for stage in stages]
+def run_inline(rows: pa.Table, operators: list[Operator], rows_per_block: int) -> Iterator[dict[str, Any]]:
+    """Yield the batches of the same operators chained in this process, a block at a time: for debugging and small machines."""
+    check_columns(rows.column_names, operators)
+    actors = [operator.actor(**operator.kwargs) for operator in operators]
     for start in range(0, rows.num_rows, rows_per_block):
         part = rows.slice(start, rows_per_block)
         batch = {name: part[name].to_numpy(zero_copy_only=False) for name in part.column_names}

@@ -1,7 +1,7 @@
-"""The novel stage beside the stream that feeds it: labelling in a thread of the driver, training here or in Ray Train's processes.
+"""The novel stage beside the stream that feeds it: labeling in a thread of the driver, training here or in Ray Train's processes.
 
-They meet in the run directory alone. Trainers look for the records that they need next, so whoever is killed, trainer, driver
-or cluster, takes nothing along; besides, they only ask whether labelling has ended, and how.
+They meet in the run directory alone. Trainers poll it for the records that they need next, so whoever is killed, trainer, driver
+or cluster, takes nothing along; besides, they only ask whether labeling has ended, and how.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from actors.cluster import node_resources
 from actors.evaluation import evaluate_on_workers
 from actors.graph import operator_pools
 from actors.placement import Operator, preflight
-from actors.training import WorkerContext, fit, on_workers
+from actors.training import WorkerContext, fit, on_workers, start_here
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
@@ -27,25 +27,25 @@ from syn4seg.stages.setup import draws_of, load_dataset
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
 
-ASK_SECONDS = 0.5
-"""How often a trainer in another process asks after labelling."""
+POLL_SECONDS = 0.5
+"""How often a trainer in another process asks whether labeling has ended."""
 STOP_SECONDS = 10.0
-"""How long labelling may take to stop after training has failed; it stops between two batches, or with the process."""
-TELL_SECONDS = 0.2
-"""Shortest time between two words about progress."""
+"""How long labeling may take to stop after training has failed; it stops between two batches, or with the process."""
+REPORT_SECONDS = 0.2
+"""Shortest time between two reports of progress."""
 
 IsLabeled = Callable[[int], bool]
-"""Whether the labels of a draw are complete; raises if labelling has failed."""
+"""Returns whether the labels of a draw are complete; raises if labeling has failed."""
 Progress = Callable[[int, int], None]
 
 
 def always_labeled(draw: int) -> bool:
-    """`Labelled` of finished labels."""
+    """Return True: `IsLabeled` for finished labels."""
     return True
 
 
 def training_fits_beside_stream(config: Config) -> bool:
-    """Whether the processes of training fit on the cluster beside the pools of the stream."""
+    """Return whether the processes of training fit on the cluster beside the pools of the stream."""
     if not on_workers(config):
         return True
     stream = [Operator(LabelBoard, {}, pool, name) for name, pool in operator_pools(config).items()]
@@ -57,56 +57,53 @@ def training_fits_beside_stream(config: Config) -> bool:
 
 
 def start_label_board() -> Any:
-    """Handle of a new `Notice` on this node; it ends with the driver."""
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    return ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(LabelBoard).remote()
+    """Start a `LabelBoard` on this node; return its handle, with which it ends."""
+    return start_here(LabelBoard)
 
 
 class LabelBoard:
-    """A small actor: which draws are labelled, and why labelling failed, for trainers in other processes."""
+    """A small actor: which draws are labeled, and why labeling failed, for trainers in other processes."""
 
     def __init__(self) -> None:
-        self.done: list[int] = []
+        self.draws: list[int] = []
         self.failure = ""
 
     def finish(self, draws: Iterable[int]) -> None:
-        """These draws are complete."""
-        self.done += draws
+        """Note that draws are complete."""
+        self.draws += draws
 
     def fail(self, reason: str) -> None:
-        """Labelling has failed."""
+        """Note that labeling has failed."""
         self.failure = reason
 
     def state(self) -> tuple[list[int], str]:
-        """Finished draws, and the failure or an empty text."""
-        return self.done, self.failure
+        """Return the finished draws, and the failure or an empty text."""
+        return self.draws, self.failure
 
 
 class RemoteLabelState:
-    """`Labelled` of a trainer in another process.
+    """`IsLabeled` of a trainer in another process.
 
     Args:
-        notice: handle of a `Notice`.
+        board: handle of a `LabelBoard`.
     """
 
-    def __init__(self, notice: Any):
-        self.notice, self.next_time, self.done = notice, 0.0, []
+    def __init__(self, board: Any):
+        self.board, self.next_time, self.draws = board, 0.0, []
 
     def __call__(self, draw: int) -> bool:
         import ray
 
-        if draw not in self.done and time.monotonic() >= self.next_time:
-            self.done, failure = ray.get(self.notice.state.remote())
+        if draw not in self.draws and time.monotonic() >= self.next_time:
+            self.draws, failure = ray.get(self.board.state.remote())
             if failure:
-                raise UserError(failure)
-            self.next_time = time.monotonic() + ASK_SECONDS
-        return draw in self.done
+                raise UserError(failure)  # a training that waits for labels is not retried; the driver raises the cause
+            self.next_time = time.monotonic() + POLL_SECONDS
+        return draw in self.draws
 
 
 class LabelingStopped(Exception):
-    """Labelling was told to stop, because training has failed."""
+    """Labeling has stopped, because training has failed."""
 
 
 class LabelingThread:
@@ -117,18 +114,18 @@ class LabelingThread:
     Args:
         label: labels one draw; called with the draw, and with what it must call between two batches.
         draws: in this order.
-        notice: handle of a `Notice` for trainers in other processes.
+        board: handle of a `LabelBoard` for trainers in other processes.
     """
 
-    def __init__(self, label: Callable[[int, Callable[[], None]], None], draws: Sequence[int], notice: Any = None):
-        self.label, self.draws, self.notice = label, draws, notice
+    def __init__(self, label: Callable[[int, Callable[[], None]], None], draws: Sequence[int], board: Any = None):
+        self.label, self.draws, self.board = label, draws, board
         self.done: set[int] = set()
         self.failure: BaseException | None = None
-        self.ending = threading.Event()
-        self.thread = threading.Thread(target=self._work, name="labelling", daemon=True)
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._work, name="labeling", daemon=True)
 
-    def labelled(self, draw: int) -> bool:
-        """Whether the labels of a draw are complete; raises what labelling raised."""
+    def is_labeled(self, draw: int) -> bool:
+        """Return whether the labels of a draw are complete; raise what labeling raised."""
         if self.failure is not None:
             raise self.failure
         return draw in self.done
@@ -136,17 +133,17 @@ class LabelingThread:
     def _work(self) -> None:
         try:
             for draw in self.draws:
-                self.label(draw, self._go_on)
+                self.label(draw, self._raise_if_stopping)
                 self.done.add(draw)
-                if self.notice is not None:
-                    self.notice.finish.remote([draw])
+                if self.board is not None:
+                    self.board.finish.remote([draw])
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             self.failure = error
-            if self.notice is not None:
-                self.notice.fail.remote(" ".join(str(error).split()) or type(error).__name__)
+            if self.board is not None:
+                self.board.fail.remote(" ".join(str(error).split()) or type(error).__name__)
 
-    def _go_on(self) -> None:
-        if self.ending.is_set():
+    def _raise_if_stopping(self) -> None:
+        if self.stopping.is_set():
             raise LabelingStopped
 
     def __enter__(self) -> LabelingThread:
@@ -160,62 +157,62 @@ class LabelingThread:
             if self.failure is not None:
                 raise self.failure
         elif isinstance(error, Exception):  # not where a person has interrupted: then everything ends with the process
-            failed_first = self.failure
-            self.ending.set()
+            first_failure = self.failure
+            self.stopping.set()
             self.thread.join(STOP_SECONDS)
-            if failed_first is not None:
-                raise failed_first from None
+            if first_failure is not None:
+                raise first_failure from None
 
 
 def train_and_evaluate(
-    config: Config, run: RunDir, dataset: Dataset, fold: Fold, bars: Sequence[Progress], *, evaluate: bool, labelled: IsLabeled
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, bars: Sequence[Progress], *, evaluate: bool, is_labeled: IsLabeled
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Trains every row of every draw on labels that are there or still coming, and scores them on the queries.
+    """Train every row of every draw on labels that are there or still coming, and score them on the queries.
 
     Args:
         bars: progress of the steps of all draws, and of the queries.
-        labelled: see `Labelled`; picklable where training has processes of its own.
+        is_labeled: see `IsLabeled`; picklable where training has processes of its own.
 
     Returns:
         Confusion matrices by draw and row; empty without `evaluate`.
     """
     pulse = Pulse(run.log, stage="training")
 
-    def told(facts: dict[str, Any]) -> None:
+    def report(facts: dict[str, Any]) -> None:
         bars[0](facts["done"], facts["total"])
         pulse(**facts)
 
     if not on_workers(config):
         stage = NovelStage(config, run, dataset, fold)
-        _train(stage, labelled, told)
+        _train(stage, is_labeled, report)
         return stage.score_queries(bars[1]) if evaluate else {}
-    parts = {"config": config.model_dump(mode="json"), "run": run.address, "labelled": labelled}
-    fit(_loop, parts, config.placement.training, name="novel", progress=told)
+    arguments = {"config": config, "run": run.address, "is_labeled": is_labeled}
+    fit(_loop, arguments, config.placement.training, name="novel", progress=report)
     return evaluate_on_workers(config, run, dataset, fold, bars[1]) if evaluate else {}
 
 
-def _loop(parts: dict[str, Any], group: WorkerContext) -> None:
-    """What each process of Ray Train runs."""
-    config = Config.model_validate(parts["config"])
-    config = config.model_copy(update={"placement": config.placement.model_copy(update={"device": group.device})})
+def _loop(arguments: dict[str, Any], context: WorkerContext) -> None:
+    """Train in a process of Ray Train."""
+    config: Config = arguments["config"]
+    config = config.model_copy(update={"placement": config.placement.model_copy(update={"device": context.device})})
     dataset, fold = load_dataset(config)
     next_time = 0.0
 
-    def tell(facts: dict[str, Any]) -> None:
+    def report(facts: dict[str, Any]) -> None:
         nonlocal next_time
-        if group.rank == 0 and (facts["done"] == facts["total"] or time.monotonic() >= next_time):
-            group.tell(facts)
-            next_time = time.monotonic() + TELL_SECONDS
+        if context.rank == 0 and (facts["done"] == facts["total"] or time.monotonic() >= next_time):
+            context.report(facts)
+            next_time = time.monotonic() + REPORT_SECONDS
 
-    _train(NovelStage(config, RunDir(parts["run"]), dataset, fold), parts["labelled"], tell)
+    _train(NovelStage(config, RunDir(arguments["run"]), dataset, fold), arguments["is_labeled"], report)
 
 
-def _train(stage: NovelStage, labelled: IsLabeled, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Trains draw after draw, and tells after each step: steps done and in all (of all draws), the draw, and the step's loss."""
+def _train(stage: NovelStage, is_labeled: IsLabeled, report: Callable[[dict[str, Any]], None]) -> None:
+    """Train draw after draw; report after each step: steps done and in all (of all draws), the draw, and the step's loss."""
     draws = draws_of(stage.config)
     for number, draw in enumerate(draws):
 
-        def stepped(done: int, total: int, before: int = number, draw: int = draw) -> None:
-            tell({"done": before * total + done, "total": len(draws) * total, "draw": draw, "loss": stage.loss})
+        def after_step(done: int, total: int, before: int = number, draw: int = draw) -> None:
+            report({"done": before * total + done, "total": len(draws) * total, "draw": draw, "loss": stage.loss})
 
-        train_draw(stage, draw, stepped, labelled)
+        train_draw(stage, draw, after_step, is_labeled)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from actors import deadline as watch
+from actors import deadline
 from actors.columns import FAULT, Batch, string_column, summarize_error
-from syn4seg.errors import UserError
 from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.store.files import write_json
 from syn4seg.store.images import pixel_digest
@@ -18,7 +17,7 @@ from syn4seg.store.samples import StoredSample
 
 
 class Writer:
-    """Idempotent: writing the same row twice leaves the same. Passes on only ids, reasons and how images were made."""
+    """Write rows; the same row twice leaves the same files. Only ids, reasons and how images were generated are passed on."""
 
     reads = (
         "sample_id",
@@ -41,10 +40,10 @@ class Writer:
         self.draw = self.run.draw(draw)
 
     def __call__(self, rows: Batch) -> Batch:
-        each = [{name: values[i] for name, values in rows.items()} for i in range(len(rows["sample_id"]))]
+        records = [{name: values[i] for name, values in rows.items()} for i in range(len(rows["sample_id"]))]
         samples = []
-        for row in each:
-            watch.tick()
+        for row in records:
+            deadline.tick()
             try:
                 sample = self._sample(row)
             except Exception as error:  # noqa: BLE001 - a label that cannot be written costs its row
@@ -52,11 +51,11 @@ class Writer:
                 row |= {"reason": f"{FAULT}writing: {line}", "traceback": trace}
                 sample = self._sample(row)
             if sample.record["reason"].startswith(FAULT):  # the note first: without it the record would count for nothing
-                _note(self.run, sample.record, row)
+                _write_note(self.run, sample.record, row["traceback"])
             samples.append(sample)
-        watch.pause()
+        deadline.pause()
         self.draw.write(samples)
-        return _passed(rows | {"reason": string_column([str(row["reason"]) for row in each])})
+        return _passed_on(rows | {"reason": string_column([row["reason"] for row in records])})
 
     def _sample(self, row: dict[str, Any]) -> StoredSample:
         reason, labels = str(row["reason"]), {}
@@ -69,21 +68,21 @@ class Writer:
             "batch": int(row["batch"]),
             "reason": reason,
         }
-        made = json.loads(row["synthesis_audit"])
+        audit = json.loads(row["synthesis_audit"])
         if reason.startswith(FAULT):
-            return StoredSample(record | ({"audit": made} if made else {}), {})
+            return StoredSample(record | ({"audit": audit} if audit else {}), {})
         record["image"] = str(row["image_digest"])
-        for stage in LABEL_COLUMNS if not reason else LABEL_COLUMNS[:-1]:
-            labels[stage] = np.asarray(row[stage])
-            if labels[stage].dtype != np.uint8 or labels[stage].ndim != 2:
-                raise UserError(f"{stage} is {labels[stage].dtype} {labels[stage].shape}; expected uint8 (H, W)")
-            record[stage] = pixel_digest(labels[stage])
-        record["audit"] = made | json.loads(row["labeling_audit"]) | json.loads(row["refinement_audit"])
+        for column in LABEL_COLUMNS if not reason else LABEL_COLUMNS[:-1]:
+            labels[column] = np.asarray(row[column])
+            if labels[column].dtype != np.uint8 or labels[column].ndim != 2:
+                raise ValueError(f"{column} is {labels[column].dtype} {labels[column].shape}; expected uint8 (H, W)")
+            record[column] = pixel_digest(labels[column])
+        record["audit"] = audit | json.loads(row["labeling_audit"]) | json.loads(row["refinement_audit"])
         return StoredSample(record, labels)
 
 
 class QuarantineWriter:
-    """Leaves a note on every row that is quarantined; the images are there already. The end of `syn4seg synthesize`."""
+    """Write a note on every row that is quarantined; the images are stored already. The end of `syn4seg synthesize`."""
 
     reads = ("sample_id", "class_id", "synthesis_audit", "reason", "traceback")
     adds = ()
@@ -94,20 +93,16 @@ class QuarantineWriter:
     def __call__(self, rows: Batch) -> Batch:
         for i, reason in enumerate(rows["reason"]):
             if reason:
-                made = json.loads(rows["synthesis_audit"][i])
+                audit = json.loads(rows["synthesis_audit"][i])
                 note = {"sample_id": str(rows["sample_id"][i]), "class": self.names[rows["class_id"][i]], "reason": str(reason)}
-                _note(self.run, note | ({"audit": made} if made else {}), {"traceback": rows["traceback"][i]})
-        return _passed(rows)
+                _write_note(self.run, note | ({"audit": audit} if audit else {}), rows["traceback"][i])
+        return _passed_on(rows)
 
 
-def _note(run: RunDir, note: dict[str, Any], row: dict[str, Any]) -> None:
-    trace = str(row["traceback"])
-    write_json(run.quarantined(note["sample_id"]), note | ({"traceback": trace} if trace else {}))
+def _write_note(run: RunDir, note: dict[str, Any], trace: object) -> None:
+    write_json(run.quarantined(note["sample_id"]), note | ({"traceback": str(trace)} if trace else {}))
 
 
-def _passed(rows: Batch) -> Batch:
-    return {
-        "sample_id": rows["sample_id"],
-        "reason": string_column([str(r) for r in rows["reason"]]),
-        "synthesis_audit": rows["synthesis_audit"],
-    }
+def _passed_on(rows: Batch) -> Batch:
+    reasons = string_column([str(reason) for reason in rows["reason"]])
+    return {"sample_id": rows["sample_id"], "reason": reasons, "synthesis_audit": rows["synthesis_audit"]}

@@ -44,11 +44,11 @@ from syn4seg.planning import sizes
 from syn4seg.planning.footprint import memory_of
 from syn4seg.planning.rates import GPUS, Card, Rate, Rates, write_rates
 from syn4seg.planning.sizes_vision import sam_size, segmenter_size
-from syn4seg.planning.workload import COMPONENTS, Facts, work
+from syn4seg.planning.workload import COMPONENTS, WorkloadFacts, workload
 from syn4seg.stages.setup import canvas_of
 
 TARGETS = {"generation": 1.5, "sam": 5.0, "busy": 0.95}
-FACTS = Facts(novel=5, base=15, train_images=5953, queries=1449)
+FACTS = WorkloadFacts(novel=5, base=15, train_images=5953, queries=1449)
 GUIDANCE, STEPS = 4.5, 8
 PROMPTS = [
     "a photo of a dog on grass",
@@ -166,7 +166,7 @@ class Bench:
 
     def rate(self, stage: str, config: Config, seconds: float, memory: int = 0) -> None:
         """Keeps the seconds of one unit of a stage of the plan."""
-        unit = next(w for w in work(config, FACTS) if w.stage == stage)
+        unit = next(w for w in workload(config, FACTS) if w.stage == stage)
         self.rates.append(Rate(stage, unit.kind, unit.what, seconds, unit.flops, memory))
 
     def save(self) -> None:

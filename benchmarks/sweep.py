@@ -39,7 +39,7 @@ def without_cache(run: Path, sweep: Path, count: int) -> list[float]:
     from syn4seg.trials.trial import Trials
     from tune.objective import make_run
     from tune.records import SweepDir
-    from tune.space import Study, applied
+    from tune.space import Study, apply_overrides
     from tune.validation import validation_images
 
     config = RunDir(run).stored()
@@ -52,7 +52,7 @@ def without_cache(run: Path, sweep: Path, count: int) -> list[float]:
                 StageCache(folder, memory=0), nothing, images, lambda made, path: make_run(made, path, nothing, "cpu"), "cpu"
             )
             started = time.time()
-            list(trials.scores(applied(config, record["overrides"]), study.reports))
+            list(trials.scores(apply_overrides(config, record["overrides"]), study.reports))
             seconds.append(time.time() - started)
     return seconds[1:]  # the first loads what this process keeps anyway
 

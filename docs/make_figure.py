@@ -14,8 +14,8 @@ import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 
-from syn4seg.schema import LABEL_STAGES, UNLABELED
-from syn4seg.store.files import read_image
+from syn4seg.schema import LABEL_COLUMNS, UNLABELED
+from syn4seg.store.images import read_image
 from syn4seg.store.rundir import RunDir
 
 matplotlib.use("Agg")
@@ -39,7 +39,7 @@ def main() -> None:
     for row in pq.read_table(draw.manifest).to_pylist():
         if row["reason"] or not row["sample_id"].startswith("hdig"):
             continue
-        labels = [read_image(draw.label(stage, row["class"], row["sample_id"])) for stage in LABEL_STAGES]
+        labels = [read_image(draw.label(stage, row["class"], row["sample_id"])) for stage in LABEL_COLUMNS]
         change = np.count_nonzero(labels[0] != labels[3])
         if change > chosen.get(row["class"], (0,))[0]:
             chosen[row["class"]] = (change, read_image(run.image(row["class"], row["sample_id"])), labels, row["prompt"])

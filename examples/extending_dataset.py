@@ -19,7 +19,7 @@ from syn4seg.data.folder import decode_image, decode_mask
 from syn4seg.data.sources import DATASETS, DatasetSource
 from syn4seg.errors import UserError
 from syn4seg.stages.setup import load_dataset, support_of
-from syn4seg.store.files import write_image
+from syn4seg.store.images import write_image
 
 
 class PairsDataset:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syn4seg.segmenter.backbones import read_tensors
+from syn4seg.segmenter.backbones import read_weights
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """(expansion, channels, blocks, stride) of the seven stages."""
@@ -91,7 +91,7 @@ def mobilenet_v2(weights: str) -> MobileNetFeatures:
     """
     net = MobileNetFeatures()
     if weights != "none":
-        state = OrderedDict((k, v.float()) for k, v in read_tensors(weights).items())
+        state = OrderedDict((k, v.float()) for k, v in read_weights(weights).items())
         lacking = sorted(set(net.state_dict()) - set(state))
         if lacking:
             raise ValueError(

@@ -65,9 +65,9 @@ def reach_run(address: str) -> RunDir:
     Raises:
         UserError: the address cannot be reached.
     """
-    from syn4seg.store.files import reach
+    from syn4seg.store.files import check_reachable
     from syn4seg.store.rundir import RunDir
 
     run = RunDir(address)
-    reach(run.root)
+    check_reachable(run.root)
     return run

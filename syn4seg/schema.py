@@ -16,7 +16,7 @@ batch that the sample belongs to, `todo` whether this pass still has to finish i
 there is none yet. `reason` and `traceback` are empty until some stage fills them; a row with a reason is passed through
 untouched."""
 
-LABEL_STAGES = ("draft", "kept", "relabeled", "label")
+LABEL_COLUMNS = ("draft", "kept", "relabeled", "label")
 """The four label columns, uint8 (H, W), in the order in which they are made; a stage never rewrites another's column."""
 
 FAULT = "fault: "
@@ -32,7 +32,7 @@ RECORD = pa.schema(
         ("batch", pa.int32()),
         ("reason", pa.string()),
         ("image", pa.string()),
-        *((stage, pa.string()) for stage in LABEL_STAGES),
+        *((stage, pa.string()) for stage in LABEL_COLUMNS),
         ("audit", pa.string()),
     ]
 )

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from syn4seg.baselines import title_of
+
 TITLES = {
     "support_only": "support only",
     "class_name_raw": "+ class-name prompts, raw masks",
@@ -21,8 +23,6 @@ TITLES = {
     "syn4seg": "+ SABR (Syn4Seg)",
 }
 """Row of results.json -> its title, from the simplest row to the whole method."""
-BASELINES = {"imprinting": "prototype imprinting", "finetuning": "support fine-tuning", "diam": "DIaM", "bcm": "BCM"}
-"""Baseline in results.json -> its title."""
 LINE_SECONDS = 10
 """Seconds between two lines about a progress where there is no terminal."""
 
@@ -100,7 +100,7 @@ class Terminal:
             table.add_column(title, justify="right")
         for name, baseline in results["baselines"].items():
             star = " *" if baseline["transductive"] else ""
-            table.add_row(BASELINES[name] + star, *(format_percent(baseline["metrics"][c]) for c in columns.values()))
+            table.add_row(title_of(name) + star, *(format_percent(baseline["metrics"][c]) for c in columns.values()))
         if results["baselines"]:
             table.add_section()
         for row in sort_rows(results["rows"]):
@@ -155,7 +155,7 @@ def result_notes(results: dict[str, Any]) -> list[str]:
         lines.append("transductive: imported images may be test images")
     for name, baseline in results["baselines"].items():
         star = "* transductive, it optimises on the test image; " if baseline["transductive"] else ""
-        lines.append(f"{BASELINES[name]}: {star}{baseline['source']}; {len(baseline['deviations'])} differences, see results.json")
+        lines.append(f"{title_of(name)}: {star}{baseline['source']}; {len(baseline['deviations'])} differences, see results.json")
     lines.append(f"novel classes: {', '.join(protocol['novel'])}")
     return lines
 

@@ -46,7 +46,7 @@ def curve(checkpoint: Path | None = None, dataset: Dataset = DATASET, **changes)
 FROZEN = {"freeze_backbone": True, "cached_on": Canvas(32)}
 PLAIN_LOSS = base.pixel_loss
 PARTIAL = {
-    "loss": (base, "pixel_loss", lambda *given, total, **more: PLAIN_LOSS(*given, **more) / parallel.ranks()[1]),
+    "loss": (base, "pixel_loss", lambda *given, total, **more: PLAIN_LOSS(*given, **more) / parallel.rank_and_world_size()[1]),
     "statistics": (parallel, "SharedBatchNorm", nn.BatchNorm2d),
     "dropout": (parallel, "SharedDropout2d", nn.Dropout2d),
 }
@@ -73,11 +73,11 @@ def normalised(rows: slice) -> dict:
         norm.weight.copy_(torch.linspace(0.5, 2, 4))
         norm.bias.copy_(torch.linspace(-1, 1, 4))
     part = x[rows].requires_grad_()
-    with parallel.whole_batches(norm):
+    with parallel.synchronize_layers(norm):
         for _ in range(2):
             out = norm(part)
     (out * wanted[rows]).square().sum().backward()
-    weight, bias = (parallel.total(p.grad) for p in norm.parameters() if p.grad is not None)
+    weight, bias = (parallel.all_reduce_sum(p.grad) for p in norm.parameters() if p.grad is not None)
     return {"out": out.detach(), "gradient": part.grad, "weight": weight, "bias": bias, **dict(norm.named_buffers())}
 
 
@@ -85,14 +85,14 @@ def dropped(rows: slice, kind: type, shape: tuple[int, ...]) -> torch.Tensor:
     """A dropout on some rows of a batch of ones."""
     drop = kind(0.4)
     torch.manual_seed(7)
-    with parallel.whole_batches(drop):
+    with parallel.synchronize_layers(drop):
         return drop(torch.ones(8, *shape)[rows])
 
 
 def refusal(norm: nn.Module) -> str:
     """What `whole_batches` says about a module."""
     try:
-        with parallel.whole_batches(nn.Sequential(norm)):
+        with parallel.synchronize_layers(nn.Sequential(norm)):
             return "accepted"
     except ValueError as error:
         return str(error)

@@ -18,11 +18,12 @@ from PIL import Image as Picture
 
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.results import write_manifest
-from syn4seg.store.files import pixel_digest, write_atomically
+from syn4seg.store.files import write_atomically
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Image, Sample
+from syn4seg.store.samples import StoredImage, StoredSample
 
 PROMPTS = (
     "<script>alert(1)</script> & <b>",
@@ -104,7 +105,7 @@ def made_run(
     pq.write_table(pa.Table.from_pylist(rows).cast(_plan(rows)), run.plan)
     run.samples.write_images(
         [
-            Image(s.record["sample_id"], s.record["class"], s.record["batch"], pixels, {})
+            StoredImage(s.record["sample_id"], s.record["class"], s.record["batch"], pixels, {})
             for s, pixels in found
             if pixels is not None
         ]
@@ -120,18 +121,20 @@ def _plan(rows: list[dict]) -> pa.Schema:
     return pa.schema([(f.name, kinds.get(f.name, f.type)) for f in pa.Table.from_pylist(rows).schema])
 
 
-def _last(sample: Sample) -> np.ndarray | None:
-    return next((sample.labels[s] for s in reversed(LABEL_STAGES) if s in sample.labels), None)
+def _last(sample: StoredSample) -> np.ndarray | None:
+    return next((sample.labels[s] for s in reversed(LABEL_COLUMNS) if s in sample.labels), None)
 
 
-def _sample(row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int]) -> tuple[Sample, np.ndarray | None]:
+def _sample(
+    row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int]
+) -> tuple[StoredSample, np.ndarray | None]:
     record = row | {"class": names[row["class_id"] - 1], "reason": reason, "audit": {"lambda_keep": 0.5, "nothing": float("nan")}}
     if reason.startswith("fault"):
-        return Sample(record, {}), None
-    stages = LABEL_STAGES[:-1] if reason else LABEL_STAGES
+        return StoredSample(record, {}), None
+    stages = LABEL_COLUMNS[:-1] if reason else LABEL_COLUMNS
     labels = {s: label_of(100 * i + k, *side, len(names) + 1, row["class_id"]) for k, s in enumerate(stages)}
     image = noise(i, *side, 3)
-    return Sample(record | {s: pixel_digest(x) for s, x in labels.items()} | {"image": pixel_digest(image)}, labels), image
+    return StoredSample(record | {s: pixel_digest(x) for s, x in labels.items()} | {"image": pixel_digest(image)}, labels), image
 
 
 def _data(folder: Path, names: tuple[str, ...]) -> Path:

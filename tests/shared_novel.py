@@ -35,7 +35,7 @@ def curve(stop: int | None = None) -> dict:
 
 def curve_without_a_shared_mean() -> dict:
     """`curve` with a mean per process and averaged gradients, as DistributedDataParallel has them."""
-    kept, world = novel.total, parallel.ranks()[1]
+    kept, world = novel.total, parallel.rank_and_world_size()[1]
     novel.total = lambda value: value * world if value.numel() == 1 else kept(value)  # the denominators
     try:
         return curve()

@@ -13,7 +13,7 @@ import torch
 from syn4seg.config.loading import load
 from syn4seg.planning.estimate import estimate
 from syn4seg.planning.rates import read_rates
-from syn4seg.planning.workload import Facts
+from syn4seg.planning.workload import WorkloadFacts
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 
@@ -60,7 +60,7 @@ def test_its_rates_are_what_a_plan_takes(measured):
     rates = read_rates(path)
     assert {r.stage for r in rates.measured} == {"synthesis", "labeling", "refinement", "base", "features"}
     words = ["placement.device=cpu", "synthesis.size=64", "refinement.images_per_pass=2", "segmenter.channels=32"]
-    plan = estimate(load(None, words), Facts(5, 15, 100, 10), rates)
+    plan = estimate(load(None, words), WorkloadFacts(5, 15, 100, 10), rates)
     source = {line.stage: line.source for line in plan.lines}
     assert source["refinement"] == source["labeling"] == source["features"] == "measured on cpu"
 

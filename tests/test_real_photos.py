@@ -68,7 +68,7 @@ def test_the_real_backbone_tells_photos_apart_from_noise(photos):
         pytest.skip(f"no weights at {weights}")
     import torch
 
-    from syn4seg.labeling.prototypes import normalised, support_prototypes
+    from syn4seg.labeling.prototypes import normalize, support_prototypes
     from syn4seg.segmenter.backbones import load_backbone
 
     def hits(name: str) -> float:
@@ -87,7 +87,7 @@ def test_the_real_backbone_tells_photos_apart_from_noise(photos):
         prototypes = support_prototypes(features[:10], masks[:10], [0, *shown])
         right = total = 0
         for feature, mask in zip(features[10:], masks[10:], strict=True):
-            flat = normalised(feature.reshape(len(feature), -1).T)
+            flat = normalize(feature.reshape(len(feature), -1).T)
             guess = np.array([0, *shown])[(flat @ prototypes.T).argmax(1)].reshape(feature.shape[1:])
             step = (np.arange(n) * m // n for n, m in zip(guess.shape, mask.shape, strict=True))
             truth = mask[np.ix_(*step)]

@@ -1,4 +1,4 @@
-"""`python -m syn4seg.models.build WHAT`: trains one of the packaged networks; started again, it resumes."""
+"""`python -m tools WHAT`: trains one of the packaged networks; started again, it resumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m syn4seg.models.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools", description=__doc__)
     networks = parser.add_subparsers(dest="network", required=True)
     what = {
         "sam": "the embedded SAM, on random shapes (about 14 CPU-minutes)",
@@ -33,7 +33,7 @@ def _sam(arguments: argparse.Namespace) -> None:
     from tools import sam
 
     trained, facts = sam.train(arguments.work, arguments.steps)
-    command = f"python -m syn4seg.models.build sam --steps {arguments.steps} --work DIR --out DIR"
+    command = f"python -m tools sam --steps {arguments.steps} --work DIR --out DIR"
     sam.export(trained, arguments.out, {"command": command, **facts})
 
 
@@ -48,7 +48,7 @@ def _generator(arguments: argparse.Namespace) -> None:
 
     vae = generator.train_autoencoder(arguments.work, arguments.autoencoder_steps)
     net, facts = generator.train_diffusion(arguments.work, vae, arguments.images, arguments.pool, compiled=True)
-    command = f"python -m syn4seg.models.build generator --images {arguments.images} --pool {arguments.pool} --work DIR --out DIR"
+    command = f"python -m tools generator --images {arguments.images} --pool {arguments.pool} --work DIR --out DIR"
     generator.export(net, vae, arguments.out, {"command": command, **facts})
 
 
@@ -59,12 +59,12 @@ def _judge(arguments: argparse.Namespace) -> None:
     from tools.checkpoint import write_card
 
     reader = judge.train_judge(arguments.work)
-    found, _ = judge.judge_generator(reader, arguments.out)
+    generated, _ = judge.judge_generator(reader, arguments.out)
     drawn = judge.accuracy(reader, *judge.drawn("judge-held", 0, 512))
-    print(json.dumps({"generated": found, "drawn": drawn}))
+    print(json.dumps({"generated": generated, "drawn": drawn}))
     card = arguments.out / "card.json"
     facts = json.loads(card.read_text()) if card.is_file() else {}
-    facts |= {"read off 512 generated images": found, "read off 512 drawn images": drawn}
+    facts |= {"read off 512 generated images": generated, "read off 512 drawn images": drawn}
     write_card(arguments.out, "embedded-sd3: a small StableDiffusion3Pipeline of the embedded world", facts)
 
 

@@ -1,4 +1,4 @@
-"""The base segmenters of the embedded world, one per fold: `python -m syn4seg.models.build base --work DIR --out DIR`.
+"""The base segmenters of the embedded world, one per fold: `python -m tools base --work DIR --out DIR`.
 
 About four CPU-minutes a fold. Base classes are learned from 6000 drawn images with their true masks, novel objects are
 background; the last epoch is exported as float16, and the val figures of the card are measured on that file.
@@ -16,7 +16,7 @@ from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.segmenter.backbones import load_backbone
 from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
-from syn4seg.segmenter.evaluation import evaluate, metrics, predictor_of, queries
+from syn4seg.segmenter.evaluation import accumulate_confusion, iterate_queries, metrics, predictor_of
 from syn4seg.segmenter.network import Segmenter, load_segmenter, save_segmenter
 from tools.checkpoint import write_card
 
@@ -30,7 +30,7 @@ HOW = Augmentation(crop=64, scale=(0.75, 1.33), blur=0.0)
 
 
 def build(number: int, work: Path, out: Path, schedule: BaseSchedule = SCHEDULE, images: int = IMAGES) -> dict[str, object]:
-    """Trains one fold (resuming from `work`), writes `out/fold{number}.safetensors` and returns the facts of its card."""
+    """Train one fold (resuming from `work`), writes `out/fold{number}.safetensors` and returns the facts of its card."""
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     dataset = EmbeddedDataset(train=images, val=300)
@@ -76,8 +76,8 @@ def build(number: int, work: Path, out: Path, schedule: BaseSchedule = SCHEDULE,
     save_segmenter(net, path, backbone="embedded", facts=facts)
     stored, _ = load_segmenter(path)
     rows = 1 + len(fold.base) + len(fold.novel)
-    stream = queries(stored, dataset, fold, dataset.val, canvas=Canvas(HOW.crop))
-    matrix = evaluate(stream, {"base": predictor_of(stored.classifier)}, rows)["base"]
+    stream = iterate_queries(stored, dataset, fold, dataset.val, canvas=Canvas(HOW.crop))
+    matrix = accumulate_confusion(stream, {"base": predictor_of(stored.classifier)}, rows)["base"]
     figures = metrics(matrix, len(fold.base), len(fold.novel))
     facts["base mIoU on 300 val images"] = round(figures["base"], 4)
     save_segmenter(net, path, backbone="embedded", facts=facts)
@@ -85,9 +85,9 @@ def build(number: int, work: Path, out: Path, schedule: BaseSchedule = SCHEDULE,
 
 
 def build_all(folds: list[int], work: Path, out: Path) -> None:
-    """Trains the folds asked for and writes the card of all that are in `out`."""
+    """Train the folds asked for and writes the card of all that are in `out`."""
     for number in folds:
         build(number, work, out)
     facts = {path.stem: load_segmenter(path)[1] for path in sorted(out.glob("fold*.safetensors"))}
-    command = "python -m syn4seg.models.build base --work DIR --out DIR"
+    command = "python -m tools base --work DIR --out DIR"
     write_card(out, "Base segmenters of the embedded world, one per fold", {"command": command, **facts})

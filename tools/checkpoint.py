@@ -25,7 +25,7 @@ class Journal:
         self._saved = time.time()
 
     def load(self) -> dict | None:
-        """The last saved state, or None on a fresh start."""
+        """Return the last saved state, or None on a fresh start."""
         if not self.path.exists():
             return None
         state = torch.load(self.path, weights_only=True)
@@ -39,7 +39,7 @@ class Journal:
         self._mark = now
 
     def log(self, **values: float) -> None:
-        """Appends one line and prints it."""
+        """Append one line and prints it."""
         self._tick()
         line = json.dumps({**values, "seconds": round(self.seconds), "cpu_seconds": round(self.cpu_seconds)})
         with self.log_path.open("a") as f:
@@ -47,7 +47,7 @@ class Journal:
         print(line, flush=True)
 
     def save(self, state: dict, force: bool = False) -> None:
-        """Writes `state` if the last checkpoint is older than `every` seconds (or `force`)."""
+        """Write `state` if the last checkpoint is older than `every` seconds (or `force`)."""
         if not force and time.time() - self._saved < self.every:
             return
         self._tick()
@@ -58,7 +58,7 @@ class Journal:
 
 
 def write_card(folder: Path, title: str, facts: dict[str, object]) -> None:
-    """`card.json` for programs and `README.md` for people, beside the weights."""
+    """Return `card.json` for programs and `README.md` for people, beside the weights."""
     (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     (folder / "README.md").write_text(f"# {title}\n\n| what | value |\n| --- | --- |\n{rows}\n")

@@ -26,9 +26,8 @@ WIDTH = 64  # hidden size of each text encoder
 SEED = 20
 
 
-# ------------------------------------------------------------------------------------------------ networks
 def clip_tokenizer(words: list[str]):
-    """A CLIP tokenizer in which each of `words` is one token and every other word falls to letters.
+    """Return a CLIP tokenizer in which each of `words` is one token and every other word falls to letters.
 
     The trainer numbers last letters in the order of a hash table, another one in each process; numbered beforehand, as special
     tokens, they and all ties behind them are the same everywhere. (Resuming a training with other numbers unlearns a word.)
@@ -60,7 +59,7 @@ def clip_tokenizer(words: list[str]):
 
 
 def text_encoder(tokenizer, seed: int):
-    """A two-layer CLIPTextModelWithProjection that fits `tokenizer`."""
+    """Return a two-layer CLIPTextModelWithProjection that fits `tokenizer`."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
@@ -81,7 +80,7 @@ def text_encoder(tokenizer, seed: int):
 
 
 def autoencoder() -> Any:
-    """AutoencoderKL, 4x down, 8 latent channels, no attention."""
+    """Return AutoencoderKL, 4x down, 8 latent channels, no attention."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(SEED)
@@ -105,7 +104,7 @@ def autoencoder() -> Any:
 
 
 def transformer():
-    """SD3Transformer2DModel of 4.5 M parameters on 64 image tokens."""
+    """Return SD3Transformer2DModel of 4.5 M parameters on 64 image tokens."""
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(SEED)
@@ -129,9 +128,8 @@ def transformer():
     return net
 
 
-# --------------------------------------------------------------------------------------------- autoencoder
 def training_prompt(rng: np.random.Generator) -> str:
-    """One sentence of the generator's training set: plain, single and upright things most often."""
+    """Return one sentence of the generator's training set: plain, single and upright things most often."""
     pick = embedded._pick
     return embedded.prompt_of(
         pick(rng, embedded.CLASSES),
@@ -159,7 +157,7 @@ def _to_tensor(images: np.ndarray) -> Tensor:
 
 
 def train_autoencoder(folder: Path, steps: int, batch: int = 32, crop: int = 32) -> Any:
-    """L1 + L2 + gradient loss with a light KL term, on random crops; logs held-out PSNR in dB."""
+    """Return l1 + L2 + gradient loss with a light KL term, on random crops; logs held-out PSNR in dB."""
     journal, vae = Journal(folder / "vae"), autoencoder()
     state = journal.load()
     opt = torch.optim.AdamW(vae.parameters(), 2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
@@ -181,8 +179,8 @@ def train_autoencoder(folder: Path, steps: int, batch: int = 32, crop: int = 32)
         real = torch.stack([pool[w, :, a : a + crop, b : b + crop] for w, a, b in zip(which, y, x, strict=True)])
         posterior = vae.encode(real).latent_dist
         latent = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=gen)
-        made = vae.decode(latent).sample
-        error = made - real
+        decoded = vae.decode(latent).sample
+        error = decoded - real
         edges = (error.diff(dim=2)).abs().mean() + (error.diff(dim=3)).abs().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 3e-3 * kl
@@ -209,9 +207,8 @@ def train_autoencoder(folder: Path, steps: int, batch: int = 32, crop: int = 32)
     return vae
 
 
-# --------------------------------------------------------------------------------------------- latent pool
 def latent_pool(folder: Path, vae: Any, count: int, shard: int = 4096) -> tuple[np.ndarray, list[str]]:
-    """Latents float16 (count, 8, 16, 16), scaled to unit variance, and their prompts; one file per shard, kept.
+    """Return latents float16 (count, 8, 16, 16), scaled to unit variance, and their prompts; one file per shard, kept.
 
     The first shard fixes `scaling_factor` and `shift_factor` of the autoencoder.
     """
@@ -237,7 +234,6 @@ def latent_pool(folder: Path, vae: Any, count: int, shard: int = 4096) -> tuple[
     return pool[:count], prompts[:count]
 
 
-# ------------------------------------------------------------------------------------------------ diffusion
 class Denoiser(nn.Module):
     """Transformer and text encoders as one module, conditioned exactly as StableDiffusion3Pipeline does it."""
 
@@ -247,7 +243,7 @@ class Denoiser(nn.Module):
         self.texts = nn.ModuleList([text_encoder(tokenizer, SEED + k) for k in (1, 2)])
 
     def condition(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence (N, TOKENS, 128) and pooled (N, 128) embeddings of token ids (N, TOKENS)."""
+        """Return sequence (N, TOKENS, 128) and pooled (N, 128) embeddings of token ids (N, TOKENS)."""
         outs = [text(tokens, output_hidden_states=True) for text in self.texts]
         return torch.cat([o.hidden_states[-2] for o in outs], -1), torch.cat([o.text_embeds for o in outs], -1)
 
@@ -273,7 +269,7 @@ def train_diffusion(
     compiled: bool = False,
     stop_after: float = math.inf,
 ) -> tuple[Denoiser, dict]:
-    """Rectified flow with time drawn as sigmoid(0.7 + normal), 10 % empty prompts, and an exponential average.
+    """Return rectified flow with time drawn as sigmoid(0.7 + normal), 10 % empty prompts, and an exponential average.
 
     Args:
         images: images to be seen in all; the rate falls linearly to zero over the last 40 % of them.
@@ -351,7 +347,7 @@ def train_diffusion(
 
 
 def _held_loss(net: Denoiser, average: dict, latents: Tensor, ids: Tensor) -> float:
-    """Loss of the averaged weights on 256 held-out scenes at fixed noise and times."""
+    """Return loss of the averaged weights on 256 held-out scenes at fixed noise and times."""
     now = {k: v.clone() for k, v in net.state_dict().items()}
     net.load_state_dict(average)
     gen = torch.Generator().manual_seed(SEED)
@@ -363,9 +359,8 @@ def _held_loss(net: Denoiser, average: dict, latents: Tensor, ids: Tensor) -> fl
     return loss
 
 
-# --------------------------------------------------------------------------------------------------- export
 def export(net: Denoiser, vae: Any, folder: Path, facts: dict) -> None:
-    """Writes the pipeline in diffusers' folder format, float16 safetensors, with its card."""
+    """Write the pipeline in diffusers' folder format, float16 safetensors, with its card."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     tokenizer = clip_tokenizer(embedded.vocabulary())

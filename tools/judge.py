@@ -17,7 +17,7 @@ HEADS = {"class": embedded.CLASSES, "colour": tuple(embedded.COLOURS), "backgrou
 
 
 def targets(prompt: str) -> list[int]:
-    """Index of the prompt's word in each of `HEADS`."""
+    """Return index of the prompt's word in each of `HEADS`."""
     words = prompt.split()
     singular = {embedded._plural(name): name for name in embedded.CLASSES}
     words = [singular.get(w, w) for w in words]
@@ -25,7 +25,7 @@ def targets(prompt: str) -> list[int]:
 
 
 def _down(inner: int, outer: int) -> nn.Sequential:
-    """Two convolutions, the first with stride 2."""
+    """Return two convolutions, the first with stride 2."""
     return nn.Sequential(
         nn.Conv2d(inner, outer, 3, 2, 1),
         nn.BatchNorm2d(outer),
@@ -51,7 +51,7 @@ class Judge(nn.Module):
 
 
 def drawn(seed: str, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 64, 64) in [-1, 1] and word indices (N, 3) of freshly drawn scenes."""
+    """Return images (N, 3, 64, 64) in [-1, 1] and word indices (N, 3) of freshly drawn scenes."""
     images, words = [], []
     for i in range(start, start + count):
         prompt = training_prompt(embedded.seeded(seed, i))
@@ -61,12 +61,12 @@ def drawn(seed: str, start: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """(N, 3, H, W) float in [-1, 1] of uint8 (N, H, W, 3)."""
+    """Return (N, 3, H, W) float in [-1, 1] of uint8 (N, H, W, 3)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_judge(folder: Path, steps: int = 600, batch: int = 48) -> Judge:
-    """Trains on drawn images only; slight noise and blur, so that it reads shapes and not pixels."""
+    """Train on drawn images only; slight noise and blur, so that it reads shapes and not pixels."""
     journal, judge = Journal(folder / "judge"), Judge()
     state, done = journal.load(), 0
     opt = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=1e-3)
@@ -97,7 +97,7 @@ def train_judge(folder: Path, steps: int = 600, batch: int = 48) -> Judge:
 
 
 def accuracy(judge: Judge, images: Tensor, words: Tensor) -> dict[str, float]:
-    """Share of images on which each word is read correctly."""
+    """Return share of images on which each word is read correctly."""
     judge.eval()
     with torch.no_grad():
         outs = [torch.cat(parts) for parts in zip(*(judge(part) for part in images.split(128)), strict=True)]
@@ -111,7 +111,7 @@ def accuracy(judge: Judge, images: Tensor, words: Tensor) -> dict[str, float]:
 def judge_generator(
     judge: Judge, folder: Path, count: int = 512, batch: int = 32, steps: int = 16, guidance: float = 3.0
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Accuracies on `count` images generated from fresh prompts by the pipeline in `folder`, and the images."""
+    """Return accuracies on `count` images generated from fresh prompts by the pipeline in `folder`, and the images."""
     from syn4seg.models.generators import load_generator, load_text_encoder
 
     prompts = [training_prompt(embedded.seeded("judge-prompt", i)) for i in range(count)]
@@ -119,9 +119,9 @@ def judge_generator(
         load_text_encoder(str(folder)),
         load_generator(str(folder), steps=steps, guidance=guidance, size=embedded.SIZE, device="cpu"),
     )
-    made = []
+    parts = []
     for start in range(0, count, batch):
         part = prompts[start : start + batch]
-        made.append(generator.generate(part, encoder.encode(part), list(range(start, start + len(part))))[0])
-    images = np.concatenate(made)
+        parts.append(generator.generate(part, encoder.encode(part), list(range(start, start + len(part))))[0])
+    images = np.concatenate(parts)
     return accuracy(judge, to_tensor(images), torch.tensor([targets(p) for p in prompts])), images

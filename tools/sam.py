@@ -44,31 +44,30 @@ SHAPES = 4000  # outlines to draw from; every scene turns size, stretch, colour 
 SMALLEST = 20  # pixels; smaller visible pieces are no targets
 
 
-# ------------------------------------------------------------------------------------------------------ data
 def pieces(labels: np.ndarray) -> list[np.ndarray]:
-    """Masks bool (H, W) of the connected components (8 neighbours) of each non-zero label, in order of label."""
-    found = []
+    """Return masks bool (H, W) of the connected components (8 neighbours) of each non-zero label, in order of label."""
+    pieces_ = []
     for value in np.unique(labels[labels > 0]):
         count, parts = cv2.connectedComponents((labels == value).astype(np.uint8), connectivity=8)
-        found += [parts == i for i in range(1, count)]
-    return [mask for mask in found if mask.sum() >= SMALLEST]
+        pieces_ += [parts == i for i in range(1, count)]
+    return [mask for mask in pieces_ if mask.sum() >= SMALLEST]
 
 
 def tight_box(mask: np.ndarray) -> np.ndarray:
-    """XYXY float32 (4,): first and last column and row of a mask, as pixel indices."""
+    """Return XYXY float32 (4,): first and last column and row of a mask, as pixel indices."""
     y, x = np.nonzero(mask)
     return np.array([x.min(), y.min(), x.max(), y.max()], np.float32)
 
 
 def jittered(box: np.ndarray, rng: np.random.Generator, spread: np.ndarray | float) -> np.ndarray:
-    """The box with its four sides moved by uniform noise in +-`spread` pixels, kept inside the image and not empty."""
+    """Return the box with its four sides moved by uniform noise in +-`spread` pixels, kept inside the image and not empty."""
     moved = np.clip(box + rng.uniform(-1, 1, 4) * spread, 0, embedded.SIZE - 1)
     low, high = np.minimum(moved[:2], moved[2:] - 2), np.maximum(moved[2:], moved[:2] + 2)
     return np.clip(np.concatenate([low, high]), 0, embedded.SIZE - 1).astype(np.float32)
 
 
 def _weathered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half of the images a little soft, noisy or flat, as a generator's are."""
+    """Return half of the images a little soft, noisy or flat, as a generator's are."""
     if rng.random() < 0.5:
         return image
     soft = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0)).astype(np.float32)
@@ -77,7 +76,7 @@ def _weathered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _crowded(scene: embedded.Scene, rng: np.random.Generator) -> embedded.Scene:
-    """Half of the scenes drawn together, so that objects touch and hide each other; some of them in one colour."""
+    """Return half of the scenes drawn together, so that objects touch and hide each other; some of them in one colour."""
     if rng.random() < 0.5:
         return scene
     pull, same = rng.uniform(0.3, 1.0), {}
@@ -87,7 +86,7 @@ def _crowded(scene: embedded.Scene, rng: np.random.Generator) -> embedded.Scene:
 
 
 def training_example(name: object, outlines: list[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One scene of random shapes: image uint8 (S, S, 3), masks bool (R, S, S), boxes float32 (R, 4) moved by 10 %."""
+    """Return one scene of random shapes: image uint8 (S, S, 3), masks bool (R, S, S), boxes float32 (R, 4) moved by 10 %."""
     rng = embedded.seeded("sam", "scene", name)
     masks: list[np.ndarray] = []
     while not masks:
@@ -103,9 +102,8 @@ def training_example(name: object, outlines: list[list[np.ndarray]]) -> tuple[np
     return _weathered(image, rng), np.stack(masks), np.stack(boxes)
 
 
-# -------------------------------------------------------------------------------------------------- training
 def loss_of(logits: Tensor, quality: Tensor, truth: Tensor) -> Tensor:
-    """2 BCE + dice of the single mask, half of it for the best of the other three, and the error of the IoU head.
+    """Return 2 BCE + dice of the single mask, half of it for the best of the other three, and the error of the IoU head.
 
     Args:
         logits: (R, 4, S, S). quality: (R, 4), predicted IoU. truth: float (R, S, S) of 0 and 1.
@@ -115,14 +113,14 @@ def loss_of(logits: Tensor, quality: Tensor, truth: Tensor) -> Tensor:
     chance = logits.sigmoid()
     dice = 1 - (2 * (chance * target).sum((2, 3)) + 1) / (chance.sum((2, 3)) + target.sum((2, 3)) + 1)
     per_mask = 2 * bce + dice
-    made = (logits > 0).float()
-    common = (made * target).sum((2, 3))
-    iou = common / (made.sum((2, 3)) + target.sum((2, 3)) - common)
+    predicted = (logits > 0).float()
+    common = (predicted * target).sum((2, 3))
+    iou = common / (predicted.sum((2, 3)) + target.sum((2, 3)) - common)
     return per_mask[:, 0].mean() + 0.5 * per_mask[:, 1:].amin(1).mean() + F.mse_loss(quality, iou)
 
 
 def _batch_loss(sam: Sam, names: range, outlines: list[list[np.ndarray]]) -> tuple[Tensor, int]:
-    """Loss over the training examples of these names, and how many boxes they hold."""
+    """Return loss over the training examples of these names, and how many boxes they hold."""
     images, masks, boxes = zip(*(training_example(name, outlines) for name in names), strict=True)
     owner = torch.arange(len(names)).repeat_interleave(torch.tensor([len(m) for m in masks]))
     embeddings = sam.image_encoder(sam.preprocess(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)))
@@ -131,7 +129,7 @@ def _batch_loss(sam: Sam, names: range, outlines: list[list[np.ndarray]]) -> tup
 
 
 def train(folder: Path, steps: int, batch: int = 24, rate: float = 1e-3) -> tuple[Sam, dict[str, object]]:
-    """Trains from scratch, or from the checkpoint in `folder`; AdamW with a short warm-up and a cosine to zero.
+    """Train from scratch, or from the checkpoint in `folder`; AdamW with a short warm-up and a cosine to zero.
 
     Returns:
         The network, and the facts for its card.
@@ -172,9 +170,8 @@ def train(folder: Path, steps: int, batch: int = 24, rate: float = 1e-3) -> tupl
     return sam.eval(), facts
 
 
-# ------------------------------------------------------------------------------------------------ evaluation
 def held_out(names: Iterable[int], jitter: float = 0.0) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Scenes of the 16 real classes: images (N, S, S, 3), and per image its piece masks (R, S, S) and boxes (R, 4)."""
+    """Return scenes of the 16 real classes: images (N, S, S, 3), and per image its piece masks (R, S, S) and boxes (R, 4)."""
     images, masks, boxes = [], [], []
     for name in names:
         rng = embedded.seeded("sam", "held out", name)
@@ -187,17 +184,17 @@ def held_out(names: Iterable[int], jitter: float = 0.0) -> tuple[np.ndarray, lis
 
 
 def iou_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (R,) of two stacks of masks bool (R, H, W)."""
+    """Return IoU (R,) of two stacks of masks bool (R, H, W)."""
     return (a & b).sum((1, 2)) / np.maximum((a | b).sum((1, 2)), 1)
 
 
 def evaluate(sam: Sam, names: Iterable[int], jitter: float = 0.0) -> dict[str, float]:
-    """Mean IoU, share above 0.8 and the IoU head's correlation on held-out pieces of the 16 classes."""
+    """Return mean IoU, share above 0.8 and the IoU head's correlation on held-out pieces of the 16 classes."""
     images, masks, boxes = held_out(names, jitter)
     was_training = sam.training
-    made, quality = zip(*SamRefiner(sam).masks(images, boxes), strict=True)
+    predicted, quality = zip(*SamRefiner(sam).masks(images, boxes), strict=True)
     sam.train(was_training)
-    iou = iou_of(np.concatenate(made), np.concatenate(masks))
+    iou = iou_of(np.concatenate(predicted), np.concatenate(masks))
     correlation = np.corrcoef(iou, np.concatenate(quality))[0, 1] if iou.std() > 0 else math.nan
     return {
         "iou": round(float(iou.mean()), 4),
@@ -208,7 +205,7 @@ def evaluate(sam: Sam, names: Iterable[int], jitter: float = 0.0) -> dict[str, f
 
 
 def baselines(names: Iterable[int]) -> dict[str, float]:
-    """Mean IoU of the filled tight box and of the ellipse inscribed in it, on the pieces of `evaluate`."""
+    """Return mean IoU of the filled tight box and of the ellipse inscribed in it, on the pieces of `evaluate`."""
     _, masks, boxes = held_out(names)
     true, hints = np.concatenate(masks), np.concatenate(boxes)[:, :, None, None]
     y, x = np.mgrid[: embedded.SIZE, : embedded.SIZE]
@@ -219,17 +216,16 @@ def baselines(names: Iterable[int]) -> dict[str, float]:
     return {"box": round(float(iou_of(inside, true).mean()), 4), "ellipse": round(float(iou_of(ellipse, true).mean()), 4)}
 
 
-# ---------------------------------------------------------------------------------------------------- export
 def export(sam: Sam, folder: Path, facts: dict[str, object]) -> None:
-    """Writes `config.json`, `model.safetensors` (float16) and the card, with scores on 600 held-out scenes."""
+    """Write `config.json`, `model.safetensors` (float16) and the card, with scores on 600 held-out scenes."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in sam.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(tensors))
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     scenes, scores = range(1000, 1600), {}
     for off in range(4):
-        found = evaluate(sam, scenes, off)
-        scores |= {f"{key}, box sides off by up to {off} px": value for key, value in found.items() if key != "pieces"}
-        scores["pieces scored"] = found["pieces"]
+        pieces_ = evaluate(sam, scenes, off)
+        scores |= {f"{key}, box sides off by up to {off} px": value for key, value in pieces_.items() if key != "pieces"}
+        scores["pieces scored"] = pieces_["pieces"]
     facts = {**facts, **scores, **{f"iou of the {shape} itself": value for shape, value in baselines(scenes).items()}}
     write_card(folder, "embedded-sam: a small segment_anything Sam that never saw a class of the embedded world", facts)

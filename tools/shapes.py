@@ -19,9 +19,8 @@ LIKENESS = 0.80  # a shape this alike (IoU, aligned) to a silhouette of an embed
 _THUMB = 28  # side of the thumbnails that are compared
 
 
-# ------------------------------------------------------------------------------------------------ primitives
 def _fill(points: np.ndarray) -> np.ndarray:
-    """Raster uint8 (CANVAS, CANVAS), 0 or 1, of a polygon (V, 2) in [-1, 1]."""
+    """Return raster uint8 (CANVAS, CANVAS), 0 or 1, of a polygon (V, 2) in [-1, 1]."""
     canvas = np.zeros((CANVAS, CANVAS), np.uint8)
     cv2.fillPoly(canvas, [np.round((points + 1) * (CANVAS / 2) * 16).astype(np.int32)], 1, shift=4)
     return canvas
@@ -37,7 +36,7 @@ def _turned(points: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _blob(rng: np.random.Generator, reach: float = 0.9) -> np.ndarray:
-    """A closed curve whose radius is a short random Fourier series."""
+    """Return a closed curve whose radius is a short random Fourier series."""
     angle = np.linspace(0, 2 * math.pi, 90, endpoint=False)
     order = np.arange(1, int(rng.integers(3, 8)))
     size = rng.normal(0, 0.45, len(order)) / order ** rng.uniform(0.3, 1.0)
@@ -58,7 +57,7 @@ def _bar(rng: np.random.Generator, length: float, width: float, angle: float) ->
 
 
 def _bars(rng: np.random.Generator) -> np.ndarray:
-    """One bar, or two or three at right angles that meet anywhere: L, T, U, F, Z and their kin."""
+    """Return one bar, or two or three at right angles that meet anywhere: L, T, U, F, Z and their kin."""
     shape = _bar(rng, 0.85, float(rng.uniform(0.12, 0.4)), 0.0)
     for _ in range(int(rng.integers(0, 3))):
         side = _bar(rng, float(rng.uniform(0.25, 0.45)), float(rng.uniform(0.1, 0.25)), math.pi / 2)
@@ -69,7 +68,7 @@ def _bars(rng: np.random.Generator) -> np.ndarray:
 
 
 def _ring(rng: np.random.Generator) -> np.ndarray:
-    """A blob with another blob cut out, off its centre; half of them are cut open."""
+    """Return a blob with another blob cut out, off its centre; half of them are cut open."""
     outer, inner = _blob(rng, 0.95), _blob(rng, float(rng.uniform(0.4, 0.7)))
     move = np.array([[1, 0, rng.normal(0, 7)], [0, 1, rng.normal(0, 7)]], np.float32)
     shape = outer * (1 - cv2.warpAffine(inner, move, (CANVAS, CANVAS), flags=cv2.INTER_NEAREST))
@@ -95,25 +94,24 @@ def _compose(rng: np.random.Generator) -> np.ndarray:
     return shape
 
 
-# -------------------------------------------------------------------------------------------------- outlines
 def _contours(shape: np.ndarray, angle: float) -> list[np.ndarray] | None:
-    """Contours of the largest piece with its large holes, turned and brought into the unit disc; None if too thin."""
+    """Return contours of the largest piece with its large holes, turned and brought into the unit disc; None if too thin."""
     _, piece, stats, _ = cv2.connectedComponentsWithStats(shape, connectivity=4)
     if len(stats) < 2:
         return None
     shape = (piece == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
-    found = cv2.findContours(np.pad(shape, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    found = [cv2.approxPolyDP(c, 0.7, True)[:, 0].astype(np.float64) for c in found if cv2.contourArea(c) > 120]
-    if not found:
+    contours = cv2.findContours(np.pad(shape, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+    contours = [cv2.approxPolyDP(c, 0.7, True)[:, 0].astype(np.float64) for c in contours if cv2.contourArea(c) > 120]
+    if not contours:
         return None
-    (x, y), radius = cv2.minEnclosingCircle(np.concatenate(found).astype(np.float32))
+    (x, y), radius = cv2.minEnclosingCircle(np.concatenate(contours).astype(np.float32))
     if shape.sum() < 0.2 * math.pi * radius**2:
         return None
-    return [_turned((c - (x, y)) / (radius / 0.97), angle) for c in found]
+    return [_turned((c - (x, y)) / (radius / 0.97), angle) for c in contours]
 
 
 def _thumbnail(contours: list[np.ndarray]) -> np.ndarray:
-    """The filled shape, float32 (_THUMB**2,) of 0 and 1, with its centroid in the middle and a fixed area."""
+    """Return the filled shape, float32 (_THUMB**2,) of 0 and 1, with its centroid in the middle and a fixed area."""
     fine = np.zeros((96, 96), np.uint8)
     cv2.fillPoly(fine, [np.round((c + 1) * 48 * 16).astype(np.int32) for c in contours], 1, shift=4)
     m = cv2.moments(fine, binaryImage=True)
@@ -124,7 +122,7 @@ def _thumbnail(contours: list[np.ndarray]) -> np.ndarray:
 
 @cache
 def _class_thumbnails() -> np.ndarray:
-    """Thumbnails (T, _THUMB**2) of the 16 classes over their variants, stretches and 36 turns."""
+    """Return thumbnails (T, _THUMB**2) of the 16 classes over their variants, stretches and 36 turns."""
     rows = []
     for name in embedded.CLASSES:
         for variant in (0.0, 0.5, 1.0):
@@ -136,14 +134,14 @@ def _class_thumbnails() -> np.ndarray:
 
 
 def likeness(contours: list[np.ndarray]) -> float:
-    """Largest IoU of a shape with a silhouette of an embedded class, aligned by centroid, area and turn."""
+    """Return largest IoU of a shape with a silhouette of an embedded class, aligned by centroid, area and turn."""
     one, classes = _thumbnail(contours), _class_thumbnails()
     common = classes @ one
     return float((common / (classes.sum(1) + one.sum() - common)).max())
 
 
 def random_outline(index: int) -> list[np.ndarray]:
-    """Shape number `index`: closed (V, 2) contours in the unit disc (even-odd rule), unlike every embedded class."""
+    """Return shape number `index`: closed (V, 2) contours in the unit disc (even-odd rule), unlike every embedded class."""
     rng = embedded.seeded("sam", "shape", index)
     while True:
         contours = _contours(_compose(rng), float(rng.uniform(0, 2 * math.pi)))

@@ -1,6 +1,6 @@
 """DIaM (CVPR 2023): every query optimises its own copy of the classifier, on itself and on the support set. Transductive.
 
-Loss of one query (protocols 2.4, 2.5; means are over labelled support cells, and over the query's valid cells):
+Loss of one query (method.md 7.3; means are over labelled support cells, and over the query's valid cells):
     100 CE(support) + KL(marginal || pi) + entropy(query) + 100 KD(query)
 All terms work on probabilities with 1e-10 inside the logarithms, as the public code does.
 """
@@ -14,12 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from syn4seg.baselines.imprinting import SupportCells, nearest
+from syn4seg.baselines.support import CELLS, CORNERS, FEATURES, BaselineFacts, BaselineTask, SupportCells, nearest
 from syn4seg.schema import BACKGROUND, UNLABELED
-from syn4seg.segmenter.evaluation import Query, winners
+from syn4seg.segmenter.evaluation import Predictor, Query, scores_to_classes
 from syn4seg.segmenter.network import Classifier, upsample
 
 EPS = 1e-10
+FACTS: BaselineFacts = {
+    "source": "DIaM (Hajimiri et al., CVPR 2023; sinahmr/DIaM)",
+    "settings": "each query its own classifier: 100 SGD steps of 1.25e-3 on 100 CE + KL(marginal||pi) + entropy + 100 KD; "
+    "pi from the model itself, again after step 10; background weight 0.01 at 1 shot, else 0.15",
+    "deviations": [
+        "it optimises on the test image, and, as in the public code, leaves out that image's unlabelled (255) pixels: padding "
+        "and, where there are some, the annotated borders",
+        "base objects that a protocol keeps in the support labels count as background, as in its own protocol",
+        "where the base classifier is 10 x cosine its logits are read so; the public code has a linear one only",
+        FEATURES,
+        CORNERS,
+        CELLS,
+    ],
+}
+
+
+def build(task: BaselineTask) -> Predictor:
+    """Return DIaM with the objective of its public code."""
+    return Diam.of(task.base, task.cells, task.shots)
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,7 @@ class Objective:
 
 
 def cross_entropy(p: Tensor, target: Tensor, base_rows: int, background_weight: float) -> Tensor:
-    """Mean over support cells of -w log p', where p'(0) holds all base classes and w = `background_weight` on target 0.
+    """Return the mean over support cells of -w log p', where p'(0) holds all base classes and w = `background_weight` on target 0.
 
     The sum is divided by the number of cells, not by the sum of w.
 
@@ -58,23 +77,23 @@ def cross_entropy(p: Tensor, target: Tensor, base_rows: int, background_weight: 
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Mean over query cells of the entropy of p (C, Q)."""
+    """Return the mean over query cells of the entropy of p (C, Q)."""
     return -(p * (p + EPS).log()).sum(0).mean()
 
 
 def proportions(p: Tensor) -> Tensor:
-    """Mean of p (C, Q) over query cells: the marginal distribution (C,) of the labels."""
+    """Return the mean of p (C, Q) over query cells: the marginal distribution (C,) of the labels."""
     return p.mean(1)
 
 
 def marginal(p: Tensor, pi: Tensor) -> Tensor:
-    """KL(proportions of p || pi), pi (C,)."""
-    now = proportions(p)
-    return (now * (EPS + now / (pi + EPS)).log()).sum()
+    """Return KL(proportions of p || pi), pi (C,)."""
+    share = proportions(p)
+    return (share * (EPS + share / (pi + EPS)).log()).sum()
 
 
 def distillation(p: Tensor, snapshot: Tensor) -> Tensor:
-    """Mean over query cells of KL(p~ || snapshot), where p~(0) holds background and all novel classes.
+    """Return the mean over query cells of KL(p~ || snapshot), where p~(0) holds background and all novel classes.
 
     Args:
         p: (C, Q).
@@ -107,7 +126,7 @@ class Diam:
 
     @staticmethod
     def of(base: Classifier, cells: SupportCells, shots: int) -> Diam:
-        """Ready for queries; the background weight is 0.01 at 1 shot, else 0.15."""
+        """Return the predictor of a support set; the background weight is 0.01 at 1 shot, else 0.15."""
         base = base.replaced(base.weight.detach(), base.bias.detach())
         novel = F.normalize(cells.means(), dim=1)
         start = base.replaced(torch.cat([base.weight, novel]), torch.cat([base.bias, base.bias.new_zeros(len(novel))]))
@@ -117,7 +136,7 @@ class Diam:
         return Diam(base, start, features, target[use], 0.01 if shots == 1 else 0.15)
 
     def __call__(self, query: Query) -> np.ndarray:
-        """Class indices uint8, as large as the query's label; probabilities, not logits, are brought to pixels."""
+        """Return class indices uint8, as large as the query's label; probabilities, not logits, are brought to pixels."""
         features = query.features.to(self.start.weight)
         label = query.label if query.shape is None else query.canvas.label(query.label)
         grid = (features.shape[1], features.shape[2])
@@ -125,10 +144,10 @@ class Diam:
         valid |= ~valid.any()  # an image of which nothing is scored
         with torch.no_grad():
             p = self.adapted(features[:, valid])(features[None]).softmax(1)
-            return winners(query, upsample(p, (query.canvas.size, query.canvas.size), self.base.align_corners))
+            return scores_to_classes(query, upsample(p, (query.canvas.size, query.canvas.size), self.base.align_corners))
 
     def adapted(self, query: Tensor) -> Classifier:
-        """The classifier after all steps on the valid cells (D, Q) of one query."""
+        """Return the classifier after all steps on the valid cells (D, Q) of one query."""
         weight, bias = self.start.weight.clone(), self.start.bias.clone()
         with torch.no_grad():
             snapshot = _probabilities(self.base, query)
@@ -145,15 +164,14 @@ class Diam:
         return self.start.replaced(weight, bias)
 
     def loss(self, rows: Classifier, query: Tensor, snapshot: Tensor, pi: Tensor) -> Tensor:
-        """The objective of one query.
+        """Return the objective of one query.
 
         Args:
             query: its valid cells (D, Q).
             snapshot: the base model's probabilities there (1+B, Q).
             pi: class proportions (C,), constant.
         """
-        weights, p = self.objective, _probabilities(rows, query)
-        support = _probabilities(rows, self.features)
+        weights, p, support = self.objective, _probabilities(rows, query), _probabilities(rows, self.features)
         return (
             weights.cross_entropy * cross_entropy(support, self.target, len(self.base.weight), self.background_weight)
             + weights.marginal * marginal(p, pi)
@@ -163,5 +181,5 @@ class Diam:
 
 
 def _probabilities(rows: Classifier, cells: Tensor) -> Tensor:
-    """(C, P) of cells (D, P)."""
+    """Return class probabilities (C, P) of cells (D, P)."""
     return rows(cells[None, :, :, None])[0, :, :, 0].softmax(0)

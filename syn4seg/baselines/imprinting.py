@@ -1,96 +1,39 @@
-"""Prototype imprinting, without a gradient (CAPL-style), and the support set on the feature grid, which all baselines use."""
+"""Prototype imprinting, without a gradient (CAPL-style)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from syn4seg.errors import UserError
-from syn4seg.labeling.prototypes import occupancy
-from syn4seg.schema import UNLABELED
+from syn4seg.baselines.support import CELLS, CORNERS, FEATURES, BaselineFacts, BaselineTask
 from syn4seg.segmenter.evaluation import Predictor, predictor_of
 from syn4seg.segmenter.network import Classifier
-from syn4seg.segmenter.novel import Sample
+
+FACTS: BaselineFacts = {
+    "source": "prototype imprinting as CAPL registers novel classes (Tian et al., CVPR 2022; dvlab-research/GFS-Seg)",
+    "settings": "novel prototype = mean support feature over pixels and shots, then unit length; 10 x cosine; no gradient",
+    "deviations": [
+        "base prototypes are not blended with support context: the gate gamma is learned in CAPL's own base training",
+        "no refinement of base prototypes by the query",
+        "CAPL trains its prototypes for the cosine; with a linear base classifier, base prototypes here are mean features of "
+        "base training images, and the background's is a mean over support pixels",
+        "a class is pooled over all support images that show it, not over its own alone (the same where an image "
+        "shows one novel class)",
+        FEATURES,
+        CORNERS,
+        CELLS,
+    ],
+}
 
 
-@dataclass(frozen=True)
-class SupportCells:
-    """The support set on the feature grid, images sorted by id.
+def build(task: BaselineTask) -> Predictor:
+    """Return the classifier by 10 x cosine to the base prototypes and to the novel means (CAPL, without its learned gate).
 
-    Attributes:
-        features: (N, D, h, w), device and dtype of the base classifier.
-        labels: class indices int64 (N, h, w), 255 ignored; nearest neighbour, as DIaM, BCM and CAPL do.
-        base_rows: 1+B.
-        novel: the M novel class indices.
+    A base class that `task.prototypes` lacks, or whose row is 0, keeps the classifier's own row.
     """
-
-    features: Tensor
-    labels: Tensor
-    base_rows: int
-    novel: tuple[int, ...]
-
-    @staticmethod
-    def of(support: Sequence[Sample], like: Tensor, base_classes: int, novel_classes: int) -> SupportCells:
-        """The samples' features and labels, on the device and with the dtype of `like`.
-
-        Raises:
-            UserError: no sample, labels beyond B+M, or a novel class on no label.
-        """
-        ordered = sorted(support, key=lambda s: s.sample_id)
-        novel = tuple(range(1 + base_classes, 1 + base_classes + novel_classes))
-        if not ordered:
-            raise UserError("a baseline got no support sample; expected shots images of every novel class")
-        for s in ordered:
-            beyond = s.label[(s.label > novel[-1]) & (s.label != UNLABELED)]
-            if beyond.size:
-                raise UserError(
-                    f"the label of support sample {s.sample_id!r} has class index {beyond.max()}; expected "
-                    f"0..{novel[-1]} or {UNLABELED}: map dataset ids to class indices first"
-                )
-        grid = (ordered[0].features.shape[1], ordered[0].features.shape[2])
-        labels = torch.stack([nearest(torch.from_numpy(s.label), grid) for s in ordered])
-        for k in novel:
-            if not (labels == k).any():  # too small for the grid: its fullest cells
-                for row, s in zip(labels, ordered, strict=True):
-                    if (s.label == k).any():
-                        row.view(-1)[occupancy((s.label == k)[None], grid).argmax()] = k
-        missing = [k for k in novel if not (labels == k).any()]
-        if missing:
-            raise UserError(
-                f"novel class index {missing[0]} covers no cell of the {len(ordered)} support samples; give every "
-                "novel class a support image that shows it"
-            )
-        features = torch.stack([s.features for s in ordered]).to(like)
-        return SupportCells(features, labels.to(like.device), 1 + base_classes, novel)
-
-    def means(self) -> Tensor:
-        """Mean feature of every novel class over all its cells, images and shots together: (M, D), raw."""
-        flat = self.features.transpose(0, 1).flatten(1)
-        return torch.stack([flat[:, (self.labels == k).flatten()].mean(1) for k in self.novel])
-
-    def targets(self) -> Tensor:
-        """Labels in which base objects are background (DIaM's protocol): int64 (N, h, w)."""
-        return self.labels.masked_fill(self.labels < self.base_rows, 0)
-
-
-def nearest(label: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A label uint8 (H, W) on a grid by nearest neighbour (the pixel at floor(i H / h)): int64 (h, w)."""
-    return F.interpolate(label[None, None].float(), grid, mode="nearest")[0, 0].long()
-
-
-def imprinted(base: Classifier, cells: SupportCells, prototypes: Tensor | None = None) -> Predictor:
-    """Classes by 10 x cosine to the base prototypes and to the novel means (CAPL, without its learned gate).
-
-    Args:
-        prototypes: (1+B, D) of background and base classes; where it is None or a row is 0, the classifier's own row.
-    """
-    rows = F.normalize(base.weight.detach(), dim=1)
-    if prototypes is not None:
-        there = F.normalize(prototypes.to(rows), dim=1)
-        rows = torch.where(there.any(1, keepdim=True), there, rows)
-    weight = F.normalize(torch.cat([rows, cells.means()]), dim=1)
+    base, rows = task.base, F.normalize(task.base.weight.detach(), dim=1)
+    if task.prototypes is not None and not base.cosine:
+        means = F.normalize(task.prototypes.to(rows), dim=1)
+        rows = torch.where(means.any(1, keepdim=True), means, rows)
+    weight = F.normalize(torch.cat([rows, task.cells.means()]), dim=1)
     return predictor_of(Classifier(weight, weight.new_zeros(len(weight)), True, base.align_corners))

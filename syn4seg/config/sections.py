@@ -277,9 +277,9 @@ class EvaluationConfig(Section):
     """Which base mIoU the table shows: foreground classes (DIaM), or with the background (CAPL, POP)."""
     mean: Literal["base_novel", "all_classes"] = "base_novel"
     """Which mean the table shows: (base + novel) / 2 (DIaM), or over all classes, `total` (CAPL, POP)."""
-    baselines: tuple[Literal["imprinting", "finetuning", "diam", "bcm"], ...] = ()
-    """Baselines scored beside ours on the same features: prototype imprinting (CAPL's), support fine-tuning, DIaM's
-    transductive objective, BCM."""
+    baselines: tuple[str, ...] = ()
+    """Baselines scored beside ours on the same features: `imprinting` (prototypes, CAPL's), `finetuning` (on the support set),
+    `diam` (transductive), `bcm`."""
 
 
 class PoolConfig(Section):

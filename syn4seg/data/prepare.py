@@ -20,7 +20,8 @@ from syn4seg.data.folder import decode_mask, decode_photo, open_image
 from syn4seg.data.prepared import FORMAT, file_facts, index_row, write_index, write_list, write_manifest
 from syn4seg.data.published import COCO_ANNOTATIONS, COCO_IMAGES, SBD, VOC, Archive, compare, ids_digest
 from syn4seg.errors import UserError
-from syn4seg.store.files import write_atomically, write_image, write_json
+from syn4seg.store.files import write_atomically, write_json
+from syn4seg.store.images import write_image
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]

@@ -26,7 +26,8 @@ from syn4seg.data.folder import decode_mask, decode_photo
 from syn4seg.data.published import ids_digest
 from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
-from syn4seg.store.files import pixel_digest, write_atomically, write_json
+from syn4seg.store.files import write_atomically, write_json
+from syn4seg.store.images import pixel_digest
 
 FORMAT = 1
 _HASHED = 1_000_000  # bytes; larger official files are compared by their size when a data set is opened

@@ -20,9 +20,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from syn4seg.exports.info import ExportInfo, Parts, palette
-from syn4seg.labeling.components import Components, components
+from syn4seg.labeling.components import Components, find_components
 from syn4seg.schema import BACKGROUND, UNLABELED
-from syn4seg.store.files import encode_image, explain_errors, map_threads
+from syn4seg.store.files import explain_errors, map_threads
+from syn4seg.store.images import encode_image
 
 if TYPE_CHECKING:
     from syn4seg.exports.selection import ExportSample
@@ -55,7 +56,7 @@ class _Annotations:
     """The two kinds of annotations of one label."""
 
     def __init__(self, label: np.ndarray):
-        regions = components(label)
+        regions = find_components(label)
         self.instances = [
             {"category_id": int(category), "segmentation": rle, "area": int(area), "bbox": _box(box), "iscrowd": 0}
             for category, rle, area, box in zip(regions.class_index, run_lengths(regions), regions.area, regions.box, strict=True)

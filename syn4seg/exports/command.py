@@ -27,10 +27,10 @@ def export(
     from syn4seg.config.loading import load
     from syn4seg.exports.selection import ExportOptions
     from syn4seg.exports.writing import write
-    from syn4seg.store.rundir import opened
+    from syn4seg.store.rundir import open_run
     from syn4seg.terminal import Terminal
 
-    display, run = Terminal(), opened(run_dir)
+    display, run = Terminal(), open_run(run_dir)
     selected = tuple(dict.fromkeys(word.strip() for word in (classes or "").split(",") if word.strip()))
     with display.bar(f"exporting {format}") as progress:
         counts = write(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.exports.info import ExportInfo, Parts, palette
-from syn4seg.store.files import encode_image, map_threads
+from syn4seg.store.files import map_threads
+from syn4seg.store.images import encode_image
 
 if TYPE_CHECKING:
     from syn4seg.exports.selection import ExportSample

@@ -22,9 +22,9 @@ from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.exports.lineage import lineage_row, shared_columns, verdict_of
 from syn4seg.report.reading import Shown, exact_names, pages, records_of
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.store.files import pixel_digest
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import table_digest
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Selection:
     def _part(self, split: str, page: list[Shown]) -> ExportPart:
         rows, items, lines = [], [], []
         for shown in page:
-            stage = next((s for s in reversed(LABEL_STAGES) if shown.record.get(s)), "")
+            stage = next((s for s in reversed(LABEL_COLUMNS) if shown.record.get(s)), "")
             damage = shown.damage or _difference(shown, stage)
             row = lineage_row(shown.record, self.common, self.options.draw, "" if damage else split, stage)
             if damage:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from syn4seg.exports.card import card
 from syn4seg.exports.info import ExportInfo, Parts
 from syn4seg.exports.lineage import LINEAGE
-from syn4seg.store.files import encode_image, map_threads
+from syn4seg.store.files import map_threads
+from syn4seg.store.images import encode_image
 
 if TYPE_CHECKING:
     from syn4seg.exports.selection import ExportSample

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.errors import UserError
-from syn4seg.store.files import as_path, exists, listing, published, reach, read_json, remove, write_atomically, write_json
+from syn4seg.store.files import (
+    as_path,
+    atomic_file,
+    check_reachable,
+    exists,
+    list_files,
+    read_json,
+    remove,
+    write_atomically,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -34,7 +44,7 @@ class Target:
 
     def __init__(self, path: str, run: AnyPath):
         self.root = as_path(path)
-        reach(self.root)
+        check_reachable(self.root)
         if exists(self.root):
             raise UserError(f"--to {path}: is a file; give a folder that is empty or not there yet")
         if _lies_in(self.root, run):
@@ -50,7 +60,7 @@ class Target:
             UserError: something else is there.
             StoreError: it cannot be written to.
         """
-        files = listing(self.root)
+        files = list_files(self.root)
         if DONE in files:
             old = read_json(self.root / DONE)
             self._check_same(old.get("export"), identity)
@@ -92,7 +102,7 @@ class Target:
         Raises:
             StoreError: it cannot be written.
         """
-        with published(self.root / name) as partial:
+        with atomic_file(self.root / name) as partial:
             yield partial
 
     def end(self, facts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.labeling import filtering, refinement, relabeling
-from syn4seg.labeling.components import components
+from syn4seg.labeling.components import find_components
 from syn4seg.library.arrays import check_class_index, check_floats, check_label_map, check_masks, check_number, like_input
 from syn4seg.schema import BACKGROUND
 
@@ -141,7 +141,7 @@ def refine_boundary(
     Args:
         label: (H, W), for example from `relabel`.
         masks: SAM itself, a function of box hints (R, 4), XYXY in pixels, that returns masks bool (R, H, W) and predicted IoUs
-            (R,); or its masks, one per component in the order of `syn4seg.labeling.components.components(label)`.
+            (R,); or its masks, one per component in the order of `syn4seg.labeling.components.find_components(label)`.
         ious: SAM's predicted IoUs (R,), for masks that are passed: which of two that overlap wins.
         band_width: pixels on each side of a change of label in which the outline may move.
         min_agreement: least IoU of a mask and its component; other masks are ignored.
@@ -156,7 +156,7 @@ def refine_boundary(
     Source: SABR, method.md 4; the same bits as `syn4seg.labeling.refinement.refine_boundary`.
     """
     initial = check_label_map(label, "label")
-    regions = components(initial)
+    regions = find_components(initial)
     if callable(masks):
         hints = refinement.hint_boxes(regions, check_number(margin, "margin", 0), initial.shape)
         masks, ious = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from syn4seg.library.arrays import check_floats, check_number, is_tensor, like_input
 from syn4seg.library.progress import Progress, reporting
-from syn4seg.prompts.bank import Candidate, judge, unit_rows, why_unread
+from syn4seg.prompts.bank import Candidate, judge, refusal_before_encoding, unit_rows
 
 if TYPE_CHECKING:
     from syn4seg.library.arrays import Array
@@ -79,7 +79,7 @@ class PromptBank:
 
     def _decide(self, texts: list[str], rows: np.ndarray | None) -> list[Candidate]:
         seen = set(self._seen)  # kept only once the encoder has not failed
-        unread = [why_unread(text, self.class_name, seen) for text in texts]
+        unread = [refusal_before_encoding(text, self.class_name, seen) for text in texts]
 
         def encode(fresh: list[str]) -> np.ndarray:
             if rows is not None:

@@ -39,7 +39,7 @@ class FusedAttention(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
+        """Return (B, H, W, C) to (B, H, W, C)."""
         batch, height, width, _ = x.shape
         q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         grid = q.reshape(batch * self.heads, height, width, -1)
@@ -56,15 +56,15 @@ class FusedAttention(nn.Module):
 
 
 def _by_offset(table: Tensor, side: int) -> Tensor:
-    """Embeddings (side, side, C) by query and key place, from those by offset, (2 side - 1, C) or stretched to that."""
-    wanted = 2 * side - 1
-    if len(table) != wanted:
-        table = F.interpolate(table.detach().T[None], size=wanted, mode="linear")[0].T
+    """Return embeddings (side, side, C) by query and key place, from those by offset, (2 side - 1, C) or stretched to that."""
+    size = 2 * side - 1
+    if len(table) != size:
+        table = F.interpolate(table.detach().T[None], size=size, mode="linear")[0].T
     place = torch.arange(side, device=table.device)
     return table.detach()[place[:, None] - place[None] + side - 1]
 
 
 def fuse_attention(encoder: Any) -> None:
-    """Replaces every attention of a segment-anything image encoder, in place."""
+    """Replace every attention of a segment-anything image encoder, in place."""
     for block in encoder.blocks:
         block.attn = FusedAttention(block.attn, block.window_size or encoder.img_size // encoder.patch_embed.proj.stride[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def resolve_device(device: str) -> str:
-    """The device that a name stands for: "auto" is "cuda" where torch sees a GPU and "cpu" elsewhere; other names stay."""
+    """Return the device that a name stands for: "auto" is "cuda" where torch sees a GPU and "cpu" elsewhere; other names stay."""
     import torch
 
     if device != "auto":

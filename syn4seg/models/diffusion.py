@@ -17,10 +17,11 @@ from torch import Tensor
 
 from syn4seg.errors import UserError
 from syn4seg.models import speed as speeds
+from syn4seg.models.device import resolve_device
 from syn4seg.models.embeddings import Encoded
-from syn4seg.models.hub import CLASSES, IMAGE, TEXT, located, present, revision
-from syn4seg.models.images import quantised
-from syn4seg.models.protocols import PLAIN, Made, Speed
+from syn4seg.models.hub import CLASSES, IMAGE, TEXT, locate_model, present_components, revision
+from syn4seg.models.images import to_uint8
+from syn4seg.models.protocols import PLAIN, GeneratedBatch, Speed
 from syn4seg.models.step_cache import StepCache
 
 ENCODE_BATCH = 8  # every text batch has this many rows, so that a prompt's embedding does not depend on its neighbours
@@ -31,22 +32,22 @@ class DiffusionTextEncoder:
     """The text encoders of a Stable Diffusion 3 pipeline (CLIP-L, CLIP-G and, where the folder has it, T5)."""
 
     def __init__(self, model: str, *, device: str = "auto"):
-        """Loads from a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
+        """Load from a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Raises:
             UserError: the model is not there, not of this kind, or cannot be read.
         """
         self.device = _device(device)
-        folder, index = located(model, (*TEXT, "transformer/config.json"))
+        folder, index = locate_model(model, (*TEXT, "transformer/config.json"))
         self.pipeline = _loaded(folder, index, TEXT, self.device, PLAIN)
-        self.t5_tokens = T5_TOKENS if "text_encoder_3" in present(index, TEXT) else 0
+        self.t5_tokens = T5_TOKENS if "text_encoder_3" in present_components(index, TEXT) else 0
         if not self.t5_tokens:  # then the pipeline asks the transformer for the width of the missing tokens
             width = json.loads((folder / "transformer" / "config.json").read_text())["joint_attention_dim"]
             self.pipeline.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Encoded:
-        """pooled float32 (P, E), sequence float32 (P, T, C) of `prompts`; each distinct one is encoded once."""
+        """Return pooled float32 (P, E), sequence float32 (P, T, C) of `prompts`; each distinct one is encoded once."""
         distinct = list(dict.fromkeys(["", *prompts]))
         pooled, sequence = [], []
         for start in range(0, len(distinct), ENCODE_BATCH):
@@ -70,7 +71,7 @@ class DiffusionGenerator:
     """Transformer, VAE and scheduler of a Stable Diffusion 3 pipeline: embeddings to images."""
 
     def __init__(self, model: str, *, steps: int, guidance: float, size: int, device: str = "auto", speed: Speed = PLAIN):
-        """Loads from a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
+        """Load from a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Args:
             steps: denoising steps, at least 1.
@@ -85,7 +86,7 @@ class DiffusionGenerator:
             raise UserError(f"synthesis.steps is {steps}; expected at least 1 denoising step")
         self.steps, self.guidance, self.size, self.device, self.speed = steps, guidance, size, _device(device), speed
         speeds.check(speed, self.device)
-        folder, index = located(model, IMAGE)
+        folder, index = locate_model(model, IMAGE)
         self.source = {"model": folder.name if Path(model).is_dir() else model, "revision": revision(folder)}
         self.pipeline = _loaded(folder, index, IMAGE, self.device, speed)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -103,7 +104,7 @@ class DiffusionGenerator:
             )
 
     def facts(self) -> dict[str, Any]:
-        """What makes the images: model, revision, precision, device and every option, as plain JSON values."""
+        """Return what makes the images: model, revision, precision, device and every option, as plain JSON values."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return (
             self.source
@@ -118,12 +119,12 @@ class DiffusionGenerator:
         )
 
     def generate(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> tuple[np.ndarray, list[str]]:
-        """Images uint8 (N, size, size, 3) and the fault of each; see `make`."""
-        made = self.make(prompts, encoded, noise_seeds)
-        return made.images, made.faults
+        """Return images uint8 (N, size, size, 3) and the fault of each; see `make`."""
+        batch = self.make(prompts, encoded, noise_seeds)
+        return batch.images, batch.faults
 
-    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> Made:
-        """Images from `encoded` alone; noise is drawn on the CPU. A faulty one is made once more, alone and in float32.
+    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> GeneratedBatch:
+        """Return images from `encoded` alone; noise is drawn on the CPU. A faulty one is made once more, alone and in float32.
 
         The same batch gives the same bytes on the same machine. In another batch an image may differ by rounding, unless
         there is a step cache. The audit of an image may say `blocks_run` and `blocks_skipped` (with a step cache), and,
@@ -140,16 +141,15 @@ class DiffusionGenerator:
         audit: list[dict[str, Any]] = [{} for _ in prompts]
         if self.cache:
             audit = [{"blocks_run": m.ran, "blocks_skipped": m.skipped} for m in self.cache.memories]
-        images, faults = quantised(self._decoded(latents))
+        images, faults = to_uint8(self._decoded(latents))
         for i, fault in enumerate(faults):
             if fault:
-                image, said = self._again(latents[i : i + 1], encoded.rows([i]), noise_seeds[i])
-                audit[i] |= {"first_fault": fault} | said
+                image, retries = self._again(latents[i : i + 1], encoded.rows([i]), noise_seeds[i])
+                audit[i] |= {"first_fault": fault} | retries
                 if image is not None:
                     images[i], faults[i] = image, ""
-        return Made(images, faults, audit)
+        return GeneratedBatch(images, faults, audit)
 
-    # ------------------------------------------------------------------------------------------ the two halves
     def _noise(self, noise_seeds: list[int]) -> Tensor:
         from diffusers.utils.torch_utils import randn_tensor
 
@@ -159,7 +159,7 @@ class DiffusionGenerator:
         return randn_tensor(shape, random, self.device, self.dtype)
 
     def _denoised(self, encoded: Encoded, noise: Tensor, threshold: float) -> Tensor:
-        """Latents (N, C, h, w) in the precision of `noise`; `threshold` is that of the step cache, if there is one."""
+        """Return latents (N, C, h, w) in the precision of `noise`; `threshold` is that of the step cache, if there is one."""
         embeddings = {"prompt_embeds": encoded.sequence, "pooled_prompt_embeds": encoded.pooled}
         if self.guidance > 1:
             embeddings["negative_prompt_embeds"] = np.repeat(encoded.empty_sequence, len(noise), axis=0)
@@ -178,7 +178,7 @@ class DiffusionGenerator:
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor) -> np.ndarray:
-        """float32 (N, size, size, 3) in [0, 1]; one by one if an image must not depend on its batch, or to save memory."""
+        """Return float32 (N, size, size, 3) in [0, 1]; one by one if an image must not depend on its batch, or to save memory."""
         vae, show = self.pipeline.vae, self.pipeline.image_processor.postprocess
         alone = self.speed.vae_slicing or self.cache is not None
         images = []
@@ -188,7 +188,7 @@ class DiffusionGenerator:
         return np.concatenate(images)
 
     def _again(self, latents: Tensor, encoded: Encoded, noise_seed: int) -> tuple[np.ndarray | None, dict[str, Any]]:
-        """A faulty image once more, alone, without cache and compilation; None if it is faulty still.
+        """Return a faulty image once more, alone, without cache and compilation; None if it is faulty still.
 
         First its latents are decoded in float32, if that differs from before; then all of it is made in float32, from the
         same noise, unless the transformer's weights are small ones, which have no other precision.
@@ -202,7 +202,7 @@ class DiffusionGenerator:
                 with speeds.in_float32(modules):
                     whole = transformer in modules
                     again = self._denoised(encoded, self._noise([noise_seed]).float(), 0) if whole else latents.float()
-                    images, faults = quantised(self._decoded(again))
+                    images, faults = to_uint8(self._decoded(again))
             except RuntimeError as error:  # most likely float32 does not fit in memory: the image stays faulty
                 return None, {"retried": f"{', '.join(tried)}: {' '.join(str(error).split())}"}
             if not faults[0]:
@@ -210,10 +210,8 @@ class DiffusionGenerator:
         return None, {"retried": ", ".join(tried)}
 
 
-# ----------------------------------------------------------------------------------------------- loading
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = resolve_device(name)
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             "placement.device=cuda: there is no usable GPU here; set placement.device=cpu (or auto), or give the "
@@ -227,13 +225,13 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device: torch.device, speed: Speed) -> Any:
-    """The pipeline with only `parts` in it."""
+    """Return the pipeline with only `parts` in it."""
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    have = present(index, parts)
+    have = present_components(index, parts)
     left_out = {n: None for n, v in index.items() if isinstance(v, list) and n not in have}
     options = {"transformer": speeds.quantisation(speed)}
     try:
@@ -252,14 +250,14 @@ def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device:
 
 
 def _network(folder: Path, kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    """One part with weights, every one of which must come from its files (the libraries would invent those that lack)."""
+    """Return one part with weights, every one of which must come from its files (the libraries would invent those that lack)."""
     import diffusers
     import transformers
 
-    network, found = getattr(transformers if folder.name in TEXT else diffusers, kind).from_pretrained(
+    network, info = getattr(transformers if folder.name in TEXT else diffusers, kind).from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
-    if lacking := sorted(found["missing_keys"]):
+    if lacking := sorted(info["missing_keys"]):
         raise UserError(
             f"{folder.name} lacks {len(lacking)} of its weights, such as {lacking[0]}; its config.json or its "
             "weights are of another model"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.store.files import as_path, published
+from syn4seg.store.files import as_path, atomic_file
 from syn4seg.store.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -38,22 +38,22 @@ class Encoded:
         return len(self.pooled)
 
     def rows(self, indices: Sequence[int]) -> Encoded:
-        """The prompts `indices`, in that order; repeats are allowed."""
+        """Return the prompts `indices`, in that order; repeats are allowed."""
         at = np.asarray(indices, np.int64)
         return Encoded(self.pooled[at], self.sequence[at], self.empty_pooled, self.empty_sequence)
 
 
-def joined(parts: Sequence[Encoded]) -> Encoded:
-    """The prompts of one or more parts, made by the same text encoder, one after another."""
+def concatenate(parts: Sequence[Encoded]) -> Encoded:
+    """Return the prompts of one or more parts, made by the same text encoder, one after another."""
     pooled, sequence = np.concatenate([p.pooled for p in parts]), np.concatenate([p.sequence for p in parts])
     return Encoded(pooled, sequence, parts[0].empty_pooled, parts[0].empty_sequence)
 
 
 def save_embeddings(path: AnyPath, encoded: Encoded) -> None:
-    """Writes one safetensors file, complete or not at all; bfloat16 where that loses no bit, else float32."""
+    """Write one safetensors file, complete or not at all; bfloat16 where that loses no bit, else float32."""
     from safetensors.torch import save_file
 
-    with published(path) as partial:
+    with atomic_file(path) as partial:
         save_file({name: _compact(values) for name, values in vars(encoded).items()}, partial)
 
 
@@ -92,24 +92,24 @@ class EmbeddingStore:
         return self.count
 
     def pooled(self, indices: Sequence[int]) -> np.ndarray:
-        """Only the vectors float32 (P, E) of the prompts `indices` in that order; the tokens are not read."""
-        wanted = self._checked(indices)
-        place = {row: i for i, row in enumerate(wanted)}
-        return self.file.rows("pooled", wanted)[[place[row] for row in indices]]
+        """Return only the vectors float32 (P, E) of the prompts `indices` in that order; the tokens are not read."""
+        distinct = self._checked(indices)
+        position = {row: i for i, row in enumerate(distinct)}
+        return self.file.rows("pooled", distinct)[[position[row] for row in indices]]
 
     def rows(self, indices: Sequence[int]) -> Encoded:
-        """The prompts `indices` in that order, with the empty prompt; repeats are allowed and read once."""
-        wanted = self._checked(indices)
-        place = {row: i for i, row in enumerate(wanted)}
-        parts = [self.file.rows(name, wanted) for name in ("pooled", "sequence")]
+        """Return the prompts `indices` in that order, with the empty prompt; repeats are allowed and read once."""
+        distinct = self._checked(indices)
+        position = {row: i for i, row in enumerate(distinct)}
+        parts = [self.file.rows(name, distinct) for name in ("pooled", "sequence")]
         empty = [self.file.rows(name, [0]) for name in ("empty_pooled", "empty_sequence")]
-        return Encoded(*parts, *empty).rows([place[row] for row in indices])
+        return Encoded(*parts, *empty).rows([position[row] for row in indices])
 
     def _checked(self, indices: Sequence[int]) -> list[int]:
-        wanted = sorted(set(indices))
-        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.count:
+        distinct = sorted(set(indices))
+        if distinct and not 0 <= distinct[0] <= distinct[-1] < self.count:
             raise UserError(
-                f"embeddings {self.path}: asked for rows {wanted[0]} to {wanted[-1]}, but they are 0 to "
+                f"embeddings {self.path}: asked for rows {distinct[0]} to {distinct[-1]}, but they are 0 to "
                 f"{self.count - 1}; the plan and this file are of different runs"
             )
-        return wanted
+        return distinct

@@ -35,8 +35,8 @@ Fetch = Callable[..., str]
 """`huggingface_hub.snapshot_download`, or a stand-in with its arguments."""
 
 
-def located(model: str, parts: tuple[str, ...], fetch: Fetch | None = None) -> tuple[Path, dict[str, Any]]:
-    """The local folder that holds `parts` of a model, whole, and its model_index.json; a hub model is fetched.
+def locate_model(model: str, parts: tuple[str, ...], fetch: Fetch | None = None) -> tuple[Path, dict[str, Any]]:
+    """Return the local folder that holds `parts` of a model, whole, and its model_index.json; a hub model is fetched.
 
     Args:
         model: a folder, or a hub id such as "stabilityai/stable-diffusion-3.5-large".
@@ -51,14 +51,14 @@ def located(model: str, parts: tuple[str, ...], fetch: Fetch | None = None) -> t
     if not local:
         folder = _fetched(_checked_id(model), parts, fetch)
     index = _index(model, folder)
-    for problem in (*absent(folder, index, parts), *damaged(folder, index, parts)):
+    for problem in (*missing_components(folder, index, parts), *find_damage(folder, index, parts)):
         again = "copy or download this file again" if local else "delete it, and it is fetched again"
         raise UserError(f"model {model!r}: {problem}; {again}, whole ({folder})")
     return folder, index
 
 
 def check(model: str) -> None:
-    """Everything about a folder or hub id that can be said without loading weights or using the network.
+    """Return everything about a folder or hub id that can be said without loading weights or using the network.
 
     A hub model passes if its snapshot in the cache is whole, or if it can still be fetched as far as one can tell here.
 
@@ -66,14 +66,14 @@ def check(model: str) -> None:
         UserError: as `located`; or the model must be fetched and the machine is offline, or it is gated and no token is set.
     """
     if model and Path(model).is_dir():
-        located(model, (*IMAGE, *TEXT))
+        locate_model(model, (*IMAGE, *TEXT))
         return
     folder = _cached(_checked_id(model))
     if folder is not None:
         index = _index(model, folder)
-        for problem in damaged(folder, index, (*IMAGE, *TEXT)):
+        for problem in find_damage(folder, index, (*IMAGE, *TEXT)):
             raise UserError(f"model {model!r}: {problem}; delete it, and it is fetched again ({folder})")
-        if not list(absent(folder, index, (*IMAGE, *TEXT))):
+        if not list(missing_components(folder, index, (*IMAGE, *TEXT))):
             return
     from huggingface_hub import constants, get_token
 
@@ -84,7 +84,7 @@ def check(model: str) -> None:
 
 
 def revision(folder: Path) -> str:
-    """The commit of a hub snapshot, or "configs:" and a hash of every JSON file of a plain folder's parts."""
+    """Return the commit of a hub snapshot, or "configs:" and a hash of every JSON file of a plain folder's parts."""
     if folder.parent.name == "snapshots":
         return folder.name
     total = hashlib.blake2b(digest_size=8)
@@ -93,7 +93,6 @@ def revision(folder: Path) -> str:
     return f"configs:{total.hexdigest()}"
 
 
-# ------------------------------------------------------------------------------------------------ the folder
 def _checked_id(model: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise UserError(
@@ -103,13 +102,13 @@ def _checked_id(model: str) -> str:
 
 
 def _index(model: str, folder: Path) -> dict[str, Any]:
-    """The checked model_index.json."""
+    """Return the checked model_index.json."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except FileNotFoundError:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"model {model!r} has no model_index.json (found: {found}); expected a folder as diffusers' "
+            f"model {model!r} has no model_index.json (found: {names}); expected a folder as diffusers' "
             f"save_pretrained writes it, not the one above or below; {INSTEAD}"
         ) from None
     except ValueError as error:
@@ -128,19 +127,19 @@ def _index(model: str, folder: Path) -> dict[str, Any]:
     return index
 
 
-def present(index: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
-    """Those of `parts` that the pipeline has: a Stable Diffusion 3 may be saved without T5."""
+def present_components(index: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
+    """Return those of `parts` that the pipeline has: a Stable Diffusion 3 may be saved without T5."""
     return [name for name in parts if "/" not in name and index.get(name, [None])[0]]
 
 
-def absent(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
-    """One line for every part, config or file of weights that should be there and is not."""
+def missing_components(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
+    """Yield one line for every part, config or file of weights that should be there and is not."""
     for name in (p for p in parts if "/" in p and not (folder / p).is_file()):
         yield f"{name} is missing"
-    for name in present(index, parts):
+    for name in present_components(index, parts):
         part = folder / name
         if not part.is_dir() or not any(part.iterdir()):
-            yield f"the folder {name}/ is missing; expected {', '.join(present(index, parts))}"
+            yield f"the folder {name}/ is missing; expected {', '.join(present_components(index, parts))}"
             continue
         config = "scheduler_config.json" if name == "scheduler" else "config.json"
         if not name.startswith("tokenizer") and not (part / config).is_file():
@@ -157,29 +156,29 @@ def absent(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Itera
                 yield f"{name}/{shard} is missing ({len(there)} of {len(shards)} shards are there)"
 
 
-def damaged(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
-    """One line for every file that is there but unreadable, cut short, or without the tensors that it is said to hold."""
-    for name in (n for n in present(index, parts) if n in CLASSES and (folder / n).is_dir()):
+def find_damage(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
+    """Yield one line for every file that is there but unreadable, cut short, or without the tensors that it is said to hold."""
+    for name in (n for n in present_components(index, parts) if n in CLASSES and (folder / n).is_dir()):
         single, lists = _weights(folder / name)
-        wanted: dict[Path, set[str]] = {path: set() for path in single}
+        listed: dict[Path, set[str]] = {path: set() for path in single}
         for path in lists:
             if not _shards(path):
                 yield f"{name}/{path.name} is damaged: it lists no shard"
-            wanted |= {folder / name / shard: tensors for shard, tensors in _shards(path).items()}
-        for path in (folder / name / "config.json", *wanted):
+            listed |= {folder / name / shard: tensors for shard, tensors in _shards(path).items()}
+        for path in (folder / name / "config.json", *listed):
             if not path.is_file():
                 continue
             try:
-                have = tensors_of(path) if path in wanted else json.loads(path.read_text()).keys()
+                have = tensors_of(path) if path in listed else json.loads(path.read_text()).keys()
             except (UserError, AttributeError) as error:
                 yield f"{name}/{path.name} is cut short or damaged ({error})"
                 continue
-            if lacking := sorted(wanted.get(path, set()) - set(have)):
+            if lacking := sorted(listed.get(path, set()) - set(have)):
                 yield f"{name}/{path.name} lacks {len(lacking)} tensors that its index lists, such as {lacking[0]}"
 
 
 def _weights(part: Path) -> tuple[list[Path], list[Path]]:
-    """Files of weights in one piece, and lists of shards, that the libraries would read; variants (.fp16) are not."""
+    """Return files of weights in one piece, and lists of shards, that the libraries would read; variants (.fp16) are not."""
     names = ("diffusion_pytorch_model.safetensors", "model.safetensors")
     return [part / n for n in names if (part / n).is_file()], [
         part / f"{n}.index.json" for n in names if (part / f"{n}.index.json").is_file()
@@ -187,18 +186,18 @@ def _weights(part: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _shards(path: Path) -> dict[str, set[str]]:
-    """Shard -> its tensors, of a list of shards; nothing if the list cannot be read or leads out of its folder."""
-    found: dict[str, set[str]] = {}
+    """Return shard -> its tensors, of a list of shards; nothing if the list cannot be read or leads out of its folder."""
+    tensors_by_shard: dict[str, set[str]] = {}
     try:
         for tensor, shard in json.loads(path.read_text())["weight_map"].items():
-            found.setdefault(str(shard), set()).add(tensor)
+            tensors_by_shard.setdefault(str(shard), set()).add(tensor)
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return found if all(Path(shard).name == shard for shard in found) else {}
+    return tensors_by_shard if all(Path(shard).name == shard for shard in tensors_by_shard) else {}
 
 
 def tensors_of(path: Path) -> set[str]:
-    """Names of the tensors in a safetensors file, whose length must be what its header says.
+    """Return names of the tensors in a safetensors file, whose length must be what its header says.
 
     Raises:
         UserError: it is cut short, too long, a Git LFS pointer or no safetensors file.
@@ -222,15 +221,14 @@ def tensors_of(path: Path) -> set[str]:
     return set(header) - {"__metadata__"}
 
 
-# --------------------------------------------------------------------------------------------------- the hub
 def _options(parts: tuple[str, ...]) -> dict[str, Any]:
-    """What is fetched: these parts, as safetensors in full precision."""
+    """Return what is fetched: these parts, as safetensors in full precision."""
     patterns = ["model_index.json", *(p if "/" in p else f"{p}/*" for p in parts)]
     return {"allow_patterns": patterns, "ignore_patterns": ["*.fp16*", "*.bin", "*.msgpack", "*.onnx*"]}
 
 
 def _fetched(model: str, parts: tuple[str, ...], fetch: Fetch | None) -> Path:
-    """The cached snapshot of a hub model, of which only `parts` are downloaded."""
+    """Return the cached snapshot of a hub model, of which only `parts` are downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
@@ -241,7 +239,7 @@ def _fetched(model: str, parts: tuple[str, ...], fetch: Fetch | None) -> Path:
 
 
 def _cached(model: str) -> Path | None:
-    """The snapshot in this machine's cache, complete or not; None if there is none."""
+    """Return the snapshot in this machine's cache, complete or not; None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -252,7 +250,7 @@ def _cached(model: str) -> Path | None:
 
 
 def _explained(model: str, error: BaseException) -> str:
-    """What went wrong while fetching, and the remedy, in one sentence each."""
+    """Return what went wrong while fetching, and the remedy, in one sentence each."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -293,8 +291,8 @@ def _explained(model: str, error: BaseException) -> str:
             f"model {model!r}: the hub cannot be reached, and the model is not (or only partly) in this machine's cache "
             f"({constants.HF_HUB_CACHE}); check network and proxy, or {_elsewhere(model)}"
         )
-    said = " ".join(str(error).split()) or type(error).__name__
-    return f"model {model!r} could not be fetched ({said}); run the same command again, which goes on from here"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"model {model!r} could not be fetched ({text}); run the same command again, which goes on from here"
 
 
 def _no_token(model: str) -> str:

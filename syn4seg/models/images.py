@@ -6,7 +6,7 @@ import numpy as np
 
 
 def image_fault(image: np.ndarray) -> str:
-    """What is wrong with an image that no mask could repair, or "".
+    """Return what is wrong with an image that no mask could repair, or "".
 
     Args:
         image: (H, W, 3), uint8 or float in [0, 1].
@@ -23,8 +23,8 @@ def image_fault(image: np.ndarray) -> str:
     return "flat" if levels.std(axis=(0, 1)).max() < 1 else ""
 
 
-def quantised(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Float images (N, H, W, 3) in [0, 1] as uint8, with the fault of each; what is not finite becomes 0."""
+def to_uint8(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return float images (N, H, W, 3) in [0, 1] as uint8, with the fault of each; what is not finite becomes 0."""
     faults = [image_fault(image) for image in images]
     levels = np.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0).clip(0, 1) * 255
     return np.rint(levels).astype(np.uint8), faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -10,12 +11,15 @@ import numpy as np
 from syn4seg.errors import UserError
 from syn4seg.models.embeddings import Encoded
 
+PromptWorld = Literal["embedded", "natural"]
+"""What prompts are made of: the sentences of the embedded world, or natural English."""
+
 
 class TextEncoder(Protocol):
     """Text to embeddings."""
 
     def encode(self, prompts: list[str]) -> Encoded:
-        """Embeddings of `prompts` in order; a prompt's embedding does not depend on its neighbours."""
+        """Return embeddings of `prompts` in order; a prompt's embedding does not depend on its neighbours."""
         ...
 
 
@@ -23,7 +27,7 @@ class ImageGenerator(Protocol):
     """Prompts, embeddings and noise seeds to images."""
 
     def generate(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> tuple[np.ndarray, list[str]]:
-        """Makes N images as ONE batch; the caller pads, because rounding depends on the batch.
+        """Make N images as ONE batch; the caller pads, because rounding depends on the batch.
 
         Args:
             prompts: N texts.
@@ -36,12 +40,12 @@ class ImageGenerator(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What makes the images, as plain JSON values; no path, user name or secret."""
+        """Return what makes the images, as plain JSON values; no path, user name or secret."""
         ...
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedBatch:
     """One batch: images uint8 (N, H, W, 3) RGB, for each "" or what is still wrong with it, and for each what was out of the
     ordinary, as plain JSON values (empty if nothing was)."""
 
@@ -54,8 +58,8 @@ class Made:
 class CarefulGenerator(ImageGenerator, Protocol):
     """An image generator that tries a faulty image once more, in safer precision, and says so."""
 
-    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> Made:
-        """As `generate`, with an audit."""
+    def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> GeneratedBatch:
+        """Return as `generate`, with an audit."""
         ...
 
 
@@ -87,3 +91,25 @@ class Speed:
 
 PLAIN = Speed()
 """The whole pipeline as diffusers runs it."""
+
+
+@dataclass(frozen=True)
+class GeneratorSource:
+    """How an image model is loaded: one line in `syn4seg.models.generators.GENERATORS`.
+
+    Attributes:
+        load_text_encoder: called with a device ("auto", "cpu" or "cuda").
+        load_generator: called with the keywords steps, guidance, size, device and speed, see `generators.load_generator`.
+        check: called with a `Speed`; raises UserError for what can be known before a run without loading anything.
+        path: folder or hub id of the weights; None for a generator without a network.
+        world: the prompts that it understands: the sentences of the embedded world, or natural English.
+        truth: called with (prompt, noise seed, size); the exact mask uint8 (size, size) in class ids of the embedded data
+            set. None where no exact mask is known.
+    """
+
+    load_text_encoder: Callable[[str], TextEncoder]
+    load_generator: Callable[..., ImageGenerator]
+    check: Callable[[Speed], None] = lambda speed: None
+    path: str | None = None
+    world: PromptWorld = "natural"
+    truth: Callable[[str, int, int], np.ndarray] | None = None

@@ -8,16 +8,12 @@ Coordinates stay float32: on a GPU only the image encoder, nearly all of the wor
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
 import pickle
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,27 +25,17 @@ from torch import Tensor, nn
 from syn4seg.errors import UserError
 from syn4seg.models.attention import fuse_attention
 from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
+from syn4seg.models.sam_modules import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+    build_sam_vit_b,
+    build_sam_vit_h,
+    build_sam_vit_l,
+)
 from syn4seg.store.files import map_threads
-
-
-@contextlib.contextmanager
-def _only_modules_of(package: str) -> Iterator[None]:
-    """Lets the block import modules of a package without the package's own imports."""
-    spec = importlib.util.find_spec(package)
-    if package in sys.modules or spec is None or spec.submodule_search_locations is None:
-        yield
-        return
-    sys.modules[package] = bare = ModuleType(package)
-    bare.__path__ = list(spec.submodule_search_locations)
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-
-
-with _only_modules_of("segment_anything"):  # the whole of it loads torchvision for a class that is not used: two seconds an actor
-    from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 NUMBERS = (
     "img_size",
@@ -75,9 +61,8 @@ ARCHITECTURES: dict[tuple[int, int], Callable[[], Sam]] = {
 """Constructors of ViT-B, ViT-L and ViT-H by the width and the number of blocks of their image encoders."""
 
 
-# --------------------------------------------------------------------------------------------------- loading
 def build_sam(numbers: dict[str, Any]) -> Sam:
-    """An untrained Sam with global attention everywhere, from the numbers of a `config.json` (all of `NUMBERS`).
+    """Return an untrained Sam with global attention everywhere, from the numbers of a `config.json` (all of `NUMBERS`).
 
     Raises:
         UserError: a number is missing, or no network has it.
@@ -117,7 +102,7 @@ def _check_numbers(numbers: dict[str, Any]) -> None:
 
 
 def load_sam(path_or_name: str | Path) -> Sam:
-    """A Sam in float32 on the CPU, in eval mode.
+    """Return a Sam in float32 on the CPU, in eval mode.
 
     Args:
         path_or_name: "embedded-sam" (in the package), "vit-b", "vit-l" or "vit-h" (fetched once, into torch's hub cache), a
@@ -168,7 +153,7 @@ def _read_numbers(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; nothing in it is ever run."""
+    """Return the tensors of a file by name; nothing in it is ever run."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -187,7 +172,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def encoder_shape(state: dict[str, Tensor], path: Path) -> tuple[int, int]:
-    """Width and number of blocks of the image encoder in a state dict of ViT-B, ViT-L or ViT-H.
+    """Return width and number of blocks of the image encoder in a state dict of ViT-B, ViT-L or ViT-H.
 
     Raises:
         UserError: it is of none of them.
@@ -208,7 +193,7 @@ def encoder_shape(state: dict[str, Tensor], path: Path) -> tuple[int, int]:
 
 
 def check_tensors(sam: Sam, state: dict[str, Tensor], path: Path) -> None:
-    """Raises a ValueError that names the first tensors in which a state dict and an architecture differ."""
+    """Raise a ValueError that names the first tensors in which a state dict and an architecture differ."""
     want = {name: tuple(tensor.shape) for name, tensor in sam.state_dict().items()}
     faults = [f"{name} is missing" for name in want if name not in state]
     faults += [f"{name} is unknown" for name in state if name not in want]
@@ -222,9 +207,8 @@ def check_tensors(sam: Sam, state: dict[str, Tensor], path: Path) -> None:
         raise UserError(f"SAM weights {path} do not fit their architecture: {'; '.join(faults[:3])}{more}; {EXPECTED}")
 
 
-# -------------------------------------------------------------------------------------------------- decoding
 def decode(sam: Sam, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's mask decoder with an image embedding of its own for every box; differentiable.
+    """Return SAM's mask decoder with an image embedding of its own for every box; differentiable.
 
     Args:
         embeddings: float32 (R, C, h, w), the image encoder's output for each box's image.
@@ -246,7 +230,7 @@ def decode(sam: Sam, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]
 
 
 def resized_shape(height: int, width: int, longest: int) -> tuple[int, int]:
-    """Height and width after scaling the longer side to `longest`, rounded half up as SAM does."""
+    """Return height and width after scaling the longer side to `longest`, rounded half up as SAM does."""
     scale = longest / max(height, width)
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
@@ -264,7 +248,7 @@ class SamRefiner:
     """
 
     def __init__(self, sam: Sam, device: str | torch.device = "cpu", images_per_pass: int = 1):
-        """Moves `sam` to `device`, for this refiner alone; its parameters stay float32 there.
+        """Return moves `sam` to `device`, for this refiner alone; its parameters stay float32 there.
 
         Args:
             images_per_pass: images in one pass of the encoder. Every pass has exactly that many, the last one padded by
@@ -277,7 +261,7 @@ class SamRefiner:
 
     @torch.no_grad()
     def masks(self, images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Segments what each box holds; images without a box are not encoded.
+        """Segment what each box holds; images without a box are not encoded.
 
         Args:
             images: N images uint8 (H_i, W_i, 3) RGB, of any sizes.
@@ -287,17 +271,18 @@ class SamRefiner:
         Returns:
             Per image the masks bool (R_i, H_i, W_i) and their IoU as SAM predicts it, float32 (R_i,).
         """
-        found = [(np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.float32)) for image in images]
+        results = [(np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.float32)) for image in images]
         hinted = [i for i, hints in enumerate(boxes) if len(hints)]
         for start in range(0, len(hinted), self.images_per_pass):
             some = hinted[start : start + self.images_per_pass]
             for i, embedding in zip(some, self.embed([images[i] for i in some]), strict=False):
-                found[i] = self.decode(embedding, images[i].shape[:2], boxes[i])
-        return found
+                results[i] = self.decode(embedding, images[i].shape[:2], boxes[i])
+        return results
 
     @torch.no_grad()
     def embed(self, images: list[np.ndarray]) -> Tensor:
-        """Embeddings float32 (images_per_pass, C, h, w): of the images, each padded to the encoder's square, and of the padding."""
+        """Return embeddings float32 (images_per_pass, C, h, w): of the images, each padded to the encoder's square, and of the
+        padding."""
         longest = self.sam.image_encoder.img_size
         resized = map_threads(partial(_resized, longest=longest), images)
         squares = [self.sam.preprocess(torch.from_numpy(one).to(self.device).permute(2, 0, 1)) for one in resized]
@@ -307,7 +292,7 @@ class SamRefiner:
 
     @torch.no_grad()
     def decode(self, embedding: Tensor, size: tuple[int, int], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Masks bool (R, H, W) and predicted IoU float32 (R,) of the boxes of one image, from its embedding (C, h, w)."""
+        """Return masks bool (R, H, W) and predicted IoU float32 (R,) of the boxes of one image, from its embedding (C, h, w)."""
         shape = resized_shape(*size, self.sam.image_encoder.img_size)
         scale = np.tile([shape[1] / size[1], shape[0] / size[0]], 2)
         masks, iou = np.zeros((len(boxes), *size), bool), np.zeros(len(boxes), np.float32)

@@ -45,7 +45,7 @@ EXPECTED = (
 
 
 def known_sam(path_or_name: str | Path) -> None:
-    """Checks that a SAM is a known name, a file that is not empty, or a complete folder; opens and fetches nothing.
+    """Check that a SAM is a known name, a file that is not empty, or a complete folder; opens and fetches nothing.
 
     Raises:
         UserError: it is none of them.
@@ -66,20 +66,21 @@ def known_sam(path_or_name: str | Path) -> None:
 
 
 def published_file(name: str) -> Path:
-    """Path of the checkpoint `vit-b`, `vit-l` or `vit-h` in torch's hub cache; fetched, and its hash checked, if it is not there.
+    """Return path of the checkpoint `vit-b`, `vit-l` or `vit-h` in torch's hub cache; fetched, and its hash checked, if it is not
+    there.
 
     Raises:
         UserError: it is not there and cannot be fetched, or what came is another file; says which file to put where.
     """
     import torch
 
-    made = PUBLISHED[name]
-    path, address = Path(torch.hub.get_dir()) / "checkpoints" / made.file, f"{SOURCE}/{made.file}"
+    published = PUBLISHED[name]
+    path, address = Path(torch.hub.get_dir()) / "checkpoints" / published.file, f"{SOURCE}/{published.file}"
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(path), made.sha256, progress=False)
+        torch.hub.download_url_to_file(address, str(path), published.sha256, progress=False)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise UserError(
             f"SAM {name!r}: {address} could not be fetched ({error}). Without network: download it on another "

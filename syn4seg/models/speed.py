@@ -29,7 +29,7 @@ class JointAttention:
         self.backend: Any = backend
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any):
-        """(B, S, C) image tokens, or those and (B, T, C) text tokens if they came in, after attention and projection."""
+        """Return (B, S, C) image tokens, or those and (B, T, C) text tokens if they came in, after attention and projection."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         def heads(layer: Any, tokens: Tensor, norm: Any = None) -> Tensor:
@@ -51,16 +51,16 @@ class JointAttention:
         return image, rest if attn.context_pre_only else attn.to_add_out(rest)
 
 
-def backends(device: torch.device, dtype: torch.dtype, width: int) -> list[str]:
-    """Names of the attention backends that run here on heads of `width` channels; kernels of the hub are left out."""
+def attention_backends(device: torch.device, dtype: torch.dtype, width: int) -> list[str]:
+    """Return names of the attention backends that run here on heads of `width` channels; kernels of the hub are left out."""
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     names = [backend.value for backend in AttentionBackendName if not backend.value.endswith("_hub")]
-    return [name for name in names if not why_not(name, device, dtype, width)]
+    return [name for name in names if not unavailable_reason(name, device, dtype, width)]
 
 
-def why_not(backend: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """ "" if the backend runs on a few tokens on this device, else what it says."""
+def unavailable_reason(backend: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Return  "" if the backend runs on a few tokens on this device, else what it says."""
     from diffusers.models import attention_dispatch as dispatch
 
     try:
@@ -69,14 +69,14 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype, width: int) 
         dispatch._maybe_download_kernel_for_backend(name)
         tokens = torch.ones(1, 128, 2, width, dtype=dtype, device=device)
         with torch.no_grad():
-            made = dispatch.dispatch_attention_fn(tokens, tokens, tokens, backend=name)
-        return "" if torch.allclose(made.float(), tokens.float(), atol=0.05) else "its result is wrong"
+            result = dispatch.dispatch_attention_fn(tokens, tokens, tokens, backend=name)
+        return "" if torch.allclose(result.float(), tokens.float(), atol=0.05) else "its result is wrong"
     except Exception as error:  # noqa: BLE001 - whatever a third-party kernel raises, it cannot be used
         return " ".join(str(error).split()) or type(error).__name__
 
 
 def check(speed: Speed, device: torch.device) -> None:
-    """Refuses what cannot work, before anything loads.
+    """Refuse what cannot work, before anything loads.
 
     Raises:
         UserError: small weights without a GPU, without their package, or compiled.
@@ -96,7 +96,7 @@ def check(speed: Speed, device: torch.device) -> None:
 
 
 def quantisation(speed: Speed) -> dict[str, Any]:
-    """Arguments with which the transformer must be loaded."""
+    """Return arguments with which the transformer must be loaded."""
     if speed.weights != "nf4":
         return {}
     from diffusers import BitsAndBytesConfig
@@ -109,7 +109,7 @@ def quantisation(speed: Speed) -> dict[str, Any]:
 
 
 def apply(speed: Speed, transformer: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Weights, attention and compilation of a loaded transformer; the default changes nothing.
+    """Return weights, attention and compilation of a loaded transformer; the default changes nothing.
 
     Raises:
         UserError: an attention backend that is unknown or does not run here.
@@ -118,10 +118,10 @@ def apply(speed: Speed, transformer: Any, device: torch.device, dtype: torch.dty
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     if speed.attention != "default":
         width = transformer.config.attention_head_dim
-        if reason := why_not(speed.attention, device, dtype, width):
+        if reason := unavailable_reason(speed.attention, device, dtype, width):
             raise UserError(
                 f"synthesis.attention={speed.attention}: does not run here ({reason}); here run default, "
-                f"{', '.join(backends(device, dtype, width))}"
+                f"{', '.join(attention_backends(device, dtype, width))}"
             )
         transformer.set_attn_processor(JointAttention(speed.attention))
     if speed.compile:

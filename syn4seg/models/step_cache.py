@@ -30,7 +30,7 @@ class Memory:
 
 
 def relative_change(now: Tensor, before: Tensor | None) -> float:
-    """Mean absolute difference over the mean absolute value before: 0 if nothing changed; nan if something is."""
+    """Return mean absolute difference over the mean absolute value before: 0 if nothing changed; nan if something is."""
     assert before is not None
     return ((now.float() - before.float()).abs().mean() / before.float().abs().mean()).item()
 
@@ -42,17 +42,17 @@ class BlockChain(nn.Module):
         super().__init__()
         self.blocks, self.memory = blocks, Memory()
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **given: Any) -> tuple[None, Tensor]:
-        """(None, hidden states after the last block); both inputs are those of one image, with or without guidance."""
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any) -> tuple[None, Tensor]:
+        """Return (None, hidden states after the last block); both inputs are those of one image, with or without guidance."""
         memory, count = self.memory, len(self.blocks)
-        text, image = self.blocks[0](hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **given)
+        text, image = self.blocks[0](hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **options)
         added = image - hidden_states
         if memory.rest is not None and relative_change(added, memory.first) < memory.threshold:
             memory.ran, memory.skipped = memory.ran + 1, memory.skipped + count - 1
             return None, image + memory.rest
         begun = image
         for block in list(self.blocks)[1:]:
-            text, image = block(hidden_states=image, encoder_hidden_states=text, **given)
+            text, image = block(hidden_states=image, encoder_hidden_states=text, **options)
         memory.first, memory.rest, memory.ran = added, image - begun, memory.ran + count
         return None, image
 
@@ -61,32 +61,32 @@ class StepCache:
     """Makes a transformer run image by image, and each image skip blocks on its own."""
 
     def __init__(self, transformer: Any):
-        """Attaches itself to `transformer` (SD3Transformer2DModel), for good."""
+        """Attach itself to `transformer` (SD3Transformer2DModel), for good."""
         self.chain = BlockChain(transformer.transformer_blocks)
         transformer.transformer_blocks = nn.ModuleList([self.chain])
         self._forward, self.memories = transformer.forward, [Memory()]
         transformer.forward = self._one_by_one
 
     def start(self, images: int, threshold: float) -> None:
-        """Forgets everything: the next steps are those of `images` new images, with this threshold (see `Memory`)."""
+        """Forget everything: the next steps are those of `images` new images, with this threshold (see `Memory`)."""
         self.memories = [Memory(threshold) for _ in range(images)]
 
     def _one_by_one(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor, **given: Any
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor, **options: Any
     ) -> tuple[Tensor]:
-        """The transformer on the rows of each image: with guidance, rows i and N + i belong to image i of N."""
+        """Return the transformer on the rows of each image: with guidance, rows i and N + i belong to image i of N."""
         rows, images = len(hidden_states), len(self.memories)
         assert rows % images == 0, (rows, images)
         out: list[Tensor] = [hidden_states] * rows
         for i, memory in enumerate(self.memories):
             self.chain.memory = memory
             at = torch.arange(i, rows, images, device=hidden_states.device)
-            made = self._forward(
+            result = self._forward(
                 hidden_states=hidden_states[at],
                 encoder_hidden_states=encoder_hidden_states[at],
                 pooled_projections=pooled_projections[at],
                 timestep=timestep[at],
-                **given | {"return_dict": False},
+                **options | {"return_dict": False},
             )[0]
-            out[i::images] = made.split(1)
+            out[i::images] = result.split(1)
         return (torch.cat(out),)

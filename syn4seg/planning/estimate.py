@@ -171,7 +171,8 @@ def _gpus(config: Config) -> int:
 
 
 def _stream_hours(config: Config, lines: tuple[Line, ...]) -> float:
-    """Return the wall hours of the stages that overlap: the slowest pool, or the GPUs that they share; images are made in the first draw.
+    """Return the wall hours of the stages that overlap: the slowest pool, or the GPUs that they share; images are made in the first
+    draw.
 
     Inline, nothing overlaps.
     """

@@ -53,7 +53,8 @@ def plan_run(config: Config, rates_file: Path | None = None, measured: int = 0, 
 
 
 def measure(config: Config, count: int, dataset: Dataset | None = None, fold: Fold | None = None) -> Rates:
-    """Measure the rates of `count` samples of every stage, made here; without a data set, of the text encoders and the generator alone.
+    """Measure the rates of `count` samples of every stage, made here; without a data set, of the text encoders and the generator
+    alone.
 
     Raises:
         UserError: a stage is placed on a GPU and this process has none, or a model cannot be loaded.

@@ -275,7 +275,7 @@ def build_transformer(config: dict[str, Any]) -> Any:
 
 @functools.cache
 def generator_size(model: str) -> GeneratorSize:
-    """Count of `renderer`, `embedded-sd3`, Stable Diffusion 3.5 by its hub id, or a folder in diffusers' format.
+    """Count the parts of `renderer`, `embedded-sd3`, Stable Diffusion 3.5 by its hub id, or a folder in diffusers' format.
 
     Raises:
         UserError: the name is unknown here and no folder, or the folder lacks a part.

@@ -35,7 +35,7 @@ class SamSize:
 
 @functools.cache
 def sam_size(model: str) -> SamSize:
-    """Count of `embedded-sam`, `vit-b`, `vit-l`, `vit-h`, a folder with config.json, or a checkpoint file (its header).
+    """Count the parts of `embedded-sam`, `vit-b`, `vit-l`, `vit-h`, a folder with config.json, or a checkpoint file (its header).
 
     Raises:
         UserError: it is none of these, or cannot be read.
@@ -107,7 +107,7 @@ class SegmenterSize:
 
 @functools.cache
 def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[int, ...], size: int) -> SegmenterSize:
-    """Count of the segmenter for images on a canvas of `size` pixels; a transformers backbone is loaded for it.
+    """Count the parts of the segmenter for images on a canvas of `size` pixels; a transformers backbone is loaded for it.
 
     Args:
         backbone: as for `load_backbone`.

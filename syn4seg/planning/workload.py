@@ -75,7 +75,8 @@ def samples_of(config: Config, facts: WorkloadFacts) -> tuple[int, int]:
 
 
 def prompts_of(config: Config, facts: WorkloadFacts) -> int:
-    """Return how many distinct texts are encoded: the bank, the class names and the empty prompt (refused candidates come on top)."""
+    """Return how many distinct texts are encoded: the bank, the class names and the empty prompt (refused candidates come on
+    top)."""
     if config.synthesis.source == "folder":
         return 0
     return facts.novel * (config.prompts.bank_size + 1) + 1

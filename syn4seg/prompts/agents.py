@@ -10,20 +10,15 @@ animal runs, a pizza does not).
 from __future__ import annotations
 
 from syn4seg.errors import UserError
+from syn4seg.models.protocols import PromptWorld
 from syn4seg.prompts.grammar import GrammarAgent
-from syn4seg.prompts.protocol import PromptAgent, World
-
-# ------------------------------------------------------------------------------------------------- English
+from syn4seg.prompts.protocol import PromptAgent
 
 
-# ------------------------------------------------------------------------------------------------ the agent
-
-
-# ------------------------------------------------------------------------------------------------- loading
 def load_agent(
     agent: str,
     *,
-    world: World,
+    world: PromptWorld,
     seed: int,
     llm: str | None = None,
     base_url: str | None = None,
@@ -33,7 +28,7 @@ def load_agent(
     timeout: float = 60.0,
     device: str = "auto",
 ) -> PromptAgent:
-    """The agent of a name.
+    """Return the agent of a name.
 
     Args:
         agent: "grammar"; "chat", an OpenAI-compatible endpoint; "transformers", a causal language model on this machine.
@@ -71,7 +66,7 @@ def load_agent(
 
 
 def check_agent(agent: str, *, llm: str | None, base_url: str | None, key_variable: str) -> None:
-    """What can be said of an agent before anything loads and without network: its name, the key, the address, the folder.
+    """Return what can be said of an agent before anything loads and without network: its name, the key, the address, the folder.
 
     Raises:
         UserError: as `load_agent`.

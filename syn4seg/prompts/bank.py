@@ -25,7 +25,6 @@ LONGEST = 300
 """Characters of a prompt; text encoders cut off what is far longer."""
 
 
-# --------------------------------------------------------------------------------------- exact greedy core
 class Decisions(NamedTuple):
     """What `accept_in_order` decided about the first M candidates (all of them, unless `limit` was reached)."""
 
@@ -38,7 +37,7 @@ class Decisions(NamedTuple):
 
 
 def accept_in_order(candidates: np.ndarray, bank: np.ndarray, lambda_prompt: float, limit: int, block: int = 256) -> Decisions:
-    """Greedy de-duplication in order of proposal: s = max over accepted u of u . phi(p), accepted iff s < lambda.
+    """Return greedy de-duplication in order of proposal: s = max over accepted u of u . phi(p), accepted iff s < lambda.
 
     A candidate nearer to the threshold than float32 can resolve is decided in float64, so neither the block size nor
     the linear-algebra library has a say in what is accepted.
@@ -87,7 +86,7 @@ def _check_unit(part: np.ndarray, start: int) -> None:
 
 
 def _decide_block(part: np.ndarray, known: np.ndarray, threshold: float, room: int) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Accepted rows of `part` in order, then similarity and nearest of every row up to the last one examined."""
+    """Return accepted rows of `part` in order, then similarity and nearest of every row up to the last one examined."""
     size, rounding = len(part), part.shape[1] * 2.0**-24  # bound on a float32 dot product of unit vectors
     outer, inner = part @ known.T, part @ part.T
     best, nearest = np.full(size, -np.inf, np.float32), np.full(size, -1, np.int64)
@@ -114,12 +113,11 @@ def _decide_block(part: np.ndarray, known: np.ndarray, threshold: float, room: i
 
 
 def unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    """phi~: rows of (N, E) divided by their L2 norm, float32; a zero row stays zero."""
+    """Return phi~: rows of (N, E) divided by their L2 norm, float32; a zero row stays zero."""
     wide = embeddings.astype(np.float64)
     return (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------------ the bank
 @dataclass(frozen=True)
 class Candidate:
     """One proposed prompt and what became of it.
@@ -168,7 +166,7 @@ def build_bank(
     lambda_prompt: float,
     patience: int,
 ) -> Bank:
-    """Asks the agent for rounds of prompts until `size` are accepted, or `patience` candidates in a row were not.
+    """Ask the agent for rounds of prompts until `size` are accepted, or `patience` candidates in a row were not.
 
     An empty, repeated, overlong or off-class prompt is refused without being encoded; an empty round costs one unit of patience.
 
@@ -191,7 +189,7 @@ def build_bank(
     idle, rounds = 0, 0
     while len(accepted) < size and idle < patience:
         texts = agent.propose(class_name, rounds, [c.text for c in accepted], [(c.text, c.why) for c in refused])
-        unread = [why_unread(text, class_name, seen) for text in texts]
+        unread = [refusal_before_encoding(text, class_name, seen) for text in texts]
         verdicts = judge(texts, unread, encode, vectors, lambda_prompt, size - len(accepted))
         for text, (why, similarity, nearest, vector) in zip(texts, verdicts, strict=False):
             order, near = len(accepted) + len(refused), accepted[nearest].text if nearest >= 0 else ""
@@ -217,7 +215,7 @@ def judge(
     lambda_prompt: float,
     room: int,
 ) -> list[tuple[str, float, int, np.ndarray]]:
-    """(why, similarity, nearest, embedding) of each text of a round, up to the one that fills the bank.
+    """Return (why, similarity, nearest, embedding) of each text of a round, up to the one that fills the bank.
 
     Args:
         unread: `why_unread` of each; only texts without a reason are encoded.
@@ -241,8 +239,8 @@ def judge(
     return verdicts
 
 
-def why_unread(text: str, class_name: str, seen: set[str]) -> str:
-    """Why a text is not worth encoding, or ""; remembers it. Without a class name nothing is off class."""
+def refusal_before_encoding(text: str, class_name: str, seen: set[str]) -> str:
+    """Return why a text is not worth encoding, or ""; remembers it. Without a class name nothing is off class."""
     key = " ".join(text.lower().split()).rstrip(" .")
     if not key:
         return EMPTY
@@ -268,9 +266,8 @@ def _shortfall(
     )
 
 
-# ----------------------------------------------------------------------------------------------- diversity
 def diversity(embeddings: np.ndarray) -> dict[str, float]:
-    """How different the prompts of a bank are from each other.
+    """Return how different the prompts of a bank are from each other.
 
     Args:
         embeddings: float32 (N, E), L2-normalised rows, N >= 1.

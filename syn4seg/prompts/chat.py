@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
-from syn4seg.prompts.proposals import messages, parsed
-from syn4seg.prompts.protocol import World
+from syn4seg.models.protocols import PromptWorld
+from syn4seg.prompts.proposals import build_messages, parse_reply
 
 OPENAI = "https://api.openai.com/v1"
 TRIES = 4  # times that a round is asked for
@@ -37,7 +37,7 @@ class Endpoint(NamedTuple):
 
 
 def endpoint(base_url: str | None, key_variable: str) -> Endpoint:
-    """The checked address and the key of an endpoint; one on this machine may go without a key.
+    """Return the checked address and the key of an endpoint; one on this machine may go without a key.
 
     Raises:
         UserError: no address of the form http://HOST:PORT/v1, one with a key in it, or no usable key in the environment.
@@ -67,7 +67,7 @@ def endpoint(base_url: str | None, key_variable: str) -> Endpoint:
 
 
 def _host(address: str) -> str:
-    """The host of an address at which an endpoint can be; "" if it is none."""
+    """Return the host of an address at which an endpoint can be; "" if it is none."""
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname or "", parts.port
@@ -101,7 +101,7 @@ class ChatAgent:
         self,
         model: str,
         *,
-        world: World,
+        world: PromptWorld,
         seed: int,
         base_url: str | None = None,
         key_variable: str = "OPENAI_API_KEY",
@@ -110,7 +110,7 @@ class ChatAgent:
         timeout: float = 60.0,
         first_wait: float = 2.0,
     ):
-        """Nothing is sent yet.
+        """Return nothing is sent yet.
 
         Args:
             model: its name at the endpoint.
@@ -124,7 +124,7 @@ class ChatAgent:
 
         self.model, self.seed, self.key_variable, self.timeout = model, seed, key_variable, timeout
         self.per_round, self.temperature, self.first_wait = per_round, temperature, first_wait
-        self.world: World = world
+        self.world: PromptWorld = world
         self.endpoint = endpoint(base_url, key_variable)
         http = openai.DefaultHttpxClient(trust_env=False) if self.endpoint.is_local else None  # no proxy to oneself
         try:
@@ -143,19 +143,19 @@ class ChatAgent:
         self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-        """One round of prompts; none if the endpoint does not answer in time or its reply holds none.
+        """Return one round of prompts; none if the endpoint does not answer in time or its reply holds none.
 
         Raises:
             UserError: the endpoint refuses the request, nobody is there, or it has been silent for `SILENT_ROUNDS` rounds.
         """
-        asked = messages(class_name, self.world, self.per_round, accepted, refused)
+        messages = build_messages(class_name, self.world, self.per_round, accepted, refused)
         seed = int(embedded.seeded("chat", self.seed, class_name, round_index).integers(2**31))
         answer = _Answer()
         for attempt in range(TRIES):
-            answer = self._ask(asked, seed)
+            answer = self._ask(messages, seed)
             if not answer.problem:
                 self.has_answered, self.silent_rounds = True, 0
-                return [self._hidden(text) for text in parsed(answer.text, self.per_round)]  # JSON may have escaped it
+                return [self._hidden(text) for text in parse_reply(answer.text, self.per_round)]  # JSON may have escaped it
             if not answer.again:
                 raise UserError(answer.problem)
             if attempt < TRIES - 1:
@@ -171,23 +171,24 @@ class ChatAgent:
     def _where(self) -> str:
         return f"prompts.agent=chat: {self.endpoint.address}"
 
-    def _ask(self, asked: list[dict[str, str]], seed: int) -> _Answer:
-        """One request. Errors are told here, in words without the key, so that none travels on with what the endpoint said."""
+    def _ask(self, messages: list[dict[str, str]], seed: int) -> _Answer:
+        """Return one request. Errors are told here, in words without the key, so that none travels on with what the endpoint
+        said."""
         import openai
 
-        body: dict[str, Any] = {"model": self.model, "messages": asked, "temperature": self.temperature}
+        body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": self.temperature}
         body |= {"seed": seed} if self.takes_seed else {}
         nobody = f"{self._where()}: nobody answers there ({{}}); start the endpoint, or correct prompts.base_url"
         try:
             content = _content(self.client.chat.completions.create(**body))
         except openai.APIStatusError as error:
-            status, said = error.status_code, self._said(error.message)
+            status, reason = error.status_code, self._said(error.message)
             if status in (400, 422) and self.takes_seed:
                 self.takes_seed = False
-                return self._ask(asked, seed)
+                return self._ask(messages, seed)
             if (status in (408, 409, 429) or status >= 500) and error.code != "insufficient_quota":
-                return _Answer(problem=said, again=True, wait=_retry_after(error))
-            return _Answer(problem=f"{self._where()} refuses the request ({said}); {self._remedy(status)}")
+                return _Answer(problem=reason, again=True, wait=_retry_after(error))
+            return _Answer(problem=f"{self._where()} refuses the request ({reason}); {self._remedy(status)}")
         except openai.APITimeoutError as error:
             if type(error.__cause__).__name__ == "ConnectTimeout" and not self.has_answered:
                 return _Answer(problem=nobody.format("no connection within prompts.timeout"))
@@ -213,16 +214,16 @@ class ChatAgent:
         return f"check prompts.llm={self.model} and prompts.temperature={self.temperature:g}"
 
     def _hidden(self, text: str) -> str:
-        """`text` without the key, should the endpoint repeat it."""
+        """Return `text` without the key, should the endpoint repeat it."""
         return text.replace(self.endpoint.key, "***") if len(self.endpoint.key) >= SECRET else text
 
     def _said(self, text: str) -> str:
-        """An error of the endpoint in one short line without the key."""
+        """Return an error of the endpoint in one short line without the key."""
         return " ".join(self._hidden(text).split())[:300]
 
 
 def _content(reply: Any) -> str | None:
-    """The text of a chat completion, "" if it has none; None if it is something else."""
+    """Return the text of a chat completion, "" if it has none; None if it is something else."""
     choices = getattr(reply, "choices", None)
     if not isinstance(choices, list):
         return None
@@ -231,7 +232,7 @@ def _content(reply: Any) -> str | None:
 
 
 def _retry_after(error: Any) -> float:
-    """Seconds that the endpoint asks one to wait; 0 if it does not say."""
+    """Return seconds that the endpoint asks one to wait; 0 if it does not say."""
     try:
         return max(0.0, float(error.response.headers.get("retry-after", 0)))
     except ValueError:

@@ -24,7 +24,7 @@ _MEASURES = {"skis": ("pair", "pairs"), "scissors": ("pair", "pairs"), "broccoli
 
 
 def spoken(class_name: str) -> str:
-    """A class name as one says it: "dining table" for "diningtable"."""
+    """Return a class name as one says it: "dining table" for "diningtable"."""
     name = " ".join(class_name.replace("_", " ").split())
     return _SPOKEN.get(name.lower(), name)
 
@@ -43,14 +43,14 @@ def _plural(noun: str) -> str:
 
 
 def _article(words: str) -> str:
-    """Prefixes "a" or "an", by sound as far as spelling tells it."""
+    """Prefix "a" or "an", by sound as far as spelling tells it."""
     silent_h, like_you = (re.match(r"(hour|honest|heir)", words, re.I), re.match(r"(uni[^nm]|us[ei]|eu|one\b)", words, re.I))
     vowel = words[:1].lower() in tuple("aeiou")
     return f"an {words}" if silent_h or (vowel and not like_you) else f"a {words}"
 
 
 def _group(count: str, adjective: str, class_name: str) -> str:
-    """A counted noun phrase: "an old bicycle", "two old bicycles", "three small pairs of scissors"."""
+    """Return a counted noun phrase: "an old bicycle", "two old bicycles", "three small pairs of scissors"."""
     noun = spoken(class_name)
     if noun.lower() in _MEASURES:
         one, many = (f"{unit} of {noun}" for unit in _MEASURES[noun.lower()])
@@ -60,7 +60,7 @@ def _group(count: str, adjective: str, class_name: str) -> str:
 
 
 def mentions(prompt: str, class_name: str) -> bool:
-    """Whether a prompt names the class: its name as stored or as spoken, or the plural, as whole words in any case."""
+    """Return whether a prompt names the class: its name as stored or as spoken, or the plural, as whole words in any case."""
     noun = spoken(class_name)
     for form in (class_name, noun, _plural(noun)):
         words = r"[\s-]+".join(map(re.escape, form.split()))

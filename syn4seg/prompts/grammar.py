@@ -15,19 +15,19 @@ import numpy as np
 
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
+from syn4seg.models.protocols import PromptWorld
 from syn4seg.prompts.english import _group, spoken
-from syn4seg.prompts.protocol import World
 from syn4seg.prompts.words import COUNTS, KINDS, LIGHTS, OPENINGS, THING, VIEWS
 
 
-def plain_prompt(class_name: str, world: World) -> str:
-    """The class-name prompt of the ablation: "a star" in the embedded world, "a photo of a star" in the natural one."""
+def plain_prompt(class_name: str, world: PromptWorld) -> str:
+    """Return the class-name prompt of the ablation: "a star" in the embedded world, "a photo of a star" in the natural one."""
     _check_world(class_name, world)
     phrase = _group("a", "", class_name)
     return phrase if world == "embedded" else f"a photo of {phrase}"
 
 
-def _check_world(class_name: str, world: World) -> None:
+def _check_world(class_name: str, world: PromptWorld) -> None:
     if world not in ("embedded", "natural"):
         raise UserError(f'world is {world!r}; expected "embedded" or "natural"')
     if not spoken(class_name):
@@ -49,12 +49,12 @@ class GrammarAgent:
         per_round: prompts per round, at least 1.
     """
 
-    world: World
+    world: PromptWorld
     seed: int
     per_round: int = 64
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-        """Prompts `per_round * round_index` onwards of the class; fewer, then none, once the grammar is exhausted.
+        """Return prompts `per_round * round_index` onwards of the class; fewer, then none, once the grammar is exhausted.
 
         `accepted` and `refused` are the interface's: a grammar that never repeats a sentence has no use for them.
 
@@ -71,7 +71,7 @@ class GrammarAgent:
 
 
 @lru_cache(maxsize=2)  # a permutation of a million takes 30 ms, and an agent serves one class after another
-def _order(seed: int, world: World, class_name: str, count: int) -> np.ndarray:
+def _order(seed: int, world: PromptWorld, class_name: str, count: int) -> np.ndarray:
     return embedded.seeded("prompts", seed, world, class_name).permutation(count)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
+from syn4seg.models.device import resolve_device
 from syn4seg.models.hub import tensors_of
-from syn4seg.prompts.proposals import SHOWN, messages, parsed
-from syn4seg.prompts.protocol import World
+from syn4seg.models.protocols import PromptWorld
+from syn4seg.prompts.proposals import SHOWN, build_messages, parse_reply
 
 TOKENS_PER_PROMPT = 60  # room for a reply, besides 64 tokens for what is around the prompts
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -23,7 +24,7 @@ _HINT = "a causal language model with safetensors weights, as transformers' save
 
 
 def check_folder(model: str) -> None:
-    """Whether a model may be loaded, as far as one can tell without loading it or using the network.
+    """Return whether a model may be loaded, as far as one can tell without loading it or using the network.
 
     Raises:
         UserError: neither a folder nor a hub id; or a folder that is incomplete or damaged.
@@ -34,8 +35,8 @@ def check_folder(model: str) -> None:
         return
     folder = Path(model)
     if not (folder / "config.json").is_file():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise UserError(f"prompts.llm={model}: no config.json in this folder (found: {found}); expected {_HINT}")
+        names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        raise UserError(f"prompts.llm={model}: no config.json in this folder (found: {names}); expected {_HINT}")
     shards = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
         try:
@@ -57,7 +58,7 @@ def check_folder(model: str) -> None:
 
 
 def _located(model: str) -> Path:
-    """The folder of a model, fetched if it is a hub id."""
+    """Return the folder of a model, fetched if it is a hub id."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import constants, errors, snapshot_download
@@ -79,8 +80,10 @@ def _located(model: str) -> Path:
 class LanguageModelAgent:
     """Samples prompts from a causal language model; a round is a pure function of seed, class, round and what came before."""
 
-    def __init__(self, model: str, *, world: World, seed: int, per_round: int = 16, temperature: float = 1.0, device: str = "auto"):
-        """Loads a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
+    def __init__(
+        self, model: str, *, world: PromptWorld, seed: int, per_round: int = 16, temperature: float = 1.0, device: str = "auto"
+    ):
+        """Load a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Args:
             temperature: 0 takes the likeliest word.
@@ -92,15 +95,15 @@ class LanguageModelAgent:
         import torch
 
         self.name, self.seed, self.per_round, self.temperature = model, seed, per_round, temperature
-        self.world: World = world
+        self.world: PromptWorld = world
         check_folder(model)
         folder = _located(model)
         check_folder(str(folder))
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = torch.device(resolve_device(device))
         self.tokenizer, self.model = _loaded(model, folder, self.device)
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-        """One round of prompts; as few as the model's reply holds.
+        """Return one round of prompts; as few as the model's reply holds.
 
         Raises:
             UserError: the model's context is too small for the question, or it fails.
@@ -118,23 +121,24 @@ class LanguageModelAgent:
         try:
             with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(seed)
-                made = self.model.generate(tokens, **how)
+                output = self.model.generate(tokens, **how)
         except Exception as error:  # noqa: BLE001 - whatever the model's own settings and weights lead to
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
-                f"prompts.llm={self.name} failed on {self.device}: {said}; use a smaller model, a GPU with more "
+                f"prompts.llm={self.name} failed on {self.device}: {reason}; use a smaller model, a GPU with more "
                 "memory or fewer prompts.per_round"
             ) from None
-        reply = self.tokenizer.decode(made[0, tokens.shape[1] :], skip_special_tokens=True)
-        return parsed(begun + reply, self.per_round)
+        reply = self.tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)
+        return parse_reply(begun + reply, self.per_round)
 
     def _question(self, class_name: str, accepted: list[str], refused: list[tuple[str, str]], room: int) -> tuple[Any, str]:
-        """Tokens int64 (1, T) of the question, with as much of the history as the model's context holds, and the reply's begin."""
+        """Return tokens int64 (1, T) of the question, with as much of the history as the model's context holds, and the reply's
+        begin."""
         limit = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         length = 0
         for shown in (SHOWN, 10, 3, 0):
-            asked = messages(class_name, self.world, self.per_round, accepted, refused, shown)
-            text, begun = self._as_text(asked)
+            messages = build_messages(class_name, self.world, self.per_round, accepted, refused, shown)
+            text, begun = self._as_text(messages)
             tokens = self.tokenizer(text, add_special_tokens=bool(begun), return_tensors="pt").input_ids
             length = tokens.shape[1]
             if length + room <= limit:
@@ -144,10 +148,11 @@ class LanguageModelAgent:
             f"reply of {room}; lower prompts.per_round={self.per_round}, or use another model"
         )
 
-    def _as_text(self, asked: list[dict[str, str]]) -> tuple[str, str]:
-        """The question in the model's chat template (system message and all, or merged into the user's), else as plain text."""
-        merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in asked)}]
-        for form in (asked, merged) if self.tokenizer.chat_template else ():
+    def _as_text(self, messages: list[dict[str, str]]) -> tuple[str, str]:
+        """Return the question in the model's chat template (system message and all, or merged into the user's), else as plain
+        text."""
+        merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
+        for form in (messages, merged) if self.tokenizer.chat_template else ():
             try:
                 text = self.tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=True, enable_thinking=False)
             except Exception:  # noqa: BLE001 - a template is a program: many refuse a system message, and some are broken
@@ -158,7 +163,7 @@ class LanguageModelAgent:
 
 
 def _loaded(model: str, folder: Path, device: Any) -> tuple[Any, Any]:
-    """Tokenizer and model on `device`, in eval mode."""
+    """Return tokenizer and model on `device`, in eval mode."""
     import torch
     import transformers
 
@@ -168,11 +173,11 @@ def _loaded(model: str, folder: Path, device: Any) -> tuple[Any, Any]:
     causal: Any = transformers.AutoModelForCausalLM
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
-        network, told = causal.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **common)
+        network, info = causal.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **common)
     except Exception as error:  # noqa: BLE001 - configurations, tokenizers and weights fail with any exception
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"prompts.llm={model} cannot be loaded ({said}); expected {_HINT}, with its tokenizer") from None
-    if missing := sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}):
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"prompts.llm={model} cannot be loaded ({reason}); expected {_HINT}, with its tokenizer") from None
+    if missing := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
         raise UserError(
             f"prompts.llm={model}: {len(missing)} tensors are missing or have another shape, such as {missing[0]}; "
             "download the model again"

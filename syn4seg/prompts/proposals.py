@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
+from syn4seg.models.protocols import PromptWorld
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG
 from syn4seg.prompts.english import spoken
-from syn4seg.prompts.protocol import PromptAgent, World
+from syn4seg.prompts.protocol import PromptAgent
 from syn4seg.store.files import append_line, exists, read_bytes, write_atomically
 from syn4seg.store.samples import checked_name
 
@@ -32,11 +33,10 @@ _REASONS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ the question
-def messages(
-    class_name: str, world: World, count: int, accepted: list[str], refused: list[tuple[str, str]], shown: int = SHOWN
+def build_messages(
+    class_name: str, world: PromptWorld, count: int, accepted: list[str], refused: list[tuple[str, str]], shown: int = SHOWN
 ) -> list[dict[str, str]]:
-    """The system and the user message that ask for `count` prompts of a class.
+    """Return the system and the user message that ask for `count` prompts of a class.
 
     Args:
         accepted: the bank so far.
@@ -65,10 +65,10 @@ def messages(
         ]
     if accepted and shown:
         lines += ["", "Accepted so far; write nothing that is close to one of them:", *_quoted(accepted[-shown:])]
-    told = [(text, _REASONS.get(why, why)) for text, why in refused if why != EMPTY]
-    if told and shown:
+    refusals = [(text, _REASONS.get(why, why)) for text, why in refused if why != EMPTY]
+    if refusals and shown:
         lines += ["", "Refused, and why; do not make these mistakes again:"]
-        lines += [f"{json.dumps(text, ensure_ascii=False)}: {why}" for text, why in told[-shown:]]
+        lines += [f"{json.dumps(text, ensure_ascii=False)}: {why}" for text, why in refusals[-shown:]]
     lines += ["", f"A JSON array of {count} strings:"]
     return [{"role": "system", "content": system}, {"role": "user", "content": "\n".join(lines)}]
 
@@ -77,17 +77,16 @@ def _quoted(texts: list[str]) -> Iterator[str]:
     return (json.dumps(text, ensure_ascii=False) for text in texts)
 
 
-# --------------------------------------------------------------------------------------------------- the reply
-def parsed(reply: str, count: int) -> list[str]:
-    """The prompts in a language model's reply: at most `count`, each at most `LONGEST` + 1 characters.
+def parse_reply(reply: str, count: int) -> list[str]:
+    """Return the prompts in a language model's reply: at most `count`, each at most `LONGEST` + 1 characters.
 
     Read are a JSON array, or an object with one inside, also behind a code fence, amid chatter or cut short; else numbered or
     bulleted lines; else all lines. A longer text is cut where the bank sees that it was too long.
     """
     text = re.sub(r"<think>.*?(</think>|\Z)", " ", reply[:MAX_REPLY], flags=re.DOTALL)
-    for found in (_in_json(text), _in_cut_json(text), _in_lines(text)):
-        if found:
-            return [_clean(item) for item in found[:count]]
+    for texts in (_in_json(text), _in_cut_json(text), _in_lines(text)):
+        if texts:
+            return [_clean(item) for item in texts[:count]]
     return []
 
 
@@ -98,8 +97,8 @@ def _clean(text: str) -> str:
 
 
 def _in_json(text: str) -> list[str]:
-    """The texts of the first JSON array that holds any, or of all JSON objects before it."""
-    decoder, found, at = json.JSONDecoder(), [], 0
+    """Return the texts of the first JSON array that holds any, or of all JSON objects before it."""
+    decoder, texts_, at = json.JSONDecoder(), [], 0
     for _ in range(200):  # brackets that are tried
         start = re.compile(r"[\[{]").search(text, at)
         if not start:
@@ -112,50 +111,49 @@ def _in_json(text: str) -> list[str]:
         texts = _texts(value)
         if texts and isinstance(value, list):
             return texts
-        found += texts
-    return found
+        texts_ += texts
+    return texts_
 
 
 def _texts(value: Any) -> list[str]:
-    """Texts of an array of strings or of objects; of the first array inside an object; else of the object's own values."""
+    """Return texts of an array of strings or of objects; of the first array inside an object; else of the object's own values."""
     if isinstance(value, dict):
         inside = [item for item in value.values() if isinstance(item, list)]
         return _texts(inside[0]) if inside else [item for item in value.values() if isinstance(item, str)]
     if not isinstance(value, list):
         return []
-    found = []
+    texts = []
     for item in value:
         if isinstance(item, dict):
             item = item.get("prompt") or next((v for v in item.values() if isinstance(v, str)), "")
-        found.append(item if isinstance(item, str) else "")
-    return found if any(found) else []
+        texts.append(item if isinstance(item, str) else "")
+    return texts if any(texts) else []
 
 
 def _in_cut_json(text: str) -> list[str]:
-    """The whole strings of an array that was cut short or has a slip."""
+    """Return the whole strings of an array that was cut short or has a slip."""
     start = re.search(r"\[\s*\"", text)
     if not start:
         return []
-    found = []
+    strings = []
     for string in re.finditer(r'("(?:[^"\\\n]|\\.)*")(\s*:)?', text[start.start() :]):
         if string[2]:  # the name of a member
             continue
         try:
-            found.append(json.loads(string[1]))
+            strings.append(json.loads(string[1]))
         except ValueError:
-            found.append(string[1])
-    return found
+            strings.append(string[1])
+    return strings
 
 
 def _in_lines(text: str) -> list[str]:
-    """Numbered or bulleted lines, without number or bullet; if there is none, every line but code fences."""
+    """Return numbered or bulleted lines, without number or bullet; if there is none, every line but code fences."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("```")]
     listed = [m[1] for m in (re.match(r"(?:\(?\d{1,4}\s*[.):]|[-*•–])\s+(.*)", line) for line in lines) if m]
     return [line.strip(" ,[]") for line in listed or lines]
 
 
-# -------------------------------------------------------------------------------------------------- the record
-class Recorded:
+class RecordedAgent:
     """An agent whose proposals are kept in a file per class, and are read from there before it is asked again.
 
     Language models do not repeat themselves; with the record a prompt stage that was stopped goes on where it was, and ends
@@ -163,12 +161,12 @@ class Recorded:
     """
 
     def __init__(self, agent: PromptAgent, folder: AnyPath):
-        """`folder`: holds CLASS.jsonl for every class; made when the first round is recorded."""
+        """Return `folder`: holds CLASS.jsonl for every class; made when the first round is recorded."""
         self.agent, self.folder = agent, folder
         self.rounds: dict[str, list[list[str]]] = {}
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-        """The recorded round, or a new one of the agent, which is recorded before it is returned.
+        """Return the recorded round, or a new one of the agent, which is recorded before it is returned.
 
         Raises:
             UserError: the record is damaged, or the agent fails.
@@ -187,7 +185,7 @@ class Recorded:
 
 
 def _read_rounds(path: AnyPath, class_name: str) -> list[list[str]]:
-    """The rounds in the record of a class; a last line without its end is cut off the file."""
+    """Return the rounds in the record of a class; a last line without its end is cut off the file."""
     if not exists(path):
         return []
     data = read_bytes(path)

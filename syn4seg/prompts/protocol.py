@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
-
-World = Literal["embedded", "natural"]
+from typing import Protocol
 
 
 class PromptAgent(Protocol):
-    """Proposes candidate prompts in rounds (HDIG, method.md section 1)."""
+    """Proposes candidate prompts in rounds (HDIG, method.md 1)."""
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-        """One round of candidates, in the order in which they are to be judged.
+        """Return one round of candidates, in the order in which they are to be judged.
 
         Args:
             class_name: the novel class, as the data set spells it.

@@ -71,7 +71,7 @@ INDOORS = (
 
 
 @dataclass(frozen=True)
-class Kind:
+class ObjectKind:
     """Words that suit one kind of thing."""
 
     names: frozenset[str]
@@ -80,37 +80,37 @@ class Kind:
     places: tuple[str, ...]
 
 
-def _kind(names: str, adjectives: str, states: str, places: tuple[str, ...]) -> Kind:
+def _object_kind(names: str, adjectives: str, states: str, places: tuple[str, ...]) -> ObjectKind:
     adjective, state = (tuple(w.strip() for w in words.split(",")) for words in (adjectives, states))
-    return Kind(frozenset(n.strip() for n in names.split(",")), adjective, state, places)
+    return ObjectKind(frozenset(n.strip() for n in names.split(",")), adjective, state, places)
 
 
-THING = _kind(
+THING = _object_kind(
     "",
     "old, new, red, blue, white, dark, small, large, worn, patterned, shiny, handmade",
     "standing alone, partly hidden, half in shadow, among other things, slightly tilted, in the corner, well in view, beside a box",
     INDOORS,
 )
 KINDS = (
-    _kind(
+    _object_kind(
         "person",
         "young, elderly, tall, smiling, tired, bearded, curly-haired, elegant, athletic, serious, cheerful, busy",
         "standing, sitting, walking, running, waiting, talking, laughing, carrying a bag",
         OUTDOORS + STREETS,
     ),
-    _kind(
+    _object_kind(
         "bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, fish",
         "young, old, large, small, brown, black, white, spotted, wet, dusty, slender, sturdy",
         "standing, lying down, walking, running, resting, turning away, facing the camera, partly hidden",
         OUTDOORS,
     ),
-    _kind(
+    _object_kind(
         "bicycle, car, bus, truck, motorbike, motorcycle",
         "weathered, new, red, blue, white, black, yellow, green, muddy, vintage, silver, small",
         "parked, moving, waiting, turning, partly hidden, slowing down, seen through a fence, behind a puddle",
         STREETS,
     ),
-    _kind(
+    _object_kind(
         "train",
         "red, blue, yellow, green, silver, old, modern, long, short, dusty, empty, painted",
         "arriving, waiting, passing, slowing down, standing still, leaving, partly hidden, crossing",
@@ -129,7 +129,7 @@ KINDS = (
             "in the mountains",
         ),
     ),
-    _kind(
+    _object_kind(
         "boat",
         "wooden, white, blue, red, old, new, small, large, rusty, painted, narrow, heavy",
         "moored, drifting, moving, turning, partly hidden, leaning, leaving, arriving",
@@ -148,7 +148,7 @@ KINDS = (
             "in a marina",
         ),
     ),
-    _kind(
+    _object_kind(
         "aeroplane, airplane, kite",
         "white, red, blue, silver, small, large, old, new, striped, yellow, bright, dark",
         "flying, landing, climbing, turning, on the ground, passing, low, partly hidden",
@@ -167,7 +167,7 @@ KINDS = (
             "in a stormy sky",
         ),
     ),
-    _kind(
+    _object_kind(
         "banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake",
         "fresh, large, small, sliced, whole, ripe, colourful, half-eaten, home-made, glossy, organic, plain",
         "on a plate, in a bowl, on paper, being served, on a board, in a basket, beside a knife, in a hand",
@@ -186,7 +186,7 @@ KINDS = (
             "in a fridge",
         ),
     ),
-    _kind(
+    _object_kind(
         "traffic light, fire hydrant, stop sign, parking meter, bench",
         "old, new, red, green, yellow, painted, rusty, wet, snowy, tilted, scratched, small",
         "standing alone, partly hidden, among people, behind a car, with stickers, in shadow, beside a bin, in a row",

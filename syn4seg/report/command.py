@@ -15,12 +15,12 @@ def report(
 ) -> None:
     """Write one HTML page about a run: results, funnel, prompts, every label with who decided each pixel."""
     from syn4seg.report.page import write_report
-    from syn4seg.store.rundir import opened
+    from syn4seg.store.rundir import open_run
     from syn4seg.terminal import Terminal
 
     display = Terminal()
     with display.bar("samples") as progress:
-        target, damage = write_report(opened(run_dir), draw, to, progress)
+        target, damage = write_report(open_run(run_dir), draw, to, progress)
     _warn(damage)
     display.note(f"report: {target}")
 
@@ -32,12 +32,12 @@ def compare(
 ) -> None:
     """Write one HTML page about what differs between runs: settings, scores, classes, funnel, labels."""
     from syn4seg.report.compare import write_comparison
-    from syn4seg.store.rundir import opened
+    from syn4seg.store.rundir import open_run
     from syn4seg.terminal import Terminal
 
     display = Terminal()
     with display.bar("samples") as progress:
-        target, lines, damage = write_comparison([opened(place) for place in runs], draw, to, progress)
+        target, lines, damage = write_comparison([open_run(place) for place in runs], draw, to, progress)
     for line in lines:
         display.note(line)
     _warn(damage)

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 
 from syn4seg.report.reading import Shown, Truth, pages
 from syn4seg.report.sheets import ROW, WHO_COLORS, label_url, photo_url, provenance, sheet, shrunk
-from syn4seg.schema import FAULT, LABEL_STAGES
+from syn4seg.schema import FAULT, LABEL_COLUMNS
 from syn4seg.store.files import map_threads
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.rundir import RunDir
 
-LAYERS = ("image", *LABEL_STAGES, "who")
+LAYERS = ("image", *LABEL_COLUMNS, "who")
 PHOTOS = ("image", "other")
 AT_ONCE = 16
 """Samples whose full pictures are in memory at a time."""
@@ -198,6 +198,6 @@ def files_beside(run: RunDir, draw: int) -> dict[str, str] | None:
     if not isinstance(run.samples, FileSamples):
         return None
     found = {"image": run.samples.image("{class}", "{id}")}
-    found |= {stage: run.samples.label(draw, stage, "{class}", "{id}") for stage in LABEL_STAGES}
+    found |= {stage: run.samples.label(draw, stage, "{class}", "{id}") for stage in LABEL_COLUMNS}
     skipped = len(run.root.parts)
     return {layer: "/".join(path.parts[skipped:]) for layer, path in found.items()}

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.report.reading import Truth, pages
-from syn4seg.schema import FAULT, LABEL_STAGES, UNLABELED
+from syn4seg.schema import FAULT, LABEL_COLUMNS, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import HDIG
 from syn4seg.stages.setup import draws_of
@@ -54,7 +54,7 @@ def progress_of(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
     A sample that was quarantined counts as made: nothing more happens to it.
     """
     plan = len(read_planned_samples(run)) if exists(run.plan) else 0
-    ended = pa.chunked_array([*run.samples.images()["sample_id"].chunks, pa.array(run.noted(), pa.string())])
+    ended = pa.chunked_array([*run.samples.images()["sample_id"].chunks, pa.array(run.quarantined_ids(), pa.string())])
     found = [("images", len(pc.unique(ended)), plan)]
     for number in draws_of(config):
         manifest = run.draw(number).manifest
@@ -198,7 +198,7 @@ def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth
     """
     from syn4seg.segmenter.evaluation import boundary_iou, confusion
 
-    found: dict[str, tuple[list, list, list]] = {stage: ([], [], []) for stage in LABEL_STAGES}
+    found: dict[str, tuple[list, list, list]] = {stage: ([], [], []) for stage in LABEL_COLUMNS}
     for page in pages(run, draw, records):
         for shown in (s for s in page if s.labels):
             record = shown.record
@@ -227,16 +227,20 @@ def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth
 
 def truth_of(config: Config) -> Truth | None:
     """What tells the exact label of an image, or None where nothing does: the renderer can draw an image once more."""
-    if config.synthesis.source != "generate" or config.synthesis.model != "renderer" or config.data.source != "embedded":
-        return None
-    from syn4seg.models.renderer import Renderer
+    from syn4seg.models.generators import generator_source
     from syn4seg.stages.setup import load_dataset
+
+    if config.synthesis.source != "generate" or config.data.source != "embedded":
+        return None
+    truth = generator_source(config.synthesis.model).truth
+    if truth is None:
+        return None
 
     table = load_dataset(config)[1].to_index
 
     def drawn_again(record: dict[str, Any], side: int) -> np.ndarray | None:
         try:
-            return table[Renderer(side).truth(record["prompt"], record["noise_seed"])].astype(np.uint8)
+            return table[truth(record["prompt"], record["noise_seed"], side)].astype(np.uint8)
         except UserError:  # no prompt of the embedded world: somebody changed the record
             return None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from syn4seg.baselines import title_of
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
 from syn4seg.errors import DamagedError, UserError
@@ -21,7 +22,7 @@ from syn4seg.report.sheets import WHO, WHO_COLORS, colors_of
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import as_path, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
-from syn4seg.terminal import BASELINES, TITLES, format_percent, result_notes, sort_rows, table_columns
+from syn4seg.terminal import TITLES, format_percent, result_notes, sort_rows, table_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,7 +106,7 @@ def chosen_draw(config: Config, draw: int | None, run: RunDir) -> int:
 def _quarantined(run: RunDir) -> tuple[list[str], list[str]]:
     """A line for each of the first notes in quarantined/, and one for each of them that is damaged."""
     told, damage = [], []
-    for name in run.noted()[:NOTES]:
+    for name in run.quarantined_ids()[:NOTES]:
         try:
             note = read_json(run.quarantined(name))
             told.append(f"{name}: {note['reason'] if isinstance(note, dict) else note}")
@@ -164,7 +165,7 @@ def _table(results: dict[str, Any] | None) -> dict[str, Any]:
     columns = table_columns(results["protocol"])
     groups = [
         [
-            (f"{BASELINES.get(name, name)}{' *' if found['transductive'] else ''}", found["metrics"])
+            (f"{title_of(name)}{' *' if found['transductive'] else ''}", found["metrics"])
             for name, found in results["baselines"].items()
         ],
         [(TITLES.get(row, row), results["rows"][row]) for row in sort_rows(results["rows"])],
@@ -187,7 +188,7 @@ def _funnel(run: RunDir, records: pa.Table, found: numbers.Totals) -> list[tuple
             ("SAM masks accepted", masks["accepted"], {"refused (too little agreement)": masks["refused"]}),
             ("pixels moved by SABR", _share(shares.get("moved")), {}),
         ]
-    if noted := len(run.noted()):
+    if noted := len(run.quarantined_ids()):
         steps.append(("quarantined", noted, {}))
     return steps
 

@@ -17,9 +17,10 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.report.reading import STAGE_TITLES, Shown, class_names, pages, records_of
 from syn4seg.report.sheets import colors_of
-from syn4seg.schema import BACKGROUND, LABEL_STAGES, UNLABELED
-from syn4seg.store.files import encode_image, write_atomically
-from syn4seg.store.rundir import RunDir, opened
+from syn4seg.schema import BACKGROUND, LABEL_COLUMNS, UNLABELED
+from syn4seg.store.files import write_atomically
+from syn4seg.store.images import encode_image
+from syn4seg.store.rundir import RunDir, open_run
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -48,7 +49,7 @@ def show(
     """
     if isinstance(sample, Shown):
         return Picture(sample, tuple(names))
-    run = sample if isinstance(sample, RunDir) else opened(str(sample))
+    run = sample if isinstance(sample, RunDir) else open_run(str(sample))
     draws = [known.number for known in run.draws()]
     if draw not in draws:
         raise UserError(f"draw is {draw}; expected one of {draws}, the draws of {run.root}: label them with `syn4seg refine`")
@@ -90,7 +91,7 @@ class Picture:
         table = np.zeros((256, 3), np.uint8)
         for value, (_, color) in self._values.items():
             table[value] = color
-        return made | {STAGE_TITLES[s]: table[self.sample.labels[s]] for s in LABEL_STAGES if s in self.sample.labels}
+        return made | {STAGE_TITLES[s]: table[self.sample.labels[s]] for s in LABEL_COLUMNS if s in self.sample.labels}
 
     @property
     def legend(self) -> dict[str, tuple[int, int, int]]:

@@ -37,7 +37,7 @@ class Shown:
     Attributes:
         record: columns of `schema.RECORD` that have a value; `audit` as plain values.
         image: uint8 (H, W, 3) RGB, or None: a fault has none.
-        labels: by stage (`schema.LABEL_STAGES`), uint8 (H, W); empty for a fault.
+        labels: by stage (`schema.LABEL_COLUMNS`), uint8 (H, W); empty for a fault.
         damage: what is wrong with its files, or empty; then image and labels are missing.
         truth: the exact label uint8 (H, W), where somebody knows it and was asked.
     """
@@ -100,7 +100,7 @@ def pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> Iterat
         StoreError: the file system fails.
     """
     rows = records.select(["sample_id", "class"])
-    for key, known in (("image_at", run.samples.images()), ("label_at", run.samples.places(draw))):
+    for key, known in (("image_at", run.samples.images()), ("label_at", run.samples.locations(draw))):
         index = pc.index_in(rows["sample_id"], known["sample_id"].combine_chunks())
         rows = rows.append_column(key, pc.fill_null(known[key].take(index), ""))
     for start in range(0, len(rows), size):

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from syn4seg.schema import BACKGROUND, LABEL_STAGES, UNLABELED
+from syn4seg.schema import BACKGROUND, LABEL_COLUMNS, UNLABELED
 
 ROW = 10
 """Cells in a row of a sheet, and rows."""
@@ -43,7 +43,7 @@ def provenance(labels: dict[str, np.ndarray]) -> np.ndarray:
     The last stage that changed a pixel decided it; code 2 is one that APF freed and nobody labelled again. A sample that was
     rejected before SABR has no `label`.
     """
-    draft, kept, relabeled = (labels[stage] for stage in LABEL_STAGES[:3])
+    draft, kept, relabeled = (labels[stage] for stage in LABEL_COLUMNS[:3])
     label = labels.get("label", relabeled)
     who = np.where(draft == BACKGROUND, 0, 1).astype(np.uint8)
     who[(kept != draft) & (label == UNLABELED)] = 2

@@ -112,8 +112,8 @@ def charts(metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any],
         {
             "title": "History",
             "svg": _history(metrics[0], rows),
-            "text": f"{metrics[0]} of every trial in the order of their numbers; the line is the best so far, bars are the spread over "
-            "draws, crosses were stopped early.",
+            "text": f"{metrics[0]} of every trial in the order of their numbers; the line is the best so far, bars are the "
+            "spread over draws, crosses were stopped early.",
         }
     ]
     if len(metrics) > 1:
@@ -139,8 +139,8 @@ def charts(metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any],
                 {
                     "title": f"{metrics[0]} over {key}",
                     "svg": _curve(metrics[0], key, done),
-                    "text": "Dots are trials with their spread over draws; the line is the mean, the band the standard deviation of "
-                    "the trials at a value (or in a bin of a range).",
+                    "text": "Dots are trials with their spread over draws; the line is the mean, the band the standard deviation "
+                    "of the trials at a value (or in a bin of a range).",
                 }
             )
     if len(keys) > 1:

@@ -90,10 +90,10 @@ def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
     elif weights != "none":
         with torch.device("meta"):
             own = _build(name).module.state_dict()
-        _fitting(own, read_tensors(weights), name, weights)
+        _fitting(own, read_weights(weights), name, weights)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name of a .safetensors file, or of a torch file that holds nothing else; a torch file's stay on disk until used.
 
     Raises:
@@ -150,7 +150,7 @@ def _build(name: str) -> Backbone:
 def _weights(name: str, weights: str) -> dict[str, Tensor]:
     if weights == "imagenet" and name in resnet.RESNETS:
         return resnet.imagenet_weights(name)
-    return read_tensors(weights)
+    return read_weights(weights)
 
 
 def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weights: str) -> dict[str, Tensor]:

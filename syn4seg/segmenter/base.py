@@ -26,7 +26,13 @@ from syn4seg.schema import UNLABELED
 from syn4seg.seeds import seeded
 from syn4seg.segmenter.losses import pixel_loss
 from syn4seg.segmenter.network import Segmenter, upsample
-from syn4seg.segmenter.parallel import ranks, start_alike, sum_gradients, total, whole_batches
+from syn4seg.segmenter.parallel import (
+    all_reduce_gradients,
+    all_reduce_sum,
+    broadcast_state,
+    rank_and_world_size,
+    synchronize_layers,
+)
 from syn4seg.store.files import MAX_TABLE, read_bytes, write_atomically
 
 if TYPE_CHECKING:
@@ -156,7 +162,7 @@ def train_base(
     }
     first, seen = _resume(segmenter, optimizer, checkpoint, facts)
     _same_everywhere(first, checkpoint, segmenter.weight.device)
-    start_alike(segmenter)
+    broadcast_state(segmenter)
     if cached_on is not None:
         grid, batches = segmenter.head, _cached(segmenter, dataset, fold, cached_on, seed)
     else:
@@ -172,11 +178,11 @@ def train_base(
         if freeze_backbone:
             segmenter.backbone.eval()
         order = [ids[int(i)] for i in seeded("order", seed, epoch).permutation(len(ids))]
-        with torch.random.fork_rng(devices=[]), whole_batches(segmenter):
+        with torch.random.fork_rng(devices=[]), synchronize_layers(segmenter):
             torch.manual_seed(int(seeded("dropout", seed, epoch, 0).integers(2**31)))
             loss, labels = _run_epoch(forward, batches, order, epoch, schedule, optimizer)
         seen += labels
-        if ranks()[0] == 0 and checkpoint is not None:
+        if rank_and_world_size()[0] == 0 and checkpoint is not None:
             _save(segmenter, optimizer, checkpoint, facts, epoch + 1, seen)
         if progress:
             rate = optimizer.param_groups[-1]["lr"]
@@ -185,7 +191,7 @@ def train_base(
     return seen
 
 
-def check_shares(batch: int, world: int) -> None:
+def check_batch_shares(batch: int, world: int) -> None:
     """Raises a ValueError if `world` processes cannot have equally many images of every batch."""
     if batch % world:
         raise UserError(
@@ -202,15 +208,15 @@ def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseS
         raise UserError("cached features need freeze_backbone = true: the head alone learns from them")
     if len(ids) < schedule.batch:
         raise UserError(f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images")
-    check_shares(schedule.batch, ranks()[1])
+    check_batch_shares(schedule.batch, rank_and_world_size()[1])
 
 
 def _same_everywhere(first: int, checkpoint: AnyPath | None, device: torch.device) -> None:
     """Raises a ValueError if not all processes go on from the same epoch."""
-    rank, world = ranks()
+    rank, world = rank_and_world_size()
     epochs = torch.zeros(world, dtype=torch.int64, device=device)
     epochs[rank] = first
-    found = total(epochs).tolist()
+    found = all_reduce_sum(epochs).tolist()
     if len(set(found)) > 1:
         raise UserError(
             f"checkpoint {checkpoint}: the workers found {found} finished epochs in it; the run directory must be on "
@@ -227,7 +233,7 @@ def _run_epoch(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[float, np.ndarray]:
     """One pass over `order`; returns the mean loss and the pixels per label, int64 (256,), of all processes together."""
-    (rank, world), steps, summed = ranks(), len(order) // schedule.batch, 0.0
+    (rank, world), steps, summed = rank_and_world_size(), len(order) // schedule.batch, 0.0
     labels = torch.zeros(256, dtype=torch.int64)
     for step in range(steps):
         done = (epoch * steps + step) / (schedule.epochs * steps)
@@ -237,15 +243,15 @@ def _run_epoch(
         labels += torch.bincount(label.flatten(), minlength=256).cpu()
         background = schedule.background_weight + (1 - schedule.background_weight) * done
         logits = forward(x, (label.shape[1], label.shape[2]))
-        loss = pixel_loss(logits, label, background_weight=background, total=total)  # this process's part of the mean
+        loss = pixel_loss(logits, label, background_weight=background, total=all_reduce_sum)  # this process's part of the mean
         optimizer.zero_grad()
         loss.backward()
-        sum_gradients(optimizer)
+        all_reduce_gradients(optimizer)
         optimizer.step()
         summed += loss.item()
     device = optimizer.param_groups[0]["params"][0].device
-    mean = total(torch.tensor(summed / steps, dtype=torch.float64, device=device))
-    return mean.item(), total(labels.to(device)).cpu().numpy()
+    mean = all_reduce_sum(torch.tensor(summed / steps, dtype=torch.float64, device=device))
+    return mean.item(), all_reduce_sum(labels.to(device)).cpu().numpy()
 
 
 def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bool) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Evaluation: one int64 confusion matrix per classifier, and every figure derived from it (method 6; protocols 2.8).
+"""Evaluation: one int64 confusion matrix per classifier, and every figure derived from it (method 6; method.md 6).
 
 Features of a query are computed once and shared by all classifiers, so ablation rows and support draws cost little.
 """
@@ -112,7 +112,7 @@ Predictor = Callable[[Query], np.ndarray]
 """A query's class indices uint8, as large as its label."""
 
 
-def queries(
+def iterate_queries(
     segmenter: Segmenter,
     dataset: Dataset,
     fold: Fold,
@@ -141,10 +141,10 @@ def queries(
 
 def predict_query(query: Query, classifier: Classifier) -> np.ndarray:
     """Class indices uint8, as large as the query's label."""
-    return winners(query, classifier.pixels(query.features.to(classifier.weight)[None], query.canvas.size))
+    return scores_to_classes(query, classifier.pixels(query.features.to(classifier.weight)[None], query.canvas.size))
 
 
-def winners(query: Query, scores: Tensor) -> np.ndarray:
+def scores_to_classes(query: Query, scores: Tensor) -> np.ndarray:
     """Class indices uint8, as large as the query's label, of scores (1, C, size, size) on its canvas."""
     if query.shape is not None:
         rows, columns = query.canvas.shape(query.shape)
@@ -157,7 +157,7 @@ def winners(query: Query, scores: Tensor) -> np.ndarray:
 Name = TypeVar("Name")
 
 
-def evaluate(
+def accumulate_confusion(
     stream: Iterable[Query],
     predictors: Mapping[Name, Predictor],
     classes: int,

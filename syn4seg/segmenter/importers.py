@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
-from syn4seg.segmenter.backbones import load_backbone, read_tensors
+from syn4seg.segmenter.backbones import load_backbone, read_weights
 from syn4seg.segmenter.network import Segmenter
 from syn4seg.segmenter.resnet import CHANNELS
 
@@ -78,7 +78,7 @@ def import_checkpoint(path: str | Path, classes: int | None = None) -> tuple[Seg
     Raises:
         UserError: not such a file, tensors are missing or of other shapes, or it has other classes.
     """
-    state, what = read_tensors(path), f"checkpoint {str(path)!r}"
+    state, what = read_weights(path), f"checkpoint {str(path)!r}"
     name = _family(state, what)
     family, what = FAMILIES[name], f"{what} ({name})"
     backbone = f"resnet{_layers(state, name, what)}-deep"

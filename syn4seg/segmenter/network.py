@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.segmenter.backbones import Backbone, load_backbone
 from syn4seg.store.files import as_path, write_atomically
-from syn4seg.store.tensors import load
+from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -221,7 +221,7 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
         UserError: the file is missing or was written by something else.
     """
     try:
-        state, header = load(as_path(path))
+        state, header = read_tensors(as_path(path))
     except FileNotFoundError:
         raise UserError(
             f"segmenter checkpoint {str(path)!r} does not exist; train the base stage first or correct the path"

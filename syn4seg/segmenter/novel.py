@@ -29,14 +29,14 @@ from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.seeds import seeded
 from syn4seg.segmenter.losses import distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, upsample
-from syn4seg.segmenter.parallel import ranks, sum_gradients, total
+from syn4seg.segmenter.parallel import all_reduce_gradients, all_reduce_sum, rank_and_world_size
 
 KINDS = ("support", "synthetic", "replay")
 Kind = Literal["support", "synthetic", "replay"]
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingSample:
     """One training image of the novel stage.
 
     Attributes:
@@ -88,9 +88,9 @@ class NovelSchedule:
         return min(planned, math.ceil(planned * (step + 1) / over))
 
 
-def owned(sample_id: str) -> bool:
+def is_local_sample(sample_id: str) -> bool:
     """Whether this process computes the features and the loss of a sample, where several train together: by a hash of its id."""
-    rank, world = ranks()
+    rank, world = rank_and_world_size()
     return zlib.crc32(sample_id.encode()) % world == rank
 
 
@@ -126,7 +126,7 @@ class NovelTraining:
     def __init__(
         self,
         start: Classifier,
-        samples: Sequence[Sample],
+        samples: Sequence[TrainingSample],
         planned: Sequence[str] = (),
         *,
         base_classes: int,
@@ -150,7 +150,7 @@ class NovelTraining:
         self.accepted: dict[str, bool] = {}
         self.pool: list[str] = []
         self.known = self.admitted = 0
-        self.kept: dict[tuple[str, str], Sample] = {}
+        self.kept: dict[tuple[str, str], TrainingSample] = {}
         for sample in samples:
             self._keep(sample)
         self.fixed = {kind: sorted(s.sample_id for s in samples if s.kind == kind) for kind in KINDS}
@@ -158,7 +158,7 @@ class NovelTraining:
         if not (self.planned and schedule.per_step.get("synthetic", 0)) and not any(self._counts(k) for k in KINDS):
             raise UserError(self._nothing())
 
-    def verdict(self, sample_id: str, accepted: bool, sample: Sample | None = None) -> None:
+    def verdict(self, sample_id: str, accepted: bool, sample: TrainingSample | None = None) -> None:
         """What became of a planned sample.
 
         Args:
@@ -166,7 +166,7 @@ class NovelTraining:
             sample: an accepted one, where this process owns it.
         """
         self.accepted[sample_id] = accepted
-        if accepted and owned(sample_id):
+        if accepted and is_local_sample(sample_id):
             assert sample is not None and sample.kind == "synthetic", sample_id
             self._keep(sample)
 
@@ -196,18 +196,18 @@ class NovelTraining:
         """One optimiser step; returns the loss (of all processes together)."""
         self._resume()
         batch = self._batch()
-        mine = [self.kept[kind, name] for kind, name in batch if owned(name)]
+        mine = [self.kept[kind, name] for kind, name in batch if is_local_sample(name)]
         loss = self._loss(mine)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * (0.5 + 0.5 * math.cos(math.pi * self.steps_done / self.schedule.steps))
         self.optimizer.zero_grad(set_to_none=False)
         if mine:
             loss.backward()
-        sum_gradients(self.optimizer)
+        all_reduce_gradients(self.optimizer)
         if batch:
             self.optimizer.step()
         self.steps_done += 1
-        return total(loss.detach()).item()
+        return all_reduce_sum(loss.detach()).item()
 
     @property
     def classifier(self) -> Classifier:
@@ -252,7 +252,7 @@ class NovelTraining:
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.steps_done = int(state["steps_done"])
 
-    def _keep(self, sample: Sample) -> None:
+    def _keep(self, sample: TrainingSample) -> None:
         found, rows = (np.flatnonzero(np.bincount(sample.label.ravel(), minlength=256)[:UNLABELED]), len(self.start.weight))
         if len(found) and found[-1] >= rows:
             raise UserError(
@@ -283,12 +283,12 @@ class NovelTraining:
             for place in _draw(len(pool), kind, self.steps_done, self.schedule.per_step[kind], self.seed)
         ]
 
-    def _loss(self, batch: list[Sample]) -> Tensor:
+    def _loss(self, batch: list[TrainingSample]) -> Tensor:
         """This process's part of the loss of a step: sums over its samples, divided by the sums over all of them."""
         if not batch:  # the other processes still ask for this one's share of their sums
             nothing = torch.zeros((), device=self.start.weight.device)
             for kind in (torch.float32, torch.int64)[: 2 if self.schedule.distill > 0 else 1]:
-                total(nothing.to(kind))
+                all_reduce_sum(nothing.to(kind))
             return nothing
         x = torch.stack([s.features for s in batch]).to(self.start.weight)
         label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
@@ -302,19 +302,19 @@ class NovelTraining:
             weight=_weights(batch, label),
             merged=merged,
             background_weight=self.schedule.background_weight,
-            total=total,
+            total=all_reduce_sum,
         )
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = _logits(self.base, f if self.frozen is None else self.frozen(x))
             known = _surely_not_novel(label, self.base_rows, x.shape[2:])
-            loss = loss + self.schedule.distill * distillation(logits, before, known, total=total)
+            loss = loss + self.schedule.distill * distillation(logits, before, known, total=all_reduce_sum)
         return loss
 
 
 def train_novel(
     start: Classifier,
-    samples: Sequence[Sample],
+    samples: Sequence[TrainingSample],
     *,
     base_classes: int,
     schedule: NovelSchedule,
@@ -383,14 +383,14 @@ def _logits(classifier: Classifier, features: Tensor) -> Tensor:
     return torch.baddbmm(classifier.bias[None, :, None], rows, features.flatten(2)).unflatten(2, features.shape[2:])
 
 
-def _weights(batch: list[Sample], label: Tensor) -> Tensor | None:
+def _weights(batch: list[TrainingSample], label: Tensor) -> Tensor | None:
     if all(s.weight is None for s in batch):
         return None
     rows = [np.ones(s.label.shape, np.float16) if s.weight is None else s.weight for s in batch]
     return torch.from_numpy(np.stack(rows)).to(label.device).float()
 
 
-def _merged(batch: list[Sample], base_rows: int, rows: int, schedule: NovelSchedule) -> Tensor:
+def _merged(batch: list[TrainingSample], base_rows: int, rows: int, schedule: NovelSchedule) -> Tensor:
     """bool (N, rows): the classes that each sample's background may be."""
     merged = torch.zeros(len(batch), rows, dtype=torch.bool)
     for n, sample in enumerate(batch):

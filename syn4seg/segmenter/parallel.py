@@ -18,41 +18,41 @@ from torch import Tensor, nn
 from syn4seg.errors import UserError
 
 
-def ranks() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(number of this process, number of processes); (0, 1) where no process group is set up."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over all processes, without a gradient; `value` itself where there is only one."""
-    if ranks()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return value
     value = value.detach().clone()
     dist.all_reduce(value)
     return value
 
 
-def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
+def all_reduce_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Adds up the gradients of all processes, in place."""
-    if ranks()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    buffer = total(torch.cat([g.flatten() for g in gradients]))
+    buffer = all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
     for gradient, part in zip(gradients, buffer.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
-def start_alike(module: nn.Module) -> None:
+def broadcast_state(module: nn.Module) -> None:
     """Gives every process the parameters and buffers of process 0."""
-    if ranks()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
 
 
 @contextlib.contextmanager
-def whole_batches(module: nn.Module) -> Iterator[None]:
+def synchronize_layers(module: nn.Module) -> Iterator[None]:
     """Within the block, batch norms and dropouts of `module` act on the whole batch; names, parameters and buffers stay.
 
     Process r of w has the rows r, r + w, r + 2 w, ... of every batch, equally many as the others.
@@ -60,7 +60,7 @@ def whole_batches(module: nn.Module) -> Iterator[None]:
     Raises:
         UserError: a batch norm that cannot be shared.
     """
-    if ranks()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         yield
         return
     plain: list[tuple[Any, type]] = []
@@ -73,7 +73,7 @@ def whole_batches(module: nn.Module) -> Iterator[None]:
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training and not _can_be_shared(part):
             raise UserError(
-                f"placement.training.workers={ranks()[1]}: the statistics of {name} ({part}) cannot be those of the "
+                f"placement.training.workers={rank_and_world_size()[1]}: the statistics of {name} ({part}) cannot be those of the "
                 "whole batch; expected torch.nn.BatchNorm2d with weights, running statistics and momentum; set "
                 "placement.training.workers=1"
             )
@@ -99,11 +99,11 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
-        return total(value)
+        return all_reduce_sum(value)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return total(gradient)
+        return all_reduce_sum(gradient)
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
@@ -113,7 +113,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Of (N, C, H, W), N the same in every process."""
         if not self.training:
             return super().forward(x)
-        world = ranks()[1]
+        world = rank_and_world_size()[1]
         wide = x.to(self.weight.dtype)
         variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
         mean, variance = mean.double(), variance.double()  # differences of squares below
@@ -138,7 +138,7 @@ class SharedDropout(nn.Dropout):
         """Of (N, ...), N the same in every process."""
         if not self.training:
             return x
-        rank, world = ranks()
+        rank, world = rank_and_world_size()
         ones = torch.cat([torch.ones_like(x)] * world)  # keeps the order in memory, in which the mask is drawn
         return x * super().forward(ones)[rank::world]
 
@@ -150,5 +150,5 @@ class SharedDropout2d(nn.Dropout2d):
         """Of (N, C, H, W), N the same in every process."""
         if not self.training:
             return x
-        rank, world = ranks()
+        rank, world = rank_and_world_size()
         return x * super().forward(x.new_ones(world * x.shape[0], x.shape[1], 1, 1))[rank::world]

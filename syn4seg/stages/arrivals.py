@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Sample
+from syn4seg.store.samples import StoredSample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,14 +57,14 @@ class Arrivals:
         new = self.pending.filter(is_done)
         if len(new):
             self.pending = self.pending.filter(pc.invert(is_done))
-            for key, places in (("image_at", self.run.samples.images()), ("label_at", self.run.samples.places(self.draw))):
+            for key, places in (("image_at", self.run.samples.images()), ("label_at", self.run.samples.locations(self.draw))):
                 index = pc.index_in(new["sample_id"], places["sample_id"].combine_chunks())
                 new = new.append_column(key, pc.fill_null(places[key].take(index), ""))
             self.finished += new.to_pylist()
         now = time.monotonic()
         self.next_poll = now + max(POLL_SECONDS, (now - started) / POLL_SHARE)
 
-    def take(self, count: int, final: bool) -> list[tuple[dict[str, Any], Sample, np.ndarray | None]]:
+    def take(self, count: int, final: bool) -> list[tuple[dict[str, Any], StoredSample, np.ndarray | None]]:
         """Return up to `count` finished samples: plan row, record and labels, and the image (None for a fault).
 
         Args:

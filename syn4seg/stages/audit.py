@@ -13,7 +13,8 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.stages.setup import draws_of
-from syn4seg.store.files import exists, pixel_digest, read_json
+from syn4seg.store.files import exists, read_json
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import Draw, RunDir
 from syn4seg.store.tables import read_parquet
 

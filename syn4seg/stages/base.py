@@ -97,9 +97,9 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
     from syn4seg.segmenter.backbones import load_backbone
     from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
     from syn4seg.segmenter.network import Segmenter
-    from syn4seg.segmenter.parallel import ranks
+    from syn4seg.segmenter.parallel import rank_and_world_size
 
-    base, settings, is_first = config.base, config.segmenter, ranks()[0] == 0
+    base, settings, is_first = config.base, config.segmenter, rank_and_world_size()[0] == 0
     weights, ids = settings.weights or "none", base_images(config, dataset, fold)
     torch.manual_seed(config.seed)
     network = Segmenter(

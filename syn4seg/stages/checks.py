@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from syn4seg.baselines import find_baseline
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import UserError
+from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import checked_name
@@ -20,6 +22,8 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     Raises:
         UserError: the first thing that is wrong: key, value, what was expected, the remedy.
     """
+    for name in config.evaluation.baselines:
+        find_baseline(name)
     dataset, fold = setup.load_dataset(config)
     for name in fold.index_names:
         checked_name(name, "class")
@@ -29,7 +33,7 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     if config.synthesis.source == "folder":
         for name in novel:
             setup.imported_files(config, name)
-    elif config.synthesis.model in setup.EMBEDDED_MODELS and (foreign := [name for name in novel if name not in CLASSES]):
+    elif generator_source(config.synthesis.model).world == "embedded" and (foreign := [n for n in novel if n not in CLASSES]):
         raise UserError(
             f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
             "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder"

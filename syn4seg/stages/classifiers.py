@@ -14,13 +14,13 @@ from syn4seg.data.datasets import Fold
 from syn4seg.errors import UserError
 from syn4seg.stages.setup import training_device
 from syn4seg.store.files import write_atomically
-from syn4seg.store.tensors import load
+from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from syn4seg.segmenter.network import Classifier, Segmenter
-    from syn4seg.segmenter.novel import NovelSchedule, Sample
+    from syn4seg.segmenter.novel import NovelSchedule, TrainingSample
     from syn4seg.store.files import AnyPath
 
 
@@ -39,7 +39,7 @@ def base_classifier(segmenter: Segmenter) -> Classifier:
     return segmenter.classifier.replaced(weight, bias)
 
 
-def train_row(config: Config, fold: Fold, start: Classifier, samples: list[Sample], draw: int) -> Classifier:
+def train_row(config: Config, fold: Fold, start: Classifier, samples: list[TrainingSample], draw: int) -> Classifier:
     """Return a classifier fine-tuned on samples all of which exist (round 0)."""
     from syn4seg.segmenter.novel import train_novel
 
@@ -114,7 +114,7 @@ def load_classifier(path: AnyPath) -> Classifier:
     from syn4seg.segmenter.network import Classifier
 
     try:
-        tensors, header = load(path)
+        tensors, header = read_tensors(path)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating") from None
     if "facts" not in header:
@@ -126,7 +126,7 @@ def load_classifier(path: AnyPath) -> Classifier:
 def read_learned_digest(path: AnyPath) -> str | None:
     """Return the digest of the samples that a classifier was trained on (see `save_classifier`); None without a classifier."""
     try:
-        return json.loads(load(path)[1]["facts"])["learned"]
+        return json.loads(read_tensors(path)[1]["facts"])["learned"]
     except (FileNotFoundError, KeyError):
         return None
 

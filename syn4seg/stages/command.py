@@ -17,16 +17,16 @@ def verify(
 ) -> None:
     """Recompute every image's and label's digest; fail on any mismatch with the manifest."""
     from syn4seg.stages.results import verify_run
-    from syn4seg.store.files import leftovers
-    from syn4seg.store.rundir import opened
+    from syn4seg.store.files import count_partial_files
+    from syn4seg.store.rundir import open_run
 
-    run = opened(run_dir)
+    run = open_run(run_dir)
     digest, problems = verify_run(run, quick)
     for line in problems:
         print(line, file=sys.stderr)
     if quick:
         print("quick: no pixel was decoded; this is the digest that the manifests claim", file=sys.stderr)
-    if partial := leftovers(run.root):
+    if partial := count_partial_files(run.root):
         print(f"{partial} unfinished .partial files of earlier crashes; they count for nothing and may be deleted", file=sys.stderr)
     print(f"digest: {digest}")
     if problems:
@@ -58,10 +58,10 @@ def audit(run_dir: Run) -> None:
     from syn4seg.config.loading import load
     from syn4seg.stages.audit import audit_run
     from syn4seg.stages.setup import load_dataset
-    from syn4seg.store.rundir import opened
+    from syn4seg.store.rundir import open_run
     from syn4seg.terminal import Terminal
 
-    run = opened(run_dir)
+    run = open_run(run_dir)
     config, display = load(run.config), Terminal()
     findings = audit_run(config, run, *load_dataset(config))
     for finding in findings:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.schema import FAULT, LABEL_STAGES
-from syn4seg.segmenter.novel import NovelTraining, Sample, owned
-from syn4seg.segmenter.parallel import ranks
+from syn4seg.schema import FAULT, LABEL_COLUMNS
+from syn4seg.segmenter.novel import NovelTraining, TrainingSample, is_local_sample
+from syn4seg.segmenter.parallel import rank_and_world_size
 from syn4seg.stages import classifiers
 from syn4seg.stages.arrivals import Arrivals
 from syn4seg.stages.novel import NovelStage
@@ -23,7 +23,7 @@ from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import ROWS, rows_of
 from syn4seg.stages.setup import training_device
 from syn4seg.store.files import remove, write_atomically
-from syn4seg.store.tensors import load
+from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.network import Classifier
@@ -120,7 +120,7 @@ class DrawTraining:
             name, bank = plan_row["sample_id"], plan_row["bank"]
             labels = self.stage.training_labels(bank, record) if image is not None else {}
             features = weight = None
-            if image is not None and owned(name):
+            if image is not None and is_local_sample(name):
                 features = self.stage.features_of(name, image)
                 weight = self.stage.pixel_weights(self.draw, features)
             for row, training in self.trainings.items():
@@ -128,7 +128,7 @@ class DrawTraining:
                 if row_bank == bank:
                     label, sample = labels.get(column), None
                     if label is not None and features is not None:
-                        sample = Sample(name, features, label, "synthetic", weight)
+                        sample = TrainingSample(name, features, label, "synthetic", weight)
                     training.verdict(name, label is not None, sample)
         return bool(taken)
 
@@ -142,10 +142,10 @@ class DrawTraining:
         if training.finished:
             accepted = (name for name, is_accepted in training.accepted.items() if is_accepted)
             self._save(row, training.classifier, classifiers.digest_of_ids(accepted))
-            if ranks()[0] == 0:
+            if rank_and_world_size()[0] == 0:
                 remove(self._checkpoint(row))
             del self.trainings[row]
-        elif training.steps_done % CHECKPOINT_STEPS == 0 and ranks()[0] == 0:
+        elif training.steps_done % CHECKPOINT_STEPS == 0 and rank_and_world_size()[0] == 0:
             from safetensors.torch import save
 
             write_atomically(self._checkpoint(row), save(training.state()))
@@ -155,7 +155,7 @@ class DrawTraining:
         return self.paths.checkpoint(f"{row}-training")
 
     def _save(self, row: str, classifier: Classifier, learned: str = "") -> None:
-        if ranks()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             classifiers.save_classifier(self.paths.checkpoint(row), classifier, learned)
 
     def _open_rows(self) -> tuple[list[str], dict[str, Any]]:
@@ -163,7 +163,7 @@ class DrawTraining:
         rows, states = self._stale_rows(), {}
         for row in rows:
             try:
-                states[row] = load(self._checkpoint(row))[0]
+                states[row] = read_tensors(self._checkpoint(row))[0]
             except (FileNotFoundError, DamagedError):  # none, or damaged: the row starts over and ends the same
                 continue
         return rows, states
@@ -178,12 +178,12 @@ class DrawTraining:
         if records is None or len(records) < sum(len(ids) for ids in self.samples.values()):
             return [row for row, digest in digests.items() if digest is None]
         reasons = dict(zip(records["sample_id"].to_pylist(), records["reason"].to_pylist(), strict=True))
-        notes, stale = set(self.stage.run.noted()), []
+        notes, stale = set(self.stage.run.quarantined_ids()), []
         for row, digest in digests.items():
             bank, column = ROWS[row]
             samples = {name: reasons[name] for name in self.samples.get(bank, [])}
             faults = {name for name, reason in samples.items() if reason.startswith(FAULT)}
-            takes_rejected = column in LABEL_STAGES[:2]  # rejected samples have these labels
+            takes_rejected = column in LABEL_COLUMNS[:2]  # rejected samples have these labels
             used = (name for name, reason in samples.items() if not reason or (takes_rejected and name not in faults))
             changed = digest and (digest != classifiers.digest_of_ids(used) or faults - notes)  # a fault without note is made again
             if digest is None or changed:
@@ -193,7 +193,7 @@ class DrawTraining:
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     """Return in every process of the group what `compute` returns in process 0, where alone it is called."""
-    rank, world = ranks()
+    rank, world = rank_and_world_size()
     if world == 1:
         return compute()
     import torch.distributed as dist

@@ -16,7 +16,7 @@ import numpy as np
 from syn4seg.config.sections import LabelingConfig, RefinementConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
-from syn4seg.labeling.components import Components, components
+from syn4seg.labeling.components import Components, find_components
 from syn4seg.labeling.filtering import Filtered, filter_regions
 from syn4seg.labeling.refinement import hint_boxes, refine_boundary
 from syn4seg.labeling.relabeling import Relabeled, relabel
@@ -231,7 +231,7 @@ class BoundaryRefiner:
         Raises:
             FloatingPointError: SAM's predicted IoU of a mask is nan or infinite.
         """
-        regions = [components(label) for label in labels]
+        regions = [find_components(label) for label in labels]
         answers = self.sam.masks(images, [self.hints(r) for r in regions])
         return [self.refine_label(label, r, *answer) for label, r, answer in zip(labels, regions, answers, strict=True)]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages import classifiers, support
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.labels import load_on_device
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from syn4seg.segmenter.network import Classifier
-    from syn4seg.segmenter.novel import Sample
-    from syn4seg.store.samples import Sample as Record
+    from syn4seg.segmenter.novel import TrainingSample
+    from syn4seg.store.samples import StoredSample as Record
 
 
 class NovelStage:
@@ -60,7 +60,7 @@ class NovelStage:
         These are raw and filtered labels of every image, later ones of accepted samples only.
         """
         canvas, used = canvas_of(self.config), {column for row_bank, column in ROWS.values() if row_bank == bank}
-        available = LABEL_STAGES[:2] if record.record["reason"] else LABEL_STAGES
+        available = LABEL_COLUMNS[:2] if record.record["reason"] else LABEL_COLUMNS
         return {column: canvas.label(record.labels[column]) for column in available if column in used}
 
     def pixel_weights(self, draw: int, features: Tensor) -> np.ndarray | None:
@@ -69,7 +69,7 @@ class NovelStage:
             self.round0[draw] = support.Registration.load(self.run.draw(draw)).classifier_on("cpu")
         return classifiers.pixel_weights(self.config, self.round0.get(draw), features)
 
-    def support_samples(self, draw: int) -> list[Sample]:
+    def support_samples(self, draw: int) -> list[TrainingSample]:
         """Return the support samples of a draw."""
         ids = support_of(self.config, self.dataset, self.fold, draw)
         return support.support_samples(self.config, self.dataset, self.fold, ids, self.real_features)

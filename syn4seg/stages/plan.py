@@ -15,11 +15,11 @@ from syn4seg.data.datasets import Fold
 from syn4seg.errors import UserError
 from syn4seg.prompts.bank import Bank, build_bank, diversity, unit_rows
 from syn4seg.prompts.grammar import GrammarAgent, plain_prompt
-from syn4seg.prompts.proposals import Recorded
+from syn4seg.prompts.proposals import RecordedAgent
 from syn4seg.prompts.protocol import PromptAgent
 from syn4seg.seeds import noise_seed
 from syn4seg.stages.rows import CLASS_NAME, HDIG
-from syn4seg.stages.setup import EMBEDDED_MODELS, imported_files
+from syn4seg.stages.setup import imported_files
 from syn4seg.store.files import exists
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import write_parquet
@@ -50,7 +50,7 @@ def make_plan(
     else:
         assert agent is not None and encoder is not None
         if not isinstance(agent, GrammarAgent):
-            agent = Recorded(agent, run.root / "proposals")
+            agent = RecordedAgent(agent, run.root / "proposals")
         table = _plan_generation(config, run, fold, note, agent, encoder)
     write_parquet(run.plan, table)
 
@@ -105,9 +105,10 @@ def _plan_generation(
     config: Config, run: RunDir, fold: Fold, note: Callable[[str], None], agent: PromptAgent, encoder: TextEncoder
 ) -> pa.Table:
     """Build the prompt bank of every class, write it with its embeddings, and return the plan."""
-    from syn4seg.models.embeddings import Encoded, joined, save_embeddings
+    from syn4seg.models.embeddings import Encoded, concatenate, save_embeddings
+    from syn4seg.models.generators import generator_source
 
-    world = "embedded" if config.synthesis.model in EMBEDDED_MODELS else "natural"
+    world = generator_source(config.synthesis.model).world
     encoded: dict[str, Encoded] = {}
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -123,7 +124,7 @@ def _plan_generation(
         banks[name] = build_bank(agent, encode, name, size=hdig.bank_size, lambda_prompt=hdig.lambda_prompt, patience=hdig.patience)
         _report(run, note, banks[name], class_embeddings[name])
     texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *class_prompts.values()]))
-    save_embeddings(run.embeddings, joined([encoded[text] for text in texts]))
+    save_embeddings(run.embeddings, concatenate([encoded[text] for text in texts]))
     write_parquet(run.prompts, _prompt_table(fold, banks, class_prompts))
     row, groups = {text: i for i, text in enumerate(texts)}, []
     for index, name in zip(fold.novel_indices, names, strict=True):

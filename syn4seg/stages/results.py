@@ -16,7 +16,7 @@ from syn4seg.config.fingerprint import config_digest
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.errors import UserError
-from syn4seg.schema import FAULT, LABEL_STAGES, RECORD
+from syn4seg.schema import FAULT, LABEL_COLUMNS, RECORD
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.store.files import exists, explain_errors, write_json
@@ -70,7 +70,7 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
             problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in missing]
         digests, damaged = samples.digests(draw.number, table, quick)
         problems += [line for line in damaged if line not in problems]
-        for key in ("image", *LABEL_STAGES):
+        for key in ("image", *LABEL_COLUMNS):
             problems += _mismatches(draw.number, key, table, digests[key])
         has_label = pc.not_equal(pc.fill_null(digests["label"], ""), "")
         labels = pc.if_else(has_label, digests["label"], _verdicts(table["reason"]))
@@ -88,7 +88,7 @@ def _begun(draw: Draw) -> bool:
 
 def _manifest(draw: Draw) -> pa.Table:
     """Return the columns of a draw's manifest that are compared, with the types of `RECORD`."""
-    columns = pa.schema([RECORD.field(name) for name in ("sample_id", "class", "reason", "image", *LABEL_STAGES)])
+    columns = pa.schema([RECORD.field(name) for name in ("sample_id", "class", "reason", "image", *LABEL_COLUMNS)])
     table = read_parquet(draw.manifest, columns.names).select(columns.names).cast(columns)
     for name in ("sample_id", "class"):
         check_names(table[name], f"{draw.manifest}: {name}")
@@ -122,7 +122,7 @@ def summarise(
     Args:
         unpublished: a line for each list of the data set that is not the published one.
     """
-    from syn4seg.baselines import facts
+    from syn4seg.baselines import facts_of
 
     rows, per_class = {}, {}
     for row in rows_of(config):
@@ -130,7 +130,7 @@ def summarise(
     baselines = {}
     for name in config.evaluation.baselines:
         figures, classes = _figures(fold, BASELINE + name, matrices)
-        baselines[name] = {"metrics": figures, "per_class": classes, **facts(name)}
+        baselines[name] = {"metrics": figures, "per_class": classes, **facts_of(name)}
     return {
         "classes": list(fold.index_names),  # by class index; the keys of per_class are sorted when they are written
         "rows": rows,

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from syn4seg.config.fingerprint import fingerprint
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.store.files import MAX_TABLE, exists, listing, map_threads, read_bytes, read_json, write_atomically
+from syn4seg.store.files import MAX_TABLE, exists, list_files, map_threads, read_bytes, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Image
+from syn4seg.store.samples import StoredImage
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -49,8 +49,8 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     same_layout = before.layout == config.layout
     names = {
         "prompts": ["prompts.parquet", "embeddings.safetensors", "plan.parquet"]
-        + [f"proposals/{name}" for name in listing(old.root / "proposals")],
-        "images": [f"images/{name}" for name in listing(old.root / "images")] if same_layout else [],
+        + [f"proposals/{name}" for name in list_files(old.root / "proposals")],
+        "images": [f"images/{name}" for name in list_files(old.root / "images")] if same_layout else [],
         "base": ["checkpoints/base.safetensors", "checkpoints/base.json"],
     }
     taken = []
@@ -75,7 +75,9 @@ def _copy_images(old: RunDir, new: RunDir, config: Config) -> None:
     rows = plan.append_column("place", places["image_at"].take(index)).filter(index.is_valid())
     rows = rows.filter(pc.invert(rows["padding"])).select(["sample_id", "class_id", "batch", "place"])
     for part in rows.to_batches(max_chunksize=64):
-        images = [Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, r["place"]) for r in part.to_pylist()]
+        images = [
+            StoredImage(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, r["place"]) for r in part.to_pylist()
+        ]
         new.samples.write_images([image for image in old.samples.read_images(images) if image])
 
 

@@ -86,12 +86,12 @@ class Scorer:
 
     def __call__(self, ids: list[str]) -> Matrices:
         """Return the matrices of a chunk; every query is seen by the network once, and scored in its draws."""
-        from syn4seg.segmenter.evaluation import evaluate, queries
+        from syn4seg.segmenter.evaluation import accumulate_confusion, iterate_queries
 
         canvas, space = canvas_of(self.config), self.config.evaluation.space
-        stream = queries(self.segmenter, self.dataset, self.fold, ids, canvas=canvas, space=space, batch=CHUNK)
+        stream = iterate_queries(self.segmenter, self.dataset, self.fold, ids, canvas=canvas, space=space, batch=CHUNK)
         classes = len(self.fold.index_names)
-        return evaluate(stream, self.predictors, classes, lambda key, sample_id: sample_id in self.queries[key[0]])
+        return accumulate_confusion(stream, self.predictors, classes, lambda key, sample_id: sample_id in self.queries[key[0]])
 
 
 def queries_by_draw(config: Config, dataset: Dataset, fold: Fold) -> dict[int, list[str]]:

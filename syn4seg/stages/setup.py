@@ -19,7 +19,6 @@ from syn4seg.seeds import seeded
 if TYPE_CHECKING:
     from syn4seg.models.protocols import Speed
 
-EMBEDDED_MODELS = ("renderer", "embedded-sd3")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model")
 """Keys that may name files of this machine."""

@@ -20,14 +20,14 @@ from syn4seg.seeds import seeded
 from syn4seg.stages.setup import base_images, canvas_of, support_of
 from syn4seg.store.files import exists, write_atomically, write_json
 from syn4seg.store.rundir import Draw, RunDir
-from syn4seg.store.tensors import load
+from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from syn4seg.segmenter.network import Classifier, Segmenter
-    from syn4seg.segmenter.novel import Sample
+    from syn4seg.segmenter.novel import TrainingSample
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Registration:
             UserError: the draw has not been registered yet.
         """
         try:
-            tensors, header = load(draw.support)
+            tensors, header = read_tensors(draw.support)
         except FileNotFoundError:
             raise UserError(
                 f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
@@ -91,8 +91,8 @@ class Registration:
 class BaseSamples:
     """Base training images as samples of the kind "replay": those that are replayed, and those that make base prototypes."""
 
-    replayed: list[Sample]
-    prototype_images: list[Sample]
+    replayed: list[TrainingSample]
+    prototype_images: list[TrainingSample]
 
 
 Features = Callable[[Sequence[str]], Sequence["Tensor"]]
@@ -109,15 +109,15 @@ def feature_extractor(config: Config, segmenter: Segmenter, dataset: Dataset) ->
 
 def support_samples(
     config: Config, dataset: Dataset, fold: Fold, support: dict[int, list[str]], features: Features
-) -> list[Sample]:
+) -> list[TrainingSample]:
     """Return the support images as samples: frozen features and labels by class index, on the canvas."""
-    from syn4seg.segmenter.novel import Sample
+    from syn4seg.segmenter.novel import TrainingSample
 
     canvas, samples = canvas_of(config), []
     for target, ids in support.items():
         for image_id, feature in zip(ids, features(ids), strict=True):
             label = support_label(dataset.mask(image_id), fold, target, base_in_support=config.data.base_in_support)
-            samples.append(Sample(f"{target}-{image_id}", feature, canvas.label(label), "support"))
+            samples.append(TrainingSample(f"{target}-{image_id}", feature, canvas.label(label), "support"))
     return samples
 
 
@@ -126,13 +126,14 @@ def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Feature
 
     The first `novel.replay_images` of the draw are replayed, the first `labeling.base_prototype_images` make prototypes.
     """
-    from syn4seg.segmenter.novel import Sample
+    from syn4seg.segmenter.novel import TrainingSample
 
     replay, prototypes = config.novel.replay_images, config.labeling.base_prototype_images
     ids = shuffled_base_images(config, dataset, fold)[: max(replay, prototypes)]
     table, canvas = fold.to_base_index, canvas_of(config)
     samples = {
-        i: Sample(i, feature, canvas.label(table[dataset.mask(i)]), "replay") for i, feature in zip(ids, features(ids), strict=True)
+        i: TrainingSample(i, feature, canvas.label(table[dataset.mask(i)]), "replay")
+        for i, feature in zip(ids, features(ids), strict=True)
     }
     return BaseSamples([samples[i] for i in sorted(ids[:replay])], [samples[i] for i in sorted(ids[:prototypes])])
 
@@ -174,7 +175,7 @@ def register(
 
 
 def compute_registration(
-    config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], base: BaseSamples, draw: int
+    config: Config, segmenter: Segmenter, fold: Fold, support: list[TrainingSample], base: BaseSamples, draw: int
 ) -> Registration:
     """Compute round 0: prototypes, thresholds, and a classifier that has seen the support set and replayed base images only."""
     from syn4seg.stages.classifiers import initial_classifier, train_row
@@ -186,7 +187,9 @@ def compute_registration(
     return Registration(*rows, prototypes, thresholds, start.cosine, start.align_corners)
 
 
-def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[Sample], images: list[Sample]) -> np.ndarray:
+def _prototypes(
+    config: Config, segmenter: Segmenter, fold: Fold, support: list[TrainingSample], images: list[TrainingSample]
+) -> np.ndarray:
     """Return unit global prototypes (1+B+M, D): novel and background from the support set, base from base training images."""
     import torch
 
@@ -206,11 +209,11 @@ def _prototypes(config: Config, segmenter: Segmenter, fold: Fold, support: list[
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 
 
-def _arrays(samples: list[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _arrays(samples: list[TrainingSample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [s.features.float().numpy() for s in samples], [s.label for s in samples]
 
 
-def keep_thresholds(config: Config, fold: Fold, support: list[Sample]) -> dict[int, float]:
+def keep_thresholds(config: Config, fold: Fold, support: list[TrainingSample]) -> dict[int, float]:
     """Return lambda_keep by novel class index: the number of the configuration, or a quantile of held-out similarities."""
     limit = config.labeling.lambda_keep
     if not isinstance(limit, SupportQuantile):

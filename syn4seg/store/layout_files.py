@@ -238,7 +238,7 @@ class FileSamples:
         return pa.table(columns)
 
     def compact(self, draw: int | None, whole: bool = True) -> None:
-        """Do nothing: files stay files."""
+        """Return do nothing: files stay files."""
 
 
 def _by_class(sizes: dict[str, int], suffix: str) -> list[tuple[str, str]]:

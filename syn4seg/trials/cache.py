@@ -1,8 +1,8 @@
-"""The stage cache: what a stage made of given inputs and keys, kept once for all trials and studies that ask for it.
+"""The stage cache: results of processing steps, stored once for all trials and studies.
 
-An entry is a file `CACHE/STAGE/HASH.bin`, named by a hash of everything its content depends on. It holds named arrays (in the
+An entry of some kind is a file `CACHE/KIND/HASH.bin`, named by a hash of everything its content depends on. It holds named arrays (in the
 safetensors format; labels and masks compressed) behind a digest of themselves: a damaged entry is noticed and made again.
-Whoever finds no entry makes it under a lock of its own, so processes that ask at the same time make it once. Nothing relies
+A process that finds no entry makes it under that entry's lock, so concurrent processes make it once. Nothing relies
 on an entry being there: the least recently used ones are deleted when the cache grows over its bound.
 
 The cache is a folder of this machine or a network mount with locks (NFS 4); it never holds the only copy of anything.
@@ -33,7 +33,7 @@ Arrays = dict[str, np.ndarray]
 
 SUFFIX = ".bin"
 RUNS = "runs"
-"""The stage whose entries are whole run directories: prompts, images and base checkpoint of a configuration."""
+"""The kind whose entries are whole run directories: prompts, images and base checkpoint of a configuration."""
 DIGEST = 32
 MAX_ENTRY = 2**33
 """Bytes of the largest entry that is read."""
@@ -46,26 +46,26 @@ LOOK_SHARE = 0.05
 FRESH_SECONDS = 3600.0
 """A run directory that was used this recently is not deleted to make room."""
 LOCK_SECONDS = 86_400.0
-"""A lock that was not asked for this long is deleted."""
+"""A lock unused for this long is deleted."""
 
 
 @dataclass(frozen=True)
 class EntryUse:
-    """What the cache holds of a stage: entries, their bytes, and when one was last used (seconds since 1970)."""
+    """Usage of one kind: number of entries, their bytes, and when one was last used (seconds since 1970)."""
 
-    stage: str
+    kind: str
     entries: int
     bytes: int
     used: float
 
 
 def key_hash(key: Any) -> str:
-    """Hash (32 hex digits) of plain JSON values."""
+    """Return the hash (32 hex digits) of plain JSON values."""
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 class StageCache:
-    """Entries by stage and key, and the recently used ones in memory.
+    """Store entries by kind and key, with the recently used ones also in memory.
 
     Args:
         root: folder; made if it is not there.
@@ -80,60 +80,60 @@ class StageCache:
         if "://" in str(root):
             raise UserError(f"--cache {root}: the cache needs locks, so it must be a folder of this machine or a network mount")
         self.root, self.limit, self.memory, self.used = Path(root), limit, memory, 0
-        self.kept: OrderedDict[tuple[str, str], Arrays] = OrderedDict()
+        self.recent: OrderedDict[tuple[str, str], Arrays] = OrderedDict()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.written = limit  # so that the first write looks at the folder
 
-    def path(self, stage: str, key: Any) -> Path:
-        """Where an entry lies."""
-        return self.root / stage / (key_hash(key) + SUFFIX)
+    def path(self, kind: str, key: Any) -> Path:
+        """Return the path of an entry."""
+        return self.root / kind / (key_hash(key) + SUFFIX)
 
-    def get(self, stage: str, key: Any, make: Callable[[], Arrays]) -> Arrays:
-        """An entry; made and kept if it is not there. The arrays are shared: nobody writes into them.
+    def get(self, kind: str, key: Any, make: Callable[[], Arrays]) -> Arrays:
+        """Return an entry; make and store it if it is missing. The arrays are shared and read-only.
 
         Args:
-            stage: name of the stage.
+            kind: of the entry.
             key: plain JSON values that name everything the arrays depend on.
-            make: makes them; it may ask for entries of earlier stages.
+            make: computes the arrays; it may call `get` for the entries that they are made of.
 
         Raises:
             StoreError: the folder cannot be written.
         """
-        found = self.find(stage, key)
+        found = self.find(kind, key)
         if found is None:
-            path = self.path(stage, key)
+            path = self.path(kind, key)
             with self.lock(path):
-                found = self.find(stage, key)  # somebody else may have been faster
+                found = self.find(kind, key)  # another process may have made it
                 if found is None:
-                    self.counts[stage, "damaged"] += path.exists()
+                    self.counts[kind, "damaged"] += path.exists()
                     found = make()
-                    self.put(stage, key, found)
+                    self.put(kind, key, found)
         return found
 
-    def find(self, stage: str, key: Any) -> Arrays | None:
-        """An entry, or None if it is not there or damaged."""
-        path = self.path(stage, key)
-        name = (stage, path.name)
-        if name in self.kept:
-            self.kept.move_to_end(name)
-            self.counts[stage, "memory"] += 1
-            return self.kept[name]
+    def find(self, kind: str, key: Any) -> Arrays | None:
+        """Return an entry, or None if it is missing or damaged."""
+        path = self.path(kind, key)
+        name = (kind, path.name)
+        if name in self.recent:
+            self.recent.move_to_end(name)
+            self.counts[kind, "memory"] += 1
+            return self.recent[name]
         arrays = self._read(path)
         if arrays is not None:
-            self.counts[stage, "read"] += 1
+            self.counts[kind, "read"] += 1
             self._keep(name, arrays)
         return arrays
 
-    def put(self, stage: str, key: Any, arrays: Arrays) -> None:
-        """Keeps what was made, under the `lock` of its path."""
-        path = self.path(stage, key)
-        self.counts[stage, "made"] += 1
+    def put(self, kind: str, key: Any, arrays: Arrays) -> None:
+        """Store an entry; the caller holds the `lock` of its path."""
+        path = self.path(kind, key)
+        self.counts[kind, "made"] += 1
         self._write(path, arrays)
-        self._keep((stage, path.name), arrays)
+        self._keep((kind, path.name), arrays)
 
     @contextlib.contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """Only one process at a time makes what is at `path`; the lock of a process that dies is free."""
+        """Hold the lock of an entry; the system frees the lock of a process that dies."""
         with FileLock(self._lock(path)):
             yield
 
@@ -149,9 +149,9 @@ class StageCache:
             array.flags.writeable = False
         if size > self.memory:
             return
-        self.kept[name], self.used = arrays, self.used + size
+        self.recent[name], self.used = arrays, self.used + size
         while self.used > self.memory:
-            _, old = self.kept.popitem(last=False)
+            _, old = self.recent.popitem(last=False)
             self.used -= sum(a.nbytes for a in old.values())
 
     def _read(self, path: Path) -> Arrays | None:
@@ -184,9 +184,8 @@ class StageCache:
             self.written = 0
             self.prune(self.limit, idle=FRESH_SECONDS)
 
-    # ------------------------------------------------------------------------------------------ ls and prune
     def entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, path) of every entry; run directories count as one."""
+        """Return (last use, bytes, path) of every entry, the least recently used first; a run directory counts as one."""
         found = []
         for folder in self.root.iterdir() if self.root.is_dir() else ():
             if folder.name == RUNS:
@@ -201,29 +200,28 @@ class StageCache:
         return sorted(found, key=lambda entry: (entry[0], entry[2]))
 
     def uses(self) -> list[EntryUse]:
-        """What is there, stage by stage."""
+        """Return the usage by kind."""
         by_stage: dict[str, list[tuple[float, int, Path]]] = {}
         for entry in self.entries():
             by_stage.setdefault(entry[2].parent.name, []).append(entry)
         return [
-            EntryUse(stage, len(found), sum(size for _, size, _ in found), found[-1][0])
-            for stage, found in sorted(by_stage.items())
+            EntryUse(kind, len(found), sum(size for _, size, _ in found), found[-1][0]) for kind, found in sorted(by_stage.items())
         ]
 
-    def prune(self, limit: int, stage: str | None = None, idle: float = 0.0) -> tuple[int, int]:
-        """Deletes the least recently used entries until at most `SLACK * limit` bytes are left, if there are more than `limit`.
+    def prune(self, limit: int, kind: str | None = None, idle: float = 0.0) -> tuple[int, int]:
+        """Delete the least recently used entries until at most `SLACK * limit` bytes are left, if there are more than `limit`.
 
-        Run directories go last: they are what a study costs. One that is being made is left alone. Whoever reads another entry
-        meanwhile finds it missing and makes it again.
+        Run directories go last: they are what a study costs. One that is being made is skipped. A process that reads a deleted
+        entry finds it missing and makes it again.
 
         Args:
-            stage: only entries of this stage, and only its bytes count.
+            kind: only entries of this kind, and only their bytes count.
             idle: seconds that a run directory must have lain unused.
 
         Returns:
             How many entries were deleted, and their bytes.
         """
-        found = [entry for entry in self.entries() if stage is None or entry[2].parent.name == stage]
+        found = [entry for entry in self.entries() if kind is None or entry[2].parent.name == kind]
         total, gone, freed = sum(size for _, size, _ in found), 0, 0
         if total <= limit:
             return 0, 0
@@ -240,23 +238,22 @@ class StageCache:
         return gone, freed
 
     def _drop_run(self, path: Path) -> bool:
-        """Deletes a run directory that nobody is making; whether it is gone."""
+        """Delete a run directory unless a process is making it; return whether it was deleted."""
         with contextlib.suppress(Timeout), FileLock(self._lock(path), timeout=0):
             shutil.rmtree(path, ignore_errors=True)
             return True
         return False
 
     def _drop_locks(self) -> None:
-        """Deletes the locks that nobody has asked for in a day."""
+        """Delete the locks that were unused for `LOCK_SECONDS`."""
         for lock in (self.root / "locks").rglob("*.lock"):
             with contextlib.suppress(OSError):
                 if time.time() - lock.stat().st_mtime > LOCK_SECONDS:
                     lock.unlink()
 
 
-# ---------------------------------------------------------------------------------------------------- an entry
 def encode(arrays: Arrays) -> bytes:
-    """An entry's bytes: a digest, then the compressed arrays."""
+    """Return the bytes of an entry: a digest, then the arrays, compressed if they are small or whole numbers."""
     from safetensors.numpy import save
 
     data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
@@ -266,7 +263,7 @@ def encode(arrays: Arrays) -> bytes:
 
 
 def decode(data: bytes) -> Arrays | None:
-    """The arrays of an entry's bytes; None if they are not what `encode` wrote."""
+    """Return the arrays of an entry's bytes; None if `encode` did not write them."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

@@ -28,7 +28,7 @@ def list_cache(cache: Folder = "runs/cache") -> None:
     for title in ("stage", "entries", "MiB", "last used"):
         table.add_column(title, justify="left" if title == "stage" else "right")
     for use in uses:
-        table.add_row(use.stage, f"{use.entries}", f"{use.bytes / 2**20:.1f}", time.strftime("%F %T", time.localtime(use.used)))
+        table.add_row(use.kind, f"{use.entries}", f"{use.bytes / 2**20:.1f}", time.strftime("%F %T", time.localtime(use.used)))
     table.add_section()
     table.add_row("all", f"{sum(u.entries for u in uses)}", f"{sum(u.bytes for u in uses) / 2**20:.1f}", "")
     display.console.print(table)

@@ -18,9 +18,10 @@ from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import ROWS
 from syn4seg.stages.setup import canvas_of, load_dataset
-from syn4seg.store.files import MAX_TABLE, pixel_digest, read_bytes
+from syn4seg.store.files import MAX_TABLE, read_bytes
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Image
+from syn4seg.store.samples import StoredImage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,8 @@ class RunContext:
         for start in range(0, len(rows), IMAGES_PER_ENTRY):
             part = rows[start : start + IMAGES_PER_ENTRY]
             requests = [
-                Image(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, locations[r["sample_id"]]) for r in part
+                StoredImage(r["sample_id"], names[r["class_id"]], r["batch"], np.zeros(0), {}, locations[r["sample_id"]])
+                for r in part
             ]
             for row, image in zip(part, self.run.samples.read_images(requests), strict=True):
                 if image is not None:
@@ -99,7 +101,7 @@ class RunContext:
         Raises:
             UserError: one has been deleted or damaged since.
         """
-        requests = [Image(m.sample_id, m.class_name, m.batch, np.zeros(0), {}, m.at) for m in images]
+        requests = [StoredImage(m.sample_id, m.class_name, m.batch, np.zeros(0), {}, m.at) for m in images]
         stored = self.run.samples.read_images(requests)
         for image, read in zip(images, stored, strict=True):
             if read is None or pixel_digest(read.pixels) != image.digest:

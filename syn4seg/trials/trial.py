@@ -24,13 +24,14 @@ import numpy as np
 
 from syn4seg.config.fingerprint import section_values
 from syn4seg.config.tree import Config
-from syn4seg.labeling.components import components
+from syn4seg.labeling.components import find_components
 from syn4seg.stages.classifiers import initial_classifier, pixel_weights, schedule_of, seed_of
 from syn4seg.stages.labels import BoundaryRefiner, DraftLabel, Enhancer, dense_features
 from syn4seg.stages.scoring import CHUNK
 from syn4seg.stages.setup import draws_of, queries_of, support_of, training_device
 from syn4seg.stages.support import Registration, base_samples, compute_registration, keep_thresholds, support_samples
-from syn4seg.store.files import exists, pixel_digest
+from syn4seg.store.files import exists
+from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import RUNS, Arrays, StageCache, key_hash
 from syn4seg.trials.context import IMAGES_PER_ENTRY, ROW, RunContext, SyntheticImage
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from syn4seg.segmenter.evaluation import Metrics, Query
-    from syn4seg.segmenter.novel import Sample
+    from syn4seg.segmenter.novel import TrainingSample
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,14 @@ class _Trial:
         ids = self.cache.get("support", key, make)
         return {k: json.loads(ids[str(k)].tobytes()) for k in self.fold.novel}
 
-    def support(self, draw: int) -> list[Sample]:
+    def support(self, draw: int) -> list[TrainingSample]:
         """Return the support samples of a draw."""
         support = self.support_ids(draw)
         every = [i for ids in support.values() for i in ids]
         features = dict(zip(every, self.real(every)[1], strict=True))
         return support_samples(self.config, self.dataset, self.fold, support, lambda ids: [features[i] for i in ids])
 
-    def registration(self, draw: int) -> tuple[str, Registration, list[Sample]]:
+    def registration(self, draw: int) -> tuple[str, Registration, list[TrainingSample]]:
         """Return the key of round 0 of a draw, round 0, and the support samples."""
         support = self.support(draw)
         config, keys = self.config, ("weight", "bias", "prototypes")
@@ -193,7 +194,7 @@ class _Trial:
         )
         return key, registration, support
 
-    def _describe(self, samples: Sequence[Sample]) -> list[str]:
+    def _describe(self, samples: Sequence[TrainingSample]) -> list[str]:
         return [
             f"{s.sample_id}:{self.context.digest(s.sample_id.partition('-')[2] if s.kind == 'support' else s.sample_id)}:"
             f"{pixel_digest(s.label)}"
@@ -267,7 +268,7 @@ class _Trial:
             embeddings = self._embeddings(sam, refiner, images)
             for i in _rows(before):
                 with _skip_non_finite():
-                    boxes = refiner.hints(components(before[f"label.{i}"]))
+                    boxes = refiner.hints(find_components(before[f"label.{i}"]))
                     pixels, ious = refiner.sam.decode(self.context.tensor(embeddings[i]), images[i].shape[:2], boxes)
                     masks |= {f"masks.{i}": pixels.view(np.uint8), f"label.{i}": ious}
             return masks
@@ -279,7 +280,7 @@ class _Trial:
                 with _skip_non_finite():
                     label = before[f"label.{i}"]
                     pixels, ious = masks[f"masks.{i}"].view(bool), masks[f"label.{i}"]
-                    labels[f"label.{i}"] = refiner.refine_label(label, components(label), pixels, ious)[0]
+                    labels[f"label.{i}"] = refiner.refine_label(label, find_components(label), pixels, ious)[0]
             return labels
 
         labels = cache.get("label", keys["label"], refined)
@@ -345,10 +346,16 @@ class _Trial:
             self.cache.put("classifier", key, {"confusion": np.stack(matrices)})
 
     def _train(
-        self, draw: int, registration: Registration, support: list[Sample], chunks: list[Chunk], queries: list[Query], reports: int
+        self,
+        draw: int,
+        registration: Registration,
+        support: list[TrainingSample],
+        chunks: list[Chunk],
+        queries: list[Query],
+        reports: int,
     ) -> Iterator[np.ndarray]:
         """Run the novel stage; yield `reports` times the confusion matrix int64 (1+B+M, 1+B+M) on the queries."""
-        from syn4seg.segmenter.evaluation import evaluate, predictor_of
+        from syn4seg.segmenter.evaluation import accumulate_confusion, predictor_of
         from syn4seg.segmenter.novel import NovelTraining
 
         schedule = schedule_of(self.config)
@@ -370,12 +377,12 @@ class _Trial:
                 assert training.ready
                 training.step()
             classifier = training.classifier.to(self.context.device)
-            yield evaluate(queries, {ROW: predictor_of(classifier)}, len(self.fold.index_names))[ROW]
+            yield accumulate_confusion(queries, {ROW: predictor_of(classifier)}, len(self.fold.index_names))[ROW]
 
-    def _samples(self, chunk: Chunk, registered: Any) -> Iterator[Sample]:
+    def _samples(self, chunk: Chunk, registered: Any) -> Iterator[TrainingSample]:
         import torch
 
-        from syn4seg.segmenter.novel import Sample
+        from syn4seg.segmenter.novel import TrainingSample
 
         if any(chunk.images[i].sample_id not in self.context.features for i in chunk.labels):
             for image, dense in zip(chunk.images, self.dense(chunk.images), strict=True):
@@ -384,7 +391,9 @@ class _Trial:
         for i, label in chunk.labels.items():
             name = chunk.images[i].sample_id
             features = self.context.features[name]
-            yield Sample(name, features, self.canvas.label(label), "synthetic", pixel_weights(self.config, registered, features))
+            yield TrainingSample(
+                name, features, self.canvas.label(label), "synthetic", pixel_weights(self.config, registered, features)
+            )
 
 
 @contextlib.contextmanager

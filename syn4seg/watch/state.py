@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow.compute as pc
 
 from syn4seg.schema import FAULT
-from syn4seg.store.files import exists, explain_errors, read_json, steadily
+from syn4seg.store.files import exists, explain_errors, read_json, retry_stale
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
 from syn4seg.watch.story import PHASES, Load, Story, Work, number
@@ -93,7 +93,7 @@ class Journal:
             StoreError: it cannot be read.
         """
         try:
-            data = steadily(self.path, self._read)
+            data = retry_stale(self.path, self._read)
         except FileNotFoundError:
             data = None if self.place else b""
         if data is None:
@@ -197,7 +197,7 @@ class Watcher:
     def _names(self, faults: int) -> tuple[str, ...]:
         """A few quarantined samples; they are listed when their number has changed, and as long as they are not too many."""
         if faults != self.listed[0]:
-            self.listed = faults, tuple(self.run.noted()[:3]) if faults <= LISTED else ()
+            self.listed = faults, tuple(self.run.quarantined_ids()[:3]) if faults <= LISTED else ()
         return self.listed[1]
 
 

@@ -1,7 +1,7 @@
 """What the lines of a run's metrics.jsonl tell: which phase it is in, how far each piece of work is, how busy the stages are.
 
-Kinds of lines: `begin` and the end of a phase (`seconds`), `pulse` (done and total of a piece of work, see `syn4seg.store.pulse`), `load`
-(how busy each stage is, see `actors.metrics`), prompt banks, epochs of the base stage. A line of another kind or with other
+Kinds of lines: `begin` and the end of a phase (`seconds`), `pulse` (done and total of a piece of work, see `syn4seg.store.pulse`),
+`load` (how busy each stage is, see `actors.metrics`), prompt banks, epochs of the base stage. A line of another kind or with other
 values tells nothing and harms nothing.
 """
 
@@ -69,7 +69,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Load:
-    """How busy a stage of the stream is, see `actors.metrics.loads`; `total` rows are to pass through it."""
+    """How busy a stage of the stream is, see `actors.metrics.operator_loads`; `total` rows are to pass through it."""
 
     name: str
     rows: float

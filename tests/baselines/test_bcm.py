@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syn4seg.baselines import bcm, build
-from syn4seg.baselines.imprinting import SupportCells
+from syn4seg.baselines.support import SupportCells
 from syn4seg.data.canvas import Canvas
 from syn4seg.seeds import seeded
-from syn4seg.segmenter.evaluation import Query, winners
+from syn4seg.segmenter.evaluation import Query, scores_to_classes
 from syn4seg.segmenter.network import Classifier, upsample
-from syn4seg.segmenter.novel import Sample
+from syn4seg.segmenter.novel import TrainingSample
 
 DIM, GRID, SIDE, BASE = 8, 6, 24, 2
 LOOKS = torch.tensor(
@@ -29,18 +29,18 @@ LOOKS = torch.tensor(
 BASE_MODEL = Classifier(LOOKS[:3].clone(), torch.zeros(3))
 
 
-def _sample(name, classes, told=None, noise=0.05):
+def _sample(name, classes, labels=None, noise=0.05):
     """Upright strips of the looks of `classes` under a brightness that varies from cell to cell, plus noise."""
     rng = seeded("strips", name)
     grid = np.repeat(classes, GRID // len(classes))[None].repeat(GRID, 0)
     bright = rng.uniform(0.5, 2, (GRID, GRID))
     features = bright * LOOKS.numpy()[grid].transpose(2, 0, 1) + noise * np.abs(rng.standard_normal((DIM, GRID, GRID)))
-    label = np.repeat(told or classes, SIDE // len(classes))[None].repeat(SIDE, 0)
-    return Sample(name, torch.from_numpy(features).half(), label.astype(np.uint8), "support")
+    label = np.repeat(labels or classes, SIDE // len(classes))[None].repeat(SIDE, 0)
+    return TrainingSample(name, torch.from_numpy(features).half(), label.astype(np.uint8), "support")
 
 
 def _support(shots=1):
-    return [_sample(f"{k}-{s}", [0, k, 1], told=[0, k, 0]) for k in (3, 4) for s in range(shots)]
+    return [_sample(f"{k}-{s}", [0, k, 1], labels=[0, k, 0]) for k in (3, 4) for s in range(shots)]
 
 
 def _query(sample):
@@ -52,7 +52,7 @@ def _built(support, shots=1, novel=2, seed=0, base=BASE_MODEL):
 
 
 def _before(query, base=BASE_MODEL):
-    return winners(query, upsample(base(query.features.float()[None]).softmax(1), (SIDE, SIDE)))
+    return scores_to_classes(query, upsample(base(query.features.float()[None]).softmax(1), (SIDE, SIDE)))
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -93,7 +93,7 @@ def test_the_parent_is_the_most_frequent_base_prediction_on_the_novel_cells():
     rng = seeded("families")
     for _ in range(20):
         support = [
-            Sample(
+            TrainingSample(
                 str(n),
                 torch.from_numpy(rng.random((DIM, GRID, GRID))).half(),
                 rng.choice([0, 1, 3, 4, 255], (SIDE, SIDE)).astype(np.uint8),
@@ -110,7 +110,7 @@ def test_the_parent_is_the_most_frequent_base_prediction_on_the_novel_cells():
                     if s.label[y * SIDE // GRID, x * SIDE // GRID] == k:
                         counts[int((BASE_MODEL.weight @ s.features[:, y, x].float()).argmax())] += 1
             expected.setdefault(counts.index(max(counts)), []).append(k)
-        assert bcm.families(BASE_MODEL, cells) == expected
+        assert bcm.find_parents(BASE_MODEL, cells) == expected
 
 
 def test_two_novel_classes_of_one_parent_are_told_apart_by_one_model():
@@ -118,13 +118,13 @@ def test_two_novel_classes_of_one_parent_are_told_apart_by_one_model():
     base.weight[0, 2:4] = base.weight[1, 2:4]
     predict = _built(_support(), base=base)
     assert [(p.index, p.novel, [m.outcomes for m in p.models]) for p in predict.parents] == [(0, [3, 4], [[0, 1, 2]])]
-    found = predict(_query(_sample("pair", [3, 4])))
-    assert (found[:, :8] == 3).all() and (found[:, -8:] == 4).all()
+    result = predict(_query(_sample("pair", [3, 4])))
+    assert (result[:, :8] == 3).all() and (result[:, -8:] == 4).all()
 
 
 def test_shots_hold_every_image_once_and_one_of_each_class():
     cells = SupportCells.of(_support(5), BASE_MODEL.weight, BASE, 2)
-    assert bcm.shots_of(cells, 5).tolist() == [0, 1, 2, 3, 4] * 2
+    assert bcm.assign_shots(cells, 5).tolist() == [0, 1, 2, 3, 4] * 2
     models = _built(_support(3)[:3], 3, novel=1).parents[0].models
     assert [(m.votes, m.outcomes) for m in models] == [(1, [0, 1])] * 3 + [(3, [0, 1])]
     assert [m.votes for m in _built(_support(1)[:1], 1, novel=1).parents[0].models] == [1]
@@ -134,15 +134,15 @@ def test_the_ensemble_is_a_weighted_mean_over_the_models_that_know_an_outcome():
     rng = seeded("ensemble")
     x = torch.from_numpy(rng.random((1, DIM, 2, 2))).float()
     models = [
-        bcm.Model(Classifier(torch.from_numpy(rng.standard_normal((len(o), DIM))).float(), torch.zeros(len(o))), o, votes)
+        bcm.Regression(Classifier(torch.from_numpy(rng.standard_normal((len(o), DIM))).float(), torch.zeros(len(o))), o, votes)
         for o, votes in (([0, 1], 1), ([0, 2], 1), ([0, 1, 2], 5))
     ]
-    found = bcm.Parent(0, [3, 4], models).shares(x)
+    mixed = bcm.ParentClass(0, [3, 4], models).shares(x)
     for outcome in range(3):
         knows = [m for m in models if outcome in m.outcomes]
         total = sum(m.votes * m.rows(x).softmax(1)[:, m.outcomes.index(outcome)] for m in knows)
         assert isinstance(total, torch.Tensor)
-        assert torch.allclose(found[:, outcome], total / sum(m.votes for m in knows))
+        assert torch.allclose(mixed[:, outcome], total / sum(m.votes for m in knows))
 
 
 @settings(max_examples=50, deadline=None)
@@ -151,7 +151,7 @@ def test_only_the_background_is_drawn_down_to_the_second_largest_outcome(counts,
     outcome = seeded("shuffle", seed).permutation(np.repeat(np.arange(len(counts)), counts))
     if len(np.unique(outcome)) < 2:
         return
-    use = bcm.balanced(outcome, seeded("draw", seed))
+    use = bcm.balance_background(outcome, seeded("draw", seed))
     left = np.bincount(outcome[use], minlength=len(counts)).tolist()
     assert len(np.unique(use)) == len(use) and left[1:] == counts[1:] and left[0] == min(counts[0], sorted(counts)[-2])
 
@@ -165,12 +165,12 @@ def test_a_class_of_one_or_few_cells_still_gets_a_model():
         assert [p.novel for p in predict.parents] == [[3], [4]]
         assert (predict(_query(_sample("few", [3, 3]))) == 3).mean() > 0.9
     x, outcome = np.zeros((9, DIM), np.float32), np.array([0] * 8 + [1])
-    assert bcm._best_strength(x, outcome, ("t",)) == bcm.PLAIN_STRENGTH
+    assert bcm._best_strength(x, outcome, ("t",)) == bcm.DEFAULT_STRENGTH
 
 
 def test_without_anything_but_the_class_on_the_support_set_its_parent_stays():
     predict = _built([_sample("3-0", [3, 3])], novel=1)
-    query = _query(_sample("alone", [3, 0]))
+    query = _query(_sample("single", [3, 0]))
     assert isinstance(predict, bcm.Bcm) and predict.parents == [] and (predict(query) == _before(query)).all()
 
 

@@ -11,11 +11,11 @@ import torch
 
 from syn4seg.baselines import build
 from syn4seg.baselines.diam import Diam, Objective, cross_entropy, distillation, entropy, marginal, proportions
-from syn4seg.baselines.imprinting import SupportCells
+from syn4seg.baselines.support import SupportCells
 from syn4seg.data.canvas import Canvas
 from syn4seg.segmenter.evaluation import Query
 from syn4seg.segmenter.network import Classifier, upsample
-from syn4seg.segmenter.novel import Sample
+from syn4seg.segmenter.novel import TrainingSample
 
 DIM, GRID, SIDE, BASE, NOVEL = 6, 6, 24, 2, 2
 ROWS = 1 + BASE + NOVEL
@@ -38,7 +38,7 @@ def _base(cosine=False, dtype=torch.float32):
 
 
 def _support(shots=1):
-    return [Sample(f"{k}-{s}", _features(10 * k + s), _label(k), "support") for k in (3, 4) for s in range(shots)]
+    return [TrainingSample(f"{k}-{s}", _features(10 * k + s), _label(k), "support") for k in (3, 4) for s in range(shots)]
 
 
 def _diam(base=None, shots=1, **changes):

@@ -13,7 +13,7 @@ from syn4seg.data.coco import CocoDataset
 from syn4seg.data.pascal import PascalDataset
 from syn4seg.data.prepare import prepare_coco, prepare_pascal
 from syn4seg.errors import UserError
-from syn4seg.store.files import read_image
+from syn4seg.store.images import read_image
 from tests.official import TRUNCATED, truncate, write_coco, write_pascal
 
 

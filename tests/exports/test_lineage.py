@@ -12,7 +12,7 @@ from syn4seg.exports.formats import FORMATS
 from syn4seg.exports.lineage import PROJECT_LICENCE, licences, public_name
 from syn4seg.exports.selection import ExportOptions
 from syn4seg.exports.writing import write
-from syn4seg.store.files import pixel_digest
+from syn4seg.store.images import pixel_digest
 from tests.shared_exports import FAULT, REJECTED, made_run, silent
 
 

@@ -15,7 +15,7 @@ from syn4seg.errors import UserError
 from syn4seg.exports.formats import FORMATS
 from syn4seg.exports.selection import ExportOptions
 from syn4seg.exports.writing import write
-from syn4seg.store.rundir import opened
+from syn4seg.store.rundir import open_run
 from tests.shared_exports import REJECTED, made_run, silent
 
 
@@ -39,7 +39,7 @@ def syn4seg(*words):
 def test_damaged_samples_are_named_left_out_and_end_in_exit_code_1(made, tmp_path):
     original, config, truth = made
     shutil.copytree(original.root, tmp_path / "run")
-    run = opened(str(tmp_path / "run"))
+    run = open_run(str(tmp_path / "run"))
     cut, swapped, lost = "hdig-bird.x-00000", "hdig-toy_car-00001", "hdig-bird.x-00002"
     path = run.image("bird.x", cut)
     path.write_bytes(path.read_bytes()[:200])
@@ -48,7 +48,7 @@ def test_damaged_samples_are_named_left_out_and_end_in_exit_code_1(made, tmp_pat
     for format in FORMATS:
         done = syn4seg(run.root, "--format", format, "--to", tmp_path / format) if format == "voc" else None
         if done is None:
-            assert export(opened(str(run.root)), config, tmp_path / format, format) == {"accepted": 9, "damaged": 3}
+            assert export(open_run(str(run.root)), config, tmp_path / format, format) == {"accepted": 9, "damaged": 3}
         else:
             assert done.returncode == 1 and "Traceback" not in done.stderr
             assert all(sample in done.stderr for sample in (cut, swapped, lost)) and "3 damaged samples" in done.stderr
@@ -65,7 +65,7 @@ def test_a_damaged_part_of_a_sharded_run_costs_its_samples_and_is_counted(tmp_pa
     part = next((run.root / "draws/0/labels").glob("part-*.parquet"))
     part.write_bytes(part.read_bytes()[:-100])
     lines = []
-    assert export(opened(str(run.root)), config, tmp_path / "out", "parquet", warn=lines.append) == {"damaged": 12}
+    assert export(open_run(str(run.root)), config, tmp_path / "out", "parquet", warn=lines.append) == {"damaged": 12}
     assert len(lines) == 12
 
 

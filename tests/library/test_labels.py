@@ -9,8 +9,8 @@ import torch
 import syn4seg
 from syn4seg.config.tree import Config
 from syn4seg.labeling import filtering, refinement, relabeling
-from syn4seg.labeling.components import components
-from syn4seg.labeling.prototypes import normalised
+from syn4seg.labeling.components import find_components
+from syn4seg.labeling.prototypes import normalize
 from syn4seg.seeds import seeded
 
 
@@ -19,7 +19,7 @@ def case(seed: object):
     rng = seeded("library", seed)
     label = np.kron(rng.choice(np.array([0, 0, 1, 4, 5, 255], np.uint8), (6, 7)), np.ones((4, 4), np.uint8))
     features = rng.normal(size=(8, 12, 14)).astype(np.float32)
-    prototypes = {k: normalised(rng.normal(size=8)) for k in (0, 1, 4, 5)}
+    prototypes = {k: normalize(rng.normal(size=8)) for k in (0, 1, 4, 5)}
     return label, features, prototypes, rng.random(label.shape)
 
 
@@ -69,7 +69,7 @@ def test_defaults_are_those_of_the_configuration():
 @pytest.mark.parametrize("seed", range(5))
 def test_refinement_is_the_arithmetic_inside_whether_sam_is_called_or_its_masks_are_given(seed):
     label = case(seed)[0]
-    found = components(label)
+    found = find_components(label)
     rng = seeded("library", "masks", seed)
     masks = np.stack([np.roll(found.map == r + 1, tuple(rng.integers(-1, 2, 2)), (0, 1)) for r in range(len(found.area))])
     ious = rng.random(len(masks))

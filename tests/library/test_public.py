@@ -19,7 +19,7 @@ from syn4seg.errors import UserError
 from syn4seg.report.reading import Shown
 from syn4seg.report.sheets import colors_of
 from syn4seg.stages.setup import load_dataset
-from syn4seg.store.files import read_image
+from syn4seg.store.images import read_image
 from syn4seg.store.rundir import RunDir
 
 REPOSITORY = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import syn4seg
-from syn4seg.labeling.prototypes import normalised
+from syn4seg.labeling.prototypes import normalize
 from syn4seg.seeds import seeded
 from syn4seg.segmenter.evaluation import confusion, metrics
 
@@ -16,7 +16,7 @@ def case(seed: object):
     rng = seeded("library", seed)
     label = np.kron(rng.choice(np.array([0, 0, 1, 4, 5, 255], np.uint8), (6, 7)), np.ones((4, 4), np.uint8))
     features = rng.normal(size=(8, 12, 14)).astype(np.float32)
-    prototypes = {k: normalised(rng.normal(size=8)) for k in (0, 1, 4, 5)}
+    prototypes = {k: normalize(rng.normal(size=8)) for k in (0, 1, 4, 5)}
     return label, features, prototypes, rng.random(label.shape)
 
 

@@ -19,7 +19,7 @@ from syn4seg.errors import UserError
 from syn4seg.models.diffusion import ENCODE_BATCH, T5_TOKENS, DiffusionGenerator, DiffusionTextEncoder
 from syn4seg.models.embeddings import Encoded
 from syn4seg.models.generators import EMBEDDED_SD3, load_generator, load_text_encoder
-from syn4seg.models.images import quantised
+from syn4seg.models.images import to_uint8
 from syn4seg.models.protocols import Speed
 from syn4seg.prompts.grammar import GrammarAgent
 
@@ -284,7 +284,7 @@ def test_an_image_broken_in_bfloat16_is_made_again_in_float32_and_its_neighbours
     if precision == "float32":  # what a generator makes that is float32 throughout, from the same weights and noise
         noise = half._noise([SEEDS[1]]).float()
         half.pipeline.to(torch.float32)
-        expected, _ = quantised(half._decoded(half._denoised(encoded.rows([1]), noise, 0)))
+        expected, _ = to_uint8(half._decoded(half._denoised(encoded.rows([1]), noise, 0)))
         assert np.abs(made.images[1].astype(int) - expected[0]).max() <= 1
 
 
@@ -372,7 +372,7 @@ def test_the_facts_say_what_was_really_used_and_no_path(folder, tmp_path):
 
 @pytest.mark.parametrize("weights", ["nf4", "fp8"])
 def test_small_weights_on_a_cpu_are_refused_before_anything_is_looked_for(weights):
-    with pytest.raises(ValueError, match=rf"synthesis\.weights={weights}: needs an NVIDIA GPU, this is a cpu; set it to full"):
+    with pytest.raises(UserError, match=rf"synthesis\.weights={weights}: needs an NVIDIA GPU, this is a cpu; set it to full"):
         load("nowhere/at-all", speed=Speed(weights=weights))
 
 

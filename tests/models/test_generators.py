@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from syn4seg.errors import StoreError, UserError
 from syn4seg.models import generators
-from syn4seg.models.embeddings import EmbeddingStore, Encoded, joined, save_embeddings
+from syn4seg.models.embeddings import EmbeddingStore, Encoded, concatenate, save_embeddings
 from syn4seg.models.generators import load_generator, load_text_encoder
-from syn4seg.models.images import image_fault, quantised
+from syn4seg.models.images import image_fault, to_uint8
 from syn4seg.models.protocols import CarefulGenerator, Speed
 from syn4seg.store.tensors import TensorFile
 
@@ -59,12 +59,12 @@ def test_a_dim_image_of_one_colour_channel_with_detail_is_sound():
 def test_quantisation_reports_the_fault_of_each_image_and_harms_no_neighbour():
     images = np.stack([picture(0), picture(1), picture(2)])
     images[1, 0, 0, 0] = np.nan
-    bytes_, faults = quantised(images)
+    bytes_, faults = to_uint8(images)
     assert faults == ["", "nan", ""] and bytes_.dtype == np.uint8 and bytes_[1, 0, 0, 0] == 0
     for i in (0, 2):
         for value, level in zip(images[i].flat, bytes_[i].flat, strict=True):
             assert level == round(float(value) * 255) or abs(float(value) * 255 % 1 - 0.5) < 1e-4
-    outside, _ = quantised(np.array([[[[-0.5, 1.7, 0.5]]]], np.float32))
+    outside, _ = to_uint8(np.array([[[[-0.5, 1.7, 0.5]]]], np.float32))
     assert outside.tolist() == [[[[0, 255, 128]]]]
 
 
@@ -127,7 +127,7 @@ def test_a_store_can_be_pickled_and_then_read_elsewhere(tmp_path):
 
 def test_joined_parts_are_the_whole():
     whole = made_up(2, 7)
-    assert_same(joined([whole.rows([0, 1]), whole.rows([2]), whole.rows([3, 4, 5, 6])]), whole)
+    assert_same(concatenate([whole.rows([0, 1]), whole.rows([2]), whole.rows([3, 4, 5, 6])]), whole)
     assert len(whole) == 7
 
 
@@ -152,7 +152,7 @@ def test_a_missing_damaged_or_foreign_store_and_a_missing_row_are_errors_that_na
 
 # ------------------------------------------------------------------------------------------------- loading
 def test_weights_that_were_not_shipped_are_an_error_that_names_the_alternative(tmp_path, monkeypatch):
-    monkeypatch.setattr(generators, "EMBEDDED_SD3", tmp_path / "embedded-sd3")
+    monkeypatch.setitem(generators.GENERATORS, "embedded-sd3", generators.diffusers_source(str(tmp_path / "embedded-sd3")))
     with pytest.raises(UserError, match=r"embedded-sd3.*no weights.*synthesis\.model=renderer"):
         load_text_encoder("embedded-sd3")
     with pytest.raises(UserError, match=r"embedded-sd3.*no weights.*synthesis\.model=renderer"):

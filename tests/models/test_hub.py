@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from syn4seg.errors import UserError
 from syn4seg.models import generators, hub
 from syn4seg.models.generators import check_model
-from syn4seg.models.hub import IMAGE, TEXT, located, revision, tensors_of
+from syn4seg.models.hub import IMAGE, TEXT, locate_model, revision, tensors_of
 from syn4seg.models.protocols import Speed
 
 MODEL, SHA = "some/model", "0123456789abcdef0123456789abcdef01234567"
@@ -160,12 +160,12 @@ def test_a_half_fetches_its_own_files_and_no_other(folder, online, parts):
 
     every = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     with online(folder) as server:
-        place, index = located(MODEL, parts)
+        place, index = locate_model(MODEL, parts)
         assert sorted(server.sent) == sorted(p for p in every if own(p) and ".fp16" not in p)
         assert (place / "model_index.json").read_bytes() == (folder / "model_index.json").read_bytes()
         assert index == INDEX and revision(place) == SHA
         server.sent.clear()
-        assert located(MODEL, parts)[0] == place and server.sent == []
+        assert locate_model(MODEL, parts)[0] == place and server.sent == []
 
 
 def gated(path, token):
@@ -177,27 +177,27 @@ def gated(path, token):
 
 def test_a_gated_model_needs_a_token_then_the_licence_and_then_opens(folder, online, monkeypatch):
     with online(folder, gated):
-        said = error_of(located, MODEL, IMAGE)
+        said = error_of(locate_model, MODEL, IMAGE)
         assert f"{MODEL}' is gated, and no token is set: accept its licence at https://huggingface.co/{MODEL}" in said
         assert "set HF_TOKEN" in said and "synthesis.model=embedded-sd3" in said
         monkeypatch.setenv("HF_TOKEN", "hf_other")
-        said = error_of(located, MODEL, IMAGE)
+        said = error_of(locate_model, MODEL, IMAGE)
         assert "the account of your token has not accepted its licence" in said and "hf_other" not in said
         monkeypatch.setenv("HF_TOKEN", "hf_accepted")
-        assert located(MODEL, IMAGE)[1] == INDEX
+        assert locate_model(MODEL, IMAGE)[1] == INDEX
 
 
 def test_a_wrong_token_an_unknown_model_and_a_broken_hub_each_have_their_own_remedy(folder, online, monkeypatch):
     with online(folder, lambda path, token: (404, {"X-Error-Code": "RepoNotFound"})):
         assert "no such folder here and no such model on the hub, or it is private; check the spelling" in error_of(
-            located, MODEL, TEXT
+            locate_model, MODEL, TEXT
         )
     with online(folder, lambda path, token: (500, {})):
-        assert "the hub answers with status 500; try again later" in error_of(located, MODEL, TEXT)
+        assert "the hub answers with status 500; try again later" in error_of(locate_model, MODEL, TEXT)
     monkeypatch.setenv("HF_TOKEN", "hf_old")
     invalid = {"X-Error-Message": "Invalid credentials in Authorization header"}
     with online(folder, lambda path, token: (401, invalid)):
-        said = error_of(located, MODEL, TEXT)
+        said = error_of(locate_model, MODEL, TEXT)
         assert "the hub refuses your token" in said and "wrong or expired" in said and "hf_old" not in said
 
 
@@ -206,10 +206,10 @@ def test_offline_and_unreachable_are_told_apart(folder, online, monkeypatch):
 
     with online(folder):
         pass  # the hub is gone, its address stays
-    said = error_of(located, MODEL, IMAGE)
+    said = error_of(locate_model, MODEL, IMAGE)
     assert "the hub cannot be reached" in said and "check network and proxy" in said and "synthesis.model=FOLDER" in said
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = error_of(located, MODEL, IMAGE)
+    said = error_of(locate_model, MODEL, IMAGE)
     assert "HF_HUB_OFFLINE is set: unset it, or fetch it elsewhere with `hf download some/model" in said
 
 
@@ -224,7 +224,7 @@ def test_a_full_disk_is_named_with_the_cache_and_what_is_free(online, full, tmp_
     def fetch(model, **_):
         raise full
 
-    said = error_of(located, MODEL, IMAGE, fetch)
+    said = error_of(locate_model, MODEL, IMAGE, fetch)
     assert "the disk became full" in said and "GiB free at" in said and str(tmp_path / "cache") in said and "HF_HOME" in said
 
 
@@ -233,13 +233,13 @@ def test_any_other_failure_is_one_line_and_says_how_to_go_on(online):
         raise OSError("Consistency check failed:\nfile should be of size 7")
 
     assert "could not be fetched (Consistency check failed: file should be of size 7); run the same" in error_of(
-        located, MODEL, IMAGE, fetch
+        locate_model, MODEL, IMAGE, fetch
     )
 
 
 @pytest.mark.parametrize("name", ["sd35", "./nowhere/else", "a/b/c", ""])
 def test_a_name_that_is_neither_folder_nor_hub_id_is_an_error(name):
-    for call in (check_model, lambda n: located(n, IMAGE)):
+    for call in (check_model, lambda n: locate_model(n, IMAGE)):
         with pytest.raises(UserError, match=r"neither a folder nor a hub id such as.*synthesis\.model=renderer"):
             call(name)
 
@@ -345,11 +345,11 @@ def test_before_a_run_a_hub_model_must_be_whole_in_the_cache_or_reachable(folder
     monkeypatch.setenv("HF_TOKEN", "hf_some")
     check_model(large)
     with online(folder):
-        place, _ = located(MODEL, IMAGE)
+        place, _ = locate_model(MODEL, IMAGE)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert "not (or only partly) in this machine's cache" in error_of(check_model, MODEL)  # no text encoder yet
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        located(MODEL, TEXT)
+        locate_model(MODEL, TEXT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_model(MODEL)
     shard = place / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors"

@@ -289,7 +289,7 @@ def test_a_published_name_is_loaded_from_the_cache_without_network(tmp_path: Pat
     torch.save(_published_state(build_sam_vit_b), file)
     assert len(load_sam("vit-b").image_encoder.blocks) == 12
     torch.save(_published_state(ARCHITECTURES[1280, 32]), file)
-    with pytest.raises(ValueError, match=r"sam_vit_b_01ec64.pth .*width 1280 and 32 blocks.*vit-b has width 768 and 12 blocks"):
+    with pytest.raises(UserError, match=r"sam_vit_b_01ec64.pth .*width 1280 and 32 blocks.*vit-b has width 768 and 12 blocks"):
         load_sam("vit-b")
 
 
@@ -300,7 +300,7 @@ def test_a_checkpoint_with_missing_or_misshapen_tensors_is_refused_by_name():
         state["extra"] = torch.zeros(1)
         state["mask_decoder.iou_token.weight"] = torch.zeros(1, 7)
     del state["image_encoder.neck.0.weight"]
-    with pytest.raises(ValueError, match=r"neck\.0\.weight is missing.*extra is unknown.*\(1, 7\), expected \(1, 256\)"):
+    with pytest.raises(UserError, match=r"neck\.0\.weight is missing.*extra is unknown.*\(1, 7\), expected \(1, 256\)"):
         sam_module.check_tensors(sam, state, Path("sam.pth"))
     cut = {k: v for k, v in state.items() if "blocks.11." not in k}
     with pytest.raises(UserError, match=r"width 768 and 11 blocks.*768 x 12"):

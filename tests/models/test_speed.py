@@ -14,7 +14,7 @@ from torch import Tensor
 from syn4seg.errors import UserError
 from syn4seg.models import speed
 from syn4seg.models.protocols import Speed
-from syn4seg.models.speed import BLOCK, JointAttention, backends, in_float32, why_not
+from syn4seg.models.speed import BLOCK, JointAttention, attention_backends, in_float32, unavailable_reason
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -68,7 +68,7 @@ def test_the_default_touches_nothing():
 
 
 def test_every_backend_that_runs_here_gives_the_same_image_within_rounding():
-    names, expected = backends(CPU, FLOAT, 16), called(transformer())
+    names, expected = attention_backends(CPU, FLOAT, 16), called(transformer())
     assert {"native", "_native_math"} <= set(names) and "flash_hub" not in names
     for name in names:
         net = transformer()
@@ -88,9 +88,9 @@ def test_diffusers_own_switch_does_nothing_for_this_architecture():
 
 @pytest.mark.parametrize("name", ["nonsense", "flash", "_native_cudnn", "sage"])
 def test_a_backend_that_is_unknown_or_does_not_run_here_is_an_error_that_lists_those_that_do(name):
-    if not why_not(name, CPU, FLOAT, 16):
+    if not unavailable_reason(name, CPU, FLOAT, 16):
         pytest.skip(f"{name} runs here")
-    with pytest.raises(ValueError, match=rf"synthesis\.attention={name}: does not run here \(.*\); here run default, .*native"):
+    with pytest.raises(UserError, match=rf"synthesis\.attention={name}: does not run here \(.*\); here run default, .*native"):
         speed.apply(Speed(attention=name), transformer(), CPU, FLOAT)
 
 
@@ -125,7 +125,7 @@ def test_weights_in_8_bits_are_stored_so_and_computed_in_full():
 def test_small_weights_need_a_gpu_and_their_package_and_are_not_compiled():
     speed.check(Speed(compile=True, step_cache=0.1), CPU)
     for weights in ("nf4", "fp8"):
-        with pytest.raises(ValueError, match=rf"synthesis\.weights={weights}: needs an NVIDIA GPU.*placement\.synthesis\.gpus=1"):
+        with pytest.raises(UserError, match=rf"synthesis\.weights={weights}: needs an NVIDIA GPU.*placement\.synthesis\.gpus=1"):
             speed.check(Speed(weights=weights), CPU)
     gpu = torch.device("cuda")
     speed.check(Speed(weights="fp8"), gpu)

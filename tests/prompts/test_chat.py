@@ -192,7 +192,7 @@ def test_an_endpoint_that_takes_no_seed_is_asked_without(status: int):
 def test_an_endpoint_that_is_silent_for_good_ends_with_an_error_after_a_few_rounds():
     with Endpoint(failed(500, f"overloaded {KEY}")) as server:
         with pytest.raises(
-            ValueError, match=rf"has not answered for {SILENT_ROUNDS} rounds of {TRIES} tries.*500.*prompts\.timeout"
+            UserError, match=rf"has not answered for {SILENT_ROUNDS} rounds of {TRIES} tries.*500.*prompts\.timeout"
         ):
             bank_of(agent(server), patience=10_000)
         assert len(server.asked) == SILENT_ROUNDS * TRIES
@@ -236,7 +236,7 @@ def test_waits_double_and_the_endpoint_may_ask_for_longer_ones_within_reason(mon
 )
 def test_what_no_waiting_can_mend_is_an_error_at_once(status: int, error: Any, remedy: str):
     with Endpoint(failed(status, error)) as server:
-        with pytest.raises(ValueError, match=rf"http://127\.0\.0\.1:\d+/v1 refuses the request .*{status}.*{remedy}") as caught:
+        with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:\d+/v1 refuses the request .*{status}.*{remedy}") as caught:
             bank_of(agent(server))
         assert len(server.asked) == (2 if status == 400 else 1)
         assert KEY not in str(caught.value) and caught.value.__context__ is None and caught.value.__cause__ is None
@@ -338,7 +338,7 @@ def test_an_endpoint_on_this_machine_needs_no_key(monkeypatch: pytest.MonkeyPatc
 def test_an_endpoint_elsewhere_needs_one_before_anything_is_sent(url: str | None, monkeypatch: pytest.MonkeyPatch):
     assert endpoint(url, "A_KEY").key == KEY
     monkeypatch.setenv("A_KEY", "  ")
-    with pytest.raises(ValueError, match=r"prompts\.key_variable=A_KEY: this environment variable is not set.*set it to your key"):
+    with pytest.raises(UserError, match=r"prompts\.key_variable=A_KEY: this environment variable is not set.*set it to your key"):
         load_agent("chat", world="natural", seed=0, llm="tiny", base_url=url, key_variable="A_KEY")
 
 

@@ -16,7 +16,7 @@ from syn4seg.models.renderer import BagOfWords
 from syn4seg.prompts.agents import check_agent, load_agent
 from syn4seg.prompts.bank import build_bank, unit_rows
 from syn4seg.prompts.language_model import LanguageModelAgent, check_folder
-from syn4seg.prompts.proposals import Recorded, messages
+from syn4seg.prompts.proposals import RecordedAgent, build_messages
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -34,7 +34,7 @@ def tokenizer(template: str | None):
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     made.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     special = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
-    text = [m["content"] for name in ("star", "bus") for m in messages(name, "natural", 3, [], [])]
+    text = [m["content"] for name in ("star", "bus") for m in build_messages(name, "natural", 3, [], [])]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made.train_from_iterator(
         text, trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
@@ -133,7 +133,7 @@ def learnt(tmp_path_factory) -> str:
         attn_pdrop=0.0,
     )
     network = GPT2LMHeadModel(config)
-    text: Any = words.apply_chat_template(messages("star", "natural", 3, [], []), tokenize=False, add_generation_prompt=True)
+    text: Any = words.apply_chat_template(build_messages("star", "natural", 3, [], []), tokenize=False, add_generation_prompt=True)
     asked, answer = (words(t, add_special_tokens=False).input_ids for t in (text, json.dumps(STAR) + "</s>"))
     tokens = torch.tensor([asked + answer])
     labels = tokens.clone()
@@ -179,24 +179,24 @@ def test_a_stopped_prompt_stage_goes_on_from_its_record_to_the_same_bank(learnt:
     def asked(seed: int) -> LanguageModelAgent:
         return agent(Path(learnt), per_round=3, temperature=0.3, seed=seed)
 
-    whole, cut = bank_of(Recorded(asked(0), tmp_path / "whole"), 9), tmp_path / "cut"
+    whole, cut = bank_of(RecordedAgent(asked(0), tmp_path / "whole"), 9), tmp_path / "cut"
     assert whole.accepted and whole.refused and whole.stopped == "patience"
     with pytest.raises(Killed):
-        bank_of(Recorded(UntilKilled(asked(0), 1), cut), 9)
+        bank_of(RecordedAgent(UntilKilled(asked(0), 1), cut), 9)
     first = (cut / "star.jsonl").read_bytes()
     with (cut / "star.jsonl").open("ab") as f:
         f.write(b'{"class": "st')  # the process went down in the middle of a line
-    resumed = bank_of(Recorded(asked(0), cut), 9)
+    resumed = bank_of(RecordedAgent(asked(0), cut), 9)
     assert (resumed.accepted, resumed.refused) == (whole.accepted, whole.refused)
     record = (cut / "star.jsonl").read_bytes()
     assert record.startswith(first) and record == (tmp_path / "whole" / "star.jsonl").read_bytes()
-    again = bank_of(Recorded(UntilKilled(asked(7), 0), cut), 9)  # another seed: nothing of it is ever asked
+    again = bank_of(RecordedAgent(UntilKilled(asked(7), 0), cut), 9)  # another seed: nothing of it is ever asked
     assert (again.accepted, again.refused) == (whole.accepted, whole.refused)
 
 
 # ------------------------------------------------------------------------------------------------ the question
 def test_the_model_is_asked_in_its_own_template(babbler: Path, tmp_path: Path):
-    system, user = (m["content"] for m in messages("bus", "natural", 2, [], []))
+    system, user = (m["content"] for m in build_messages("bus", "natural", 2, [], []))
     assert question(agent(babbler)) == f"<|system|>{system}</s><|user|>{user}</s><|assistant|>"
     merged = question(agent(saved(tmp_path / "no-system", NO_SYSTEM)))
     assert merged == f"<|user|>{system}\n\n{user}</s><|assistant|>"
@@ -340,7 +340,7 @@ def test_a_hub_model_that_is_not_here_says_how_to_get_it(babbler: Path, monkeypa
     from huggingface_hub import constants, errors
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"llm=someone/absent: .*hf download someone/absent --local-dir.*prompts\.agent=grammar"):
+    with pytest.raises(UserError, match=r"llm=someone/absent: .*hf download someone/absent --local-dir.*prompts\.agent=grammar"):
         agent(Path("someone/absent"))
     for kind, remedy in (
         (errors.GatedRepoError, "gated: accept its licence at .*someone/absent and set HF_TOKEN"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from syn4seg.data import embedded
 from syn4seg.errors import StoreError, UserError
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG, build_bank
-from syn4seg.prompts.proposals import SHOWN, Recorded, messages, parsed
+from syn4seg.prompts.proposals import SHOWN, RecordedAgent, build_messages, parse_reply
 
 THREE = ["A red bus in the rain", "Two buses, seen from above", 'A bus with "Express" on it']
 
@@ -21,7 +21,7 @@ THREE = ["A red bus in the rain", "Two buses, seen from above", 'A bus with "Exp
 # ------------------------------------------------------------------------------------------------ the question
 def question(**changes) -> str:
     given = {"class_name": "bus", "world": "natural", "count": 5, "accepted": [], "refused": []} | changes
-    system, user = messages(**given)
+    system, user = build_messages(**given)
     assert system["role"] == "system" and user["role"] == "user"
     return user["content"]
 
@@ -87,23 +87,23 @@ def test_the_embedded_world_tells_its_words():
     ],
 )
 def test_prompts_are_found_in_whatever_form_they_come(reply: str):
-    assert [p.replace('\\"', '"') for p in parsed(reply, 16)] == THREE
+    assert [p.replace('\\"', '"') for p in parse_reply(reply, 16)] == THREE
 
 
 @pytest.mark.parametrize("reply", ["", " \n\t", "[]", "{}", "<think>for ever and ever", "```\n```", "null\x00"[4:]])
 def test_nothing_is_found_in_nothing(reply: str):
-    assert [p for p in parsed(reply, 16) if p not in ("", "{}", "[]")] == []
+    assert [p for p in parse_reply(reply, 16) if p not in ("", "{}", "[]")] == []
 
 
 def test_members_that_are_no_text_cost_their_place():
-    assert parsed('["a bus", 3, null, ["x"], {"n": 1}, "two buses"]', 16) == ["a bus", "", "", "", "", "two buses"]
+    assert parse_reply('["a bus", 3, null, ["x"], {"n": 1}, "two buses"]', 16) == ["a bus", "", "", "", "", "two buses"]
 
 
 def test_no_more_prompts_are_read_than_were_asked_for_and_long_ones_are_cut_where_the_bank_sees_it():
-    assert parsed(json.dumps([f"bus {i}" for i in range(500)]), 16) == [f"bus {i}" for i in range(16)]
-    (long,) = parsed(json.dumps(["a bus " * 1000]), 16)
+    assert parse_reply(json.dumps([f"bus {i}" for i in range(500)]), 16) == [f"bus {i}" for i in range(16)]
+    (long,) = parse_reply(json.dumps(["a bus " * 1000]), 16)
     assert len(long) == LONGEST + 1 and long.startswith("a bus a bus")
-    (fits,) = parsed(json.dumps(["b" * LONGEST]), 16)
+    (fits,) = parse_reply(json.dumps(["b" * LONGEST]), 16)
     assert fits == "b" * LONGEST
 
 
@@ -119,7 +119,7 @@ def test_no_more_prompts_are_read_than_were_asked_for_and_long_ones_are_cut_wher
     st.integers(1, 20),
 )
 def test_any_reply_becomes_a_few_short_texts_that_can_be_written(reply: str, count: int):
-    texts = parsed(reply, count)
+    texts = parse_reply(reply, count)
     assert len(texts) <= count
     for text in texts:
         assert len(text) <= LONGEST + 1 and text == text.strip() and text.isprintable()
@@ -130,7 +130,7 @@ def test_any_reply_becomes_a_few_short_texts_that_can_be_written(reply: str, cou
     "reply", ["[" * 60_000, '{"a":' * 20_000, '["' + "\\" * 60_000, "[" + "9" * 60_000, "1. " * 30_000, '["\ud800"]']
 )
 def test_hostile_replies_are_read_quickly_and_without_a_crash(reply: str):
-    assert len(parsed(reply, 16)) <= 16
+    assert len(parse_reply(reply, 16)) <= 16
 
 
 # -------------------------------------------------------------------------------------------------- the record
@@ -145,27 +145,27 @@ class Counting:
         return [f'{class_name} {self.asked} "ü"\n', ""][: 1 + self.asked % 2]
 
 
-def ask(agent: Recorded, rounds: int, name: str = "wine glass") -> list[list[str]]:
+def ask(agent: RecordedAgent, rounds: int, name: str = "wine glass") -> list[list[str]]:
     return [agent.propose(name, i, [], []) for i in range(rounds)]
 
 
 def test_recorded_rounds_come_back_and_the_next_ones_are_asked(tmp_path: Path):
-    first = ask(Recorded(Counting(), tmp_path), 3)
-    again, inner = Recorded(later := Counting(), tmp_path), later
+    first = ask(RecordedAgent(Counting(), tmp_path), 3)
+    again, inner = RecordedAgent(later := Counting(), tmp_path), later
     assert ask(again, 3) == first and inner.asked == 0
     assert ask(again, 5)[:3] == first and inner.asked == 2
     assert (tmp_path / "wine glass.jsonl").read_bytes().count(b"\n") == 5
 
 
 def test_classes_have_their_own_files(tmp_path: Path):
-    agent = Recorded(Counting(), tmp_path)
+    agent = RecordedAgent(Counting(), tmp_path)
     for name in ("bus", "car", "bus"):
         ask(agent, 2, name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bus.jsonl", "car.jsonl"]
 
 
 def test_a_line_cut_at_any_byte_is_asked_again_and_the_file_stays_whole(tmp_path: Path):
-    ask(Recorded(Counting(), tmp_path), 3)
+    ask(RecordedAgent(Counting(), tmp_path), 3)
     file = tmp_path / "wine glass.jsonl"
     data = file.read_bytes()
     second = data.index(b"\n", data.index(b"\n") + 1) + 1
@@ -173,7 +173,7 @@ def test_a_line_cut_at_any_byte_is_asked_again_and_the_file_stays_whole(tmp_path
         file.write_bytes(data[:end])
         inner = Counting()
         inner.asked = 2
-        assert len(ask(Recorded(inner, tmp_path), 3)) == 3
+        assert len(ask(RecordedAgent(inner, tmp_path), 3)) == 3
         assert inner.asked == 3 and file.read_bytes() == data
 
 
@@ -194,28 +194,28 @@ def test_a_line_cut_at_any_byte_is_asked_again_and_the_file_stays_whole(tmp_path
 def test_a_damaged_record_is_named_with_its_line(tmp_path: Path, line: str):
     (tmp_path / "bus.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"bus\.jsonl: line 1 is no record of round 0 of 'bus'; delete the file"):
-        ask(Recorded(Counting(), tmp_path), 1, "bus")
+        ask(RecordedAgent(Counting(), tmp_path), 1, "bus")
 
 
 def test_rounds_in_another_order_or_twice_are_refused(tmp_path: Path):
-    ask(Recorded(Counting(), tmp_path), 3)
+    ask(RecordedAgent(Counting(), tmp_path), 3)
     file = tmp_path / "wine glass.jsonl"
     first, second, third = file.read_bytes().splitlines(keepends=True)
     for lines, number in (([second, first, third], 1), ([first, third], 2), ([first, first, second], 2)):
         file.write_bytes(b"".join(lines))
         with pytest.raises(UserError, match=rf"line {number} is no record of round {number - 1} of 'wine glass'"):
-            ask(Recorded(Counting(), tmp_path), 3)
+            ask(RecordedAgent(Counting(), tmp_path), 3)
         assert file.read_bytes() == b"".join(lines)
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_the_run_goes_on_later(tmp_path: Path):
-    whole = ask(Recorded(Counting(), tmp_path / "whole"), 3)
-    ask(Recorded(Counting(), tmp_path), 2)
+    whole = ask(RecordedAgent(Counting(), tmp_path / "whole"), 3)
+    ask(RecordedAgent(Counting(), tmp_path), 2)
     file = tmp_path / "wine glass.jsonl"
     size, limit = file.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
     inner = Counting()
     inner.asked = 2
-    agent = Recorded(inner, tmp_path)
+    agent = RecordedAgent(inner, tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limit[1]))  # room for 20 bytes of the next line
     try:
         with pytest.raises(StoreError, match=r"wine glass\.jsonl: cannot be written \(No space left"):
@@ -224,21 +224,21 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_the_run_goe
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert file.stat().st_size == size + 20
     inner.asked = 2
-    assert ask(Recorded(inner, tmp_path), 3) == whole
+    assert ask(RecordedAgent(inner, tmp_path), 3) == whole
     assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["../bus", "a/b", "", ".bus"])
 def test_a_class_name_never_leads_out_of_the_folder(tmp_path: Path, name: str):
     with pytest.raises(UserError, match="class"):
-        ask(Recorded(Counting(), tmp_path / "in"), 1, name)
+        ask(RecordedAgent(Counting(), tmp_path / "in"), 1, name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_bank_refuses_what_was_cut_for_its_length_and_says_so():
     class Long:
         def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
-            return parsed(json.dumps(["a bus " * 100, "a bus"]), 16) if round_index == 0 else []
+            return parse_reply(json.dumps(["a bus " * 100, "a bus"]), 16) if round_index == 0 else []
 
     def never(texts):
         assert texts == ["a bus"]

@@ -16,7 +16,7 @@ from syn4seg.report.compare import write_comparison
 from syn4seg.report.page import write_report
 from syn4seg.report.reading import pages, records_of
 from syn4seg.report.sheets import WHO_COLORS, provenance
-from syn4seg.schema import LABEL_STAGES
+from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.store.rundir import RunDir
 
 
@@ -246,7 +246,7 @@ def test_who_decided_a_pixel_is_painted_as_the_labels_say(chromium, run, tmp_pat
         place = tmp_path / "alone.html"
         shutil.copy(run.root / "report.html", place)
     sample = max(
-        (s for page in pages(run, 0, records_of(run, 0)) for s in page if len(s.labels) == len(LABEL_STAGES)),
+        (s for page in pages(run, 0, records_of(run, 0)) for s in page if len(s.labels) == len(LABEL_COLUMNS)),
         key=lambda s: len(np.unique(provenance(s.labels))),
     )
     codes = provenance(sample.labels)

@@ -32,7 +32,7 @@ from syn4seg.report.html import visible
 from syn4seg.report.page import write_report
 from syn4seg.report.reading import records_of
 from syn4seg.report.sheets import ROW, colors_of, label_url, provenance, sheet, shrunk
-from syn4seg.schema import LABEL_STAGES, UNLABELED
+from syn4seg.schema import LABEL_COLUMNS, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import TITLES
@@ -142,7 +142,7 @@ def test_a_finished_run_with_a_sample_that_could_not_be_made_is_finished(run):
     note.write_text(json.dumps({"reason": "fault: <b>memory</b>"}))
     for draw in (0, 1):
         path = run.draw(draw).record(row["class"], row["sample_id"])
-        fault = {k: v for k, v in json.loads(path.read_text()).items() if k not in (*LABEL_STAGES, "image")}
+        fault = {k: v for k, v in json.loads(path.read_text()).items() if k not in (*LABEL_COLUMNS, "image")}
         path.write_text(json.dumps(fault | {"reason": "fault: memory", "audit": {}}))
         run.draw(draw).manifest.unlink()
     html = written(run)
@@ -189,11 +189,11 @@ def test_curves_go_on_where_a_run_was_begun_again():
 @settings(max_examples=30, deadline=None)
 def test_who_decided_a_pixel_equals_a_slow_rule(seed):
     rng = np.random.default_rng(seed)
-    labels = {stage: rng.choice(np.array([0, 1, 5, 255], np.uint8), (6, 7)) for stage in LABEL_STAGES}
+    labels = {stage: rng.choice(np.array([0, 1, 5, 255], np.uint8), (6, 7)) for stage in LABEL_COLUMNS}
     found = provenance(labels)
     for y in range(6):
         for x in range(7):
-            draft, kept, relabeled, label = (int(labels[s][y, x]) for s in LABEL_STAGES)
+            draft, kept, relabeled, label = (int(labels[s][y, x]) for s in LABEL_COLUMNS)
             if label != relabeled:
                 wanted = 4
             elif relabeled != kept:

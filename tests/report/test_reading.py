@@ -15,7 +15,7 @@ from syn4seg.errors import UserError
 from syn4seg.report.page import write_report
 from syn4seg.report.reading import class_names, exact_names, pages, records_of
 from syn4seg.store.layout_files import FileSamples
-from syn4seg.store.parquet_parts import Shards
+from syn4seg.store.parquet_parts import PartStore
 from syn4seg.store.rundir import RunDir
 from tests.shared_exports import made_run
 
@@ -33,7 +33,7 @@ def shown_of(run: RunDir) -> list:
 def counted(monkeypatch):
     """Calls while samples are read: seconds slept, looks at a folder, row groups that could not be read."""
     slept, looked, failed = [], [], []
-    look, group = Shards.look, Shards.group
+    look, group = PartStore.look, PartStore.group
 
     def counting(self, name, number, columns=None):
         try:
@@ -43,8 +43,8 @@ def counted(monkeypatch):
             raise
 
     monkeypatch.setattr("syn4seg.store.parquet_parts.time.sleep", lambda seconds: slept.append(seconds) if seconds else None)
-    monkeypatch.setattr(Shards, "look", lambda self: looked.append(1) or look(self))
-    monkeypatch.setattr(Shards, "group", counting)
+    monkeypatch.setattr(PartStore, "look", lambda self: looked.append(1) or look(self))
+    monkeypatch.setattr(PartStore, "group", counting)
     return slept, looked, failed
 
 
@@ -88,14 +88,14 @@ def test_a_shard_without_its_end_is_looked_for_a_few_times_a_page_without_waitin
 
 def test_what_is_listed_and_gone_is_waited_for(tmp_path, counted, monkeypatch):
     run, _, _ = sharded(tmp_path, counted, "draws/0/labels")
-    group, gone = Shards.group, iter([True, True])
+    group, gone = PartStore.group, iter([True, True])
 
     def sometimes(self, name, number, columns=None):
         if next(gone, False):
             raise FileNotFoundError(name)
         return group(self, name, number, columns)
 
-    monkeypatch.setattr(Shards, "group", sometimes)
+    monkeypatch.setattr(PartStore, "group", sometimes)
     records = records_of(run, 0).slice(0, 1)
     ((shown,),) = pages(RunDir(run.root), 0, records)
     assert shown.damage == "" and shown.image is not None and counted[0] == [0.3]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from syn4seg.errors import UserError
-from syn4seg.segmenter.backbones import IMAGENET_MEAN, IMAGENET_STD, check_backbone, load_backbone, read_tensors
+from syn4seg.segmenter.backbones import IMAGENET_MEAN, IMAGENET_STD, check_backbone, load_backbone, read_weights
 
 
 @pytest.mark.parametrize(("name", "side"), [("embedded", 64), ("resnet50", 33), ("resnet50-deep", 33)])
@@ -55,7 +55,7 @@ class _Surprise:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
     torch.save({"a": _Surprise()}, tmp_path / "bad.pth")
     with pytest.raises(UserError, match="can run code"):
-        read_tensors(tmp_path / "bad.pth")
+        read_weights(tmp_path / "bad.pth")
     assert "code ran" not in capsys.readouterr().out
 
 

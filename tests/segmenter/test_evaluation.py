@@ -15,14 +15,14 @@ from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.errors import UserError
 from syn4seg.segmenter.backbones import load_backbone
 from syn4seg.segmenter.evaluation import (
+    accumulate_confusion,
     boundary_iou,
     class_iou,
     confusion,
-    evaluate,
+    iterate_queries,
     metrics,
     predict_query,
     predictor_of,
-    queries,
     trimap_iou,
 )
 from syn4seg.segmenter.network import Classifier, Segmenter
@@ -114,19 +114,19 @@ def test_evaluation_counts_every_labelled_pixel_once_for_every_classifier():
     dataset = EmbeddedDataset(1, 5)
     fold = fold_of(dataset, 0)
     net = Segmenter(load_backbone("embedded"), 13, 8, ())
-    stored = list(queries(net, dataset, fold, dataset.val, canvas=Canvas(64), batch=2))
+    stored = list(iterate_queries(net, dataset, fold, dataset.val, canvas=Canvas(64), batch=2))
     rows = {
         "base": predictor_of(Classifier(torch.randn(13, 8), torch.zeros(13))),
         "all": predictor_of(Classifier(torch.randn(17, 8), torch.zeros(17))),
     }
-    together = evaluate(stored, rows, 17)
+    together = accumulate_confusion(stored, rows, 17)
     for name, predict in rows.items():
-        alone = evaluate(queries(net, dataset, fold, dataset.val, canvas=Canvas(64)), {name: predict}, 17)
+        alone = accumulate_confusion(iterate_queries(net, dataset, fold, dataset.val, canvas=Canvas(64)), {name: predict}, 17)
         assert abs(alone[name] - together[name]).sum() <= 8  # float16 features of other batches may turn a tie
         assert together[name].sum() == 5 * 64 * 64
     truth = np.bincount(np.concatenate([fold.to_index[dataset.mask(s)].ravel() for s in dataset.val]), minlength=17)
     assert np.array_equal(together["all"].sum(1), truth)
-    some = evaluate(stored, rows, 17, lambda name, sample_id: name == "all" or sample_id == dataset.val[3])
+    some = accumulate_confusion(stored, rows, 17, lambda name, sample_id: name == "all" or sample_id == dataset.val[3])
     assert np.array_equal(some["all"], together["all"]) and some["base"].sum() == 64 * 64
 
 
@@ -164,9 +164,9 @@ def test_queries_of_any_shape_are_predicted_in_the_space_of_their_label(space, k
     net = Segmenter(Backbone(_Bright(), 1, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), 2, 1, ())
     net.bottleneck = torch.nn.Identity()
     perfect = Classifier(torch.tensor([[0.0], [-9.0], [9.0]]), torch.tensor([-1.0, 0.0, 0.0]))
-    stored = list(queries(net, dataset, fold_of(dataset, 0), dataset.val, canvas=Canvas(24, kind), space=space))
+    stored = list(iterate_queries(net, dataset, fold_of(dataset, 0), dataset.val, canvas=Canvas(24, kind), space=space))
     for query, sample_id in zip(stored, dataset.val, strict=True):
         assert query.label.shape == ((24, 24) if space == "canvas" else dataset.mask(sample_id).shape)
         assert predict_query(query, perfect).shape == query.label.shape
-    got = metrics(evaluate(stored, {"x": predictor_of(perfect)}, 3)["x"], 1, 1)
+    got = metrics(accumulate_confusion(stored, {"x": predictor_of(perfect)}, 3)["x"], 1, 1)
     assert got["base"] > 0.88 and got["novel"] > 0.88

@@ -18,7 +18,7 @@ from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
 from syn4seg.segmenter.losses import distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, upsample
-from syn4seg.segmenter.novel import KINDS, NovelSchedule, NovelTraining, Sample, imprint, train_novel
+from syn4seg.segmenter.novel import KINDS, NovelSchedule, NovelTraining, TrainingSample, imprint, train_novel
 
 DIM, GRID, SIDE, BASE = 8, 6, 24, 2
 DIRECTIONS = torch.eye(DIM)[:4] * 3  # background, two base classes, one novel class
@@ -33,7 +33,7 @@ def _sample(number, kind, classes, *, labels=None, weight=None):
     features = DIRECTIONS[grid].permute(2, 0, 1) + 0.3 * torch.randn(DIM, GRID, GRID, generator=g)
     told = torch.tensor(labels or classes)
     told = told.repeat_interleave(SIDE // len(classes))[None].repeat(SIDE, 1)
-    return Sample(f"{kind}-{number}", features.half(), told.numpy().astype(np.uint8), kind, weight)
+    return TrainingSample(f"{kind}-{number}", features.half(), told.numpy().astype(np.uint8), kind, weight)
 
 
 def _samples():

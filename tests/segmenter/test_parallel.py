@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from syn4seg.errors import UserError
-from syn4seg.segmenter.base import BaseSchedule, check_shares
-from syn4seg.segmenter.parallel import whole_batches
+from syn4seg.segmenter.base import BaseSchedule, check_batch_shares
+from syn4seg.segmenter.parallel import synchronize_layers
 from tests.shared_batch import FROZEN, PARTIAL, curve, dropped, normalised
 
 
@@ -90,7 +90,7 @@ def test_a_shared_dropout_is_that_of_one_process_bit_for_bit(both, key, kind, sh
 def test_what_cannot_be_shared_is_refused_unless_it_is_frozen(both):
     assert "workers=2" in both[0]["refusal"] and "BatchNorm1d" in both[0]["refusal"]
     assert both[0]["frozen_norm"] == "accepted"
-    with whole_batches(nn.BatchNorm1d(3)):  # one process has the whole batch anyway
+    with synchronize_layers(nn.BatchNorm1d(3)):  # one process has the whole batch anyway
         pass
 
 
@@ -100,6 +100,6 @@ def test_a_checkpoint_that_not_every_process_sees_is_refused_by_all(both):
 
 
 def test_a_batch_that_does_not_divide_names_both_keys():
-    check_shares(8, 4)
+    check_batch_shares(8, 4)
     with pytest.raises(UserError, match=r"base.batch=8 is not a multiple of placement.training.workers=3"):
-        check_shares(8, 3)
+        check_batch_shares(8, 3)

@@ -31,7 +31,7 @@ class FakeRun:
     def images(self):
         return pa.table({"sample_id": pa.chunked_array([["a", "b"]]), "image_at": pa.chunked_array([["shard-a", "shard-b"]])})
 
-    def places(self, number: int):
+    def locations(self, number: int):
         return pa.table({"sample_id": pa.chunked_array([["b"]]), "label_at": pa.chunked_array([["label-b"]])})
 
     def read(self, rows):

@@ -12,7 +12,8 @@ from syn4seg.config.loading import load
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.errors import UserError
 from syn4seg.stages.audit import audit_run
-from syn4seg.store.files import write_image, write_json
+from syn4seg.store.files import write_json
+from syn4seg.store.images import write_image
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import write_parquet
 

@@ -8,7 +8,7 @@ import torch
 
 from syn4seg.config.loading import load
 from syn4seg.data.datasets import EmbeddedDataset
-from syn4seg.labeling.components import components
+from syn4seg.labeling.components import find_components
 from syn4seg.schema import UNLABELED
 from syn4seg.stages.labels import BoundaryRefiner, Enhancer, dense_features, pixel_share
 
@@ -83,7 +83,7 @@ def test_a_refined_label_does_not_depend_on_its_batch_mates(enhancer, refiner, i
 def test_the_account_of_a_refinement_counts_its_masks_and_changed_pixels(enhancer, refiner, image):
     before = enhancer(image, TARGET).relabeled
     label, audit = refiner([image], [before])[0]
-    regions = components(before)
+    regions = find_components(before)
     assert audit["sam"]["accepted"] + audit["sam"]["refused"] == len(audit["sam"]["agreement"]) == len(refiner.hints(regions))
     assert audit["sam"]["changed"] == np.count_nonzero(label != before) / before.size
 
@@ -91,7 +91,7 @@ def test_the_account_of_a_refinement_counts_its_masks_and_changed_pixels(enhance
 def test_an_answer_of_sam_that_is_not_finite_is_refused(refiner):
     label = np.zeros((16, 16), np.uint8)
     label[4:9, 4:9] = TARGET
-    regions = components(label)
+    regions = find_components(label)
     masks = np.zeros((len(refiner.hints(regions)), 16, 16), bool)
     with pytest.raises(FloatingPointError, match="SAM's answer to this image is not finite"):
         refiner.refine_label(label, regions, masks, np.full(len(masks), np.inf, np.float32))

@@ -8,7 +8,7 @@ from syn4seg.config.loading import load
 from syn4seg.stages.checks import check
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.rows import ROWS
-from syn4seg.store.samples import Sample as Record
+from syn4seg.store.samples import StoredSample as Record
 
 
 def test_rows_train_on_the_bank_and_the_label_column_that_the_table_says(fresh, small):

@@ -9,9 +9,10 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.stages.reuse import reuse
 from syn4seg.stages.setup import digest_inputs, shipped_base
-from syn4seg.store.files import read_image, write_atomically, write_image, write_json
+from syn4seg.store.files import write_atomically, write_json
+from syn4seg.store.images import read_image, write_image
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import Image
+from syn4seg.store.samples import StoredImage
 
 
 def test_other_files_under_the_same_name_are_refused_on_resume_and_not_reused(small, tmp_path):
@@ -74,7 +75,7 @@ def test_images_are_copied_into_another_layout(fresh, small, tmp_path):
     assert "images" in reuse(run, new, config)
     places = {r["sample_id"]: r["image_at"] for r in new.samples.images().to_pylist()}
     assert list(places) == [row["sample_id"]]
-    image = Image(row["sample_id"], names[row["class_id"]], row["batch"], np.zeros(0), {}, places[row["sample_id"]])
+    image = StoredImage(row["sample_id"], names[row["class_id"]], row["batch"], np.zeros(0), {}, places[row["sample_id"]])
     copy = next(iter(new.samples.read_images([image])))
     assert (
         copy is not None

@@ -10,7 +10,7 @@ import torch
 
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
-from syn4seg.segmenter.evaluation import evaluate, queries
+from syn4seg.segmenter.evaluation import accumulate_confusion, iterate_queries
 from syn4seg.stages.classifiers import save_classifier
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.rows import BASELINE, rows_of
@@ -50,8 +50,8 @@ def test_chunks_in_any_order_sum_to_one_pass_over_all_queries(scored):
     scorer = Scorer(config, run, dataset, fold)
     wanted = queries_by_draw(config, dataset, fold)
     ids = [s for s in dataset.val if any(s in chosen for chosen in wanted.values())]
-    stream = queries(scorer.segmenter, dataset, fold, ids, canvas=canvas_of(config), batch=CHUNK)
-    whole = evaluate(stream, scorer.predictors, 17, lambda key, s: s in wanted[key[0]])
+    stream = iterate_queries(scorer.segmenter, dataset, fold, ids, canvas=canvas_of(config), batch=CHUNK)
+    whole = accumulate_confusion(stream, scorer.predictors, 17, lambda key, s: s in wanted[key[0]])
 
     def backwards(chunks):
         assert [len(c) for c in chunks] == [16, 16, len(ids) - 32] and len(ids) > 34

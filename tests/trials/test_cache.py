@@ -119,7 +119,7 @@ def test_the_least_recently_used_entries_make_room_and_runs_go_last(tmp_path):
     cache.prune(4 * size + 4000)
     there = [key for key in range(6) if cache.path("label", key).exists()]
     assert 0 in there and there[1:] == sorted(there[1:]) and 1 not in there and 5 in there and run.is_dir()
-    assert {use.stage: use.entries for use in cache.uses()} == {"label": len(there), RUNS: 1}
+    assert {use.kind: use.entries for use in cache.uses()} == {"label": len(there), RUNS: 1}
     gone, _ = cache.prune(0)
     assert gone == len(there) + 1 and not run.exists() and cache.uses() == []
 
@@ -146,7 +146,7 @@ def test_memory_is_bounded_too(tmp_path):
     cache = StageCache(tmp_path, memory=10_000)
     for key in range(20):
         cache.get("label", key, lambda: {"x": np.zeros(1000, np.uint8)})
-        assert sum(a.nbytes for entry in cache.kept.values() for a in entry.values()) == cache.used <= 10_000
+        assert sum(a.nbytes for entry in cache.recent.values() for a in entry.values()) == cache.used <= 10_000
     cache.get("label", 0, lambda: {"x": np.zeros(1)})
     assert cache.counts["label", "read"] == 1
 

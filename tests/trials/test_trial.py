@@ -19,13 +19,13 @@ SETTINGS = ("data.draws=2", "novel.steps=6")
 def whole(config, root):
     """A finished run of a configuration."""
     from actors.pipeline import Pipeline
-    from tune.objective import Silent
+    from tune.objective import SilentDisplay
 
     run = RunDir(root)
     run.open(config)
     dataset, fold = check(config, run)
-    pipeline = Pipeline(config, run, dataset, fold, Silent())
-    return run, pipeline.whole()
+    pipeline = Pipeline(config, run, dataset, fold, SilentDisplay())
+    return run, pipeline.run_all()
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +116,14 @@ def warm(finished, tmp_path_factory):
 
 
 @pytest.mark.parametrize("word", CHANGES)
-def test_a_trial_makes_exactly_the_entries_that_its_keys_change(finished, warm, small, word):
+def test_a_trial_makes_exactly_the_entries_that_its_keys_change_and_scores_as_a_cold_one(finished, warm, small, word, tmp_path):
     _, run, _ = finished
-    cache = StageCache(warm)
-    last(trials(cache, run), changed(small, word))
+    cache, config = StageCache(warm), changed(small, "data.draws=1", word)
+    scores = last(trials(cache, run), config)
     assert {kind for (kind, how), count in cache.counts.items() if how == "made" and count} == CHANGES[word]
+    assert repr(last(trials(StageCache(tmp_path / "cold"), run), config)) == repr(
+        scores
+    )  # as texts: a class that is absent has nan
 
 
 def test_a_trial_of_known_entries_makes_none(finished, warm, small):
