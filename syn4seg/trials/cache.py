@@ -1,9 +1,9 @@
 """The stage cache: results of processing steps, stored once for all trials and studies.
 
-An entry of some kind is a file `CACHE/KIND/HASH.bin`, named by a hash of everything its content depends on. It holds named arrays (in the
-safetensors format; labels and masks compressed) behind a digest of themselves: a damaged entry is noticed and made again.
-A process that finds no entry makes it under that entry's lock, so concurrent processes make it once. Nothing relies
-on an entry being there: the least recently used ones are deleted when the cache grows over its bound.
+An entry of some kind is a file `CACHE/KIND/HASH.bin`, named by a hash of everything its content depends on. It holds named arrays
+(in the safetensors format; labels and masks compressed) behind a digest of themselves: a damaged entry is noticed and made again.
+A process that finds no entry makes it under that entry's lock, so concurrent processes make it once. Nothing relies on an entry
+being there: the least recently used ones are deleted when the cache grows over its bound.
 
 The cache is a folder of this machine or a network mount with locks (NFS 4); it never holds the only copy of anything.
 """

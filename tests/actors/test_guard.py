@@ -14,7 +14,7 @@ import pytest
 
 from actors import deadline as watch
 from actors.columns import FAULT, map_rows, string_column
-from actors.guard import MAX_SOLO_DEATHS, _joined
+from actors.guard import MAX_SOLO_DEATHS, _join
 from actors.ledger import Ledger
 from actors.metrics import operator_loads
 from actors.placement import Operator
@@ -159,10 +159,10 @@ def test_parts_are_joined_column_by_column_whatever_they_hold():
     one = {"sample_id": string_column(["a"]), "image": np.zeros((1, 4, 4, 3), np.uint8), "n": np.array([1], np.int64)}
     other = {"sample_id": string_column(["b"]), "image": np.ones((1, 2, 4, 3), np.uint8), "n": np.array([2], np.int64)}
     none = {name: values[:0] for name, values in one.items()}
-    joined = _joined([one, none, other])
+    joined = _join([one, none, other])
     assert list(joined["sample_id"]) == ["a", "b"] and joined["n"].tolist() == [1, 2] and joined["n"].dtype == np.int64
     assert [image.shape for image in joined["image"]] == [(4, 4, 3), (2, 4, 3)]
-    assert len(_joined([none, none])["sample_id"]) == 0
+    assert len(_join([none, none])["sample_id"]) == 0
 
 
 def test_load_is_told_by_stage_between_two_looks():

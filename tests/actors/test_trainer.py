@@ -133,14 +133,14 @@ def one_after_the_other(prepared, small, tmp_path_factory):
     root = tmp_path_factory.mktemp("after") / "run"
     shutil.copytree(prepared[0].root, root)
     made = pipeline(RunDir(root), small)
-    made.whole()
+    made.run_all()
     return made
 
 
 @pytest.mark.slow
 def test_the_overlapped_run_gives_the_bytes_of_labelling_first_and_training_then(fresh, small, one_after_the_other, ray_cluster):
     run, _ = fresh
-    pipeline(run, small, "placement.runner=ray").whole()
+    pipeline(run, small, "placement.runner=ray").run_all()
     first = one_after_the_other
     assert classifiers(run, first.config) == classifiers(first.run, first.config)
     assert (run.draw(0).root / "confusion.json").read_bytes() == (first.run.draw(0).root / "confusion.json").read_bytes()
@@ -161,7 +161,7 @@ def test_a_stream_that_fails_everywhere_ends_the_overlapped_run_with_its_reason(
     run, _ = fresh
     monkeypatch.setattr(graph, "load_generator", lambda *_, **__: Black())
     with pytest.raises(UserError, match=r"of 24 samples are quarantined.*fault: synthesis: black image"):
-        pipeline(run, small, "placement.runner=ray", "placement.synthesis.batch=5").whole()
+        pipeline(run, small, "placement.runner=ray", "placement.synthesis.batch=5").run_all()
     assert not run.draw(0).checkpoint("syn4seg").exists()
 
 

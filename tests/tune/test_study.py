@@ -507,3 +507,19 @@ def test_a_mistake_is_one_message_and_no_directory(tmp_path, monkeypatch, capsys
     told = capsys.readouterr().err
     assert ended.value.code == 2 and said in told and told.startswith("error: ") and told.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_new_search_key_is_one_line_of_yaml_and_changes_only_what_depends_on_it():
+    from examples.extending_search import STUDY, main
+    from syn4seg.config.tree import keys
+
+    packaged = Path(__file__).parents[2].glob("syn4seg/configs/studies/*.yaml")
+    assert "refinement.margin" in keys() and not any("refinement.margin" in path.read_text() for path in packaged)
+    assert len([line for line in STUDY.read_text().splitlines() if "refinement.margin" in line]) == 1
+    records = main()
+    assert [r["state"] for r in records.values()] == ["complete"] * 3
+    assert len({r["params"]["refinement.margin"] for r in records.values()}) == 3
+    for record in (records[1], records[2]):
+        assert {kind for kind, counts in record["stages"].items() if counts.get("made")} >= {"masks", "label"}
+        assert not record["stages"]["embedding"].get("made") and not record["stages"].get("dense", {}).get("made")
