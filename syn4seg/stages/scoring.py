@@ -58,30 +58,13 @@ class Scorer:
 
     def _predictors(self, draw: int) -> dict[str, Predictor]:
         """Return the classifier of every row of a draw, and the baselines, as functions from features to classes."""
-        import torch
-
-        from syn4seg.baselines import build
         from syn4seg.segmenter.evaluation import predictor_of
 
         config, fold, paths, device = self.config, self.fold, self.run.draw(draw), self.segmenter.weight.device
         predictors = {row: predictor_of(load_classifier(paths.checkpoint(row)).to(device)) for row in rows_of(config)}
         if config.evaluation.baselines:
-            base = base_classifier(self.segmenter).to(device)
-            ids = support_of(config, self.dataset, fold, draw)
-            real_features = feature_extractor(config, self.segmenter, self.dataset)
-            support = support_samples(config, self.dataset, fold, ids, real_features)
-            prototypes = torch.from_numpy(Registration.load(paths).prototypes[: len(base.weight)])
-            for name in config.evaluation.baselines:
-                predictors[BASELINE + name] = build(
-                    name,
-                    base=base,
-                    support=support,
-                    base_classes=len(fold.base),
-                    novel_classes=len(fold.novel),
-                    shots=config.data.shots,
-                    seed=config.seed,
-                    prototypes=prototypes,
-                )
+            prototypes = Registration.load(paths).prototypes
+            predictors |= baseline_predictors(config, self.dataset, fold, self.segmenter, draw, prototypes)
         return predictors
 
     def __call__(self, ids: list[str]) -> Matrices:
@@ -92,6 +75,36 @@ class Scorer:
         stream = iterate_queries(self.segmenter, self.dataset, self.fold, ids, canvas=canvas, space=space, batch=CHUNK)
         classes = len(self.fold.index_names)
         return accumulate_confusion(stream, self.predictors, classes, lambda key, sample_id: sample_id in self.queries[key[0]])
+
+
+def baseline_predictors(
+    config: Config, dataset: Dataset, fold: Fold, segmenter: Segmenter, draw: int, prototypes: np.ndarray | None = None
+) -> dict[str, Predictor]:
+    """Return the baselines of a configuration, by their row names, as functions from features to classes.
+
+    Args:
+        prototypes: those of the draw's registration, background and base classes first; None: the base classifier's rows.
+    """
+    import torch
+
+    from syn4seg.baselines import build
+
+    base = base_classifier(segmenter).to(segmenter.weight.device)
+    ids = support_of(config, dataset, fold, draw)
+    support = support_samples(config, dataset, fold, ids, feature_extractor(config, segmenter, dataset))
+    return {
+        BASELINE + name: build(
+            name,
+            base=base,
+            support=support,
+            base_classes=len(fold.base),
+            novel_classes=len(fold.novel),
+            shots=config.data.shots,
+            seed=config.seed,
+            prototypes=None if prototypes is None else torch.from_numpy(prototypes[: len(base.weight)]),
+        )
+        for name in config.evaluation.baselines
+    }
 
 
 def queries_by_draw(config: Config, dataset: Dataset, fold: Fold) -> dict[int, list[str]]:

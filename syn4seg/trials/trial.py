@@ -360,17 +360,11 @@ class _Trial:
 
         schedule = schedule_of(self.config)
         start = initial_classifier(self.context.segmenter, registration.prototypes, self.fold).to(training_device(self.config))
-        training = NovelTraining(
-            start,
-            [*support, *self.base.replayed],
-            self.context.planned,
-            base_classes=len(self.fold.base),
-            schedule=schedule,
-            seed=seed_of(self.config, draw),
-        )
+        samples, planned, seed = [*support, *self.base.replayed], self.context.planned, seed_of(self.config, draw)
+        training = NovelTraining(start, samples, planned, base_classes=len(self.fold.base), schedule=schedule, seed=seed)
         registered = registration.classifier_on("cpu")
         accepted = {s.sample_id: s for chunk in chunks for s in self._samples(chunk, registered)}
-        for name in self.context.planned:
+        for name in planned:
             training.verdict(name, name in accepted, accepted.get(name))
         for report in range(1, reports + 1):
             while training.steps_done < schedule.steps * report // reports:
@@ -391,16 +385,13 @@ class _Trial:
         for i, label in chunk.labels.items():
             name = chunk.images[i].sample_id
             features = self.context.features[name]
-            yield TrainingSample(
-                name, features, self.canvas.label(label), "synthetic", pixel_weights(self.config, registered, features)
-            )
+            weights = pixel_weights(self.config, registered, features)
+            yield TrainingSample(name, features, self.canvas.label(label), "synthetic", weights)
 
 
-@contextlib.contextmanager
-def _skip_non_finite() -> Iterator[None]:
+def _skip_non_finite() -> contextlib.suppress:
     """Skip an image whose numbers are not finite, as a run quarantines it."""
-    with contextlib.suppress(FloatingPointError):
-        yield
+    return contextlib.suppress(FloatingPointError)
 
 
 def _rows(arrays: Arrays) -> list[int]:

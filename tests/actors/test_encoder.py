@@ -1,4 +1,4 @@
-"""The text encoders in their own short life: the same numbers in an actor as here, one-line errors, and gone afterwards."""
+"""The text encoders in their own short life: the same numbers in an actor as inline, one-line errors, and gone afterwards."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from actors.encoder import RemoteTextModels, TextModels, prompt_agent, text_encoder
-from actors.pipeline import Pipeline
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, WorkerError
 from syn4seg.models.generators import load_text_encoder
 from syn4seg.prompts.grammar import GrammarAgent
-from syn4seg.store.rundir import RunDir
 
 PROMPTS = ["a big red star on sand", "two small blue moons on fog", "a big red star on sand"]
 INLINE, RAY = "placement.runner=inline", "placement.runner=ray"
@@ -28,8 +26,8 @@ def same(a: Any, b: Any) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
 
 
-def one_line(call: Any, *args: Any) -> str:
-    with pytest.raises(UserError) as caught:
+def one_line(call: Any, *args: Any, kind: type[Exception] = UserError) -> str:
+    with pytest.raises(kind) as caught:
         call(*args)
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
     return str(caught.value)
@@ -40,7 +38,6 @@ def opened(chosen: Config) -> None:
         pass
 
 
-# ---------------------------------------------------------------------------------------------------- inline
 def test_inline_it_is_the_text_encoder_itself_and_lets_go_of_it_at_the_end():
     with text_encoder(config(INLINE)) as encoder:
         assert isinstance(encoder, TextModels)
@@ -67,7 +64,7 @@ def test_a_model_that_is_not_there_is_the_same_line_inline(tmp_path):
 
 def test_the_grammar_proposes_in_this_process_and_a_local_language_model_beside_the_encoder():
     chosen = config(INLINE)
-    models = TextModels(chosen.model_dump(mode="json"))
+    models = TextModels(chosen)
     agent = prompt_agent(chosen, models)
     assert isinstance(agent, GrammarAgent)
     assert agent.propose("star", 0, [], []) == GrammarAgent(world="embedded", seed=0).propose("star", 0, [], [])
@@ -82,34 +79,11 @@ def test_a_proposal_reaches_the_agent_with_everything_that_it_may_see():
         def propose(self, *told):
             return [repr(told)]
 
-    models = TextModels(config(INLINE).model_dump(mode="json"))
+    models = TextModels(config(INLINE))
     models.agent = Echo()
     assert models.propose("star", 3, ["a"], [("b", "why")]) == ["('star', 3, ['a'], [('b', 'why')])"]
 
 
-# ------------------------------------------------------------------------------------------------ the pipeline
-class Quiet:
-    """A display that nobody looks at."""
-
-    def note(self, text: str) -> None:
-        pass
-
-
-def pipeline(run: RunDir, chosen: Config) -> Pipeline:
-    made = Pipeline.__new__(Pipeline)
-    made.config, made.run, made.display = chosen, run, Quiet()  # type: ignore[assignment]
-    made.fold, made.started = None, 0.0  # type: ignore[assignment]
-    return made
-
-
-def test_with_a_plan_there_is_nothing_to_encode_and_nothing_is_loaded(tmp_path):
-    run = RunDir(tmp_path / "run")
-    run.root.mkdir()
-    run.plan.write_bytes(b"a plan")
-    pipeline(run, config(INLINE, f"synthesis.model={tmp_path / 'gone'}")).prompts()
-
-
-# -------------------------------------------------------------------------------------------------------- Ray
 @pytest.mark.slow
 def test_in_an_actor_it_gives_the_same_bits_and_is_dead_afterwards(ray_cluster):
     import ray
@@ -119,10 +93,10 @@ def test_in_an_actor_it_gives_the_same_bits_and_is_dead_afterwards(ray_cluster):
         assert isinstance(encoder, RemoteTextModels)
         made = encoder.encode(PROMPTS)
         assert same(made, load_text_encoder("embedded-sd3", device="cpu").encode(PROMPTS))
-        assert "no attribute 'propose'" in one_line(encoder.propose, "star", 0, [], [])
+        assert "no attribute 'propose'" in one_line(encoder.propose, "star", 0, [], [], kind=WorkerError)
         assert same(encoder.encode(PROMPTS), made), "an error must not cost the actor"
         assert ray.available_resources()["CPU"] < before
-    assert "the actor of the text encoders died" in one_line(encoder.encode, PROMPTS)
+    assert "the text encoders: a process was lost" in one_line(encoder.encode, PROMPTS)
 
 
 @pytest.mark.slow

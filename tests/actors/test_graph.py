@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors import graph
-from actors.columns import array_column, map_rows
 from actors.graph import operators, stream, unfinished_rows
 from actors.streaming import run_inline
 from syn4seg.config.loading import load
@@ -113,9 +112,8 @@ def test_an_actor_that_cannot_start_is_one_sentence_and_no_traceback(fresh, smal
     run, names = fresh
     (tmp_path / "sam.pth").write_bytes(b"not a checkpoint")
     config = load(None, [*small, "placement.runner=ray", f"refinement.model={tmp_path / 'sam.pth'}"])
-    with pytest.raises(UserError, match="an actor failed: ") as caught:
+    with pytest.raises(UserError, match=r"sam\.pth") as caught:
         stream(config, run, names, 0, quiet)
-    assert "sam.pth" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -132,7 +130,7 @@ def test_samples_lost_in_the_middle_of_a_batch_come_back_with_the_same_bytes(fin
 
 
 @pytest.mark.slow
-def test_the_ray_stream_gives_the_same_bytes_as_the_plain_loop(finish, fresh, small, reference, ray_cluster):
+def test_the_ray_stream_gives_the_same_bytes_as_the_inline_loop(finish, fresh, small, reference, ray_cluster):
     run, names = fresh
     keys = ["placement.runner=ray", "placement.synthesis.size=2", "placement.synthesis.batch=5", "placement.labeling.batch=3"]
     assert finish(load(None, [*small, *keys]), run, names) == reference[0]
@@ -177,30 +175,6 @@ def test_a_run_that_fails_everywhere_stops_with_the_most_frequent_reason(fresh, 
     monkeypatch.setattr(graph, "load_generator", lambda *_, **__: Broken())
     with pytest.raises(UserError, match=r"of 24 samples are quarantined.*fault: synthesis: black image"):
         stream(load(None, small), run, names, 0, quiet)
-
-
-def test_a_row_that_raises_is_quarantined_with_stage_and_reason_and_its_neighbours_go_on():
-    batch = {"reason": np.array(["", "", "early"], object), "traceback": np.array(["", "", "as it was"], object)}
-
-    def work(i):
-        if i == 1:
-            raise MemoryError("no room")
-        return 10 + i, ""
-
-    values, reasons, traces = map_rows(batch, "labeling", work, lambda _: (-1,))
-    assert values == [10, -1, -1]
-    assert reasons[0] == ""
-    assert reasons[1].startswith("fault: labeling: MemoryError: no room")
-    assert reasons[2] == "early"
-    assert "no room" in traces[1] and "in work" in traces[1]
-    assert traces[::2] == ["", "as it was"]
-
-
-def test_columns_of_equal_and_of_different_shapes():
-    same, mixed = array_column([np.zeros((2, 3)), np.ones((2, 3))]), array_column([np.zeros((2, 3)), np.ones((4, 1))])
-    assert same.shape == (2, 2, 3)
-    assert mixed.dtype == object
-    assert [a.shape for a in mixed] == [(2, 3), (4, 1)]
 
 
 def test_verify_sees_one_changed_pixel_a_missing_file_and_a_missing_record(finish, fresh, small):

@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors import deadline as watch
+from actors import deadline
 from actors.columns import FAULT, map_rows, string_column
 from actors.guard import MAX_SOLO_DEATHS, _join
-from actors.ledger import Ledger
-from actors.metrics import operator_loads
 from actors.placement import Operator
 from actors.streaming import run_inline, run_stream
 from syn4seg.config.sections import PoolConfig
@@ -38,7 +36,7 @@ class Doubler:
 
 
 class Batched(Doubler):
-    """The same, as a stage whose rows belong together: it notes the sizes of its calls that came to an end."""
+    """The same, as an operator whose rows belong together: it writes down the sizes of its calls that came to an end."""
 
     whole_attempts = 3
 
@@ -114,7 +112,7 @@ def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_an
 
 
 @pytest.mark.slow
-def test_a_stage_whose_rows_belong_together_is_tried_whole_three_times(ray_cluster, tmp_path):
+def test_an_operator_whose_rows_belong_together_is_tried_whole_three_times(ray_cluster, tmp_path):
     by_value()
     step = Operator(Batched, {"notes": str(tmp_path / "calls")}, PoolConfig(batch=4, cpus=0.25), "doubling")
     reports = []
@@ -125,34 +123,11 @@ def test_a_stage_whose_rows_belong_together_is_tried_whole_three_times(ray_clust
     assert sizes[4] == 1 and set(sizes) == {1, 4}, "the other batch stays whole"
 
 
-def test_without_a_guard_nothing_is_watched_and_the_plain_loop_gives_the_same_rows():
-    watch.tick()
+def test_without_a_guard_there_is_no_deadline_and_the_inline_loop_gives_the_same_rows():
+    deadline.tick()
     step = Operator(Doubler, {}, PoolConfig(batch=4), "doubling")
     rows = [b for b in run_inline(table({2: "exception"}, 8), [step], 4)]
     assert [int(d) for b in rows for d in b["double"]] == [0, 2, -1, 6, 8, 10, 12, 14]
-
-
-def test_the_ledger_remembers_calls_that_never_ended_and_forgets_those_that_did():
-    ledger = Ledger(lambda: {"here"})
-    assert ledger.begin("a", "k", "note1", "x", "here") == []
-    assert ledger.begin("a", "k", "note2", "y", "here") == ["note1"]
-    assert ledger.begin("b", "k", "note3", "z", "here") == []
-    ledger.end("a", "k", "y", {"rows": 4, "seconds": 2.0, "gpu_bytes": 7})
-    assert ledger.begin("a", "k", "note4", "y", "here") == []
-    ledger.end("a", "k", "y", {"rows": 4, "seconds": 1.0, "gpu_bytes": 5})
-    totals = ledger.totals()["a"]
-    assert (totals["rows"], totals["seconds"], totals["gpu_bytes"], totals["actors"]) == (8, 3.0, 7, 2)
-    assert (totals["warm_rows"], totals["warm_seconds"]) == (4, 1.0), "an actor's first call does not count as warm"
-
-
-def test_whoever_went_with_its_node_is_not_counted():
-    living = {"spot1", "spot2"}
-    ledger = Ledger(lambda: living)
-    for number in range(3):
-        assert ledger.begin("a", "k", f"note{number}", "x", "spot1") == [f"note{i}" for i in range(number)]
-    living.remove("spot1")
-    assert ledger.begin("a", "k", "note3", "x", "spot2") == []
-    assert ledger.begin("a", "k", "note4", "x", "spot2") == ["note3"]
 
 
 def test_parts_are_joined_column_by_column_whatever_they_hold():
@@ -163,25 +138,3 @@ def test_parts_are_joined_column_by_column_whatever_they_hold():
     assert list(joined["sample_id"]) == ["a", "b"] and joined["n"].tolist() == [1, 2] and joined["n"].dtype == np.int64
     assert [image.shape for image in joined["image"]] == [(4, 4, 3), (2, 4, 3)]
     assert len(_join([none, none])["sample_id"]) == 0
-
-
-def test_load_is_told_by_stage_between_two_looks():
-    before = {"make": {"rows": 10, "seconds": 5.0, "actors": 2}, "label": {"rows": 4, "seconds": 1.0, "actors": 1}}
-    now = {
-        "make": {"rows": 30, "seconds": 21.0, "actors": 2, "quarantined": 3, "gpu_bytes": 2**31},
-        "label": {"rows": 24, "seconds": 3.0, "actors": 1},
-    }
-    found = operator_loads(["make", "label", "write"], 100, now, before, 10.0)
-    assert found["make"] == {
-        "rows": 30,
-        "rows_per_second": 2.0,
-        "busy_share": 0.8,
-        "queued": 70,
-        "rejected": 0,
-        "quarantined": 3,
-        "deaths": 0,
-        "actors": 2,
-        "gpu_gib": 2.0,
-    }
-    assert (found["label"]["rows_per_second"], found["label"]["busy_share"], found["label"]["queued"]) == (2.0, 0.2, 6)
-    assert (found["write"]["rows"], found["write"]["queued"]) == (0, 24)

@@ -34,7 +34,7 @@ def test_a_placement_that_fits_is_accepted():
 
 
 def test_too_many_cpus_are_refused_with_the_numbers_and_what_would_fit():
-    with pytest.raises(ValueError, match=r"needs 6 CPUs .*\+ 1 for reading.*has 4; placement\.synthesis\.size=3 would fit"):
+    with pytest.raises(UserError, match=r"needs 6 CPUs .*\+ 1 for reading.*has 4; placement\.synthesis\.size=3 would fit"):
         preflight([stage("synthesis", size=5, cpus=1)], [{"CPU": 4.0}])
 
 
@@ -54,9 +54,9 @@ def test_too_many_gpus_and_actors_larger_than_any_node_are_refused():
 
 def test_columns_are_checked_before_anything_loads():
     check_columns(["a"], [Operator(Reads, {}, PoolConfig(), "one")])
-    with pytest.raises(UserError, match="stage one: reads a, which no stage"):
+    with pytest.raises(ValueError, match="stage one: reads a, which no stage"):
         check_columns(["x"], [Operator(Reads, {}, PoolConfig(), "one")])
-    with pytest.raises(UserError, match="stage two: adds a, which is there already"):
+    with pytest.raises(ValueError, match="stage two: adds a, which is there already"):
         check_columns(["a"], [Operator(Reads, {}, PoolConfig(), "one"), Operator(Again, {}, PoolConfig(), "two")])
 
 
@@ -102,15 +102,15 @@ LARGE, SMALL = ({"CPU": 16.0, "GPU": 8.0, "accelerator_type:A100": 1.0}, {"CPU":
 
 
 def test_an_accelerator_or_resource_that_no_node_has_is_refused_with_what_there_is():
-    with pytest.raises(ValueError, match=r"synthesis\.accelerator=H100: no node has one; the nodes have A100, L4 \(2 nodes\)"):
+    with pytest.raises(UserError, match=r"synthesis\.accelerator=H100: no node has one; the nodes have A100, L4 \(2 nodes\)"):
         preflight([stage("synthesis", gpus=1, accelerator="H100")], [LARGE, SMALL, SMALL])
-    with pytest.raises(ValueError, match=r"no node declares `synth`; custom resources of the nodes: disk; start a node with"):
+    with pytest.raises(UserError, match=r"no node declares `synth`; custom resources of the nodes: disk; start a node with"):
         preflight([stage("synthesis", resources={"synth": 1})], [{"CPU": 4.0, "disk": 1.0, "node:10.0.0.1": 1.0, "memory": 9.0}])
 
 
 def test_an_actor_needs_all_of_its_resources_on_one_node():
     preflight([stage("synthesis", cpus=1, gpus=2, accelerator="A100")], [LARGE, SMALL])
-    with pytest.raises(ValueError, match=r"2 GPU \+ L4 of one node, and no node has all of it .*1 x \(16 CPU \+ 8 GPU \+ A100\)"):
+    with pytest.raises(UserError, match=r"2 GPU \+ L4 of one node, and no node has all of it .*1 x \(16 CPU \+ 8 GPU \+ A100\)"):
         preflight([stage("synthesis", cpus=1, gpus=2, accelerator="L4")], [LARGE, SMALL])
     with pytest.raises(UserError, match=r"one actor needs 12 CPU \+ 1 GPU of one node"):
         preflight([stage("synthesis", cpus=12, gpus=1)], [{"CPU": 16.0}, {"CPU": 8.0, "GPU": 8.0}])
@@ -120,7 +120,7 @@ def test_too_many_actors_on_the_nodes_that_have_the_accelerator_are_refused():
     with pytest.raises(UserError, match=r"size=3: only 2 actors of 0.25 CPU \+ 1 GPU \+ L4 fit on the nodes"):
         preflight([stage("synthesis", size=3, gpus=1, accelerator="L4")], [LARGE, SMALL, SMALL])
     with pytest.raises(
-        ValueError, match=r"needs 3 `synth` .*has 2; placement\.labeling\.size=2 would fit, or lower .*resources\.synth"
+        UserError, match=r"needs 3 `synth` .*has 2; placement\.labeling\.size=2 would fit, or lower .*resources\.synth"
     ):
         preflight(
             [stage("labeling", size=3, cpus=0, resources={"synth": 1})], [{"CPU": 8.0, "synth": 1.0}, {"CPU": 1.0, "synth": 1.0}]
@@ -131,7 +131,7 @@ def test_pools_whose_sums_fit_but_not_the_nodes_are_refused_with_a_size_that_fit
     nodes = [{"CPU": 2.0, "GPU": 2.0}] * 2
     whole = stage("synthesis", size=2, cpus=0, gpus=1)
     preflight([whole, stage("labeling", size=2, cpus=0, gpus=0.6), stage("refinement", size=2, cpus=0, gpus=0.4)], nodes)
-    with pytest.raises(ValueError, match=r"do not fit on the nodes together .*3 x \(0\.6 GPU\).*synthesis\.size=1 would fit"):
+    with pytest.raises(UserError, match=r"do not fit on the nodes together .*3 x \(0\.6 GPU\).*synthesis\.size=1 would fit"):
         preflight([whole, stage("labeling", size=3, cpus=0, gpus=0.6)], nodes)
 
 
@@ -140,7 +140,7 @@ def test_training_beside_the_stream_counts_as_a_pool():
     preflight(stages_, nodes, TrainingConfig(workers=1, gpus=1))
     preflight(stages_, nodes, TrainingConfig(workers=0, gpus=2))
     with pytest.raises(
-        ValueError, match=r"needs 4 GPUs \(synthesis 2 x 1, training 2 x 1\), the cluster has 3; placement\.\w+\.\w+=1 would"
+        UserError, match=r"needs 4 GPUs \(synthesis 2 x 1, training 2 x 1\), the cluster has 3; placement\.\w+\.\w+=1 would"
     ):
         preflight(stages_, nodes, TrainingConfig(workers=2, gpus=1))
     with pytest.raises(UserError, match=r"placement\.training\.gpus=4: one actor needs more GPUs"):

@@ -11,11 +11,10 @@ import torch
 
 from actors.columns import FAULT
 from actors.synthesizer import Importer, Synthesizer, audit_warnings, out_of_memory
-from actors.writer import QuarantineWriter, Writer
+from actors.writer import QuarantineWriter
 from syn4seg.models.embeddings import Encoded, save_embeddings
 from syn4seg.models.generators import load_generator, load_text_encoder
 from syn4seg.models.protocols import CarefulGenerator, GeneratedBatch
-from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.store.files import read_json
 from syn4seg.store.images import read_image, write_image
 from syn4seg.store.rundir import RunDir
@@ -90,7 +89,6 @@ def reference(given: dict[str, np.ndarray]) -> list[np.ndarray]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------- want of memory
 @pytest.mark.parametrize(
     ("room", "size", "tried"),
     [
@@ -168,7 +166,6 @@ def test_a_row_that_has_a_reason_already_is_not_made(run):
     assert audits[0] == {"made_in_batch": 3, "planned_batch": 4}
 
 
-# -------------------------------------------------------------------------------------------- what is there already
 @pytest.fixture(params=["files", "sharded"])
 def either(run, request):
     run.config.write_text(f"layout: {request.param}\n")
@@ -202,7 +199,6 @@ def test_a_process_that_ends_in_its_second_batch_leaves_the_images_of_the_first(
         np.testing.assert_array_equal(image, expected)
 
 
-# ---------------------------------------------------------------------------------------------- what is said
 def test_a_fault_mended_in_safer_precision_is_no_fault_and_the_audit_says_so(run):
     card = Careful(8)
     assert isinstance(card, CarefulGenerator) and not isinstance(Card(8), CarefulGenerator)
@@ -236,32 +232,6 @@ def test_about_an_ordinary_image_nothing_is_written(run):
     QuarantineWriter(str(run.root), NAMES)(out)
     assert audits == [{}] * 3
     assert sorted(p.name for p in (run.root / "images" / "star").iterdir()) == ["s10.png", "s11.png", "s12.png"]
-
-
-def test_the_record_of_a_sample_has_the_audit_of_its_image_beside_those_of_its_labels(run):
-    out, audits = synthesize(run, Careful(8), rows(1, 4))
-    label = np.zeros((4, 32, 32), np.uint8)
-    said = {"labeling_audit": '{"kept": 1}', "refinement_audit": '{"sam": 2}'}
-    given = out | dict.fromkeys(LABEL_COLUMNS, label) | {k: np.array([v] * 4, object) for k, v in said.items()}
-    passed = Writer(str(run.root), 0, NAMES)(given)
-    records = {r["sample_id"]: r for r in run.draw(0).records()}
-    assert records["s10"]["audit"] == {"kept": 1, "sam": 2}
-    assert records["s11"]["audit"] == audits[1] | {"kept": 1, "sam": 2}
-    assert records["s12"]["audit"] == audits[2] and records["s12"]["reason"].startswith(FAULT)
-    assert [json.loads(text) for text in passed["synthesis_audit"]] == audits
-    assert read_image(run.image("star", "s11")).shape == (32, 32, 3)
-
-
-def test_a_label_that_cannot_be_written_costs_its_row_alone(run):
-    out, _ = synthesize(run, Card(8), rows(1, 3))
-    labels = np.empty(3, object)
-    labels[:] = [np.zeros((32, 32), np.uint8), np.full((32, 32), np.nan), np.zeros((32, 32), np.uint8)]
-    said = {name: np.array(["{}"] * 3, object) for name in ("labeling_audit", "refinement_audit")}
-    passed = Writer(str(run.root), 0, NAMES)(out | dict.fromkeys(LABEL_COLUMNS, labels) | said)
-    assert [reason.partition(" (")[0] for reason in passed["reason"]] == ["", FAULT + "writing: ValueError: draft is float64", ""]
-    note = json.loads(run.quarantined("s11").read_text())
-    assert note["reason"] == passed["reason"][1] and "in _sample" in note["traceback"]
-    assert run.draw(0).finished(["s10", "s11", "s12"]) == {"s10", "s11", "s12"}
 
 
 def test_imported_images_have_the_same_columns(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Training beside labelling: either failure ends both with its own words, and the bytes are those of one after the other."""
+"""Training beside labeling: either failure ends both with its own words, and the bytes are those of one after the other."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ def steadily(draw, go_on):
         time.sleep(0.01)
 
 
-def test_a_failure_of_labelling_is_raised_where_the_trainer_asks_and_as_itself():
-    failure = ValueError("no room on the disk")
+def test_a_failure_of_labeling_is_raised_where_the_trainer_asks_and_as_itself():
+    failure = UserError("no room on the disk")
 
     def fails(draw, go_on):
         raise failure
 
-    with pytest.raises(UserError, match="no room on the disk") as caught, LabelingThread(fails, [0]) as labelling:
-        while not labelling.labelled(0):
+    with pytest.raises(UserError, match="no room on the disk") as caught, LabelingThread(fails, [0]) as labeling:
+        while not labeling.is_labeled(0):
             time.sleep(0.01)
     assert caught.value is failure
 
 
-def test_what_labelling_said_counts_even_if_the_trainer_says_something_else_then():
-    with pytest.raises(UserError, match="no room"), LabelingThread(lambda *_: 1 / 0, [0]) as labelling:
-        while labelling.failure is None:
+def test_what_labeling_said_counts_even_if_the_trainer_says_something_else_then():
+    with pytest.raises(UserError, match="no room"), LabelingThread(lambda *_: 1 / 0, [0]) as labeling:
+        while labeling.failure is None:
             time.sleep(0.01)
-        labelling.failure = ValueError("no room")
+        labeling.failure = UserError("no room")
         raise RuntimeError("a worker lost its peers")
 
 
-def test_a_failure_of_training_stops_labelling_between_two_batches():
-    labelling = LabelingThread(steadily, [0, 1])
-    with pytest.raises(RuntimeError, match="nan"), labelling:
+def test_a_failure_of_training_stops_labeling_between_two_batches():
+    labeling = LabelingThread(steadily, [0, 1])
+    with pytest.raises(RuntimeError, match="nan"), labeling:
         raise RuntimeError("nan")
-    assert not labelling.thread.is_alive()
-    assert labelling.done == set()
+    assert not labeling.thread.is_alive()
+    assert labeling.done == set()
 
 
 def test_the_block_ends_when_both_have_ended_and_a_late_failure_is_not_lost():
@@ -66,34 +66,33 @@ def test_the_block_ends_when_both_have_ended_and_a_late_failure_is_not_lost():
         if draw:
             raise UserError("late")
 
-    with LabelingThread(late, [0]) as labelling:
+    with LabelingThread(late, [0]) as labeling:
         pass
-    assert labelling.labelled(0)
+    assert labeling.is_labeled(0)
     with pytest.raises(UserError, match="late"), LabelingThread(late, [0, 1]):
         pass
 
 
 def test_an_interrupt_reaches_the_main_thread_and_waits_for_nobody():
-    class Stopped(BaseException):
+    class Interruption(BaseException):
         pass
 
     def stop(*_):
-        raise Stopped
+        raise Interruption
 
     before, ended = signal.signal(signal.SIGINT, stop), threading.Event()
     try:
-        with pytest.raises(Stopped), LabelingThread(lambda draw, go_on: ended.wait(60) and None, [0]) as labelling:
+        with pytest.raises(Interruption), LabelingThread(lambda draw, go_on: ended.wait(60) and None, [0]) as labeling:
             os.kill(os.getpid(), signal.SIGINT)
             while True:
-                labelling.labelled(0)
+                labeling.is_labeled(0)
                 time.sleep(0.01)
-        assert labelling.thread.is_alive()
+        assert labeling.thread.is_alive()
     finally:
         signal.signal(signal.SIGINT, before)
         ended.set()
 
 
-# ------------------------------------------------------------------------------------------------------- under Ray
 class Quiet:
     """A display that shows nothing."""
 
@@ -138,7 +137,7 @@ def one_after_the_other(prepared, small, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_overlapped_run_gives_the_bytes_of_labelling_first_and_training_then(fresh, small, one_after_the_other, ray_cluster):
+def test_the_overlapped_run_gives_the_bytes_of_labeling_first_and_training_then(fresh, small, one_after_the_other, ray_cluster):
     run, _ = fresh
     pipeline(run, small, "placement.runner=ray").run_all()
     first = one_after_the_other
@@ -166,7 +165,7 @@ def test_a_stream_that_fails_everywhere_ends_the_overlapped_run_with_its_reason(
 
 
 class Killing:
-    """`Labelled` of finished labels, which kills the process that asks the 280th time, once."""
+    """`IsLabeled` of finished labels, which kills the process that asks the 280th time, once."""
 
     def __init__(self, note):
         self.note, self.count = note, 0
@@ -189,9 +188,9 @@ def test_two_workers_learn_what_one_process_learns_and_a_killed_one_goes_on_from
     graph.stream(here, run, names, 0, lambda *_: None)
     shutil.copytree(run.root, tmp_path / "one")
     told = []
-    for config, root, labelled in ((here, tmp_path / "one", always_labeled), (there, run.root, Killing(tmp_path / "killed"))):
+    for config, root, is_labeled in ((here, tmp_path / "one", always_labeled), (there, run.root, Killing(tmp_path / "killed"))):
         bars = [lambda done, total: told.append(done), lambda *_: None]
-        train_and_evaluate(config, RunDir(root), *check(config), bars, evaluate=False, labelled=labelled)
+        train_and_evaluate(config, RunDir(root), *check(config), bars, evaluate=False, is_labeled=is_labeled)
     assert (tmp_path / "killed").is_file()
     back = [after for before, after in itertools.pairwise(told[300:]) if after < before]
     assert all(after > 200 for after in back)  # five rows were at 50 of 60 steps

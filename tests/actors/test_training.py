@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,22 @@ from actors.training import WorkerContext, check_workers, fit, train_base_on_wor
 from syn4seg.config.loading import load
 from syn4seg.config.sections import TrainingConfig
 from syn4seg.data.datasets import EmbeddedDataset
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, WorkerError
 from syn4seg.stages.base import make_base
 from syn4seg.stages.setup import load_dataset
 from syn4seg.store.rundir import RunDir
 from tests.shared_batch import curve
 
 
-def test_without_workers_the_loop_runs_here():
-    told = []
+def test_without_workers_the_loop_runs_in_this_process():
+    reports = []
 
-    def loop(config, group):
-        group.tell({"seen": config["x"]})
-        return group
+    def loop(arguments, context):
+        context.report({"seen": arguments["x"]})
+        return context
 
-    group = fit(loop, {"x": 3}, TrainingConfig(), name="here", device="cpu", progress=told.append)
-    assert group == WorkerContext(0, 1, "cpu", told.append) and told == [{"seen": 3}]
+    context = fit(loop, {"x": 3}, TrainingConfig(), name="inline", device="cpu", progress=reports.append)
+    assert context == WorkerContext(0, 1, "cpu", reports.append) and reports == [{"seen": 3}]
 
 
 def test_workers_that_fit_are_accepted():
@@ -131,11 +132,32 @@ def test_a_mistake_is_one_sentence_and_not_tried_again(ray_cluster, tmp_path):
     ranks = [p.name[0] for p in tmp_path.iterdir()]
     assert ranks and len(ranks) == len(set(ranks))  # a worker that comes late does not begin at all
 
-    def bug(config, group):
-        return {}["what"]
 
-    with pytest.raises(UserError, match=r"^training failed: KeyError: 'what'; mend the cause"):
+@pytest.mark.slow
+def test_a_bug_is_a_fault_whose_traceback_names_the_line_and_a_lost_process_is_not(ray_cluster):
+    def bug(arguments, context):
+        return {}["the line of the bug"]
+
+    with pytest.raises(WorkerError, match=r"^training failed: KeyError: 'the line of the bug'$") as caught:
         fit(bug, {}, TrainingConfig(workers=1, max_failures=0), name="bug")
+    assert 'return {}["the line of the bug"]' in "".join(traceback.format_exception(caught.value))
+
+    def killed(arguments, context):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(UserError, match=r"^training: a process was lost \(killed"):
+        fit(killed, {}, TrainingConfig(workers=1, max_failures=0), name="killed")
+
+
+@pytest.mark.slow
+def test_a_worker_gets_the_configuration_as_it_is(ray_cluster):
+    config = load(None, ["labeling.tau=0.7", "placement.training.workers=1"])
+
+    def loop(arguments, context):
+        return arguments["config"]
+
+    received = fit(loop, {"config": config}, config.placement.training, name="config")
+    assert received == config and type(received) is type(config) and received is not config
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import get_args
 
 import pytest
@@ -120,6 +121,7 @@ def test_the_digest_of_a_source_changes_with_a_character_of_any_module_in_it(tmp
     for name in ("__init__", "one", "two"):
         (package / f"{name}.py").write_text(f"NAME = {name!r}\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "some_package", raising=False)  # of an earlier run of this test in the same process
 
     def digests():
         from syn4seg.config import fingerprint as module

@@ -123,9 +123,9 @@ def test_decoding_costs_what_its_convolutions_cost():
     layers: list[Any] = list(net.decoder.modules())
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda m, _, y: counted.append(2 * m.weight.numel() * y.shape[2] * y.shape[3]))
+            layer.register_forward_hook(lambda m, _, y, n=layer.weight.numel(): counted.append(2 * n * y.shape[2] * y.shape[3]))
         elif isinstance(layer, nn.Linear):
-            layer.register_forward_hook(lambda m, _, y: counted.append(2 * m.weight.numel() * y.shape[1]))
+            layer.register_forward_hook(lambda m, _, y, n=layer.weight.numel(): counted.append(2 * n * y.shape[1]))
     with torch.no_grad():
         net.decode(torch.randn(1, 4, 8, 8))
     attention = 4 * 64 * 64 * 16  # one head over the 64 latent pixels, in the middle

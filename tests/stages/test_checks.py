@@ -43,6 +43,12 @@ def test_the_key_and_the_value_of_a_missing_model_are_named(small):
             check_models(load(None, [*small, f"{key}={value}"]), None)
 
 
+def test_a_baseline_that_is_not_in_the_table_is_named_with_the_nearest_one(small):
+    config = load(None, [*small, "evaluation.baselines=[diam, imprintin]"])
+    with pytest.raises(UserError, match=r"evaluation\.baselines=imprintin: no such baseline.*did you mean imprinting\?"):
+        check(config)
+
+
 def test_models_that_the_run_needs_no_more_are_not_looked_for(fresh, small, tmp_path):
     run, _ = fresh
     config = load(None, [*small, f"base.checkpoint={tmp_path / 'absent.safetensors'}"])
