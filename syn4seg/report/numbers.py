@@ -24,7 +24,7 @@ from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import MAX_TABLE, exists, read_bytes, read_json
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
-from syn4seg.watch import story
+from syn4seg.watch import timeline as story
 
 PROMPTS = 600
 """Prompts on the map."""
@@ -262,8 +262,8 @@ def loads(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """By stage of the stream: arrays seconds, rows_per_second, busy_share; streams follow one another, with a gap (nan)."""
     found: dict[str, dict[str, list[float]]] = {}
     offset, before = 0.0, None
-    for line in (line for line in lines if line.get("kind") == "load" and story.tells_load(line)):
-        again = before is not None and story.another_stream(before, line)
+    for line in (line for line in lines if line.get("kind") == "load" and story.is_load_line(line)):
+        again = before is not None and story.starts_new_stream(before, line)
         if before is not None and again:
             offset += _number(before, "seconds", 0.0)
         before, moment = line, offset + _number(line, "seconds", 0.0)
@@ -276,7 +276,7 @@ def loads(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _number(values: dict[str, Any], key: str, otherwise: float) -> float:
-    found = story.number(values.get(key))
+    found = story.finite_number(values.get(key))
     return otherwise if found is None else float(found)
 
 
