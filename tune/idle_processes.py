@@ -2,8 +2,8 @@
 
 With `reuse_actors` Ray Tune hands an idle process to the next trial, so that networks are loaded and modules imported once per
 process. Where two trials end in the same moment it ends one of the two processes all the same, and no option prevents that; it
-costs some seconds per lost process: a sweep of short trials, two at a time on two cores, ran 364 to 458 trials per minute with this,
-and 87 to 98 without. `tests/tune/test_idle_processes.py` fails with a sentence if the installed Ray differs.
+costs some seconds per lost process: a sweep of short trials, two at a time on two cores, ran 364 to 458 trials per minute
+with this, and 87 to 98 without. `tests/tune/test_idle_processes.py` fails with a sentence if the installed Ray differs.
 """
 
 from __future__ import annotations

@@ -120,12 +120,14 @@ def test_decoding_costs_what_its_convolutions_cost():
     small = {"latent_channels": 4, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
     vae = sizes.SD3_VAE | blocks | small
     net, counted = sizes.build_vae(vae).eval(), []
-    layers: list[Any] = list(net.decoder.modules())
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda m, _, y, n=layer.weight.numel(): counted.append(2 * n * y.shape[2] * y.shape[3]))
-        elif isinstance(layer, nn.Linear):
-            layer.register_forward_hook(lambda m, _, y, n=layer.weight.numel(): counted.append(2 * n * y.shape[1]))
+    for layer in net.decoder.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+
+            def count(module: Any, _: Any, y: Any) -> None:
+                places = y.shape[2] * y.shape[3] if isinstance(module, nn.Conv2d) else y.shape[1]
+                counted.append(2 * dict(module.named_parameters())["weight"].numel() * places)
+
+            layer.register_forward_hook(count)
     with torch.no_grad():
         net.decode(torch.randn(1, 4, 8, 8))
     attention = 4 * 64 * 64 * 16  # one head over the 64 latent pixels, in the middle
