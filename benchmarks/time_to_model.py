@@ -92,8 +92,8 @@ def main() -> None:
             graph.stream(config, run, names, draw, progress)
             write_manifest(run, draw)
 
-        def train(run: RunDir, clock: Clock, labelled: Any) -> None:
-            train_and_evaluate(config, run, dataset, fold, [clock, clock], evaluate=False, labelled=labelled)
+        def train(run: RunDir, clock: Clock, is_labeled: Any) -> None:
+            train_and_evaluate(config, run, dataset, fold, [clock, clock], evaluate=False, is_labeled=is_labeled)
 
         clocks = [Clock()]
         label(first, clocks[0], 0, lambda: None)
@@ -102,8 +102,8 @@ def main() -> None:
         train(first, clocks[1], always_labeled)
         training = time.time() - clocks[1].began
         clocks += [Clock(), Clock()]
-        with LabelingThread(functools.partial(label, together, clocks[2]), [0]) as labelling:
-            train(together, clocks[3], labelling.labelled)
+        with LabelingThread(functools.partial(label, together, clocks[2]), [0]) as labeling:
+            train(together, clocks[3], labeling.is_labeled)
         both = time.time() - clocks[2].began
         for row in rows_of(config):
             a, b = (run.draw(0).checkpoint(row).read_bytes() for run in (first, together))

@@ -28,35 +28,34 @@ from syn4seg.stages.setup import load_dataset
 from syn4seg.store.rundir import RunDir
 
 
-def loop(parts: dict[str, Any], group: WorkerContext) -> None:
-    """The base stage with one thread; tells when each epoch ended and what this process had spent by then."""
+def loop(arguments: dict[str, Any], context: WorkerContext) -> None:
+    """The base stage with one thread; reports when each epoch ended and what this process had spent by then."""
     torch.set_num_threads(1)
-    config = Config.model_validate(parts["config"])
+    config: Config = arguments["config"]
 
     def report(facts: dict[str, Any]) -> None:
-        group.tell({"epoch": facts["epoch"], "loss": facts["loss"], "time": time.time(), "cpu": time.process_time()})
+        context.report({"epoch": facts["epoch"], "loss": facts["loss"], "time": time.time(), "cpu": time.process_time()})
 
-    train_base_stage(config, RunDir(parts["run"]), *load_dataset(config), group.device, report)
+    train_base_stage(config, RunDir(arguments["run"]), *load_dataset(config), context.device, report)
 
 
 def measure(config: Config, workers: int) -> dict[str, Any]:
     """One training: seconds of start-up and, per steady epoch, wall and CPU seconds of rank 0, and the last loss."""
-    told: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     place = config.placement.training.model_copy(update={"workers": workers, "max_failures": 0})
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
         run.open(config)
         started = time.time()
-        parts = {"config": config.model_dump(mode="json"), "run": run.address}
-        fit(loop, parts, place, name=f"benchmark-{workers}", progress=told.append)
+        fit(loop, {"config": config, "run": run.address}, place, name=f"benchmark-{workers}", progress=reports.append)
         whole = time.time() - started
-    steady = [b["time"] - a["time"] for a, b in zip(told, told[1:], strict=False)]
-    cpu = [b["cpu"] - a["cpu"] for a, b in zip(told, told[1:], strict=False)]
+    steady = [b["time"] - a["time"] for a, b in zip(reports, reports[1:], strict=False)]
+    cpu = [b["cpu"] - a["cpu"] for a, b in zip(reports, reports[1:], strict=False)]
     return {
         "epoch_s": statistics.median(steady),
         "epoch_cpu_s_of_one_process": statistics.median(cpu),
-        "start_and_end_s": whole - len(told) * statistics.median(steady),
-        "loss": told[-1]["loss"],
+        "start_and_end_s": whole - len(reports) * statistics.median(steady),
+        "loss": reports[-1]["loss"],
     }
 
 

@@ -29,7 +29,8 @@ ray.get(ray.remote(lambda: 1).remote())
 me = psutil.Process()
 ours = [me, *me.children(recursive=True)]
 found = [(p.name(), c.laddr.ip) for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"]
-stranger = "from actors.cluster import connect; from syn4seg.config.sections import PlacementConfig; connect(PlacementConfig(address=%r))"
+stranger = '''from actors.cluster import connect; from syn4seg.config.sections import PlacementConfig
+connect(PlacementConfig(address=%r))'''
 open_to = {}
 for who, token in (("guesser", "0" * 64), ("owner", os.environ["RAY_AUTH_TOKEN"])):
     seen = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -38,7 +39,8 @@ for who, token in (("guesser", "0" * 64), ("owner", os.environ["RAY_AUTH_TOKEN"]
 from ray._common.usage.usage_lib import usage_stats_enabled
 from pathlib import Path
 sockets = {c.laddr for p in ours for c in p.net_connections("unix") if "/session_" in str(c.laddr)}
-private = bool(sockets) and all(any(folder.stat().st_mode & 0o077 == 0 and folder.stat().st_uid == os.getuid() for folder in Path(s).parents) for s in sockets)
+closed = lambda folder: folder.stat().st_mode & 0o077 == 0 and folder.stat().st_uid == os.getuid()
+private = bool(sockets) and all(any(map(closed, Path(socket).parents)) for socket in sockets)
 print(json.dumps({"listening": found, "open": open_to, "private": private, "reports usage": usage_stats_enabled()}))
 """
 

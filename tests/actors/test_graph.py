@@ -18,8 +18,10 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
 from syn4seg.schema import LABEL_COLUMNS
+from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.results import verify_run, write_manifest
 from syn4seg.store.images import read_image, write_image
+from syn4seg.store.samples import StoredSample
 
 
 def quiet(*_):
@@ -239,3 +241,31 @@ def test_a_gpu_that_is_not_there_is_refused_inline_too(small):
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match=r"placement\.labeling\.gpus=1.*no usable GPU"):
         graph.check_placement(load(None, [*small, "placement.labeling.gpus=1"]))
+
+
+def test_a_stream_counts_each_sample_that_ended_once_and_says_all_that_have(fresh, small, monkeypatch):
+    run, names = fresh
+    ids = read_planned_samples(run)["sample_id"].to_pylist()
+    run.draw(0).write(
+        [
+            StoredSample(
+                {"sample_id": s, "class": "ball", "class_id": 9, "reason": f"no {s}", "prompt": "", "noise_seed": 1, "batch": 0}, {}
+            )
+            for s in ids[:8]
+        ]
+    )
+    ended = [["", "small"], ["fault: labeling: Bad: row 3"], *[["small", ""]] * 6]
+    batches = [{"reason": reasons, "synthesis_audit": ["{}"] * len(reasons)} for reasons in ended]
+    monkeypatch.setattr(graph, "_run", lambda *_: iter(batches))
+    kind, classified, reports = graph._kind, [], []
+    monkeypatch.setattr(graph, "_kind", lambda reason: classified.append(reason) or kind(reason))
+    config = load(None, [*small, "placement.max_quarantined=0.9"])
+    result = graph.stream(config, run, names, 0, lambda done, _, reasons: reports.append((done, Counter(reasons))))
+    expected = Counter(reason for reasons in ended for reason in reasons)
+    assert result == expected and len(classified) == 8 + expected.total()
+    before = Counter(f"no {s}" for s in ids[:8])
+    for batch, (done, reasons) in enumerate(reports):
+        so_far = before + Counter(reason for reasons in ended[:batch] for reason in reasons)
+        assert (done, reasons) == (so_far.total(), so_far)
+    pulses = [line for line in map(json.loads, run.metrics.read_text().splitlines()) if line.get("kind") == "pulse"]
+    assert pulses[0]["reasons"] == before

@@ -9,7 +9,7 @@ import numpy as np
 from actors.columns import FAULT
 from actors.writer import Writer
 from syn4seg.schema import LABEL_COLUMNS
-from syn4seg.store.files import read_image
+from syn4seg.store.images import read_image
 from tests.actors.test_synthesizer import NAMES, Card, Careful, rows, run, synthesize  # noqa: F401 - a fixture
 
 
