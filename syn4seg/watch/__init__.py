@@ -1,1 +1,1 @@
-"""`syn4seg watch`: what a run tells (`story`), how it is now (`state`), and how that looks in a terminal (`screen`)."""
+"""`syn4seg watch`: the course of a run (`timeline`), its current state (`state`), and its display in a terminal (`screen`)."""

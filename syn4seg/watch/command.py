@@ -1,4 +1,4 @@
-"""The verb `watch`; its imports wait inside, so that `--help` answers at once."""
+"""The verb `watch`; it imports its modules when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def watch(
     try:
         follow(reach_run(run_dir), interval, once)
     except Interrupted:
-        raise Interrupted("") from None  # nothing was stopped but the looking
+        raise Interrupted("") from None  # only the display was stopped

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, monkeypatch
 def test_json_has_null_for_nan_and_plain_numbers(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": np.int64(3), "c": np.array([1.5, np.nan]), "d": np.bool_(True)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": 3, "c": [1.5, None], "d": True}
+
+
+def test_every_line_has_its_time(tmp_path):
+    run, before = RunDir(tmp_path), time.time()
+    run.log(stage="x", values={"b": float("nan")})
+    line = json.loads(run.metrics.read_text())
+    assert before - 1e-3 <= line.pop("time") <= time.time() + 1e-3
+    assert line == {"stage": "x", "values": {"b": None}}
 
 
 @pytest.mark.parametrize("name", ["../../x", "", ".hidden", "a/b", "a\\b", "x\n", "-x" * 60, "\x00"])
