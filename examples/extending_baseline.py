@@ -1,4 +1,4 @@
-"""A baseline of one file: the nearest prototype by Euclidean distance, and the one line that makes it a value of `evaluation.baselines`.
+"""A baseline of one file: the nearest prototype, and the one line that makes it a value of `evaluation.baselines`.
 
     python examples/extending_baseline.py
 
