@@ -148,12 +148,12 @@ def missing_components(folder: Path, index: dict[str, Any], parts: tuple[str, ..
             continue
         single, lists = _weights(part)
         if not single and not lists:
-            found = ", ".join(sorted(p.name for p in part.iterdir())[:6])
-            yield f"{name}/ has no weights (found: {found}): no .safetensors file, nor the .index.json of its shards"
+            names = ", ".join(sorted(p.name for p in part.iterdir())[:6])
+            yield f"{name}/ has no weights (found: {names}): no .safetensors file, nor the .index.json of its shards"
         for shards in (_shards(path) for path in lists):
-            there = [shard for shard in shards if (part / shard).is_file()]
-            for shard in sorted(set(shards) - set(there)):
-                yield f"{name}/{shard} is missing ({len(there)} of {len(shards)} shards are there)"
+            present = [shard for shard in shards if (part / shard).is_file()]
+            for shard in sorted(set(shards) - set(present)):
+                yield f"{name}/{shard} is missing ({len(present)} of {len(shards)} shards are there)"
 
 
 def find_damage(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:

@@ -56,16 +56,16 @@ def accept_in_order(candidates: np.ndarray, bank: np.ndarray, lambda_prompt: flo
         raise UserError(
             f"embeddings have shapes {candidates.shape} and {bank.shape} (bank); expected (N, E) and (K, E) from one text encoder"
         )
-    known = np.empty((len(bank) + min(limit, len(candidates)), bank.shape[1]), np.float32)
-    known[: len(bank)] = bank
+    accepted_rows = np.empty((len(bank) + min(limit, len(candidates)), bank.shape[1]), np.float32)
+    accepted_rows[: len(bank)] = bank
     count, accepted, similarity, nearest = len(bank), [], [], []
     for start in range(0, len(candidates), block):
-        if count == len(known):
+        if count == len(accepted_rows):
             break
         part = candidates[start : start + block]
         _check_unit(part, start)
-        inside, best, where = _decide_block(part, known[:count], lambda_prompt, len(known) - count)
-        known[count : count + len(inside)] = part[inside]
+        inside, best, where = _decide_block(part, accepted_rows[:count], lambda_prompt, len(accepted_rows) - count)
+        accepted_rows[count : count + len(inside)] = part[inside]
         count += len(inside)
         accepted += [start + i for i in inside]
         similarity.append(best)
@@ -85,27 +85,29 @@ def _check_unit(part: np.ndarray, start: int) -> None:
         )
 
 
-def _decide_block(part: np.ndarray, known: np.ndarray, threshold: float, room: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+def _decide_block(
+    part: np.ndarray, accepted_rows: np.ndarray, threshold: float, room: int
+) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Return accepted rows of `part` in order, then similarity and nearest of every row up to the last one examined."""
     size, rounding = len(part), part.shape[1] * 2.0**-24  # bound on a float32 dot product of unit vectors
-    outer, inner = part @ known.T, part @ part.T
+    outer, inner = part @ accepted_rows.T, part @ part.T
     best, nearest = np.full(size, -np.inf, np.float32), np.full(size, -1, np.int64)
-    if len(known):
+    if len(accepted_rows):
         nearest = outer.argmax(1)
         best = outer[np.arange(size), nearest]
     inside: list[int] = []
     for i in range(size):
         similarity = float(best[i])
         if abs(similarity - threshold) <= rounding:
-            near_known = known[outer[i] >= similarity - 2 * rounding]
+            near_bank = accepted_rows[outer[i] >= similarity - 2 * rounding]
             near_inside = part[[j for j in inside if inner[i, j] >= similarity - 2 * rounding]]
-            exact = np.concatenate([near_known, near_inside]).astype(np.float64) @ part[i].astype(np.float64)
+            exact = np.concatenate([near_bank, near_inside]).astype(np.float64) @ part[i].astype(np.float64)
             similarity = float(exact.max())
             best[i] = similarity
         if similarity < threshold or math.isinf(similarity):
             closer = inner[i + 1 :, i] > best[i + 1 :]
             best[i + 1 :][closer] = inner[i + 1 :, i][closer]
-            nearest[i + 1 :][closer] = len(known) + len(inside)
+            nearest[i + 1 :][closer] = len(accepted_rows) + len(inside)
             inside.append(i)
             if len(inside) == room:
                 return inside, best[: i + 1], nearest[: i + 1]
@@ -211,21 +213,21 @@ def judge(
     texts: list[str],
     unread: list[str],
     encode: Callable[[list[str]], np.ndarray],
-    known: list[np.ndarray],
+    accepted_rows: list[np.ndarray],
     lambda_prompt: float,
     room: int,
 ) -> list[tuple[str, float, int, np.ndarray]]:
     """Return (why, similarity, nearest, embedding) of each text of a round, up to the one that fills the bank.
 
     Args:
-        unread: `why_unread` of each; only texts without a reason are encoded.
-        known: embeddings of what was accepted before.
+        unread: `refusal_before_encoding` of each text; only texts without a reason are encoded.
+        accepted_rows: embeddings of what was accepted before.
         room: how many may still be accepted.
     """
     fresh = [text for text, why in zip(texts, unread, strict=True) if not why]
     vectors = encode(fresh) if fresh else np.empty((0, 1), np.float32)
     assert len(vectors) == len(fresh), "encode must return one row per text"
-    bank = np.stack(known) if known and fresh else vectors[:0]
+    bank = np.stack(accepted_rows) if accepted_rows and fresh else vectors[:0]
     accepted, similarity, nearest = accept_in_order(vectors, bank, lambda_prompt, room)
     taken, verdicts, row = set(accepted.tolist()), [], 0
     for why in unread:

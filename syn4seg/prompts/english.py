@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 
 _SPOKEN = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "TV monitor", "tv": "TV"}
-
-
 _PLURALS = {
     "person": "people",
     "sheep": "sheep",
@@ -18,8 +16,6 @@ _PLURALS = {
     "scissors": "scissors",
     "broccoli": "broccoli",
 }
-
-
 _MEASURES = {"skis": ("pair", "pairs"), "scissors": ("pair", "pairs"), "broccoli": ("head", "heads")}
 
 
@@ -49,7 +45,7 @@ def _article(words: str) -> str:
     return f"an {words}" if silent_h or (vowel and not like_you) else f"a {words}"
 
 
-def _group(count: str, adjective: str, class_name: str) -> str:
+def counted_phrase(count: str, adjective: str, class_name: str) -> str:
     """Return a counted noun phrase: "an old bicycle", "two old bicycles", "three small pairs of scissors"."""
     noun = spoken(class_name)
     if noun.lower() in _MEASURES:

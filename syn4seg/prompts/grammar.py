@@ -16,14 +16,14 @@ import numpy as np
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.models.protocols import PromptWorld
-from syn4seg.prompts.english import _group, spoken
+from syn4seg.prompts.english import counted_phrase, spoken
 from syn4seg.prompts.words import COUNTS, KINDS, LIGHTS, OPENINGS, THING, VIEWS
 
 
 def plain_prompt(class_name: str, world: PromptWorld) -> str:
     """Return the class-name prompt of the ablation: "a star" in the embedded world, "a photo of a star" in the natural one."""
     _check_world(class_name, world)
-    phrase = _group("a", "", class_name)
+    phrase = counted_phrase("a", "", class_name)
     return phrase if world == "embedded" else f"a photo of {phrase}"
 
 
@@ -99,4 +99,4 @@ def _natural_words(class_name: str) -> tuple[tuple[str, ...], ...]:
 
 def _sentence(class_name: str, pick: list[str]) -> str:
     opening, count, adjective, state, place, view, light = pick
-    return f"{opening} {_group(count, adjective, class_name)} {state} {place}, {view}, {light}"
+    return f"{opening} {counted_phrase(count, adjective, class_name)} {state} {place}, {view}, {light}"

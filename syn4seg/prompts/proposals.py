@@ -174,13 +174,13 @@ class RecordedAgent:
         path = self.folder / f"{checked_name(class_name, 'class')}.jsonl"
         if class_name not in self.rounds:
             self.rounds[class_name] = _read_rounds(path, class_name)
-        known = self.rounds[class_name]
-        if round_index < len(known):
-            return list(known[round_index])
-        assert round_index == len(known), "rounds are asked for in order"
+        rounds = self.rounds[class_name]
+        if round_index < len(rounds):
+            return list(rounds[round_index])
+        assert round_index == len(rounds), "rounds are asked for in order"
         texts = self.agent.propose(class_name, round_index, accepted, refused)
         append_line(path, json.dumps({"class": class_name, "round": round_index, "prompts": texts}))
-        known.append(list(texts))
+        rounds.append(list(texts))
         return texts
 
 

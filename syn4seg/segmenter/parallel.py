@@ -8,25 +8,26 @@ training of three or more processes that was interrupted would add them up in an
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syn4seg.errors import UserError
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """(number of this process, number of processes); (0, 1) where no process group is set up."""
+    """Return (number of this process, number of processes); (0, 1) where no process group is set up."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over all processes, without a gradient; `value` itself where there is only one."""
+    """Return the sum over all processes, without a gradient; `value` itself where there is only one."""
     if rank_and_world_size()[1] == 1:
         return value
     value = value.detach().clone()
@@ -35,7 +36,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Adds up the gradients of all processes, in place."""
+    """Add up the gradients of all processes, in place."""
     if rank_and_world_size()[1] == 1:
         return
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -45,7 +46,7 @@ def all_reduce_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def broadcast_state(module: nn.Module) -> None:
-    """Gives every process the parameters and buffers of process 0."""
+    """Give every process the parameters and buffers of process 0."""
     if rank_and_world_size()[1] > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -53,49 +54,44 @@ def broadcast_state(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def synchronize_layers(module: nn.Module) -> Iterator[None]:
-    """Within the block, batch norms and dropouts of `module` act on the whole batch; names, parameters and buffers stay.
+    """Let batch norms and dropouts of `module` that are in training mode act on the whole batch within the block.
 
-    Process r of w has the rows r, r + w, r + 2 w, ... of every batch, equally many as the others.
+    Process r of w has the rows r, r + w, r + 2 w, ... of every batch, equally many as the others. Such a layer gets another
+    `forward` for the time of the block; the layer itself, its parameters, its buffers and their names stay.
 
     Raises:
         UserError: a batch norm that cannot be shared.
     """
-    if rank_and_world_size()[1] == 1:
-        yield
-        return
-    plain: list[tuple[Any, type]] = []
-    on_gpu = any(p.is_cuda for p in module.parameters())
-    shared = {
-        nn.BatchNorm2d: nn.SyncBatchNorm if on_gpu else SharedBatchNorm,
-        nn.Dropout: SharedDropout,
-        nn.Dropout2d: SharedDropout2d,
-    }
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training and not _can_be_shared(part):
+    world, layers = rank_and_world_size()[1], []
+    for name, layer in module.named_modules() if world > 1 else ():
+        if not layer.training:
+            continue
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not _can_be_shared(layer):
             raise UserError(
-                f"placement.training.workers={rank_and_world_size()[1]}: the statistics of {name} ({part}) cannot be those of the "
-                "whole batch; expected torch.nn.BatchNorm2d with weights, running statistics and momentum; set "
-                "placement.training.workers=1"
+                f"placement.training.workers={world}: the statistics of {name} ({layer}) cannot be those of the whole batch; "
+                "expected torch.nn.BatchNorm2d with weights, running statistics and momentum; set placement.training.workers=1"
             )
-        if type(part) in shared:
-            plain.append((part, type(part)))
+        if type(layer) in (nn.BatchNorm2d, nn.Dropout, nn.Dropout2d):
+            layers.append(layer)
     try:
-        for part, kind in plain:
-            part.__class__ = shared[kind]
-            if on_gpu and kind is nn.BatchNorm2d:
-                part.process_group = None
+        for layer in layers:
+            if type(layer) is nn.BatchNorm2d and layer.weight.is_cuda:  # of the same parameters and buffers
+                layer.forward = nn.SyncBatchNorm.convert_sync_batchnorm(layer).forward
+            else:
+                shared = {nn.BatchNorm2d: batch_norm, nn.Dropout: dropout, nn.Dropout2d: dropout2d}[type(layer)]
+                layer.forward = functools.partial(shared, layer)
         yield
     finally:
-        for part, kind in plain:
-            part.__class__ = kind
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 def _can_be_shared(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
-class _Total(torch.autograd.Function):
-    """`total` with its gradient: the loss of every process depends on what each of them put in."""
+class _AllReduceSum(torch.autograd.Function):
+    """`all_reduce_sum` with its gradient: the loss of every process depends on what each of them put in."""
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
@@ -106,49 +102,37 @@ class _Total(torch.autograd.Function):
         return all_reduce_sum(gradient)
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d over the rows of all processes, on any device; torch's own SyncBatchNorm is faster and for GPUs alone."""
+def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Return a batch norm of x (N, C, H, W) over the rows of all processes, N the same in each, on any device.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Of (N, C, H, W), N the same in every process."""
-        if not self.training:
-            return super().forward(x)
-        world = rank_and_world_size()[1]
-        wide = x.to(self.weight.dtype)
-        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-        mean, variance = mean.double(), variance.double()  # differences of squares below
-        moments = _Total.apply(torch.stack([mean, variance + mean.square()])) / world
-        mean, variance = moments[0], moments[1] - moments[0].square()
-        count = world * x.numel() / x.shape[1]
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((variance * count / max(count - 1, 1)).to(self.running_var), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift.to(wide)[:, None, None], wide, scale.to(wide)[:, None, None]).to(x.dtype)
+    torch's own SyncBatchNorm is faster and for GPUs alone.
+    """
+    world = rank_and_world_size()[1]
+    wide = x.to(norm.weight.dtype)
+    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    mean, variance = mean.double(), variance.double()  # differences of squares below
+    moments = _AllReduceSum.apply(torch.stack([mean, variance + mean.square()])) / world
+    mean, variance = moments[0], moments[1] - moments[0].square()
+    count = world * x.numel() / x.shape[1]
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None and norm.momentum is not None
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
+        norm.running_var.lerp_((variance * count / max(count - 1, 1)).to(norm.running_var), norm.momentum)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    shift = norm.bias - mean * scale
+    return torch.addcmul(shift.to(wide)[:, None, None], wide, scale.to(wide)[:, None, None]).to(x.dtype)
 
 
-class SharedDropout(nn.Dropout):
-    """Dropout whose mask one process would have drawn, given the same random state in every process."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of (N, ...), N the same in every process."""
-        if not self.training:
-            return x
-        rank, world = rank_and_world_size()
-        ones = torch.cat([torch.ones_like(x)] * world)  # keeps the order in memory, in which the mask is drawn
-        return x * super().forward(ones)[rank::world]
+def dropout(layer: nn.Dropout, x: Tensor) -> Tensor:
+    """Drop of x (N, ...) what one process would have dropped, given the same random state and N in every process."""
+    rank, world = rank_and_world_size()
+    ones = torch.cat([torch.ones_like(x)] * world)  # keeps the order in memory, in which the mask is drawn
+    return x * F.dropout(ones, layer.p)[rank::world]
 
 
-class SharedDropout2d(nn.Dropout2d):
-    """The same for whole channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of (N, C, H, W), N the same in every process."""
-        if not self.training:
-            return x
-        rank, world = rank_and_world_size()
-        return x * super().forward(x.new_ones(world * x.shape[0], x.shape[1], 1, 1))[rank::world]
+def dropout2d(layer: nn.Dropout2d, x: Tensor) -> Tensor:
+    """Drop of x (N, C, H, W) the channels that one process would have dropped, given the same random state and N in each."""
+    rank, world = rank_and_world_size()
+    return x * F.dropout2d(x.new_ones(world * x.shape[0], x.shape[1], 1, 1), layer.p)[rank::world]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,7 @@ from hypothesis import strategies as st
 
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
-from syn4seg.prompts.agents import check_agent, load_agent
-from syn4seg.prompts.chat import ChatAgent
-from syn4seg.prompts.english import mentions, spoken
+from syn4seg.prompts.english import mentions
 from syn4seg.prompts.grammar import GrammarAgent, plain_prompt
 
 NAMES = (
@@ -133,12 +129,6 @@ def test_words_of_a_round_are_spread_over_the_grammar():
     assert 0.06 < nights < 0.20  # one of eight lights
 
 
-def test_mentions_asks_for_whole_words():
-    assert mentions("Two CARS in the rain", "car") and mentions("a dining-table", "diningtable")
-    assert mentions("the diningtable", "diningtable") and mentions("some people", "person")
-    assert not mentions("a cartoon of a scarf", "car") and not mentions("", "car")
-
-
 def test_the_class_name_prompt_of_each_world():
     assert plain_prompt("star", "embedded") == "a star"
     assert plain_prompt("arrow", "embedded") == "an arrow"
@@ -152,62 +142,3 @@ def test_a_class_outside_the_embedded_world_is_an_error_that_lists_the_classes()
         plain_prompt("star", "marsian")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="empty"):
         plain_prompt(" ", "natural")
-
-
-def test_the_grammar_is_loaded_by_name_and_needs_neither_model_nor_key():
-    check_agent("grammar", llm=None, base_url="nonsense", key_variable="")
-    assert load_agent("grammar", world="natural", seed=3, per_round=2) == GrammarAgent("natural", 3)
-
-
-@pytest.mark.parametrize(
-    "agent, llm, why",
-    [
-        ("oracle", "x", r"'oracle' is unknown; expected grammar, chat or transformers"),
-        ("", "x", "expected grammar, chat or"),
-        ("Grammar", None, "expected grammar, chat or"),
-        ("chat", None, r"prompts\.llm is empty, but prompts\.agent is 'chat'"),
-        ("chat", "", r"prompts\.llm is empty"),
-        ("transformers", None, r"prompts\.llm is empty.*'transformers'"),
-        ("chat", "gpt", r"prompts\.key_variable=NO_SUCH_KEY: this environment variable is not set"),
-        ("transformers", "./absent/x", r"prompts\.llm=\./absent/x: neither a folder nor a hub id"),
-    ],
-)
-def test_what_cannot_be_an_agent_is_refused_alike_by_the_check_and_by_loading(agent: str, llm: str | None, why: str):
-    with pytest.raises(UserError, match=why):
-        check_agent(agent, llm=llm, base_url=None, key_variable="NO_SUCH_KEY")
-    with pytest.raises(UserError, match=why):
-        load_agent(agent, world="natural", seed=0, llm=llm, key_variable="NO_SUCH_KEY")
-
-
-def test_a_folder_without_a_model_is_refused_before_anything_loads(tmp_path: Path):
-    with pytest.raises(UserError, match=r"prompts\.llm=.*no config\.json in this folder \(found: nothing\)"):
-        check_agent("transformers", llm=str(tmp_path), base_url=None, key_variable="")
-    check_agent("transformers", llm="someone/a-model", base_url=None, key_variable="")  # a hub id is not asked for here
-
-
-def test_a_chat_agent_gets_every_setting_and_sends_nothing():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.2)
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-        check_agent("chat", llm="gpt", base_url=url, key_variable="NO_SUCH_KEY")
-        made = load_agent(
-            "chat",
-            world="natural",
-            seed=3,
-            llm="gpt",
-            base_url=url,
-            key_variable="NO_SUCH_KEY",
-            per_round=5,
-            temperature=0.5,
-            timeout=7,
-        )
-        with pytest.raises(TimeoutError):
-            server.accept()
-    assert isinstance(made, ChatAgent) and made.endpoint == (url, True, "")
-    told = (made.model, made.world, made.seed, made.per_round, made.temperature, made.timeout)
-    assert told == ("gpt", "natural", 3, 5, 0.5, 7)
-
-
-def test_a_class_is_spoken_as_words():
-    said = {"diningtable": "dining table", "tv": "TV", "wine_glass": "wine glass", "dog": "dog"}
-    assert {name: spoken(name) for name in said} == said
