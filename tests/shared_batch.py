@@ -13,6 +13,7 @@ from torch import nn
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, EmbeddedDataset, fold_of
+from syn4seg.errors import UserError
 from syn4seg.segmenter import base, parallel
 from syn4seg.segmenter.backbones import Backbone
 from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
@@ -47,8 +48,8 @@ FROZEN = {"freeze_backbone": True, "cached_on": Canvas(32)}
 PLAIN_LOSS = base.pixel_loss
 PARTIAL = {
     "loss": (base, "pixel_loss", lambda *given, total, **more: PLAIN_LOSS(*given, **more) / parallel.rank_and_world_size()[1]),
-    "statistics": (parallel, "SharedBatchNorm", nn.BatchNorm2d),
-    "dropout": (parallel, "SharedDropout2d", nn.Dropout2d),
+    "statistics": (parallel, "batch_norm", nn.BatchNorm2d.forward),
+    "dropout": (parallel, "dropout2d", nn.Dropout2d.forward),
 }
 """What is of the whole batch -> how to make it of a process's own part alone."""
 
@@ -90,11 +91,11 @@ def dropped(rows: slice, kind: type, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def refusal(norm: nn.Module) -> str:
-    """What `whole_batches` says about a module."""
+    """What `synchronize_layers` says about a module."""
     try:
         with parallel.synchronize_layers(nn.Sequential(norm)):
             return "accepted"
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 
@@ -121,7 +122,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         shutil.copy(folder / "shared.pt", own)  # a checkpoint that the other process does not see
     try:
         curve(own)
-    except ValueError as error:
+    except UserError as error:
         found["unseen"] = str(error)
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.barrier()

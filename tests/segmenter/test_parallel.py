@@ -43,12 +43,12 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_learn_what_one_learns(both, way):
-    alone, ours = curve(**WAYS[way]), both[0][way]
-    assert ours["losses"] == pytest.approx(alone["losses"], rel=1e-5)
-    assert torch.equal(ours["seen"], alone["seen"])
-    assert list(ours["state"]) == list(alone["state"]) and ours["kinds"] == alone["kinds"]
-    for key, value in alone["state"].items():
-        torch.testing.assert_close(ours["state"][key], value, rtol=1e-3, atol=1e-4)
+    single, shared = curve(**WAYS[way]), both[0][way]
+    assert shared["losses"] == pytest.approx(single["losses"], rel=1e-5)
+    assert torch.equal(shared["seen"], single["seen"])
+    assert list(shared["state"]) == list(single["state"]) and shared["kinds"] == single["kinds"]
+    for key, value in single["state"].items():
+        torch.testing.assert_close(shared["state"][key], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -60,8 +60,8 @@ def test_both_processes_end_with_the_same_bits(both, way):
 
 @pytest.mark.parametrize("part", PARTIAL)
 def test_without_sharing_each_of_them_the_curve_is_another(both, part):
-    alone = np.array(curve()["losses"])
-    assert np.abs(np.array(both[0][f"without {part}"]["losses"]) / alone - 1).max() > 1e-3
+    single = np.array(curve()["losses"])
+    assert np.abs(np.array(both[0][f"without {part}"]["losses"]) / single - 1).max() > 1e-3
 
 
 def _joined(both, *keys):
