@@ -69,10 +69,10 @@ def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None
 @contextlib.contextmanager
 def logged_pipeline(settings: list[str] | None, out: str | None, reuse: str | None) -> Iterator[Pipeline]:
     """Open a pipeline as `open_pipeline` does, with the loggers of the run until the block ends."""
-    from syn4seg.loggers.following import following
+    from syn4seg.loggers.following import run_loggers
 
     pipeline = open_pipeline(settings, out, reuse)
-    with following(pipeline.config, pipeline.run, pipeline.display.note):
+    with run_loggers(pipeline.config, pipeline.run, pipeline.display.note):
         yield pipeline
 
 

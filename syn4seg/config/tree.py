@@ -81,6 +81,14 @@ class Config(Section):
         return tree
 
 
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested dict by dotted key."""
+    values = {}
+    for key, value in tree.items():
+        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
+
+
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     """Return a table dotted key -> pydantic field, of the whole tree, in order."""
     fields: dict[str, Any] = {}

@@ -1,1 +1,1 @@
-"""Where the numbers of a run are shown while it goes on: TensorBoard, MLflow, Weights & Biases."""
+"""The numbers of a run in TensorBoard, MLflow and Weights & Biases while it goes on."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.config.loading import load
+from syn4seg.config.tree import flatten
 from syn4seg.errors import UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, in_turn, item_of, layer_url, sheets_of
@@ -107,16 +108,9 @@ def _labels(runs: Sequence[RunDir]) -> list[str]:
 
 
 def _settings(configs: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    flat = [_flat(config.science()) for config in configs]
+    flat = [flatten(config.science()) for config in configs]
     keys = sorted({key for one in flat for key in one})
     return [(key, [str(one.get(key, "-")) for one in flat]) for key in keys if len({str(one.get(key)) for one in flat}) > 1]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _warnings(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> list[str]:
