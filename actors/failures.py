@@ -49,8 +49,8 @@ def local_error(subject: str, error: BaseException, failure: Failure | None = No
     if failure is None:
         advice = f"; {remedy}" if remedy else ""
         return UserError(
-            f"{subject}: a process was lost (killed, out of memory, or its node is gone){advice}; run the same command again, "
-            "which goes on from here"
+            f"{subject}: a process was lost or did not start (killed, out of memory, or its node is gone){advice}; run the "
+            "same command again, which goes on from here"
         )
     return UserError(failure.line) if failure.mendable else WorkerError(f"{subject} failed: {failure.line}")
 
@@ -63,17 +63,16 @@ def _failure_in(error: BaseException) -> Failure | None:
     match error:
         case TrainingFailedError():
             causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
-        case RayTaskError():
-            causes = [error.cause]
         case ActorDiedError(actor_init_failed=True):  # its text ends with the exception's own
             return Failure(str(error).strip().splitlines()[-1].strip(), False)
         case _:
             causes = [error]
 
     def is_loss(cause: BaseException) -> bool:
-        """Ray raises a plain RayError for an exception that cannot be pickled."""
-        lost = isinstance(cause, RayError) and type(cause) not in (RayError, UserCodeException)
-        return lost or bool(LOST_PEER.search(str(cause)))
+        """Ray wraps what user code raised into a UserCodeException or, if it cannot be pickled, a plain RayError."""
+        raised_by_ray = type(cause).__module__.startswith("ray.") and type(cause) not in (RayError, UserCodeException)
+        return raised_by_ray or bool(LOST_PEER.search(str(cause)))
 
+    causes = [cause.cause if isinstance(cause, RayTaskError) else cause for cause in causes]
     failures = [Failure.of(cause) for cause in causes if not is_loss(cause)]
     return max(failures, key=lambda failure: failure.mendable, default=None)

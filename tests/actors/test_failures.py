@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from ray.exceptions import ActorDiedError, RayError, RayTaskError, UserCodeException, WorkerCrashedError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from actors.failures import Failure, local_error
 from actors.placement import Operator
@@ -49,13 +50,16 @@ def lost_actor() -> RayError:
         (WorkerGroupError("", {0: PEER}), UserError, None),
         (WorkerGroupError("", {0: PEER, 1: BUG}), WorkerError, "scoring failed: KeyError: 'what'"),
         (WorkerGroupError("", {0: BUG, 1: MISTAKE}), UserError, "data.fold=9: no such fold"),
+        (WorkerGroupError("", {0: WorkerHealthCheckFailedError("no answer", lost_actor())}), UserError, None),
+        (WorkerGroupError("", {0: task_error(BUG)}), WorkerError, "scoring failed: KeyError: 'what'"),
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), UserError, None),
         (ControllerError(BUG), WorkerError, "scoring failed: KeyError: 'what'"),
     ],
 )
 def test_what_ray_raises_becomes_what_ends_the_command(error, kind, message):
     ending = local_error("scoring", error, remedy="lower x")
     assert type(ending) is kind and "\n" not in str(ending)
-    lost = "scoring: a process was lost (killed, out of memory, or its node is gone); lower x; run the same command again, "
+    lost = "scoring: a process was lost or did not start (killed, out of memory, or its node is gone); lower x; run"
     assert str(ending) == message or (message is None and str(ending).startswith(lost))
 
 

@@ -145,7 +145,7 @@ def test_a_bug_is_a_fault_whose_traceback_names_the_line_and_a_lost_process_is_n
     def killed(arguments, context):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(UserError, match=r"^training: a process was lost \(killed"):
+    with pytest.raises(UserError, match=r"^training: a process was lost or did not start \(killed"):
         fit(killed, {}, TrainingConfig(workers=1, max_failures=0), name="killed")
 
 
