@@ -85,7 +85,7 @@ class Synthesizer:
         for number in dict.fromkeys(rows["batch"].tolist()):
             batch = np.array([i for i in np.flatnonzero(rows["batch"] == number) if not reasons[i]], int)
             missing = [i for i in batch[rows["todo"][batch]] if images[i] is BLANK]
-            earlier = self.run.samples.made_before([_stored_image(self.names, rows, i) for i in missing])
+            earlier = self.run.samples.find_written([_stored_image(self.names, rows, i) for i in missing])
             for i, image in zip(missing, earlier, strict=True):  # of a call whose rows were lost with their node
                 if image is not None:
                     images[i], audits[i] = image.pixels, image.audit

@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 from record import machine, write
 
 from syn4seg.config.loading import load
-from syn4seg.report.numbers import label_quality, truth_of
-from syn4seg.report.reading import records_of
+from syn4seg.report.numbers import label_quality, truth_source
+from syn4seg.report.reading import read_records
 from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.results import METRICS, spread
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
@@ -37,7 +37,7 @@ from syn4seg.store.rundir import RunDir
 
 def accepted(run: RunDir, draw: int) -> pa.Table:
     """Records of the accepted samples of the diverse bank."""
-    records = records_of(run, draw)
+    records = read_records(run, draw)
     return records.filter(pc.and_(pc.equal(records["reason"], ""), pc.starts_with(records["sample_id"], "hdig")))
 
 
@@ -70,7 +70,7 @@ def main() -> None:
                     per_draw.setdefault((RESULT_NAMES.get(row, row), metric), np.zeros((4, args.draws)))[fold_number, draw] = found[
                         metric
                     ]
-            if (truth := truth_of(config)) is not None:
+            if (truth := truth_source(config)) is not None:
                 for stage, values in label_quality(run, draw, accepted(run, draw), truth).items():
                     for key, value in values.items():
                         quality.setdefault(stage, {}).setdefault(key, []).append(value)

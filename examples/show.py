@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 import syn4seg
-from syn4seg.report.reading import Shown
+from syn4seg.report.reading import GallerySample
 
 if len(sys.argv) > 2:
     picture = syn4seg.show(sys.argv[1], sys.argv[2], draw=0)
@@ -19,7 +19,7 @@ else:
     record = {"sample_id": "hdig-dog-00000", "class": "dog", "prompt": "a dog on <a beach>", "reason": ""}
     image = np.stack([label * 60] * 3, 2)
     labels = {"draft": label, "kept": free, "relabeled": label, "label": label}
-    picture = syn4seg.show(Shown(record, image, labels), names=("background", "cat", "bird", "dog"))
+    picture = syn4seg.show(GallerySample(record, image, labels), names=("background", "cat", "bird", "dog"))
 
 picture.save("sample.png")
 picture.save("sample.html")

@@ -34,7 +34,7 @@ def segmenter(dropout: float = 0.3) -> Segmenter:
 def curve(checkpoint: Path | None = None, dataset: Dataset = DATASET, **changes) -> dict:
     """Trains it: the losses of the epochs, the labels seen, the weights, and which class every module has afterwards."""
     net, losses = segmenter(), []
-    settings = {"schedule": SCHEDULE, "how": Augmentation(32), "seed": 5, "checkpoint": checkpoint} | changes
+    settings = {"schedule": SCHEDULE, "augmentation": Augmentation(32), "seed": 5, "checkpoint": checkpoint} | changes
     seen = train_base(net, dataset, FOLD, dataset.train, progress=lambda facts: losses.append(facts["loss"]), **settings)
     return {
         "losses": losses,

@@ -27,20 +27,20 @@ def curve(stop: int | None = None) -> dict:
         if len(losses) == stop:
             state = training.state()
             training = fresh()
-            training.load(state)
+            training.load_state(state)
         losses.append(training.step())
-    kept = sorted(name for kind, name in training.kept if kind == "synthetic")
+    kept = sorted(name for kind, name in training.samples if kind == "synthetic")
     return {"losses": losses, "weight": training.classifier.weight, "kept": kept}
 
 
 def curve_without_a_shared_mean() -> dict:
     """`curve` with a mean per process and averaged gradients, as DistributedDataParallel has them."""
-    kept, world = novel.total, parallel.rank_and_world_size()[1]
-    novel.total = lambda value: value * world if value.numel() == 1 else kept(value)  # the denominators
+    kept, world = novel.all_reduce_sum, parallel.rank_and_world_size()[1]
+    novel.all_reduce_sum = lambda value: value * world if value.numel() == 1 else kept(value)  # the denominators
     try:
         return curve()
     finally:
-        novel.total = kept
+        novel.all_reduce_sum = kept
 
 
 def main() -> None:

@@ -34,15 +34,15 @@ def load(path: AnyPath | None, overrides: list[str] | tuple[str, ...] = ()) -> C
         if not sign or not key:
             raise UserError(f"override {text!r}: expected section.key=value, for example labeling.beta=0.3")
         _set(tree, key.strip(), _parse(key, value))
-    _follow(tree)
+    _apply_protocol(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(explained(e) for e in error.errors())) from None
 
 
-def _follow(tree: dict[str, Any]) -> None:
-    """Return puts the values of the tree's protocol under every key that is not given."""
+def _apply_protocol(tree: dict[str, Any]) -> None:
+    """Put the values of the tree's protocol under every key that is not set."""
     data = tree.get("data")
     source = data.get("source", "embedded") if isinstance(data, dict) else "embedded"
     protocol = tree.get("protocol", "none")
@@ -97,7 +97,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def explained(error: Any) -> str:
-    """Return one line about what pydantic found: the key, the value, what was expected, the key's documentation."""
+    """Return one line about an error of pydantic: the key, the value, what was expected, the key's documentation."""
     key = ".".join(str(part) for part in error["loc"] if not (isinstance(part, str) and "[" in part))
     if error["type"] == "extra_forbidden":
         known = [*{k.partition(".")[0]: None for k in keys()}, *keys()]

@@ -1,4 +1,4 @@
-"""The two published protocol families as values of our keys, and what a configuration does otherwise (method.md 7).
+"""The two published protocol families as values of our keys, and the deviations of a configuration from them (method.md 7).
 
 Numbers of the two families cannot be compared with each other: lists, support images, labels inside the support,
 evaluation space and even the meaning of "base" and "mean" differ. A preset sets every key that matters; each result
@@ -74,7 +74,7 @@ STATED = {
 
 
 def preset(protocol: str, source: str) -> dict[str, Any]:
-    """Return dotted key -> value of a protocol for a data source; empty for "none"."""
+    """Return the values of a protocol, by dotted key, for a data source; empty for "none"."""
     if protocol == "none":
         return {}
     values = dict(DIAM if protocol == "diam" else POP)
@@ -84,7 +84,7 @@ def preset(protocol: str, source: str) -> dict[str, Any]:
 
 
 def deviations(protocol: str, source: str, science: dict[str, Any], draws: int) -> list[str]:
-    """Return what a configuration does otherwise than its protocol: "key: theirs -> ours" lines, then what no key removes.
+    """Return the deviations of a configuration from its protocol: "key: protocol -> configuration" lines, then `STATED`.
 
     Args:
         science: `Config.science()`.

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.exports.lineage import lineage_row, shared_columns, verdict_of
-from syn4seg.report.reading import Shown, exact_names, pages, records_of
+from syn4seg.report.reading import GallerySample, exact_class_names, read_pages, read_records
 from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.store.images import pixel_digest
@@ -95,7 +95,7 @@ class Selection:
         if options.only not in ONLY:
             raise UserError(f"--only {options.only}: expected {' or '.join(ONLY)}")
         self.run, self.options = run, options
-        self.names, self.common = exact_names(run, config), shared_columns(run, config)
+        self.names, self.common = exact_class_names(run, config), shared_columns(run, config)
         records, plan = _of_draw(run, options.draw), read_planned_samples(run)
         self._check_names(records)
         if options.classes:
@@ -127,12 +127,12 @@ class Selection:
             StoreError: the file system of the run fails.
         """
         splits = iter(self.records["split"].to_pylist())
-        for page in pages(self.run, self.options.draw, self.records.drop_columns(["split"]), PART):
+        for page in read_pages(self.run, self.options.draw, self.records.drop_columns(["split"]), PART):
             pairs = [(next(splits), shown) for shown in page]
             for split, group in itertools.groupby(pairs, key=itemgetter(0)):
                 yield self._part(split, [shown for _, shown in group])
 
-    def _part(self, split: str, page: list[Shown]) -> ExportPart:
+    def _part(self, split: str, page: list[GallerySample]) -> ExportPart:
         rows, items, lines = [], [], []
         for shown in page:
             stage = next((s for s in reversed(LABEL_COLUMNS) if shown.record.get(s)), "")
@@ -180,10 +180,10 @@ def _of_draw(run: RunDir, draw: int) -> pa.Table:
     if draw not in numbers:
         known = ", ".join(map(str, numbers)) or "none yet; run `syn4seg refine` first"
         raise UserError(f"--draw {draw}: {run.root} has no such support draw; it has: {known}")
-    return records_of(run, draw)
+    return read_records(run, draw)
 
 
-def _difference(shown: Shown, stage: str) -> str:
+def _difference(shown: GallerySample, stage: str) -> str:
     """Say which pixels are not those of the record, or return ""."""
     for key, pixels in (("image", shown.image), (stage, shown.labels.get(stage))):
         if pixels is not None and pixel_digest(pixels) != shown.record[key]:

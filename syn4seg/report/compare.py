@@ -19,7 +19,7 @@ from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, in_turn, item_of, layer_url, sheets_of
 from syn4seg.report.html import chart, environment, section, style
 from syn4seg.report.page import chosen_draw, table_of_funnel
-from syn4seg.report.reading import Shown, exact_names, pages, records_of
+from syn4seg.report.reading import GallerySample, exact_class_names, read_pages, read_records
 from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
 from syn4seg.schema import FAULT, UNLABELED
 from syn4seg.store.files import as_path, write_atomically
@@ -55,9 +55,9 @@ def write_comparison(
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run given: expected two or more, RUN_A RUN_B ...")
     configs, labels = [load(run.config) for run in runs], _labels(runs)
-    names = exact_names(runs[0], configs[0])
+    names = exact_class_names(runs[0], configs[0])
     for run, config in zip(runs[1:], configs[1:], strict=True):
-        if exact_names(run, config) != names:
+        if exact_class_names(run, config) != names:
             raise UserError(
                 f"{run.root}: its classes are not those of {runs[0].root} (data.source or data.fold differs), so "
                 "neither scores nor labels can be compared; give runs of the same data set and fold"
@@ -66,7 +66,7 @@ def write_comparison(
     for run, config in zip(runs[1:], configs[1:], strict=True):
         chosen_draw(config, draw, run)
     results = [numbers.results_of(run) for run in runs]
-    records = [records_of(run, draw) for run in runs]
+    records = [read_records(run, draw) for run in runs]
     made, matched = _differing(runs[:2], draw, records[:2], names, progress)
     panes = [
         {"title": labels[0], "photo": "image", "label": "a", "who": "who"},
@@ -210,7 +210,7 @@ def _differing(
     if not len(order):
         return made, lines
     colors, spent, which = colors_of(len(names)), 0, _labels(runs)
-    two = (pages(run, draw, table.take(order), AT_ONCE) for run, table in zip(runs, (a, b), strict=True))
+    two = (read_pages(run, draw, table.take(order), AT_ONCE) for run, table in zip(runs, (a, b), strict=True))
     both = (list(zip(x, y, strict=True)) for x, y in zip(*two, strict=True))
     for thumbs, items in sheets_of(
         both, lambda pair: _thumbs(pair[0], pair[1], made.side), lambda pair: _item(pair[0], pair[1], names, which)
@@ -228,18 +228,18 @@ def _differing(
     return made, lines
 
 
-def _where(x: Shown, y: Shown) -> np.ndarray | None:
+def _where(x: GallerySample, y: GallerySample) -> np.ndarray | None:
     """Codes uint8 (H, W): 1 where the final labels of two runs differ; None if they cannot be laid over each other."""
     a, b = x.labels.get("label"), y.labels.get("label")
     return None if a is None or b is None or a.shape != b.shape else (a != b).astype(np.uint8)
 
 
-def _thumbs(x: Shown, y: Shown, side: int) -> dict[str, np.ndarray]:
+def _thumbs(x: GallerySample, y: GallerySample, side: int) -> dict[str, np.ndarray]:
     found = {"image": x.image, "other": y.image, "a": x.labels.get("label"), "b": y.labels.get("label"), "who": _where(x, y)}
     return {layer: shrunk(pixels, side) for layer, pixels in found.items() if pixels is not None}
 
 
-def _item(x: Shown, y: Shown, names: Sequence[str], which: Sequence[str]) -> dict[str, Any]:
+def _item(x: GallerySample, y: GallerySample, names: Sequence[str], which: Sequence[str]) -> dict[str, Any]:
     """The first run's sample, with what the second one says about it as `lines`."""
     item, where = item_of(x), _where(x, y)
     if damage := x.damage or y.damage:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.report.reading import Shown, Truth, pages
+from syn4seg.report.reading import GallerySample, Truth, read_pages
 from syn4seg.report.sheets import ROW, WHO_COLORS, label_url, photo_url, provenance, sheet, shrunk
 from syn4seg.schema import FAULT, LABEL_COLUMNS
 from syn4seg.store.files import map_threads
@@ -96,7 +96,7 @@ def gallery(
     made = Gallery(next(side for most, side in SIDES if len(rows) <= most), total=len(rows))
     layers = LAYERS if truth is None else (*LAYERS, "truth")
     spent, ordered = 0, rows.take(in_turn(rows)) if len(rows) else rows
-    seen = (_with_truth(page, truth) for page in pages(run, draw, ordered, AT_ONCE))
+    seen = (_with_truth(page, truth) for page in read_pages(run, draw, ordered, AT_ONCE))
     for thumbs, items in sheets_of(seen, lambda one: thumbs_of(one, made.side), item_of):
         paint = partial(layer_url, thumbs=thumbs, side=made.side, colors=colors)
         urls = dict(zip(layers, map_threads(paint, layers), strict=True))
@@ -111,7 +111,7 @@ def gallery(
     return made
 
 
-def _with_truth(page: Sequence[Shown], truth: Truth | None) -> list[Shown]:
+def _with_truth(page: Sequence[GallerySample], truth: Truth | None) -> list[GallerySample]:
     if truth is None:
         return list(page)
     return [s if s.image is None else replace(s, truth=truth(s.record, s.image.shape[0])) for s in page]
@@ -137,7 +137,7 @@ def sheets_of(
         yield thumbs, items
 
 
-def thumbs_of(shown: Shown, side: int) -> dict[str, np.ndarray]:
+def thumbs_of(shown: GallerySample, side: int) -> dict[str, np.ndarray]:
     """The layers of a sample that there are, small."""
     layers = {} if shown.image is None else {"image": shrunk(shown.image, side)}
     layers |= {stage: shrunk(label, side) for stage, label in shown.labels.items()}
@@ -153,7 +153,7 @@ def layer_url(layer: str, thumbs: Sequence[dict[str, np.ndarray]], side: int, co
     return label_url(pixels, WHO_COLORS if layer == "who" else colors)
 
 
-def item_of(shown: Shown) -> dict[str, Any]:
+def item_of(shown: GallerySample) -> dict[str, Any]:
     """What the page says about a sample; short keys, since there may be 10,000."""
     record, audit = shown.record, shown.record["audit"]
     regions, target = sorted(audit.get("regions", ()), key=lambda r: -r["area"]), record["class_id"]

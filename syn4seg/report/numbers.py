@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.report.reading import Truth, pages
+from syn4seg.report.reading import Truth, read_pages
 from syn4seg.schema import FAULT, LABEL_COLUMNS, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import HDIG
@@ -82,7 +82,7 @@ def funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[str, int
     return steps
 
 
-def accounts(records: pa.Table) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def iter_audits(records: pa.Table) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(class name, class index, audit) of every record."""
     for batch in records.select(["class", "class_id", "audit"]).to_batches(max_chunksize=4096):
         for name, index, audit in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -90,7 +90,7 @@ def accounts(records: pa.Table) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 @dataclass(frozen=True)
-class Totals:
+class LabelingSummary:
     """What APF, APR and SABR did to all samples of a draw.
 
     Attributes:
@@ -108,11 +108,11 @@ class Totals:
     similarity: dict[str, tuple[np.ndarray, np.ndarray, float]]
 
 
-def totals(records: pa.Table) -> Totals:
+def summarize_labeling(records: pa.Table) -> LabelingSummary:
     """`Totals` of the records of a draw, in one pass."""
     regions, pixels, masks, samples = Counter[str](), Counter[str](), Counter[str](), 0
     similar: dict[str, tuple[list[float], list[bool], float]] = {}
-    for name, index, audit in accounts(records):
+    for name, index, audit in iter_audits(records):
         if "pixels" not in audit:
             continue
         samples += 1
@@ -126,7 +126,7 @@ def totals(records: pa.Table) -> Totals:
                 values.append(region["similarity"])
                 kept.append(not region["why"])
     arrays = {name: (np.array(v), np.array(kept), least) for name, (v, kept, least) in sorted(similar.items())}
-    return Totals(samples, regions, {key: value / samples for key, value in pixels.items()}, masks, arrays)
+    return LabelingSummary(samples, regions, {key: value / samples for key, value in pixels.items()}, masks, arrays)
 
 
 # -------------------------------------------------------------------------------------------------------- prompts
@@ -199,7 +199,7 @@ def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth
     from syn4seg.segmenter.evaluation import boundary_iou, confusion
 
     found: dict[str, tuple[list, list, list]] = {stage: ([], [], []) for stage in LABEL_COLUMNS}
-    for page in pages(run, draw, records):
+    for page in read_pages(run, draw, records):
         for shown in (s for s in page if s.labels):
             record = shown.record
             exact = truth_of_one(record, shown.labels["label"].shape[0])
@@ -225,7 +225,7 @@ def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth
     return quality
 
 
-def truth_of(config: Config) -> Truth | None:
+def truth_source(config: Config) -> Truth | None:
     """What tells the exact label of an image, or None where nothing does: the renderer can draw an image once more."""
     from syn4seg.models.generators import generator_source
     from syn4seg.stages.setup import load_dataset
@@ -249,7 +249,7 @@ def truth_of(config: Config) -> Truth | None:
 
 def quality_of(run: RunDir, config: Config, draw: int, records: pa.Table) -> dict[str, dict[str, float]]:
     """`label_quality` of accepted samples of the diverse bank, at most `MEASURED`; empty where the truth is not known."""
-    truth = truth_of(config)
+    truth = truth_source(config)
     wanted = records.filter(pc.and_(pc.equal(records["reason"], ""), pc.starts_with(records["sample_id"], HDIG)))
     if truth is None or not len(wanted):
         return {}
@@ -258,7 +258,7 @@ def quality_of(run: RunDir, config: Config, draw: int, records: pa.Table) -> dic
 
 
 # -------------------------------------------------------------------------------------------------- over time
-def loads(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+def load_curves(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """By stage of the stream: arrays seconds, rows_per_second, busy_share; streams follow one another, with a gap (nan)."""
     found: dict[str, dict[str, list[float]]] = {}
     offset, before = 0.0, None
@@ -280,7 +280,7 @@ def _number(values: dict[str, Any], key: str, otherwise: float) -> float:
     return otherwise if found is None else float(found)
 
 
-def losses(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def loss_curves(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By name of a curve: steps and losses, as far as the run wrote them down, thinned to `POINTS`."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in lines:

@@ -17,7 +17,7 @@ from syn4seg.errors import DamagedError, UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import files_beside, gallery
 from syn4seg.report.html import WORDS, chart, environment, section, style
-from syn4seg.report.reading import STAGE_TITLES, class_names, records_of
+from syn4seg.report.reading import STAGE_TITLES, class_names, read_records
 from syn4seg.report.sheets import WHO, WHO_COLORS, colors_of
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import as_path, read_json, write_atomically
@@ -52,9 +52,9 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
     """
     config = load(run.config)
     draw = chosen_draw(config, draw, run)
-    records, names = records_of(run, draw), class_names(run, config)
+    records, names = read_records(run, draw), class_names(run, config)
     colors = colors_of(len(names))
-    truth = numbers.truth_of(config)
+    truth = numbers.truth_source(config)
     made = gallery(run, draw, records, colors, progress, truth)
     target, plane = as_path(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
     panes = [{"title": "image", "photo": "image"}]
@@ -131,8 +131,8 @@ def _values(run: RunDir, config: Config, draw: int, records: pa.Table, names: Se
     lines, results = numbers.log_lines(run), numbers.results_of(run)
     progress = numbers.progress_of(run, config)
     prompts = [_bank(bank) for bank in numbers.prompts_of(run)]
-    quality = numbers.quality_of(run, config, draw, records)
-    totals = numbers.totals(records)
+    quality = numbers.measure_run_quality(run, config, draw, records)
+    totals = numbers.summarize_labeling(records)
     drawn = {"results": _result_charts(results, names), "labels": _label_charts(totals), "time": _time_charts(lines)}
     sections = [("results", "results"), ("funnel", "funnel"), ("samples", "samples")]
     sections += [("prompts", "prompt bank")] if prompts else []
@@ -176,7 +176,7 @@ def _table(results: dict[str, Any] | None) -> dict[str, Any]:
     return {"table": table, "columns": list(columns), "protocol": result_notes(results)}
 
 
-def _funnel(run: RunDir, records: pa.Table, found: numbers.Totals) -> list[tuple[str, Any, dict[str, Any]]]:
+def _funnel(run: RunDir, records: pa.Table, found: numbers.LabelingSummary) -> list[tuple[str, Any, dict[str, Any]]]:
     steps: list[tuple[str, Any, dict[str, Any]]] = [*numbers.funnel(run, records)]
     if found.samples:
         shares, masks = found.shares, found.masks
@@ -196,7 +196,7 @@ def _funnel(run: RunDir, records: pa.Table, found: numbers.Totals) -> list[tuple
 def table_of_funnel(run: RunDir, records: pa.Table) -> dict[str, Any]:
     """The steps of the funnel and what was lost at them, flat, for tables with a column per run."""
     found: dict[str, Any] = {}
-    for step, count, lost in _funnel(run, records, numbers.totals(records)):
+    for step, count, lost in _funnel(run, records, numbers.summarize_labeling(records)):
         found[step] = count
         found |= {f"{step}; not: {WORDS.get(why, why)}": n for why, n in lost.items()}
     return found
@@ -242,7 +242,7 @@ def _result_charts(results: dict[str, Any] | None, names: Sequence[str]) -> list
     ]
 
 
-def _label_charts(found: numbers.Totals) -> list[Markup]:
+def _label_charts(found: numbers.LabelingSummary) -> list[Markup]:
     if not found.similarity:
         return []
     text = "Regions left of the dashed line (lambda_keep) are freed; right of it, those that are too small or unsure."
@@ -250,7 +250,7 @@ def _label_charts(found: numbers.Totals) -> list[Markup]:
 
 
 def _time_charts(lines: Sequence[dict[str, Any]]) -> list[Markup]:
-    made, curves, stages = [], numbers.losses(lines), numbers.loads(lines)
+    made, curves, stages = [], numbers.loss_curves(lines), numbers.load_curves(lines)
     curves = {name: curve for name, curve in curves.items() if len(curve[0]) > 1}
     if curves:
         made.append(chart("Training", charts.training(curves), "Loss as the run wrote it down."))

@@ -15,7 +15,7 @@ import numpy as np
 
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
-from syn4seg.report.reading import STAGE_TITLES, Shown, class_names, pages, records_of
+from syn4seg.report.reading import STAGE_TITLES, GallerySample, class_names, read_pages, read_records
 from syn4seg.report.sheets import colors_of
 from syn4seg.schema import BACKGROUND, LABEL_COLUMNS, UNLABELED
 from syn4seg.store.files import write_atomically
@@ -34,7 +34,7 @@ COLUMNS = 24
 
 
 def show(
-    sample: Shown | RunDir | AnyPath | str, sample_id: str | None = None, draw: int = 0, *, names: Sequence[str] = ()
+    sample: GallerySample | RunDir | AnyPath | str, sample_id: str | None = None, draw: int = 0, *, names: Sequence[str] = ()
 ) -> Picture:
     """A picture of one sample: a notebook shows it, `save` writes it.
 
@@ -47,20 +47,20 @@ def show(
     Raises:
         UserError: not a run, or it has no such draw or sample.
     """
-    if isinstance(sample, Shown):
+    if isinstance(sample, GallerySample):
         return Picture(sample, tuple(names))
     run = sample if isinstance(sample, RunDir) else open_run(str(sample))
     draws = [known.number for known in run.draws()]
     if draw not in draws:
         raise UserError(f"draw is {draw}; expected one of {draws}, the draws of {run.root}: label them with `syn4seg refine`")
-    records = records_of(run, draw)
+    records = read_records(run, draw)
     ids = records["sample_id"].to_pylist()
     if sample_id not in ids:
         near = difflib.get_close_matches(str(sample_id), ids, n=3, cutoff=0) or ["none: run `syn4seg refine` first"]
         raise UserError(
             f"sample_id is {sample_id!r}; expected one of the {len(ids)} samples of draw {draw}, e.g. {', '.join(near)}"
         )
-    (shown,) = next(pages(run, draw, records.slice(ids.index(sample_id), 1)))
+    (shown,) = next(read_pages(run, draw, records.slice(ids.index(sample_id), 1)))
     return Picture(shown, tuple(names) or class_names(run, load(run.config)))
 
 
@@ -72,7 +72,7 @@ class Picture:
         names: name of every class index, background first; may be shorter than the indices that occur.
     """
 
-    def __init__(self, sample: Shown, names: Sequence[str] = ()):
+    def __init__(self, sample: GallerySample, names: Sequence[str] = ()):
         self.sample, self.names = sample, names
 
     @property

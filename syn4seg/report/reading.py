@@ -31,7 +31,7 @@ Truth = Callable[[dict[str, Any], int], np.ndarray | None]
 
 
 @dataclass(frozen=True)
-class Shown:
+class GallerySample:
     """One sample of a draw as it is on the disk.
 
     Attributes:
@@ -53,7 +53,7 @@ def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
     """Name of every class index of a run's labels, background first, for people to look at: `exact_names`, or, of a run without
     results whose data set is not there, those of its prompts, which name the novel classes; each other one is "class K"."""
     try:
-        return exact_names(run, config)
+        return exact_class_names(run, config)
     except UserError:
         if not exists(run.prompts):
             return ("background",)
@@ -63,7 +63,7 @@ def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
     return tuple(known.get(index, f"class {index}") for index in range(max(known) + 1))
 
 
-def exact_names(run: RunDir, config: Config) -> tuple[str, ...]:
+def exact_class_names(run: RunDir, config: Config) -> tuple[str, ...]:
     """Name of every class index of a run's labels, background first: as results.json has them, else as the data set has.
 
     Raises:
@@ -76,7 +76,7 @@ def exact_names(run: RunDir, config: Config) -> tuple[str, ...]:
     return load_dataset(config)[1].index_names
 
 
-def records_of(run: RunDir, draw: int) -> pa.Table:
+def read_records(run: RunDir, draw: int) -> pa.Table:
     """Records of a draw, sorted by sample id (columns `schema.RECORD`): its manifest, or, before there is one, what is done.
 
     Raises:
@@ -91,7 +91,7 @@ def records_of(run: RunDir, draw: int) -> pa.Table:
     return table.select(RECORD.names).cast(RECORD).sort_by("sample_id")
 
 
-def pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> Iterator[list[Shown]]:
+def read_pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> Iterator[list[GallerySample]]:
     """Samples of a draw with images and labels, in the order of `records`, at most `size` at a time.
 
     A damaged or missing file costs its own sample only, which says so.
@@ -108,17 +108,19 @@ def pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> Iterat
         yield _page(run, draw, part, records.slice(start, size).to_pylist())
 
 
-def _page(run: RunDir, draw: int, rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[Shown]:
+def _page(run: RunDir, draw: int, rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[GallerySample]:
     return [
-        _damaged(record, found) if isinstance(found, DamagedError) else Shown(found[0].record, found[1], found[0].labels)
-        for record, found in zip(records, run.draw(draw).read_each(rows), strict=True)
+        _damaged_sample(record, found)
+        if isinstance(found, DamagedError)
+        else GallerySample(found[0].record, found[1], found[0].labels)
+        for record, found in zip(records, run.draw(draw).read_or_errors(rows), strict=True)
     ]
 
 
-def _damaged(record: dict[str, Any], error: DamagedError) -> Shown:
+def _damaged_sample(record: dict[str, Any], error: DamagedError) -> GallerySample:
     known = {key: value for key, value in record.items() if value is not None}
     try:
         audit = json.loads(known.get("audit", "{}"))
     except ValueError:
         audit = {}
-    return Shown(known | {"audit": audit}, None, {}, str(error))
+    return GallerySample(known | {"audit": audit}, None, {}, str(error))

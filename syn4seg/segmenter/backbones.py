@@ -40,7 +40,7 @@ class Backbone:
 
 
 def load_backbone(name: str, weights: str = "none") -> Backbone:
-    """Builds a backbone and loads its weights.
+    """Build a backbone and load its weights.
 
     Args:
         name: "embedded", "resnet50", "resnet101", "resnet50-deep", "resnet101-deep", a transformers folder or hub id, or
@@ -51,24 +51,24 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
             backbones carry their own.
 
     Raises:
-        UserError: unknown name, missing file, or weights of another network.
+        UserError: unknown name, missing file, or weights of another network; whatever a factory raises goes on as it is.
     """
     if ":" in name:
         return _from_factory(name, weights)
-    if not _built_here(name):
-        _check_none(name, weights)
+    if not _is_built_in(name):
+        _refuse_weights(name, weights)
         module, channels, stride, normalisation = pretrained.load_pretrained(name)
         return Backbone(module, channels, stride, *(normalisation or ()))
     backbone = _build(name)
     if weights != "none":
         own = backbone.module.state_dict()
-        state = _fitting(own, _weights(name, weights), name, weights)
+        state = _fitting(own, _read_state(name, weights), name, weights)
         backbone.module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
     return backbone
 
 
 def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
-    """What can be known about `load_backbone(name, weights)` before it is called: nothing is built but empty skeletons.
+    """Check what can be checked of `load_backbone(name, weights)` before it is called; nothing but empty skeletons is built.
 
     A weights file is opened and its tensors' names and shapes compared; of a transformers backbone the configuration is
     read, its files looked for and its skeleton run. Your own factory's module is only looked for; "imagenet" and a hub
@@ -82,8 +82,8 @@ def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
     """
     if ":" in name:
         _check_factory(name, weights)
-    elif not _built_here(name):
-        _check_none(name, weights)
+    elif not _is_built_in(name):
+        _refuse_weights(name, weights)
         pretrained.check_pretrained(name, size)
     elif weights == "imagenet" and name in resnet.RESNETS:
         resnet.check_imagenet(name)
@@ -94,7 +94,7 @@ def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors file, or of a torch file that holds nothing else; a torch file's stay on disk until used.
+    """Return the tensors by name of a .safetensors file, or of a torch file of tensors only, whose stay on disk until used.
 
     Raises:
         UserError: missing, unreadable, or without a table of tensors.
@@ -125,8 +125,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def _built_here(name: str) -> bool:
-    """Else it is a transformers backbone; a ValueError if it can be neither."""
+def _is_built_in(name: str) -> bool:
+    """Return False for a transformers backbone; raise UserError for a name that is neither."""
     if name == "embedded" or name in resnet.RESNETS:
         return True
     if not pretrained.may_be_pretrained(name):
@@ -134,7 +134,7 @@ def _built_here(name: str) -> bool:
     return False
 
 
-def _check_none(name: str, weights: str) -> None:
+def _refuse_weights(name: str, weights: str) -> None:
     if weights != "none":
         raise UserError(
             f"weights {weights!r} cannot be given for backbone {name!r}: a transformers backbone carries its own; leave it empty"
@@ -147,14 +147,14 @@ def _build(name: str) -> Backbone:
     return Backbone(resnet.build_resnet(name), resnet.CHANNELS, resnet.STRIDE)
 
 
-def _weights(name: str, weights: str) -> dict[str, Tensor]:
+def _read_state(name: str, weights: str) -> dict[str, Tensor]:
     if weights == "imagenet" and name in resnet.RESNETS:
         return resnet.imagenet_weights(name)
     return read_weights(weights)
 
 
 def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weights: str) -> dict[str, Tensor]:
-    """The tensors of a file that a network needs; a ValueError unless each is there in its shape, and none is left over.
+    """Return the tensors of a file that a network needs; raise UserError unless each is there in its shape, and no other.
 
     The classifier `fc` of an ImageNet file is left out, and a file may lack the batch counters.
     """
@@ -178,7 +178,6 @@ def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weight
     return state
 
 
-# ------------------------------------------------------------------------------------------------------- the kinds
 class _Residual(nn.Module):
     """ResNet's basic block, with torchvision's names of its tensors; torchvision itself takes two seconds to load."""
 
@@ -237,10 +236,10 @@ def _from_factory(name: str, weights: str) -> Backbone:
 def _check_factory(name: str, weights: str) -> None:
     package = name.partition(":")[0]
     try:
-        found = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise UserError(
             f"backbone {name!r}: there is no module {package!r}; expected 'package.module:factory', importable from "
             "the directory in which you run"

@@ -1,9 +1,9 @@
-"""The base stage: the segmenter learns the base classes; novel objects are background (protocols 2.6), 255 is ignored.
+"""The base stage: the segmenter learns the base classes; novel objects are background (method.md 5.2), 255 is ignored.
 
 Every augmentation is named by (seed, epoch, image id), so a batch does not depend on processes or what came before; a
 training that was stopped continues bit for bit from its last finished epoch. Several processes of `torch.distributed` share
 every batch and learn what one would, up to rounding; the same number of them, bit for bit the same. The last epoch is the
-result: nothing is ever chosen on a test list. The crop is a plain random crop (protocols 2.7).
+result: nothing is ever chosen on a test list. The crop is a simple random crop (method.md 5.2).
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class BaseSchedule:
-    """How the base stage learns: poly 0.9 decay after a linear warm-up; the field's numbers (protocols 2.1) are the defaults.
+    """How the base stage learns: poly 0.9 decay after a linear warm-up; the field's numbers (method.md 5.2) are the defaults.
 
     Attributes:
         lr: of the backbone; `head_factor` multiplies it for everything else.
-        optimizer: SGD with momentum 0.9, or AdamW (for networks trained from nothing, ours).
+        optimizer: SGD with momentum 0.9, or AdamW (our choice, for networks trained from nothing).
         warmup: share of all steps.
         background_weight: factor on background pixels in the loss at the start; rises linearly to 1. Below 1, a network
             that starts from nothing leaves the plateau where everything is background much sooner.
@@ -80,15 +80,17 @@ class BaseSchedule:
     background_weight: float = 1.0
 
 
-def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how: Augmentation) -> tuple[np.ndarray, np.ndarray]:
-    """One random view: uint8 (crop, crop, 3) and uint8 (crop, crop), 255 where the view leaves the image.
+def augment(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, augmentation: Augmentation
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one random view: uint8 (crop, crop, 3) and uint8 (crop, crop), 255 where the view leaves the image.
 
     Scale, rotation, mirror and crop are a single warp (bilinear for the image, nearest for the label).
     """
-    size, (rows, columns) = how.crop, label.shape
-    scale = math.exp(rng.uniform(math.log(how.scale[0]), math.log(how.scale[1]))) * size / max(rows, columns)
-    angle = math.radians(rng.uniform(-how.rotate, how.rotate)) if rng.random() < 0.5 else 0.0
-    mirror = -1.0 if rng.random() < how.flip else 1.0
+    size, (rows, columns) = augmentation.crop, label.shape
+    scale = math.exp(rng.uniform(math.log(augmentation.scale[0]), math.log(augmentation.scale[1]))) * size / max(rows, columns)
+    angle = math.radians(rng.uniform(-augmentation.rotate, augmentation.rotate)) if rng.random() < 0.5 else 0.0
+    mirror = -1.0 if rng.random() < augmentation.flip else 1.0
     turn = scale * np.array([[math.cos(angle) * mirror, -math.sin(angle)], [math.sin(angle) * mirror, math.cos(angle)]])
     spare = np.abs(np.array([columns, rows]) * scale - size) / 2
     middle = np.array([(columns - 1) / 2, (rows - 1) / 2])
@@ -96,17 +98,17 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, how:
     warp = np.concatenate([turn, shift[:, None]], 1)
     view = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderValue=(124, 116, 104))
     target = cv2.warpAffine(label, warp, (size, size), flags=cv2.INTER_NEAREST, borderValue=UNLABELED)
-    if rng.random() < how.blur:
+    if rng.random() < augmentation.blur:
         view = cv2.GaussianBlur(view, (5, 5), 0)
     return view, target
 
 
 def base_batch(
-    dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, seed: int, how: Augmentation
+    dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, seed: int, augmentation: Augmentation
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augmented images uint8 (N, crop, crop, 3) and labels uint8 (N, crop, crop) with values 0..B and 255 only."""
+    """Return augmented images uint8 (N, crop, crop, 3) and labels uint8 (N, crop, crop) with values 0..B and 255 only."""
     table = fold.to_base_index
-    views = [augment(dataset.image(s), table[dataset.mask(s)], seeded("augment", seed, epoch, s), how) for s in ids]
+    views = [augment(dataset.image(s), table[dataset.mask(s)], seeded("augment", seed, epoch, s), augmentation) for s in ids]
     return np.stack([v for v, _ in views]), np.stack([t for _, t in views])
 
 
@@ -117,7 +119,7 @@ def train_base(
     ids: Sequence[str],
     *,
     schedule: BaseSchedule,
-    how: Augmentation,
+    augmentation: Augmentation,
     seed: int,
     checkpoint: AnyPath | None = None,
     freeze_backbone: bool = False,
@@ -125,7 +127,7 @@ def train_base(
     bfloat16: bool = False,
     progress: Callable[[dict], None] | None = None,
 ) -> np.ndarray:
-    """Trains in place, on the device where the segmenter is, and leaves it in eval mode.
+    """Train in place, on the device where the segmenter is, and leaves it in eval mode.
 
     In a process group each process takes its share of every batch; loss, batch statistics and dropout are those of the
     whole batch, and every process ends with the same weights.
@@ -144,15 +146,15 @@ def train_base(
         int64 (256,): labelled pixels per class index that were trained on, all epochs together, unlabeled ones too.
 
     Raises:
-        UserError: the classifier's rows are not 1 + B, `cached_on` without `freeze_backbone`, fewer ids than a batch, a
-            batch that the processes cannot share, a batch norm of the backbone that they cannot, a checkpoint of another
-            training, or one that not every process sees.
+        UserError: fewer ids than a batch, a batch that the processes cannot share, a batch norm of the backbone that they
+            cannot, a checkpoint of another training, or one that not every process sees.
+        ValueError: the classifier's rows are not 1 + B, or `cached_on` without `freeze_backbone`.
     """
     _check(segmenter, fold, ids, schedule, freeze_backbone, cached_on is not None)
     optimizer = _optimizer(segmenter, schedule, freeze_backbone)
     facts = {
         **asdict(schedule),
-        "how": str(how),
+        "how": str(augmentation),
         "seed": seed,
         "images": len(ids),
         "base": str(fold.base),
@@ -160,13 +162,13 @@ def train_base(
         "cached": str(cached_on),
         "classifier": str(tuple(segmenter.weight.shape)),
     }
-    first, seen = _resume(segmenter, optimizer, checkpoint, facts)
-    _same_everywhere(first, checkpoint, segmenter.weight.device)
+    first, pixels = _resume(segmenter, optimizer, checkpoint, facts)
+    _check_same_epoch(first, checkpoint, segmenter.weight.device)
     broadcast_state(segmenter)
     if cached_on is not None:
-        grid, batches = segmenter.head, _cached(segmenter, dataset, fold, cached_on, seed)
+        grid, batches = segmenter.head, _cached_batches(segmenter, dataset, fold, cached_on, seed)
     else:
-        grid, batches = segmenter, _live(segmenter, dataset, fold, how, seed)
+        grid, batches = segmenter, _augmented_batches(segmenter, dataset, fold, how, seed)
 
     def forward(x: Tensor, shape: tuple[int, int]) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
@@ -180,19 +182,19 @@ def train_base(
         order = [ids[int(i)] for i in seeded("order", seed, epoch).permutation(len(ids))]
         with torch.random.fork_rng(devices=[]), synchronize_layers(segmenter):
             torch.manual_seed(int(seeded("dropout", seed, epoch, 0).integers(2**31)))
-            loss, labels = _run_epoch(forward, batches, order, epoch, schedule, optimizer)
-        seen += labels
+            loss, labels = _train_epoch(forward, batches, order, epoch, schedule, optimizer)
+        pixels += labels
         if rank_and_world_size()[0] == 0 and checkpoint is not None:
-            _save(segmenter, optimizer, checkpoint, facts, epoch + 1, seen)
+            _save(segmenter, optimizer, checkpoint, facts, epoch + 1, pixels)
         if progress:
             rate = optimizer.param_groups[-1]["lr"]
             progress({"epoch": epoch + 1, "epochs": schedule.epochs, "loss": loss, "lr": rate})
     segmenter.eval()
-    return seen
+    return pixels
 
 
 def check_batch_shares(batch: int, world: int) -> None:
-    """Raises a ValueError if `world` processes cannot have equally many images of every batch."""
+    """Raise UserError if `world` processes cannot have equally many images of every batch."""
     if batch % world:
         raise UserError(
             f"base.batch={batch} is not a multiple of placement.training.workers={world}: each worker takes equally "
@@ -201,30 +203,30 @@ def check_batch_shares(batch: int, world: int) -> None:
 
 
 def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseSchedule, frozen: bool, cached: bool) -> None:
-    rows, wanted = len(segmenter.weight), 1 + len(fold.base)
-    if rows != wanted:
-        raise UserError(f"the segmenter has {rows} classes; expected {wanted} (background and base)")
+    rows, expected = len(segmenter.weight), 1 + len(fold.base)
+    if rows != expected:
+        raise ValueError(f"the segmenter has {rows} classes; expected {expected} (background and base)")
     if cached and not frozen:
-        raise UserError("cached features need freeze_backbone = true: the head alone learns from them")
+        raise ValueError("cached features need freeze_backbone = true: the head alone learns from them")
     if len(ids) < schedule.batch:
-        raise UserError(f"{len(ids)} training images are fewer than batch = {schedule.batch}; lower batch or add images")
+        raise UserError(f"{len(ids)} training images are fewer than base.batch={schedule.batch}; lower it, or add images")
     check_batch_shares(schedule.batch, rank_and_world_size()[1])
 
 
-def _same_everywhere(first: int, checkpoint: AnyPath | None, device: torch.device) -> None:
-    """Raises a ValueError if not all processes go on from the same epoch."""
+def _check_same_epoch(first: int, checkpoint: AnyPath | None, device: torch.device) -> None:
+    """Raise UserError if not all processes continue from the same epoch."""
     rank, world = rank_and_world_size()
     epochs = torch.zeros(world, dtype=torch.int64, device=device)
     epochs[rank] = first
-    found = all_reduce_sum(epochs).tolist()
-    if len(set(found)) > 1:
+    finished = all_reduce_sum(epochs).tolist()
+    if len(set(finished)) > 1:
         raise UserError(
-            f"checkpoint {checkpoint}: the workers found {found} finished epochs in it; the run directory must be on "
+            f"checkpoint {checkpoint}: the workers found {finished} finished epochs in it; the run directory must be on "
             "a file system that every node shares"
         )
 
 
-def _run_epoch(
+def _train_epoch(
     forward: Callable[[Tensor, tuple[int, int]], Tensor],
     batches: Batches,
     order: list[str],
@@ -232,7 +234,7 @@ def _run_epoch(
     schedule: BaseSchedule,
     optimizer: torch.optim.Optimizer,
 ) -> tuple[float, np.ndarray]:
-    """One pass over `order`; returns the mean loss and the pixels per label, int64 (256,), of all processes together."""
+    """Train one pass over `order`; return the mean loss and the pixels per label, int64 (256,), of all processes together."""
     (rank, world), steps, summed = rank_and_world_size(), len(order) // schedule.batch, 0.0
     labels = torch.zeros(256, dtype=torch.int64)
     for step in range(steps):
@@ -243,7 +245,7 @@ def _run_epoch(
         labels += torch.bincount(label.flatten(), minlength=256).cpu()
         background = schedule.background_weight + (1 - schedule.background_weight) * done
         logits = forward(x, (label.shape[1], label.shape[2]))
-        loss = pixel_loss(logits, label, background_weight=background, total=all_reduce_sum)  # this process's part of the mean
+        loss = pixel_loss(logits, label, background_weight=background, all_reduce=all_reduce_sum)  # this process's part of the mean
         optimizer.zero_grad()
         loss.backward()
         all_reduce_gradients(optimizer)
@@ -258,8 +260,8 @@ def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bo
     backbone = list(segmenter.backbone.parameters())
     for p in backbone:
         p.requires_grad_(not freeze_backbone)
-    known = {id(p) for p in backbone}
-    head = [p for p in segmenter.parameters() if id(p) not in known]
+    ids = {id(p) for p in backbone}
+    head = [p for p in segmenter.parameters() if id(p) not in ids]
     groups = [{"params": head, "lr": schedule.lr * schedule.head_factor, "top": schedule.lr * schedule.head_factor}]
     if not freeze_backbone:
         groups.insert(0, {"params": backbone, "lr": schedule.lr, "top": schedule.lr})
@@ -269,25 +271,24 @@ def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bo
 
 
 def _rate(done: float, warmup: float) -> float:
-    """Factor on the learning rate after the share `done` of all steps."""
+    """Return the factor on the learning rate after the share `done` of all steps."""
     return (done / warmup if done < warmup else 1.0) * (1 - done) ** 0.9
 
 
-# --------------------------------------------------------------------------------------------------------- batches
 Batches = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
 """(ids, epoch) -> what the network's trained part takes, and labels uint8 (N, H, W)."""
 
 
-def _live(segmenter: Segmenter, dataset: Dataset, fold: Fold, how: Augmentation, seed: int) -> Batches:
+def _augmented_batches(segmenter: Segmenter, dataset: Dataset, fold: Fold, augmentation: Augmentation, seed: int) -> Batches:
     def batch(ids: Sequence[str], epoch: int) -> tuple[Tensor, Tensor]:
-        images, labels = base_batch(dataset, fold, ids, epoch, seed=seed, how=how)
+        images, labels = base_batch(dataset, fold, ids, epoch, seed=seed, augmentation=augmentation)
         return segmenter.prepare(images), torch.from_numpy(labels).to(segmenter.weight.device)
 
     return batch
 
 
-def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: Canvas, seed: int) -> Batches:
-    """Backbone outputs float16 of an image and its mirror image, computed when first asked for; a batch takes one of the two."""
+def _cached_batches(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: Canvas, seed: int) -> Batches:
+    """Return batches of backbone outputs float16 of an image or its mirror image, which are computed once."""
     table, cache = fold.to_base_index, {}
 
     def both_sides(sample_id: str) -> tuple[Tensor, Tensor]:
@@ -306,8 +307,9 @@ def _cached(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: Canvas, 
     return batch
 
 
-# ----------------------------------------------------------------------------------------------------- checkpoints
-def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath, facts: dict, epoch: int, seen: np.ndarray) -> None:
+def _save(
+    segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath, facts: dict, epoch: int, pixels: np.ndarray
+) -> None:
     data = io.BytesIO()
     torch.save(
         {
@@ -315,7 +317,7 @@ def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath,
             "optimizer": optimizer.state_dict(),
             "facts": facts,
             "epoch": epoch,
-            "seen": torch.from_numpy(seen),
+            "seen": torch.from_numpy(pixels),
         },
         data,
     )
@@ -323,7 +325,7 @@ def _save(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath,
 
 
 def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath | None, facts: dict) -> tuple[int, np.ndarray]:
-    """Loads a checkpoint if there is one; returns the number of finished epochs and the labels seen in them."""
+    """Load a checkpoint if there is one; return the number of finished epochs and the labels pixels in them."""
     if path is None or not path.is_file():
         return 0, np.zeros(256, np.int64)
     state = torch.load(io.BytesIO(read_bytes(path, MAX_TABLE)), weights_only=True, map_location=segmenter.weight.device)

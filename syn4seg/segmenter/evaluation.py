@@ -1,4 +1,4 @@
-"""Evaluation: one int64 confusion matrix per classifier, and every figure derived from it (method 6; method.md 6).
+"""Evaluation: one int64 confusion matrix per classifier, and every figure derived from it (method.md 6).
 
 Features of a query are computed once and shared by all classifiers, so ablation rows and support draws cost little.
 """
@@ -16,27 +16,27 @@ from torch import Tensor
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.errors import UserError
+from syn4seg.labeling.refinement import boundary_band
 from syn4seg.schema import UNLABELED
 from syn4seg.segmenter.network import Classifier, Segmenter, frozen_features, upsample
 
 
 def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """int64 (classes, classes): row = label, column = prediction; pixels that are 255 in either are left out."""
+    """Return int64 (classes, classes): row = label, column = prediction; pixels that are 255 in either are left out."""
     use = (label != UNLABELED) & (prediction != UNLABELED)
     pairs = label[use].astype(np.int64) * classes + prediction[use]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def class_iou(matrix: np.ndarray) -> np.ndarray:
-    """float64 (C,) intersection over union; nan for a class that is neither labelled nor predicted."""
+    """Return intersection over union float64 (C,); nan for a class that is neither labelled nor predicted."""
     hits = np.diag(matrix).astype(np.float64)
     union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 class Metrics(TypedDict):
-    """What `metrics` returns."""
+    """The figures of a table, as `metrics` returns them."""
 
     base: float
     base_with_background: float
@@ -49,7 +49,7 @@ class Metrics(TypedDict):
 
 
 def metrics(matrix: np.ndarray, base: int, novel: int) -> Metrics:
-    """Every figure of a GFSS table, as shares in [0, 1].
+    """Return every figure of a GFSS table, as shares in [0, 1] (method.md 6).
 
     Args:
         matrix: confusion (1+B+M, 1+B+M).
@@ -60,9 +60,12 @@ def metrics(matrix: np.ndarray, base: int, novel: int) -> Metrics:
         base (foreground only, DIaM), base_with_background (CAPL, POP), novel, mean = (base+novel)/2, total (mean over all
         classes), harmonic = 2bn/(b+n), the same with base_with_background (as POP's figures give it), and per_class
         IoU. Absent classes are nan and left out of means.
+
+    Raises:
+        ValueError: the matrix has not 1+B+M rows and columns.
     """
     if matrix.shape != (1 + base + novel,) * 2:
-        raise UserError(
+        raise ValueError(
             f"confusion matrix is {matrix.shape}; expected {(1 + base + novel,) * 2} for {base} base and {novel} novel classes"
         )
     iou = class_iou(matrix)
@@ -84,11 +87,10 @@ def _harmonic(a: float, b: float) -> float:
 
 
 def _mean(values: np.ndarray) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else float("nan")
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float("nan")
 
 
-# --------------------------------------------------------------------------------------------------------- queries
 @dataclass(frozen=True)
 class Query:
     """A real image to be segmented.
@@ -122,7 +124,7 @@ def iterate_queries(
     space: Literal["original", "canvas"] = "original",
     batch: int = 16,
 ) -> Iterator[Query]:
-    """Query by query, features computed `batch` at a time.
+    """Yield query by query, features computed `batch` at a time.
 
     Args:
         space: where pixels are counted: the original image (CAPL, POP), or the canvas (DIaM).
@@ -140,12 +142,12 @@ def iterate_queries(
 
 
 def predict_query(query: Query, classifier: Classifier) -> np.ndarray:
-    """Class indices uint8, as large as the query's label."""
+    """Return class indices uint8, as large as the query's label."""
     return scores_to_classes(query, classifier.pixels(query.features.to(classifier.weight)[None], query.canvas.size))
 
 
 def scores_to_classes(query: Query, scores: Tensor) -> np.ndarray:
-    """Class indices uint8, as large as the query's label, of scores (1, C, size, size) on its canvas."""
+    """Return class indices uint8, as large as the query's label, of scores (1, C, size, size) on its canvas."""
     if query.shape is not None:
         rows, columns = query.canvas.shape(query.shape)
         scores = scores[:, :, :rows, :columns]
@@ -163,10 +165,10 @@ def accumulate_confusion(
     classes: int,
     counts: Callable[[Name, str], bool] = lambda name, sample_id: True,
 ) -> dict[Name, np.ndarray]:
-    """Confusion matrix int64 (classes, classes) per predictor.
+    """Return the confusion matrix int64 (classes, classes) of each predictor.
 
     Args:
-        stream: `queries(...)`, or a list of them to be used again.
+        stream: `iterate_queries(...)`, or a list of them to be used again.
         predictors: by name, e.g. (draw, row); `predictor_of` makes one of a classifier.
         classes: 1+B+M, also where a classifier has the base rows only.
         counts: (name of the predictor, id of the query) -> whether this query is one of this predictor's.
@@ -180,7 +182,7 @@ def accumulate_confusion(
 
 
 def predictor_of(classifier: Classifier) -> Predictor:
-    """The predictor of a classifier."""
+    """Return the predictor of a classifier."""
 
     def predict(query: Query) -> np.ndarray:
         with torch.no_grad():
@@ -189,9 +191,8 @@ def predictor_of(classifier: Classifier) -> Predictor:
     return predict
 
 
-# -------------------------------------------------------------------------------------------- quality of boundaries
 def boundary_iou(labels: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int, width: int) -> np.ndarray:
-    """Boundary IoU per class (Cheng et al., CVPR 2021), over all images: float64 (classes,), nan if absent.
+    """Return the boundary IoU per class (Cheng et al., CVPR 2021), over all images: float64 (classes,), nan if absent.
 
     Compared are the pixels of each mask within `width` pixels (chessboard distance) of its own outside; the image's
     frame counts as outside. Pixels that are 255 in label or truth are left out.
@@ -213,15 +214,9 @@ def _inner_band(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def trimap_iou(labels: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int, width: int) -> np.ndarray:
-    """IoU per class on the pixels within `width` pixels of a change of the true label: float64 (classes,), nan if absent."""
+    """Return the IoU per class on the pixels within `width` pixels of a change of the true label: float64 (classes,), nan if absent."""
     total = np.zeros((classes, classes), np.int64)
     for label, truth in zip(labels, truths, strict=True):
-        near = _near_change(truth, width)
+        near = boundary_band(truth, width)
         total += confusion(np.where(near, label, UNLABELED).astype(np.uint8), truth, classes)
     return class_iou(total)
-
-
-def _near_change(label: np.ndarray, width: int) -> np.ndarray:
-    """bool (H, W): a pixel of another value lies within `width` (chessboard distance)."""
-    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    return cv2.dilate(label, kernel) != cv2.erode(label, kernel)

@@ -63,7 +63,7 @@ FAMILIES = {
 
 
 def import_checkpoint(path: str | Path, classes: int | None = None) -> tuple[Segmenter, dict[str, Any]]:
-    """The segmenter of a public base checkpoint (float32, eval mode) and facts about it.
+    """Return the segmenter of a public base checkpoint (float32, eval mode) and facts about it.
 
     Its logits are those of the public code, but for POP's (see `_pop_rows`) and CAPL's refinement by the query.
 
@@ -107,7 +107,6 @@ def import_checkpoint(path: str | Path, classes: int | None = None) -> tuple[Seg
     return net.eval(), {"family": name, "backbone": backbone, "classes": count, "notes": notes}
 
 
-# ----------------------------------------------------------------------------------------------------- recognising
 def _family(state: dict[str, Tensor], what: str) -> str:
     for name, family in FAMILIES.items():
         if family.mark in state:
@@ -123,7 +122,7 @@ def _family(state: dict[str, Tensor], what: str) -> str:
         if mark in state:
             raise UserError(f"{what} is {kind}")
     raise UserError(
-        f"{what} is of no family known here ({', '.join(FAMILIES)}): it has none of "
+        f"{what} is of no known family ({', '.join(FAMILIES)}): it has none of "
         f"{', '.join(family.mark for family in FAMILIES.values())}, but e.g. {sorted(state)[:3]}"
     )
 
@@ -141,26 +140,25 @@ def _layers(state: dict[str, Tensor], name: str, what: str) -> int:
     return LAYERS[blocks]
 
 
-def _classes(rows: int, name: str, wanted: int | None, what: str) -> int:
-    """Background and base classes of a file whose table of classes has so many rows."""
-    found = rows + 1 if name == "POP" else CAPL_BASE.get(rows, rows) if name == "CAPL" else rows
-    if name == "CAPL" and wanted is not None and wanted <= rows:
-        return wanted
-    if wanted not in (None, found):
+def _classes(rows: int, name: str, expected: int | None, what: str) -> int:
+    """Return the number of background and base classes of a file whose table of classes has so many rows."""
+    count = rows + 1 if name == "POP" else CAPL_BASE.get(rows, rows) if name == "CAPL" else rows
+    if name == "CAPL" and expected is not None and expected <= rows:
+        return expected
+    if expected not in (None, count):
         raise UserError(
-            f"{what} has {found} classes, the background included; expected {wanted}: 1 + the fold's base classes "
+            f"{what} has {count} classes, the background included; expected {expected}: 1 + the fold's base classes "
             "(16 on PASCAL-5i, 61 on COCO-20i). Is it of this data set?"
         )
-    return found
+    return count
 
 
-# --------------------------------------------------------------------------------------------------------- tensors
-def _public_name(ours: str, name: str) -> str:
-    """The public name of a tensor of a `Segmenter`, classifier apart."""
-    part, _, rest = ours.partition(".")
+def _public_name(own: str, name: str) -> str:
+    """Return the public name of a tensor of a `Segmenter`, classifier apart."""
+    part, _, rest = own.partition(".")
     if part == "backbone":
         layer, _, leaf = rest.partition(".")
-        return ours if name == "POP" else f"layer0.{STEM[layer]}.{leaf}" if layer in STEM else rest
+        return own if name == "POP" else f"layer0.{STEM[layer]}.{leaf}" if layer in STEM else rest
     index, leaf = rest.rsplit(".", 1)
     if part == "ppm":  # a pooling layer stands before the convolution
         _, branch, layer = index.split(".")
@@ -171,31 +169,31 @@ def _public_name(ours: str, name: str) -> str:
 
 
 def _needed(public: str, state: dict[str, Tensor]) -> bool:
-    """Files of old torch versions have no batch counters."""
+    """Return whether a tensor is to be read; files of old torch versions have no batch counters."""
     return public in state or not public.endswith("num_batches_tracked")
 
 
 def _tensor(state: dict[str, Tensor], public: str, what: str, shape: torch.Size | None = None) -> Tensor:
-    """A tensor of the file, floats as float32; a ValueError if it is not there in that shape."""
+    """Return a tensor of the file, floats as float32; raise UserError if it is not there in that shape."""
     if public not in state:
         raise UserError(f"{what} has no tensor {public!r}; is it complete, and a base checkpoint?")
-    found = state[public]
-    if shape is not None and found.shape != shape:
-        raise UserError(f"{what}: {public!r} is {tuple(found.shape)}; expected {tuple(shape)}")
-    if not found.isfinite().all():
+    tensor = state[public]
+    if shape is not None and tensor.shape != shape:
+        raise UserError(f"{what}: {public!r} is {tuple(tensor.shape)}; expected {tuple(shape)}")
+    if not tensor.isfinite().all():
         raise UserError(f"{what}: {public!r} holds NaN or infinity; the file is damaged, or its training failed")
-    return found.float() if found.is_floating_point() else found
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _length(state: dict[str, Tensor], public: str, what: str) -> int:
-    found = _tensor(state, public, what)
-    if found.ndim == 0:
+    tensor = _tensor(state, public, what)
+    if tensor.ndim == 0:
         raise UserError(f"{what}: {public!r} is a single number; expected a tensor with one row per class or channel")
-    return len(found)
+    return len(tensor)
 
 
 def _rows(net: Segmenter, state: dict[str, Tensor], name: str, count: int, what: str) -> tuple[Tensor, Tensor, list[str]]:
-    """Classifier weight (count, D) and bias (count,), and notes."""
+    """Return classifier weight (count, D) and bias (count,), and notes."""
     width, source = net.weight.shape[1], FAMILIES[name].rows
     if name == "POP":
         return _pop_rows(net, state, what)
@@ -207,13 +205,12 @@ def _rows(net: Segmenter, state: dict[str, Tensor], name: str, count: int, what:
     return rows[..., 0, 0], _tensor(state, source.replace("weight", "bias"), what, torch.Size([count])), []
 
 
-# ------------------------------------------------------------------------------------------------------------- POP
 def _pop_rows(net: Segmenter, state: dict[str, Tensor], what: str) -> tuple[Tensor, Tensor, list[str]]:
-    """Linear rows in place of POP's head.
+    """Return linear rows in place of POP's head.
 
     POP's small network g has no biases, so g(a v) = a g(v) for a >= 0: with the unit prototype p of a class, its logit
     g((f.p) p) is exactly f.(g(p) p) wherever f.p >= 0. The background's logit, g of the residual f - sum (f.p) p, is not
-    linear: its row is the least-squares fit on features drawn from the bottleneck's own batch-norm statistics [ours].
+    linear: its row is the least-squares fit on features drawn from the bottleneck's own batch-norm statistics (our choice).
     """
     width = net.weight.shape[1]
     prototypes = F.normalize(_tensor(state, "base_emb", what, torch.Size([len(state["base_emb"]), width])), dim=1)
@@ -246,7 +243,7 @@ def _pop_rows(net: Segmenter, state: dict[str, Tensor], what: str) -> tuple[Tens
 
 @torch.no_grad()
 def _drawn_features(net: Segmenter, count: int) -> Tensor:
-    """Features (count, D): ReLU of independent normal channels with the last batch norm's mean and spread, projected."""
+    """Return features (count, D): ReLU of independent normal channels with the last batch norm's mean and spread, projected."""
     norm, projection = net.bottleneck[1], net.bottleneck[4]
     assert isinstance(norm, nn.BatchNorm2d) and isinstance(projection, nn.Conv2d) and projection.bias is not None
     noise = torch.from_numpy(seeded("pop-background").standard_normal((count, len(norm.weight)))).float()

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from syn4seg.schema import BACKGROUND, UNLABELED
 
-Total = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Tensor], Tensor]
 """Sums a scalar over the processes that share a batch, so that a loss is a mean over the whole batch and not over a part."""
 
 
-def alone(value: Tensor) -> Tensor:
-    """The `Total` of a process that has the whole batch."""
+def single_process(value: Tensor) -> Tensor:
+    """Return the sum over the only process: the value itself."""
     return value
 
 
@@ -30,11 +30,11 @@ def pixel_loss(
     weight: Tensor | None = None,
     merged: Tensor | None = None,
     background_weight: float = 1.0,
-    total: Total = alone,
+    all_reduce: AllReduce = single_process,
 ) -> Tensor:
-    """Weighted mean cross-entropy over labelled pixels, with merged backgrounds.
+    """Return the weighted mean cross-entropy over labelled pixels, with merged backgrounds.
 
-    On pixels labelled 0 the probability is p'(0) = sum of p over the image's merged classes (DIaM; method 5).
+    On pixels labelled 0 the probability is p'(0) = sum of p over the image's merged classes (DIaM; method.md 5.3).
 
     Args:
         logits: (N, C, H, W).
@@ -42,7 +42,7 @@ def pixel_loss(
         weight: float (N, H, W), e.g. the confidence of synthetic pixels; None for 1.
         merged: bool (N, C), the classes that image n's background may be (column 0 is always one); None for none.
         background_weight: factor on pixels labelled 0 (DIaM uses 0.01 and 0.15).
-        total: sums the weight of the pixels over all processes; the losses of all then add up to that of the whole batch.
+        all_reduce: sums the weight of the pixels over all processes; the losses of all then add up to that of the whole batch.
 
     Returns:
         A scalar; 0 where no pixel is labelled.
@@ -54,7 +54,7 @@ def pixel_loss(
         share = share * weight
     if background_weight != 1:
         share = torch.where(target == BACKGROUND, share * background_weight, share)
-    share = share / total(share.sum()).clamp_min(1e-6)
+    share = share / all_reduce(share.sum()).clamp_min(1e-6)
     rows = None
     if merged is not None:
         rows = merged.clone()
@@ -76,14 +76,14 @@ class _CrossEntropy(torch.autograd.Function):
         top = logits.amax(1, keepdim=True)
         mass = (logits - top).exp_()
         whole = mass.sum(1)
-        log_chosen = logits.gather(1, target[:, None])[:, 0] - top[:, 0]
+        log_target = logits.gather(1, target[:, None])[:, 0] - top[:, 0]
         background = allowed = None
         if merged is not None:
             background = (target == BACKGROUND) & (merged.sum(1) > 1)[:, None, None]
             allowed = torch.einsum("nchw,nc->nhw", mass, merged.to(mass)).clamp_min_(torch.finfo(mass.dtype).tiny)
-            log_chosen = torch.where(background, allowed.log(), log_chosen)
+            log_target = torch.where(background, allowed.log(), log_target)
         ctx.save_for_backward(mass, whole, target, share, merged, background, allowed)
-        return ((whole.log() - log_chosen) * share).sum()
+        return ((whole.log() - log_target) * share).sum()
 
     @staticmethod
     def backward(ctx, *above: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,22 +98,22 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient.scatter_add_(1, target[:, None], -share[:, None]), None, None, None
 
 
-def distillation(logits: Tensor, base_logits: Tensor, allowed: Tensor, total: Total = alone) -> Tensor:
-    """KL(base model || current model) where the current model's novel mass counts as background (method 5).
+def distillation(logits: Tensor, base_logits: Tensor, allowed: Tensor, all_reduce: AllReduce = single_process) -> Tensor:
+    """Return KL(base model || current model) where the current model's novel mass counts as background (method.md 5.3).
 
     Args:
         logits: current model (N, 1+B+M, h, w).
         base_logits: frozen base model (N, 1+B, h, w).
         allowed: bool (N, h, w), positions that hold no novel label.
-        total: as in `pixel_loss`, of the number of allowed positions.
+        all_reduce: as in `pixel_loss`, of the number of allowed positions.
 
     Returns:
         A scalar, the mean over allowed positions; 0 where there is none.
     """
     base_rows = base_logits.shape[1]
-    now = F.log_softmax(logits, 1)
-    background = torch.cat([now[:, :1], now[:, base_rows:]], 1).logsumexp(1, keepdim=True)
-    now = torch.cat([background, now[:, 1:base_rows]], 1)
+    current = F.log_softmax(logits, 1)
+    background = torch.cat([current[:, :1], current[:, base_rows:]], 1).logsumexp(1, keepdim=True)
+    current = torch.cat([background, current[:, 1:base_rows]], 1)
     before = F.log_softmax(base_logits, 1)
-    kl = (before.exp() * (before - now)).sum(1)
-    return (kl * allowed).sum() / total(allowed.sum()).clamp_min(1)
+    kl = (before.exp() * (before - current)).sum(1)
+    return (kl * allowed).sum() / all_reduce(allowed.sum()).clamp_min(1)

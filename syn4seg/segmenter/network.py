@@ -1,6 +1,6 @@
-"""The segmenter: backbone, pyramid pooling, 3x3 bottleneck, and a classifier that is a plain pair of tensors.
+"""The segmenter: backbone, pyramid pooling, 3x3 bottleneck, and a classifier that is a pair of tensors.
 
-The field's GFSS network (method 5; protocols 2.1). Because everything before the classifier is frozen after the base
+The field's GFSS network (method.md 5.1). Because everything before the classifier is frozen after the base
 stage, features are computed once and many classifiers are tried on them: `Classifier` lives apart from the module.
 """
 
@@ -43,26 +43,26 @@ class Classifier:
     align_corners: bool = False
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits (N, C, h, w) of features (N, D, h, w)."""
+        """Return logits (N, C, h, w) of features (N, D, h, w)."""
         if self.cosine:
             return F.conv2d(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)[..., None, None]) * COSINE_SCALE
         return F.conv2d(features, self.weight[..., None, None], self.bias)
 
     def pixels(self, features: Tensor, size: int) -> Tensor:
-        """Logits (N, C, size, size) of features (N, D, h, w), on the whole canvas."""
+        """Return logits (N, C, size, size) of features (N, D, h, w), on the whole canvas."""
         return upsample(self(features), (size, size), self.align_corners)
 
     def to(self, device: torch.device | str) -> Classifier:
-        """The same on another device."""
+        """Return the same classifier on another device."""
         return self.replaced(self.weight.to(device), self.bias.to(device))
 
     def replaced(self, weight: Tensor, bias: Tensor) -> Classifier:
-        """Other rows, read in the same way."""
+        """Return a classifier of other rows that are read in the same way."""
         return Classifier(weight, bias, self.cosine, self.align_corners)
 
 
 def upsample(logits: Tensor, shape: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Logits (N, C, h, w) at (N, C, *shape), bilinear.
+    """Return logits (N, C, h, w) at (N, C, *shape), bilinear.
 
     Two matrix products instead of `F.interpolate`, whose backward pass took a third of a novel step on a CPU.
 
@@ -74,7 +74,7 @@ def upsample(logits: Tensor, shape: tuple[int, int], align_corners: bool = False
 
 
 def _stretch(old: int, new: int, like: Tensor, align_corners: bool) -> Tensor:
-    """Linear interpolation as a matrix (new, old)."""
+    """Return linear interpolation as a matrix (new, old)."""
     unit = torch.eye(old, device=like.device, dtype=like.dtype)
     return F.interpolate(unit[None], new, mode="linear", align_corners=align_corners)[0].T
 
@@ -130,7 +130,7 @@ class Segmenter(nn.Module):
         project: bool = False,
     ):
         super().__init__()
-        self.backbone, self.stride, self.cosine, self.align_corners = (backbone.module, backbone.stride, cosine, align_corners)
+        self.backbone, self.stride, self.cosine, self.align_corners = backbone.module, backbone.stride, cosine, align_corners
         pool_corners = align_corners if pool_align_corners is None else pool_align_corners
         self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins), pool_corners)
         self.bottleneck = nn.Sequential(
@@ -151,34 +151,34 @@ class Segmenter(nn.Module):
         return Classifier(self.weight, self.bias, self.cosine, self.align_corners)
 
     def prepare(self, images: np.ndarray) -> Tensor:
-        """Normalised float (N, 3, H, W) on the module's device, of RGB uint8 (N, H, W, 3) or (H, W, 3)."""
+        """Return normalised float (N, 3, H, W) on the module's device, of RGB uint8 (N, H, W, 3) or (H, W, 3)."""
         batch = torch.tensor(images, device=self.weight.device)
         batch = batch[None] if batch.ndim == 3 else batch
         return (batch.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Backbone and pyramid pooling: (N, Dt, h, w) of prepared images."""
+        """Return the output of backbone and pyramid pooling, (N, Dt, h, w) of prepared images."""
         return self.ppm(self.backbone(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Bottleneck features f(x), (N, D, h, w), of prepared images."""
+        """Return bottleneck features f(x), (N, D, h, w), of prepared images."""
         return self.bottleneck(self.trunk(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, C, h, w) on the feature grid, of prepared images."""
+        """Return logits (N, C, h, w) on the feature grid, of prepared images."""
         return self.classifier(self.features(x))
 
     def head(self, backbone_features: Tensor) -> Tensor:
-        """Logits (N, C, h, w) from the backbone's output: what is trained when the backbone is frozen."""
+        """Return logits (N, C, h, w) from the backbone's output: what is trained when the backbone is frozen."""
         return self.classifier(self.bottleneck(self.ppm(backbone_features)))
 
     def predict(self, x: Tensor) -> Tensor:
-        """Logits (N, C, H, W) at the size of the prepared images."""
+        """Return logits (N, C, H, W) at the size of the prepared images."""
         return upsample(self(x), (x.shape[2], x.shape[3]), self.align_corners)
 
 
 def frozen_features(segmenter: Segmenter, images: np.ndarray, *, level: str = "bottleneck", batch: int = 32) -> Tensor:
-    """float16 features (N, D, h, w) on the CPU of RGB uint8 (N, H, W, 3); the module is put in eval mode.
+    """Return float16 features (N, D, h, w) on the CPU of RGB uint8 (N, H, W, 3); the module is put in eval mode.
 
     Args:
         level: "bottleneck" for f(x), "trunk" for the bottleneck's input (if the novel stage trains the bottleneck).
@@ -191,7 +191,7 @@ def frozen_features(segmenter: Segmenter, images: np.ndarray, *, level: str = "b
 
 
 def save_segmenter(segmenter: Segmenter, path: str | AnyPath, *, backbone: str, facts: dict[str, object]) -> None:
-    """Writes float16 safetensors that `load_segmenter` reads alone.
+    """Write float16 safetensors; `load_segmenter` needs nothing else.
 
     Args:
         backbone: the name given to `load_backbone`.
@@ -215,7 +215,7 @@ def save_segmenter(segmenter: Segmenter, path: str | AnyPath, *, backbone: str, 
 
 
 def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
-    """The segmenter of `save_segmenter` (float32, eval mode) and its facts.
+    """Return the segmenter of `save_segmenter` (float32, eval mode) and its facts.
 
     Raises:
         UserError: the file is missing or was written by something else.

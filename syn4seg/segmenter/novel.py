@@ -81,7 +81,7 @@ class NovelSchedule:
     ramp: float = 0.0
 
     def admitted(self, step: int, planned: int) -> int:
-        """How many of the `planned` samples, in the order of the plan, step `step` (from 0) may draw from."""
+        """Return how many of the `planned` samples, in the order of the plan, step `step` (from 0) may draw from."""
         over = self.ramp * self.steps
         if step + 1 >= over:
             return planned
@@ -89,13 +89,13 @@ class NovelSchedule:
 
 
 def is_local_sample(sample_id: str) -> bool:
-    """Whether this process computes the features and the loss of a sample, where several train together: by a hash of its id."""
+    """Return whether this process computes the features and the loss of a sample: by a hash of its id, where several train."""
     rank, world = rank_and_world_size()
     return zlib.crc32(sample_id.encode()) % world == rank
 
 
 def imprint(base: Classifier, prototypes: Tensor) -> Classifier:
-    """Rows for the novel classes: prototype directions at the base rows' mean norm, with the mean base bias.
+    """Return rows for the novel classes too: prototype directions at the base rows' mean norm, with the mean base bias.
 
     Args:
         base: rows (1+B, D).
@@ -110,7 +110,7 @@ class NovelTraining:
     """The fine-tuning of all rows of a classifier, one step at a time, as verdicts on the planned samples come in.
 
     Where a process group is set up, every process takes the steps together with the others, each on the samples that it owns
-    (`owned`): losses are means over all samples of a step, and gradients are summed.
+    (`is_local_sample`): losses are means over all samples of a step, and gradients are summed.
 
     Args:
         start: rows (1+B+M, D), see `imprint`; its first 1+B rows are also the base model of the distillation.
@@ -142,24 +142,24 @@ class NovelTraining:
         self.base = start.replaced(start.weight[: self.base_rows].detach(), start.bias[: self.base_rows].detach())
         self.frozen = copy.deepcopy(bottleneck).eval() if bottleneck is not None else None
         weight, bias = (t.detach().clone().requires_grad_() for t in (start.weight, start.bias))
-        self.now = start.replaced(weight, bias)
-        self.optimizer = _optimizer(self.now, self.base, bottleneck, schedule)
+        self.current = start.replaced(weight, bias)
+        self.optimizer = _optimizer(self.current, self.base, bottleneck, schedule)
         for p in (p for group in self.optimizer.param_groups for p in group["params"]):
             p.grad = torch.zeros_like(p)  # a process without a sample in a step has a gradient too
         self.steps_done = 0
         self.accepted: dict[str, bool] = {}
         self.pool: list[str] = []
-        self.known = self.admitted = 0
-        self.kept: dict[tuple[str, str], TrainingSample] = {}
+        self.judged = self.admitted = 0
+        self.samples: dict[tuple[str, str], TrainingSample] = {}
         for sample in samples:
-            self._keep(sample)
-        self.fixed = {kind: sorted(s.sample_id for s in samples if s.kind == kind) for kind in KINDS}
-        self.resumed: dict[str, Tensor] | None = None
+            self._add(sample)
+        self.ids = {kind: sorted(s.sample_id for s in samples if s.kind == kind) for kind in KINDS}
+        self.checkpoint: dict[str, Tensor] | None = None
         if not (self.planned and schedule.per_step.get("synthetic", 0)) and not any(self._counts(k) for k in KINDS):
-            raise UserError(self._nothing())
+            raise self._no_samples()
 
-    def verdict(self, sample_id: str, accepted: bool, sample: TrainingSample | None = None) -> None:
-        """What became of a planned sample.
+    def record_verdict(self, sample_id: str, accepted: bool, sample: TrainingSample | None = None) -> None:
+        """Record what became of a planned sample.
 
         Args:
             accepted: False for a rejected or quarantined one, or one without the label that this training uses.
@@ -168,40 +168,40 @@ class NovelTraining:
         self.accepted[sample_id] = accepted
         if accepted and is_local_sample(sample_id):
             assert sample is not None and sample.kind == "synthetic", sample_id
-            self._keep(sample)
+            self._add(sample)
 
     @property
     def finished(self) -> bool:
-        """Whether every step is done."""
+        """True once every step is done."""
         return self.steps_done == self.schedule.steps
 
     @property
     def next_step(self) -> int:
-        """Number of the next step, from 0; that of the checkpoint that is to be continued, once one is loaded."""
-        return self.steps_done if self.resumed is None else int(self.resumed["steps_done"])
+        """The number of the next step, from 0; that of the checkpoint that is to be continued, once one is loaded."""
+        return self.steps_done if self.checkpoint is None else int(self.checkpoint["steps_done"])
 
     @property
-    def needs(self) -> int:
-        """How many planned samples, in the order of the plan, must have a verdict before the next step."""
+    def required(self) -> int:
+        """The number of planned samples, in the order of the plan, that must have a verdict before the next step."""
         return self.schedule.admitted(self.next_step, len(self.planned))
 
     @property
     def ready(self) -> bool:
-        """Whether they have."""
-        while self.known < len(self.planned) and self.planned[self.known] in self.accepted:
-            self.known += 1
-        return self.known >= self.needs
+        """True if every planned sample that the next step may draw from has a verdict."""
+        while self.judged < len(self.planned) and self.planned[self.judged] in self.accepted:
+            self.judged += 1
+        return self.judged >= self.required
 
     def step(self) -> float:
-        """One optimiser step; returns the loss (of all processes together)."""
+        """Take one optimiser step; return the loss (of all processes together)."""
         self._resume()
         batch = self._batch()
-        mine = [self.kept[kind, name] for kind, name in batch if is_local_sample(name)]
-        loss = self._loss(mine)
+        local = [self.samples[kind, name] for kind, name in batch if is_local_sample(name)]
+        loss = self._loss(local)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * (0.5 + 0.5 * math.cos(math.pi * self.steps_done / self.schedule.steps))
         self.optimizer.zero_grad(set_to_none=False)
-        if mine:
+        if local:
             loss.backward()
         all_reduce_gradients(self.optimizer)
         if batch:
@@ -212,37 +212,36 @@ class NovelTraining:
     @property
     def classifier(self) -> Classifier:
         """The rows as they are now, detached."""
-        return self.start.replaced(self.now.weight.detach(), self.now.bias.detach())
+        return self.start.replaced(self.current.weight.detach(), self.current.bias.detach())
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that continues this training bit for bit: weights, moments, steps done, verdicts relied on."""
-        relied = self.planned[: self.admitted]
-        found = {
+        """Return everything that continues this training bit for bit: weights, moments, steps done, verdicts relied on."""
+        state = {
             "steps_done": torch.tensor(self.steps_done),
-            "weight": self.now.weight.detach(),
-            "bias": self.now.bias.detach(),
-            "accepted": torch.tensor([self.accepted[s] for s in relied], dtype=torch.bool),
+            "weight": self.current.weight.detach(),
+            "bias": self.current.bias.detach(),
+            "accepted": torch.tensor([self.accepted[s] for s in self.planned[: self.admitted]], dtype=torch.bool),
         }
         if self.bottleneck is not None:
-            found |= {f"bottleneck.{key}": value for key, value in self.bottleneck.state_dict().items()}
+            state |= {f"bottleneck.{key}": value for key, value in self.bottleneck.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"adam.{number}.{key}": value for key, value in moments.items()}
-        return {key: value.detach().cpu().clone() for key, value in found.items()}
+            state |= {f"adam.{number}.{key}": value for key, value in moments.items()}
+        return {key: value.detach().cpu().clone() for key, value in state.items()}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Continues from a `state()` of the same training, once the verdicts that it relied on are known.
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a `state()` of the same training, once the verdicts that it relied on are known.
 
         If they have changed since (a quarantined sample was mended), the training starts over instead.
         """
-        self.resumed = state
+        self.checkpoint = state
 
     def _resume(self) -> None:
-        state, self.resumed = self.resumed, None
+        state, self.checkpoint = self.checkpoint, None
         if state is None or state["accepted"].tolist() != [self.accepted[s] for s in self.planned[: len(state["accepted"])]]:
             return
         with torch.no_grad():
-            self.now.weight.copy_(state["weight"])
-            self.now.bias.copy_(state["bias"])
+            self.current.weight.copy_(state["weight"])
+            self.current.bias.copy_(state["bias"])
         if self.bottleneck is not None:
             self.bottleneck.load_state_dict({k[11:]: v for k, v in state.items() if k.startswith("bottleneck.")})
         moments: dict[int, dict[str, Tensor]] = {}
@@ -252,31 +251,32 @@ class NovelTraining:
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.steps_done = int(state["steps_done"])
 
-    def _keep(self, sample: TrainingSample) -> None:
-        found, rows = (np.flatnonzero(np.bincount(sample.label.ravel(), minlength=256)[:UNLABELED]), len(self.start.weight))
-        if len(found) and found[-1] >= rows:
+    def _add(self, sample: TrainingSample) -> None:
+        highest, rows = sample.label[sample.label != UNLABELED].max(initial=0), len(self.start.weight)
+        if highest >= rows:
             raise UserError(
-                f"the label of {sample.kind} sample {sample.sample_id!r} has class index {found[-1]}; expected "
+                f"the label of {sample.kind} sample {sample.sample_id!r} has class index {highest}; expected "
                 f"0..{rows - 1} or {UNLABELED}: map dataset ids to class indices first"
             )
-        self.kept[sample.kind, sample.sample_id] = sample
+        self.samples[sample.kind, sample.sample_id] = sample
 
     def _counts(self, kind: str) -> bool:
-        return self.schedule.per_step.get(kind, 0) > 0 and bool(self.pool if kind == "synthetic" else self.fixed[kind])
+        return self.schedule.per_step.get(kind, 0) > 0 and bool(self.pool if kind == "synthetic" else self.ids[kind])
 
-    def _nothing(self) -> str:
-        return f"the novel stage got no sample of the kinds in per_step = {self.schedule.per_step}; give it support images at least"
+    def _no_samples(self) -> UserError:
+        per_step = self.schedule.per_step
+        return UserError(f"the novel stage got no sample of the kinds in per_step = {per_step}; give it support images at least")
 
     def _batch(self) -> list[tuple[str, str]]:
-        """(kind, id) of the samples of the next step."""
+        """Return (kind, id) of the samples of the next step."""
         allowed = self.schedule.admitted(self.steps_done, len(self.planned))
         for name in self.planned[self.admitted : allowed]:
             if self.accepted[name]:
                 bisect.insort(self.pool, name)
         self.admitted = allowed
-        pools = {kind: self.pool if kind == "synthetic" else self.fixed[kind] for kind in KINDS if self._counts(kind)}
+        pools = {kind: self.pool if kind == "synthetic" else self.ids[kind] for kind in KINDS if self._counts(kind)}
         if not pools and self.admitted == len(self.planned):
-            raise UserError(self._nothing())
+            raise self._no_samples()
         return [
             (kind, pool[place])
             for kind, pool in pools.items()
@@ -284,16 +284,16 @@ class NovelTraining:
         ]
 
     def _loss(self, batch: list[TrainingSample]) -> Tensor:
-        """This process's part of the loss of a step: sums over its samples, divided by the sums over all of them."""
-        if not batch:  # the other processes still ask for this one's share of their sums
+        """Return this process's part of the loss of a step: sums over its samples, divided by the sums over all of them."""
+        if not batch:  # the other processes still wait for this one's share of their sums
             nothing = torch.zeros((), device=self.start.weight.device)
-            for kind in (torch.float32, torch.int64)[: 2 if self.schedule.distill > 0 else 1]:
-                all_reduce_sum(nothing.to(kind))
+            for dtype in (torch.float32, torch.int64)[: 2 if self.schedule.distill > 0 else 1]:
+                all_reduce_sum(nothing.to(dtype))
             return nothing
         x = torch.stack([s.features for s in batch]).to(self.start.weight)
         label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
         f = x if self.bottleneck is None else self.bottleneck.eval()(x)
-        logits = _logits(self.now, f)
+        logits = _logits(self.current, f)
         full = upsample(logits, (label.shape[1], label.shape[2]), self.start.align_corners)
         merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
         loss = pixel_loss(
@@ -302,13 +302,13 @@ class NovelTraining:
             weight=_weights(batch, label),
             merged=merged,
             background_weight=self.schedule.background_weight,
-            total=all_reduce_sum,
+            all_reduce=all_reduce_sum,
         )
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = _logits(self.base, f if self.frozen is None else self.frozen(x))
-            known = _surely_not_novel(label, self.base_rows, x.shape[2:])
-            loss = loss + self.schedule.distill * distillation(logits, before, known, total=all_reduce_sum)
+            allowed = _cells_without_novel(label, self.base_rows, x.shape[2:])
+            loss = loss + self.schedule.distill * distillation(logits, before, allowed, all_reduce=all_reduce_sum)
         return loss
 
 
@@ -323,7 +323,7 @@ def train_novel(
     bottleneck: nn.Module | None = None,
     progress: Callable[[dict], None] | None = None,
 ) -> Classifier:
-    """Fine-tunes all rows of `start` on frozen features, all of which are there: `NovelTraining` from start to end.
+    """Fine-tune all rows of `start` on frozen features that exist already: `NovelTraining` from start to end.
 
     Args:
         start: rows (1+B+M, D), see `imprint`.
@@ -351,7 +351,7 @@ def train_novel(
         bottleneck=bottleneck,
     )
     for name in training.planned:
-        training.verdict(name, name in synthetic, synthetic.get(name))
+        training.record_verdict(name, name in synthetic, synthetic.get(name))
     while not training.finished:
         loss, step = training.step(), training.steps_done
         if progress and (step % 50 == 0 or training.finished):
@@ -360,15 +360,15 @@ def train_novel(
 
 
 def _draw(size: int, kind: str, step: int, count: int, seed: int) -> list[int]:
-    """Places in a pool: consecutive ones in an endless row of permutations, each named by (seed, kind, round)."""
+    """Return places in a pool: consecutive ones in an endless row of permutations, each named by (seed, kind, round)."""
     places = range(step * count, (step + 1) * count)
     orders = {r: seeded("novel", seed, kind, r).permutation(size) for r in {p // size for p in places}}
     return [int(orders[p // size][p % size]) for p in places]
 
 
-def _optimizer(now: Classifier, base: Classifier, bottleneck: nn.Module | None, schedule: NovelSchedule) -> torch.optim.Adam:
+def _optimizer(classifier: Classifier, base: Classifier, bottleneck: nn.Module | None, schedule: NovelSchedule) -> torch.optim.Adam:
     rate = schedule.lr * base.weight.square().mean().sqrt().item()
-    groups = [{"params": [now.weight, now.bias], "lr": rate, "top": rate}]
+    groups = [{"params": [classifier.weight, classifier.bias], "lr": rate, "top": rate}]
     if bottleneck is not None:
         rate = schedule.bottleneck_lr
         groups.append({"params": list(bottleneck.parameters()), "lr": rate, "top": rate})
@@ -376,7 +376,7 @@ def _optimizer(now: Classifier, base: Classifier, bottleneck: nn.Module | None, 
 
 
 def _logits(classifier: Classifier, features: Tensor) -> Tensor:
-    """`classifier(features)`; linear rows as one product per image, half the time of a 1x1 convolution and its gradient here."""
+    """Return `classifier(features)`; linear rows as one product per image, half the time of a 1x1 convolution and its gradient here."""
     if classifier.cosine:
         return classifier(features)
     rows = classifier.weight.expand(len(features), -1, -1)
@@ -391,7 +391,7 @@ def _weights(batch: list[TrainingSample], label: Tensor) -> Tensor | None:
 
 
 def _merged(batch: list[TrainingSample], base_rows: int, rows: int, schedule: NovelSchedule) -> Tensor:
-    """bool (N, rows): the classes that each sample's background may be."""
+    """Return bool (N, rows), the classes that each sample's background may be."""
     merged = torch.zeros(len(batch), rows, dtype=torch.bool)
     for n, sample in enumerate(batch):
         if sample.kind == "support" and schedule.merge_support:
@@ -402,7 +402,7 @@ def _merged(batch: list[TrainingSample], base_rows: int, rows: int, schedule: No
     return merged
 
 
-def _surely_not_novel(label: Tensor, base_rows: int, grid: torch.Size) -> Tensor:
-    """bool (N, h, w): cells in which every pixel is labelled background or base."""
+def _cells_without_novel(label: Tensor, base_rows: int, grid: torch.Size) -> Tensor:
+    """Return bool (N, h, w), the cells in which every pixel is labelled background or base."""
     doubt = (label >= base_rows).float()[:, None]  # novel, or 255
     return F.adaptive_max_pool2d(doubt, (grid[0], grid[1]))[:, 0] == 0

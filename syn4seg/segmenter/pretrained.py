@@ -46,12 +46,12 @@ class LastMap(nn.Module):
 
 
 def may_be_pretrained(name: str) -> bool:
-    """A folder, or what may be a hub id, OWNER/NAME; anything else is refused at once instead of asked for in vain."""
+    """Return whether a name is a folder or may be a hub id, OWNER/NAME; anything else needs no request to be refused."""
     return Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Triple] | None]:
-    """Module (float32, eval mode), channels, stride, and (mean, standard deviation) in units of [0, 1] if the folder says them.
+    """Return module (float32, eval mode), channels, stride, and (mean, standard deviation) in [0, 1] if the folder says them.
 
     Raises:
         UserError: unknown, of another kind, or not whole.
@@ -60,7 +60,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Tripl
 
     kind, skeleton = _skeleton(name)
     channels, stride = _shape(name, skeleton)
-    loudness = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing tensors is judged here
     try:
         net, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
@@ -70,7 +70,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Tripl
             "model.safetensors: download it again"
         ) from error
     finally:
-        logging.set_verbosity(loudness)
+        logging.set_verbosity(verbosity)
     # norms of the outputs start as plain normalisations; a checkpoint of the bare network does not have them
     lost = sorted(k for k in report["missing_keys"] if not k.startswith("hidden_states_norms."))
     lost += sorted(str(k) for k in report["mismatched_keys"])
@@ -83,13 +83,13 @@ def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Tripl
 
 
 def check_pretrained(name: str, size: int) -> None:
-    """Whether `load_pretrained(name)` will find its files, and the canvas is large enough; loads no weights.
+    """Check that `load_pretrained(name)` will find its files and that the canvas is large enough; load no weights.
 
     Args:
         size: side of the canvas, `segmenter.size`.
 
     Raises:
-        UserError: it will not, or it is not.
+        UserError: a file is missing or cut short, or the canvas too small.
     """
     skeleton = _skeleton(name)[1]
     stride = _shape(name, skeleton)[1]
@@ -115,7 +115,7 @@ def check_pretrained(name: str, size: int) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Files that hold, or should hold, a folder's weights; in the order in which transformers looks for them."""
+    """Return the files that hold, or should hold, a folder's weights; in the order in which transformers looks for them."""
     for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
         if not (folder / name).is_file():
             continue
@@ -129,10 +129,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _skeleton(name: str) -> tuple[Any, nn.Module]:
-    """The class of a backbone, and an empty one on the meta device, from its configuration alone."""
+    """Return the class of a backbone, and an empty one on the meta device, from its configuration alone."""
     from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
 
-    try:  # AutoBackbone.from_pretrained asks the hub even for a folder, so the class is looked up here
+    try:  # AutoBackbone.from_pretrained contacts the hub even for a folder, so the class is looked up here
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
             raise UserError(f"transformers has no AutoBackbone of the kind {config.model_type!r}")
@@ -144,7 +144,7 @@ def _skeleton(name: str) -> tuple[Any, nn.Module]:
 
 
 def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
-    """Channels and stride of the deepest map, counted on a large empty image."""
+    """Return channels and stride of the deepest map, counted on a large empty image."""
     try:
         with torch.device("meta"), torch.no_grad():
             _, channels, side, _ = skeleton(torch.zeros(1, 3, PROBE, PROBE)).feature_maps[-1].shape
@@ -156,7 +156,7 @@ def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
 
 
 def _normalisation(name: str) -> tuple[Triple, Triple] | None:
-    """As preprocessor_config.json has it."""
+    """Return mean and standard deviation as preprocessor_config.json has them."""
     from transformers import ImageProcessingMixin
 
     try:

@@ -19,13 +19,13 @@ CHANNELS, STRIDE = 2048, 8
 
 
 def build_resnet(name: str) -> nn.Sequential:
-    """The backbone of that name: `dilated_resnet` with the stem and the dilation that belong together."""
+    """Return the backbone of a name: `dilated_resnet` with the stem and the dilation that belong together."""
     deep = name.endswith("-deep")
     return dilated_resnet(int(name.removeprefix("resnet").removesuffix("-deep")), deep_stem=deep, dilate_first=deep)
 
 
 def dilated_resnet(layers: int, *, deep_stem: bool, dilate_first: bool) -> nn.Sequential:
-    """A ResNet without its classifier, (N, 3, H, W) to (N, 2048, ceil(H/8), ceil(W/8)).
+    """Return a ResNet without its classifier, (N, 3, H, W) to (N, 2048, ceil(H/8), ceil(W/8)).
 
     Its tensors have torchvision's names; with the deep stem those of the public resnet50_v2.pth: conv1, bn1, conv2, bn2,
     conv3, bn3, layer1 to layer4.
@@ -60,14 +60,14 @@ def _deep_stem() -> OrderedDict[str, nn.Module]:
 
 
 def _convolution(inner: int, outer: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias, started as torchvision starts a ResNet's."""
+    """Return a convolution without bias, initialised as torchvision initialises a ResNet's."""
     convolution = nn.Conv2d(inner, outer, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
 
 
 def imagenet_weights(name: str) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights of "resnet50" or "resnet101", downloaded once.
+    """Return torchvision's ImageNet weights of "resnet50" or "resnet101", downloaded once.
 
     Raises:
         UserError: they cannot be downloaded, or the backbone has the deep stem, which torchvision never trained.
@@ -86,17 +86,17 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
 
 
 def check_imagenet(name: str) -> None:
-    """Raises a ValueError unless torchvision has ImageNet weights of this backbone."""
+    """Raise UserError unless torchvision has ImageNet weights of this backbone."""
     if name.endswith("-deep"):
-        plain = name.removesuffix("-deep")
+        other = name.removesuffix("-deep")
         raise UserError(
             f"weights 'imagenet' are torchvision's, which has none for {name!r}; give the path of the public file "
-            f"({plain}_v2.pth of PSPNet's authors), or name the backbone {plain!r}"
+            f"({other}_v2.pth of PSPNet's authors), or name the backbone {other!r}"
         )
 
 
 def stem_hint(name: str, state: dict[str, Tensor]) -> str:
-    """What to say where the stem in a file is the other one; empty if it is not."""
+    """Return the hint for a file whose stem is the other one; empty if it is not."""
     first = state.get("conv1.weight")
     if name not in RESNETS or first is None or first.ndim != 4 or (first.shape[2] == 3) == name.endswith("-deep"):
         return ""

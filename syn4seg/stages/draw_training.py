@@ -99,7 +99,7 @@ class DrawTraining:
             planned = self.samples.get(ROWS[row][0], [])
             training = NovelTraining(start, fixed, planned, base_classes=len(fold.base), schedule=schedule, seed=seed)
             if row in states:
-                training.load(states[row])
+                training.load_state(states[row])
             self.trainings[row] = training
         self.total = sum(training.schedule.steps for training in self.trainings.values())
 
@@ -129,7 +129,7 @@ class DrawTraining:
                     label, sample = labels.get(column), None
                     if label is not None and features is not None:
                         sample = TrainingSample(name, features, label, "synthetic", weight)
-                    training.verdict(name, label is not None, sample)
+                    training.record_verdict(name, label is not None, sample)
         return bool(taken)
 
     def step(self) -> bool:

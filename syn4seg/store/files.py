@@ -329,7 +329,7 @@ def parse_json(data: bytes | str, what: str) -> Any:
 
 
 def list_files(folder: AnyPath) -> dict[str, int]:
-    """Return size in bytes by path below `folder`, of every file there; what starts with a dot (`.partial` files) is left out."""
+    """Return the size in bytes of every file below `folder`, by path; what starts with a dot (`.partial` files) is left out."""
     if not isinstance(folder, Path):
         prefix = folder.path.strip("/") + "/"
         with explain_errors(folder, "read"):

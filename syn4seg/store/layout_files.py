@@ -46,24 +46,24 @@ class FileSamples:
 
     def __init__(self, root: AnyPath):
         self.root = root
-        self._known: dict[int, dict[str, bool]] = {}  # by draw: finished samples, and whether they are faults
+        self._faults: dict[int, dict[str, bool]] = {}  # by draw: finished samples, and whether they are faults
 
     def image(self, class_name: str, sample_id: str) -> AnyPath:
-        """Return path of a synthetic image."""
+        """Return the path of a synthetic image."""
         return self.root / "images" / class_name / f"{sample_id}.png"
 
     def label(self, draw: int, stage: str, class_name: str, sample_id: str) -> AnyPath:
-        """Return path of a label image; `stage` is one of `schema.LABEL_COLUMNS`."""
+        """Return the path of a label image; `stage` is one of `schema.LABEL_COLUMNS`."""
         assert stage in LABEL_COLUMNS, stage
         folder = "labels" if stage == "label" else f"stages/{stage}"
         return self.root / "draws" / str(draw) / folder / class_name / f"{sample_id}.png"
 
     def record(self, draw: int, class_name: str, sample_id: str) -> AnyPath:
-        """Return path of a sample's record; its existence means done."""
+        """Return the path of a sample's record; its existence means done."""
         return self.root / "draws" / str(draw) / "records" / class_name / f"{sample_id}.json"
 
     def images(self) -> pa.Table:
-        """Return `sample_id` and `image_at` (what `read_images` wants to be given) of every image that is there."""
+        """Return `sample_id` and `image_at` (which `read_images` needs) of every image that is there."""
         names = _by_class(list_files(self.root / "images"), ".png")
         return pa.table(
             {
@@ -84,7 +84,7 @@ class FileSamples:
 
         return map_threads(one, images)
 
-    def made_before(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
+    def find_written(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
         """Return images that an earlier call with the same ones may have kept since the stream began; None for others."""
         return self.read_images(images)
 
@@ -105,7 +105,7 @@ class FileSamples:
         map_threads(one, images)
 
     def image_digests(self) -> list[str]:
-        """Return digest of the pixels of every image, recomputed.
+        """Return the digest of the pixels of every image, recomputed.
 
         Raises:
             DamagedError: an image is damaged.
@@ -141,7 +141,7 @@ class FileSamples:
             if (row["class"], row["sample_id"]) != (class_name, sample_id) or not isinstance(row["reason"], str):
                 return None
             record_table([row])
-        except (FileNotFoundError, DamagedError, TypeError, KeyError, pa.ArrowException):  # damaged, or somebody else's
+        except (FileNotFoundError, DamagedError, TypeError, KeyError, ValueError, OverflowError, pa.ArrowException):  # not ours
             return None
         return row
 
@@ -166,7 +166,7 @@ class FileSamples:
 
     def finished(self, draw: int, ids: Iterable[str], notes: Sequence[str]) -> set[str]:
         """Return which of `ids` are done in a draw by now; each record is read once, so asking again costs a listing."""
-        faults = self._known.setdefault(draw, {})
+        faults = self._faults.setdefault(draw, {})
         names = _by_class(list_files(self.root / "draws" / str(draw) / "records"), ".json")
         new = [name for name in names if faults.get(name[1], True)]  # faults may have been made again
         for (_, sample), row in zip(new, map_threads(lambda name: self._record(draw, *name), new), strict=True):
@@ -183,9 +183,9 @@ class FileSamples:
         Raises:
             DamagedError: a record, label or image is missing or damaged.
         """
-        return require_undamaged(self.read_each(draw, rows))
+        return require_undamaged(self.read_or_errors(draw, rows))
 
-    def read_each(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | DamagedError]:
+    def read_or_errors(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | DamagedError]:
         """Read finished samples as `read` does, but return the error of a damaged one in its place."""
 
         @catch_damaged
@@ -212,10 +212,10 @@ class FileSamples:
             quick: do not decode; take the manifest's word for what is there at all.
 
         Returns:
-            Columns image and `LABEL_STAGES`, a row per row of the manifest; and one line per file that is damaged.
+            Columns image and `LABEL_COLUMNS`, a row per row of the manifest; and one line per file that is damaged.
         """
         if quick:
-            return self._there(draw, manifest), []
+            return self._present_digests(draw, manifest), []
         columns, names = {}, list(zip(manifest["class"].to_pylist(), manifest["sample_id"].to_pylist(), strict=True))
         for key in ("image", *LABEL_COLUMNS):
             expected = manifest[key].is_valid().to_pylist()
@@ -229,7 +229,7 @@ class FileSamples:
             columns[key] = pa.array([next(results) if w else None for w in expected], pa.string())
         return pa.table(columns), []
 
-    def _there(self, draw: int, manifest: pa.Table) -> pa.Table:
+    def _present_digests(self, draw: int, manifest: pa.Table) -> pa.Table:
         at = pc.binary_join_element_wise(manifest["class"], manifest["sample_id"], "/")
         columns = {}
         for key, folder in self._folders(draw).items():

@@ -5,7 +5,7 @@
     RUN/.../shard-HASH.parquet                many parts in one file; its metadata name the parts that it replaces
 
 Every finished call of an actor is one part, written in one step, named by what is in it: a retry overwrites itself. `compact`
-merges parts into shards of about `SHARD_BYTES`; `parts.py` says why nothing is lost or doubled meanwhile.
+merges parts into shards of about `SHARD_BYTES`; `parquet_parts.py` says why nothing is lost or doubled meanwhile.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -68,7 +68,7 @@ class ShardSamples:
         self._images = PartStore(root / "images", IMAGES)
         self._draws: dict[int, PartStore] = {}
         self._done: dict[int, tuple[dict[str, bool], set[str]]] = {}
-        self._made: pa.Table | None = None
+        self._image_table: pa.Table | None = None
 
     def _labels(self, draw: int) -> PartStore:
         return self._draws.setdefault(draw, PartStore(self.root / "draws" / str(draw) / "labels", LABELS))
@@ -83,7 +83,7 @@ class ShardSamples:
         rows = self._images.rows([image.sample_id for image in images], [image.at for image in images])
         return map_threads(lambda pair: _image(*pair), list(zip(images, rows, strict=True)))
 
-    def made_before(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
+    def find_written(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
         """Return images that an earlier call with exactly the same ones kept as one part, if it has not been merged since."""
         rows = {row["sample_id"]: row for row in self._images.part([image.sample_id for image in images])}
         return [_image(image, rows.get(image.sample_id)) for image in images]
@@ -106,7 +106,7 @@ class ShardSamples:
             self._images.write(rows, [image.sample_id for image in images])
 
     def image_digests(self) -> list[str]:
-        """Return digest of the pixels of every image, recomputed.
+        """Return the digest of the pixels of every image, recomputed.
 
         Raises:
             DamagedError: an image is damaged.
@@ -134,7 +134,7 @@ class ShardSamples:
         return self._labels(draw).table(RECORD.names)
 
     def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
-        """Return columns sample_id, reason and image of the samples that need nothing more: they and their images can be read."""
+        """Return columns sample_id, reason and image of the samples that are complete: they and their images exist."""
         records = drop_retried(self._labels(draw).table(["sample_id", "reason", "image"]), notes)
         present = pc.is_in(records["sample_id"], self._images.locations()["sample_id"].combine_chunks())
         return records.filter(pc.or_(pc.is_null(records["image"]), present))
@@ -160,9 +160,9 @@ class ShardSamples:
         Raises:
             DamagedError: a record, label or image is missing or damaged.
         """
-        return require_undamaged(self.read_each(draw, rows))
+        return require_undamaged(self.read_or_errors(draw, rows))
 
-    def read_each(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | DamagedError]:
+    def read_or_errors(self, draw: int, rows: Sequence[dict[str, Any]]) -> list[Pair | DamagedError]:
         """Read finished samples as `read` does, but return the error of a damaged one in its place."""
         ids = [row["sample_id"] for row in rows]
         records = self._labels(draw).rows(ids, [row.get("label_at") or "" for row in rows])
@@ -196,10 +196,10 @@ class ShardSamples:
         """Return what is there of what a manifest names; `quick` reads the digests that were written beside the pixels."""
         labels, images = self._labels(draw), self._images
         stored = labels.table(["sample_id", "reason", *LABEL_COLUMNS]) if quick else labels.recomputed(LABEL_COLUMNS)
-        columns = {key: _found(manifest, key, stored) for key in LABEL_COLUMNS}
-        if self._made is None:  # the same for every draw
-            self._made = images.table(["sample_id", "image"]) if quick else images.recomputed(["image"])
-        columns["image"] = _found(manifest, "image", self._made)
+        columns = {key: _digest_column(manifest, key, stored) for key in LABEL_COLUMNS}
+        if self._image_table is None:  # the same for every draw
+            self._image_table = images.table(["sample_id", "image"]) if quick else images.recomputed(["image"])
+        columns["image"] = _digest_column(manifest, "image", self._image_table)
         return pa.table(columns), sorted({*labels.damaged.values(), *images.damaged.values()})
 
     def compact(self, draw: int | None, whole: bool = True) -> None:
@@ -223,7 +223,7 @@ def _image(request: StoredImage, row: dict[str, Any] | None) -> StoredImage | No
     return StoredImage(request.sample_id, request.class_name, request.batch, pixels, audit, request.at)
 
 
-def _found(manifest: pa.Table, key: str, table: pa.Table) -> pa.Array | pa.ChunkedArray:
+def _digest_column(manifest: pa.Table, key: str, table: pa.Table) -> pa.Array | pa.ChunkedArray:
     """Return a column of digests, row for row of the manifest: null where it names none, "" where there is none."""
     index = pc.index_in(manifest["sample_id"], value_set=table["sample_id"].combine_chunks())
     return pc.if_else(pc.is_null(manifest[key]), None, pc.fill_null(table[key].take(index), ""))

@@ -61,15 +61,15 @@ class PartStore:
         self.sizes: dict[str, int] = {}
         self.damaged: dict[str, str] = {}
         self._group: tuple[str, pa.Table] = ("", pa.table({}))
-        self._looking = threading.Lock()
+        self._lock = threading.Lock()
 
     def plain_columns(self) -> list[str]:
-        """Return names of the columns that hold no pixels."""
+        """Return the names of the columns that hold no pixels."""
         return [name for name in self.schema.names if not name.endswith("_png")]
 
     def look(self) -> dict[str, PartIndex]:
         """Return the files to read, by name, sorted; only new files are opened. Thread-safe."""
-        with self._looking:
+        with self._lock:
             sizes = {name: size for name, size in list_files(self.folder).items() if _FILE.fullmatch(name)}
             files = {name: index for name, index in self.files.items() if name in sizes}
             damaged = {name: why for name, why in self.damaged.items() if self.sizes.get(name) == sizes.get(name, -1)}
@@ -84,7 +84,7 @@ class PartStore:
             return {name: files[name] for name in sorted(files) if name not in hidden}
 
     def replaced(self) -> set[str]:
-        """Return names that the shards say they replace; a damaged shard replaces nothing, since its samples are made again."""
+        """Return the names that the shards say they replace; a damaged shard replaces nothing, since its samples are made again."""
         return {part for name, index in self.files.items() if name not in self.damaged for part in index.replaces}
 
     def _open(self, name: str) -> PartIndex | str:
@@ -135,7 +135,7 @@ class PartStore:
         places, damaged = dict(zip(ids, at, strict=True)), set[str]()
         for wait in (*WAITS[:2], 0):
             anew = not any(places.values())
-            places |= self._where([sample for sample, place in places.items() if not place])
+            places |= self._locate([sample for sample, place in places.items() if not place])
             for sample, place in sorted(places.items(), key=itemgetter(1)):
                 row = self._row(place, damaged) if place else None
                 if row is not None and row["sample_id"] == sample:
@@ -148,8 +148,8 @@ class PartStore:
             places = dict.fromkeys(places, "")
         return [results.get(sample) for sample in ids]
 
-    def _where(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the place of each of a few samples as `places` has it, without a row for all others; "" if there is none."""
+    def _locate(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the location of each of a few samples, as `locations` gives it for all; "" if there is none."""
         requested = pa.array(ids, pa.string())
         sound, faults = {}, {}
         for name, index in self.look().items() if ids else ():
@@ -209,7 +209,7 @@ class PartStore:
 
     def part(self, name: Iterable[str]) -> list[dict[str, Any]]:
         """Return the rows that `write` kept under this name; none if it is not there, or damaged."""
-        with contextlib.suppress(FileNotFoundError, _Damaged):
+        with contextlib.suppress(FileNotFoundError, DamagedError):
             table = self._whole(_part_name(name))
             return table.to_pylist() if table.schema.equals(self.schema) else []
         return []
@@ -232,7 +232,7 @@ class PartStore:
         }
 
     def compact(self, whole: bool, shard_bytes: int, shard_parts: int) -> None:
-        """Merge parts into shards, in the order of the plan, and deletes the parts that a shard names.
+        """Merge parts into shards, in the order of the plan, and delete the parts that a shard names.
 
         Args:
             whole: also merge what is too little for a full shard.
@@ -252,7 +252,7 @@ class PartStore:
         self._delete(sorted(self.replaced() & set(self.sizes)))
 
     def _merge(self, parts: list[str]) -> None:
-        """Return one shard of these parts, or nothing if one of them cannot be read."""
+        """Write one shard of these parts; write none if one of them cannot be read."""
         name = f"shard-{hashlib.blake2b(' '.join(sorted(parts)).encode(), digest_size=16).hexdigest()}.parquet"
         schema = self.schema.with_metadata({_REPLACES: json.dumps(sorted(parts))})
         try:
@@ -268,7 +268,7 @@ class PartStore:
         except StoreError as error:
             if not isinstance(error.__cause__, FileNotFoundError):  # another driver was faster
                 raise
-        except _Damaged:  # left as it is, for `verify` to name it; the others are merged next time
+        except DamagedError:  # left as it is, for `verify` to name it; the others are merged next time
             return
 
     def _whole(self, name: str) -> pa.Table:
@@ -277,7 +277,7 @@ class PartStore:
                 return file.read()
         except DamagedError as error:
             self.damaged[name] = _line(error)
-            raise _Damaged from None
+            raise
 
     def _delete(self, names: list[str]) -> None:
         map_threads(lambda name: remove(self.folder / name), names)
@@ -297,10 +297,6 @@ class PartStore:
                 tables.append(pa.table({"sample_id": part["sample_id"], **digests} | ({} if fault is None else {"fault": fault})))
         empty = pa.table({c: pa.array([], pa.string()) for c in ("sample_id", *columns)})
         return drop_duplicates(pa.concat_tables(tables)) if tables else empty
-
-
-class _Damaged(ValueError):
-    """A part that cannot be merged."""
 
 
 def _part_name(name: Iterable[str]) -> str:

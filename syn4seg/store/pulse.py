@@ -25,7 +25,7 @@ class Pulse:
         self.log, self.facts, self.next_time = log, facts, 0.0
 
     def __call__(self, done: int, total: int, **facts: Any) -> None:
-        """Return `done` of `total` are done, with whatever else is to be known by now."""
+        """Log that `done` of `total` are done, with further `facts`, unless the last line is younger than `PULSE_SECONDS`."""
         if done == total or time.monotonic() >= self.next_time:
             with contextlib.suppress(StoreError):  # a full disk ends the work where its results are written
                 self.log(kind="pulse", done=done, total=total, **self.facts, **facts)

@@ -2,7 +2,7 @@
 
     RUN/config.yaml inputs.json provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
     RUN/proposals/CLASS.jsonl (of a language model)  generators/HASH.json (how an image model was run)  quarantined/ID.json
-    RUN/checkpoints/{base.safetensors,base.json}  images/... (see `samples.py`, `shards.py`)
+    RUN/checkpoints/{base.safetensors,base.json}  images/... (see `layout_files.py`, `layout_sharded.py`)
     RUN/draws/K/support.json support.safetensors queries.json manifest.parquet checkpoints/ROW.safetensors labels/... records/...
 
 Only the driver writes metrics.jsonl; actors write files of their own. How files are written, and what is relied on, is in
@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
+from pydantic import ValidationError
 
 from syn4seg.config.fingerprint import UPSTREAM, fingerprint
+from syn4seg.config.loading import explained
 from syn4seg.config.tree import Config, annotated, differences
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.store.files import (
@@ -36,6 +38,7 @@ from syn4seg.store.files import (
     explain_errors,
     list_files,
     map_threads,
+    one_line,
     parse_json,
     read_bytes,
     read_json,
@@ -64,16 +67,16 @@ class Draw:
         self.manifest = self.root / "manifest.parquet"
 
     def checkpoint(self, row: str) -> AnyPath:
-        """Return path of the classifier trained for one ablation row."""
+        """Return the path of the classifier trained for one ablation row."""
         return self.root / "checkpoints" / f"{row}.safetensors"
 
     def label(self, stage: str, class_name: str, sample_id: str) -> AnyPath:
-        """Return path of a label image, in the layout `files`."""
+        """Return the path of a label image, in the layout `files`."""
         assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per label"
         return self.run.samples.label(self.number, stage, class_name, sample_id)
 
     def record(self, class_name: str, sample_id: str) -> AnyPath:
-        """Return path of a sample's record, in the layout `files`."""
+        """Return the path of a sample's record, in the layout `files`."""
         assert isinstance(self.run.samples, FileSamples), "a sharded run has no file per record"
         return self.run.samples.record(self.number, class_name, sample_id)
 
@@ -85,9 +88,9 @@ class Draw:
         """Read finished samples with their labels and images; see `FileSamples.read`."""
         return self.run.samples.read(self.number, rows)
 
-    def read_each(self, rows: list[dict[str, Any]]) -> list[Pair | DamagedError]:
+    def read_or_errors(self, rows: list[dict[str, Any]]) -> list[Pair | DamagedError]:
         """Read finished samples, with the error of a damaged one in its place; see `FileSamples.read_each`."""
-        return self.run.samples.read_each(self.number, rows)
+        return self.run.samples.read_or_errors(self.number, rows)
 
     def table(self) -> pa.Table:
         """Return every record, once each, sorted by sample id: columns `schema.RECORD`."""
@@ -98,7 +101,7 @@ class Draw:
         return self.run.samples.complete(self.number, self.run.quarantined_ids())
 
     def done(self) -> set[str]:
-        """Return ids of the samples of `complete`."""
+        """Return the ids of the samples of `complete`."""
         return set(self.complete()["sample_id"].to_pylist())
 
     def finished(self, ids: Iterable[str]) -> set[str]:
@@ -148,26 +151,36 @@ class RunDir:
         return ShardSamples(self.root) if layout == "sharded" else FileSamples(self.root)
 
     def stored(self) -> Config | None:
-        """Return the configuration that the run was begun with, or None."""
+        """Return the configuration that the run was begun with, or None.
+
+        Raises:
+            DamagedError: config.yaml is damaged, or has keys or values that this version does not know.
+        """
         if not exists(self.config):
             return None
-        return Config.model_validate(yaml.safe_load(read_bytes(self.config, 2**20)))
+        try:
+            return Config.model_validate(yaml.safe_load(read_bytes(self.config, 2**20)))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = explained(error.errors()[0]) if isinstance(error, ValidationError) else one_line(error)
+            raise DamagedError(
+                f"{self.config}: damaged, or of another version ({reason}); put the old file back, or use another --out"
+            ) from None
 
     def image(self, class_name: str, sample_id: str) -> AnyPath:
-        """Return path of a synthetic image, in the layout `files`."""
+        """Return the path of a synthetic image, in the layout `files`."""
         assert isinstance(self.samples, FileSamples), "a sharded run has no file per image"
         return self.samples.image(class_name, sample_id)
 
     def quarantined(self, sample_id: str) -> AnyPath:
-        """Return path of the note on a sample that could not be made or read."""
+        """Return the path of the note on a sample that could not be made or read."""
         return self.root / "quarantined" / f"{sample_id}.json"
 
     def quarantined_ids(self) -> list[str]:
-        """Return ids of the samples with a note in quarantined/."""
+        """Return the ids of the samples with a note in quarantined/."""
         return sorted(name[:-5] for name in list_files(self.root / "quarantined") if name.endswith(".json"))
 
     def quarantine(self) -> dict[str, dict[str, Any]]:
-        """Return notes of the quarantined samples by id."""
+        """Return the notes of the quarantined samples, by id."""
         names = self.quarantined_ids()
         return dict(zip(names, map_threads(lambda name: read_json(self.root / "quarantined" / f"{name}.json"), names), strict=True))
 
@@ -240,7 +253,7 @@ class RunDir:
                     f"--out {self.root}: made with another configuration:\n  {lines}\n"
                     f"use another --out (and `--reuse {self.root}` to keep the stages that still fit)"
                 )
-        elif _anything(self.root):
+        elif _has_files(self.root):
             raise UserError(f"--out {self.root}: not empty and not a run (no config.yaml); choose another folder")
 
     def open(self, config: Config) -> None:
@@ -292,14 +305,14 @@ def open_run(place: str) -> RunDir:
     return run
 
 
-def _anything(root: AnyPath) -> bool:
+def _has_files(root: AnyPath) -> bool:
     with explain_errors(root, "read"), contextlib.suppress(FileNotFoundError):
         return root.is_dir() and any(True for _ in root.iterdir())
     return False
 
 
 def run_digest(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Return digest (64 hex digits) over (sample id, image digest, label digest or reason) rows, sorted."""
+    """Return a digest (64 hex digits) over (sample id, image digest, label digest or reason) rows, sorted."""
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
     return table_digest(*(pa.chunked_array([pa.array(column, pa.string())]) for column in columns))
 

@@ -40,9 +40,9 @@ class Columns:
     """
 
     def __init__(self, path: AnyPath, source: Any):
-        plainly = pq.ParquetFile(source, page_checksum_verification=True)
-        facts = plainly.metadata
-        self.path, self.schema = path, plainly.schema_arrow
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        facts = file.metadata
+        self.path, self.schema = path, file.schema_arrow
         self.groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
         if facts.num_rows > MAX_ROWS or any(pa.types.is_nested(field.type) for field in self.schema):
             raise DamagedError(
@@ -85,7 +85,7 @@ _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
-    """Return bytes that a column of dictionaries has once it is decoded; 0 for another one."""
+    """Return the bytes that a column of dictionaries has once it is decoded; 0 for another one."""
     total = 0
     for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
         sizes = pc.fill_null(pc.binary_length(chunk.dictionary), 0).cast(pa.int64())

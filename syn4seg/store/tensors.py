@@ -67,8 +67,12 @@ class TensorFile:
         for name, facts in header.items():
             if name == "__metadata__":
                 continue
-            kind, shape, (begin, end) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
-            if end - begin != math.prod(shape) * _BYTES.get(kind, 0) or self.start + end > size:
+            try:
+                kind, shape, (begin, end) = facts["dtype"], tuple(facts["shape"]), facts["data_offsets"]
+                sound = end - begin == math.prod(shape) * _BYTES[kind] and self.start + end <= size
+            except (KeyError, TypeError, ValueError):
+                sound = False
+            if not sound:
                 raise DamagedError(f"{path}: cut short, or not floats")
             self.tensors[name] = (kind, shape, begin)
 

@@ -365,7 +365,7 @@ class _Trial:
         registered = registration.classifier_on("cpu")
         accepted = {s.sample_id: s for chunk in chunks for s in self._samples(chunk, registered)}
         for name in planned:
-            training.verdict(name, name in accepted, accepted.get(name))
+            training.record_verdict(name, name in accepted, accepted.get(name))
         for report in range(1, reports + 1):
             while training.steps_done < schedule.steps * report // reports:
                 assert training.ready

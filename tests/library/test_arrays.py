@@ -11,7 +11,7 @@ from syn4seg.errors import UserError
 from syn4seg.labeling.prototypes import normalize
 from syn4seg.library.arrays import check_masks
 from syn4seg.report.picture import Picture
-from syn4seg.report.reading import Shown
+from syn4seg.report.reading import GallerySample
 from syn4seg.seeds import seeded
 
 
@@ -71,7 +71,7 @@ BAD = {
     "no texts": (lambda: syn4seg.PromptBank().offer(["a", 3], np.eye(2)), r"prompts holds 3; expected texts"),
     "no threshold": (lambda: syn4seg.PromptBank(-1), r"lambda_prompt is -1; expected a number above -1 to 1"),
     "no run": (lambda: syn4seg.show("nowhere", "x"), r"nowhere: not a run"),
-    "another kind of file": (lambda: Picture(Shown({}, None, {})).save("x.jpg"), r"path is 'x.jpg'; .*\.png or \.html"),
+    "another kind of file": (lambda: Picture(GallerySample({}, None, {})).save("x.jpg"), r"path is 'x.jpg'; .*\.png or \.html"),
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 import syn4seg
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
-from syn4seg.report.reading import Shown
+from syn4seg.report.reading import GallerySample
 from syn4seg.report.sheets import colors_of
 from syn4seg.stages.setup import load_dataset
 from syn4seg.store.images import read_image
@@ -62,29 +62,29 @@ def test_every_class_of_a_picture_has_the_colour_of_the_report_and_none_looks_li
     label = np.arange(256, dtype=np.uint8).reshape(16, 16)
     names = ["background", *(f"name {k}" for k in range(1, 255))]
     for given in ((), names):
-        picture = syn4seg.show(Shown({}, None, {"label": label}), names=given)
+        picture = syn4seg.show(GallerySample({}, None, {"label": label}), names=given)
         pixels = picture.panels["label (SABR)"].reshape(256, 3)
         for value, code in enumerate(colors_of(255)[1:], 1):
             assert bytes(pixels[value]).hex() == code[1:]
             assert np.abs(pixels[value].astype(int) - pixels[0]).max() > 100
         np.testing.assert_array_equal(pixels[[0, 255]], [picture.legend["background"], picture.legend["unlabeled"]])
-    assert syn4seg.show(Shown({}, None, {"label": label[:1, :4]}), names=names).legend["name 3"] == tuple(pixels[3])
+    assert syn4seg.show(GallerySample({}, None, {"label": label[:1, :4]}), names=names).legend["name 3"] == tuple(pixels[3])
 
 
 def test_a_picture_escapes_what_it_shows_and_needs_neither_image_nor_display():
     evil = {"sample_id": "x", "class": "dog", "prompt": "a <script>dog</script> & $\\bad{math}$", "reason": "fault: <b>"}
     labels = {"label": np.array([[0, 3], [255, 9]], np.uint8)}
     for picture in (
-        syn4seg.show(Shown(evil, None, {})),
-        syn4seg.show(Shown(evil, np.zeros((2, 2, 3), np.uint8), labels)),
-        syn4seg.show(Shown(evil, None, {}, "missing <i>")),
-        syn4seg.show(Shown({}, None, {})),
+        syn4seg.show(GallerySample(evil, None, {})),
+        syn4seg.show(GallerySample(evil, np.zeros((2, 2, 3), np.uint8), labels)),
+        syn4seg.show(GallerySample(evil, None, {}, "missing <i>")),
+        syn4seg.show(GallerySample({}, None, {})),
     ):
         page = picture._repr_html_()
         assert not re.search(r"<(script|b|i)>", page)
         assert picture._repr_png_()[:4] == b"\x89PNG"
-    assert "rejected: fault: &lt;b&gt;" in syn4seg.show(Shown(evil, None, {}))._repr_html_()
-    named = syn4seg.show(Shown(evil, None, labels), names=("background", "a", "b", "<c>"))
+    assert "rejected: fault: &lt;b&gt;" in syn4seg.show(GallerySample(evil, None, {}))._repr_html_()
+    named = syn4seg.show(GallerySample(evil, None, labels), names=("background", "a", "b", "<c>"))
     assert list(named.legend) == ["background", "<c>", "class 9", "unlabeled"] and "&lt;c&gt;" in named._repr_html_()
     assert "matplotlib.pyplot" not in sys.modules
 

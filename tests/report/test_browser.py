@@ -14,7 +14,7 @@ from PIL import Image
 
 from syn4seg.report.compare import write_comparison
 from syn4seg.report.page import write_report
-from syn4seg.report.reading import pages, records_of
+from syn4seg.report.reading import read_pages, read_records
 from syn4seg.report.sheets import WHO_COLORS, provenance
 from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.store.rundir import RunDir
@@ -26,7 +26,7 @@ def run(finished, tmp_path_factory):
     root = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(finished[0], root)
     made = RunDir(root)
-    row = next(r for r in records_of(made, 0).to_pylist() if not r["reason"])
+    row = next(r for r in read_records(made, 0).to_pylist() if not r["reason"])
     record = made.draw(0).record(row["class"], row["sample_id"])
     rejected = json.loads(record.read_text()) | {"reason": "target_too_small"}
     record.write_text(json.dumps({key: value for key, value in rejected.items() if key != "label"}))
@@ -71,13 +71,13 @@ def shown(page):
 
 
 def test_every_sample_that_has_an_image_is_in_the_gallery(watched, run):
-    total = len(records_of(run, 0).to_pylist())
+    total = len(read_records(run, 0).to_pylist())
     assert shown(watched.page) == total
     assert f"{total} of {total} samples" in watched.page.text_content("#count")
 
 
 def test_filters_show_what_fits_them_and_nothing_else(watched, run):
-    page, rows = watched.page, records_of(run, 0).to_pylist()
+    page, rows = watched.page, read_records(run, 0).to_pylist()
     name = rows[0]["class"]
     page.select_option("#class", name)
     assert shown(page) == sum(row["class"] == name for row in rows)
@@ -143,7 +143,7 @@ def test_the_keyboard_walks_opens_slides_and_closes(watched):
 
 
 def test_an_opened_sample_tells_its_story(watched, run):
-    page, row = watched.page, next(r for r in records_of(run, 0).to_pylist() if r["reason"])
+    page, row = watched.page, next(r for r in read_records(run, 0).to_pylist() if r["reason"])
     page.fill("#search", row["sample_id"])
     page.locator("#cards .card").first.click()
     text = page.text_content("#story")
@@ -187,7 +187,7 @@ def test_pages_go_through_all_samples_once_and_every_thumbnail_is_its_own(chromi
                 break
             it.page.keyboard.press("n")
         assert len(prompts) == len(set(prompts)) == 230
-        for sample in (s for page in pages(many, 0, records_of(many, 0).take([0, 99, 100, 229])) for s in page):
+        for sample in (s for page in read_pages(many, 0, read_records(many, 0).take([0, 99, 100, 229])) for s in page):
             it.page.fill("#search", sample.record["sample_id"])
             it.page.locator("#cards .card").first.click()
             seen = colours(it.page, "#panes .pane:first-child .view").mean((0, 1))
@@ -207,7 +207,7 @@ def test_closing_after_a_walk_over_the_end_of_a_page_shows_that_page(chromium, m
 
 
 def test_a_stage_that_was_never_made_is_not_shown_as_background(watched, run):
-    row = next(r for r in records_of(run, 0).to_pylist() if r["reason"])
+    row = next(r for r in read_records(run, 0).to_pylist() if r["reason"])
     watched.page.fill("#search", row["sample_id"])
     watched.page.locator("#cards .card").first.click()
     assert watched.page.locator("#panes .pane:nth-child(5) .absent").text_content() == "not made"
@@ -246,7 +246,7 @@ def test_who_decided_a_pixel_is_painted_as_the_labels_say(chromium, run, tmp_pat
         place = tmp_path / "alone.html"
         shutil.copy(run.root / "report.html", place)
     sample = max(
-        (s for page in pages(run, 0, records_of(run, 0)) for s in page if len(s.labels) == len(LABEL_COLUMNS)),
+        (s for page in read_pages(run, 0, read_records(run, 0)) for s in page if len(s.labels) == len(LABEL_COLUMNS)),
         key=lambda s: len(np.unique(provenance(s.labels))),
     )
     codes = provenance(sample.labels)
@@ -282,7 +282,7 @@ def test_dark_and_narrow_pages_stay_readable(chromium, run):
 def test_a_comparison_opens_and_shows_where_labels_differ(chromium, run, tmp_path):
     other = RunDir(tmp_path / "other")
     shutil.copytree(run.root, other.root)
-    row = next(r for r in records_of(other, 0).to_pylist() if not r["reason"])
+    row = next(r for r in read_records(other, 0).to_pylist() if not r["reason"])
     record = other.draw(0).record(row["class"], row["sample_id"])
     label = np.array(Image.open(other.draw(0).label("label", row["class"], row["sample_id"])))
     label[:7] = 1

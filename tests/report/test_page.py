@@ -30,7 +30,7 @@ from syn4seg.report.compare import write_comparison
 from syn4seg.report.gallery import changed_share, gallery, in_turn
 from syn4seg.report.html import visible
 from syn4seg.report.page import write_report
-from syn4seg.report.reading import records_of
+from syn4seg.report.reading import read_records
 from syn4seg.report.sheets import ROW, colors_of, label_url, provenance, sheet, shrunk
 from syn4seg.schema import LABEL_COLUMNS, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
@@ -75,7 +75,7 @@ def test_the_page_holds_the_results_table_and_every_sample(run):
     places = [html.index(f'<th scope="row">{title}') for title in titles]
     assert places == sorted(places) and len(titles) > 3
     ids = {item["id"] for item in data_of(html)["items"]}
-    assert ids == {row["sample_id"] for row in records_of(run, 0).to_pylist() if not row["reason"].startswith("fault")}
+    assert ids == {row["sample_id"] for row in read_records(run, 0).to_pylist() if not row["reason"].startswith("fault")}
     assert "not finished" not in html and "Damaged" not in html
 
 
@@ -85,7 +85,7 @@ def test_the_same_run_gives_the_same_page(run):
 
 def test_the_funnel_counts_what_the_records_say(run):
     rows = [json.loads(p.read_text()) for p in (run.root / "draws/0/records").rglob("*.json")]
-    found = numbers.totals(records_of(run, 0))
+    found = numbers.summarize_labeling(read_records(run, 0))
     assert found.samples == len(rows)
     assert found.regions == Counter(r["why"] for row in rows for r in row["audit"]["regions"])
     for key in ("accepted", "refused"):
@@ -93,15 +93,15 @@ def test_the_funnel_counts_what_the_records_say(run):
     for key in ("free", "relabeled", "unlabeled", "target"):
         assert found.shares[key] == pytest.approx(np.mean([row["audit"]["pixels"][key] for row in rows]))
     assert found.shares["moved"] == pytest.approx(np.mean([row["audit"].get("sam", {}).get("changed", 0) for row in rows]))
-    steps = {name: (count, lost) for name, count, lost in numbers.funnel(run, records_of(run, 0))}
+    steps = {name: (count, lost) for name, count, lost in numbers.funnel(run, read_records(run, 0))}
     reasons = Counter(row["reason"] for row in rows)
     assert steps["samples accepted"] == (reasons.pop(""), dict(reasons))
 
 
 def test_similarities_are_those_of_the_targets_regions(run):
-    for name, (values, kept, least) in numbers.totals(records_of(run, 0)).similarity.items():
+    for name, (values, kept, least) in numbers.summarize_labeling(read_records(run, 0)).similarity.items():
         slow = []
-        for row in records_of(run, 0).to_pylist():
+        for row in read_records(run, 0).to_pylist():
             audit = json.loads(row["audit"])
             for r in audit["regions"]:
                 if row["class"] == name and r["class"] == row["class_id"] and r["similarity"] is not None:
@@ -128,14 +128,14 @@ def test_a_run_whose_first_draw_is_another_is_reported_and_finished(run):
     (run.root / "draws/0").rename(run.root / "draws/3")
     again = RunDir(run.root)
     target, damage = write_report(again, None, None, lambda *_: None)
-    assert len(data_of(target.read_text())["items"]) == len(records_of(again, 3)) and not damage
+    assert len(data_of(target.read_text())["items"]) == len(read_records(again, 3)) and not damage
     assert "not finished" not in target.read_text()
     with pytest.raises(UserError, match="has draws 3 to 3"):
         write_report(again, 0, None, lambda *_: None)
 
 
 def test_a_finished_run_with_a_sample_that_could_not_be_made_is_finished(run):
-    row = next(r for r in records_of(run, 0).to_pylist() if not r["reason"])
+    row = next(r for r in read_records(run, 0).to_pylist() if not r["reason"])
     run.image(row["class"], row["sample_id"]).unlink()
     note = run.quarantined(row["sample_id"])
     note.parent.mkdir(exist_ok=True)
@@ -157,13 +157,13 @@ def test_label_quality_of_the_truth_itself_is_perfect_and_of_nothing_is_zero(run
     from syn4seg.stages.setup import load_dataset
 
     table = load_dataset(load(run.config))[1].to_index
-    rows = [r for r in records_of(run, 0).to_pylist() if not r["reason"]][:3]
+    rows = [r for r in read_records(run, 0).to_pylist() if not r["reason"]][:3]
     for r in rows:
         truth = table[Renderer(64).truth(r["prompt"], r["noise_seed"])].astype(np.uint8)
         Image.fromarray(truth).save(run.draw(0).label("label", r["class"], r["sample_id"]))
         Image.fromarray(np.zeros_like(truth)).save(run.draw(0).label("draft", r["class"], r["sample_id"]))
     chosen = [r["sample_id"] for r in rows]
-    records, truth = records_of(run, 0), numbers.truth_of(load(run.config))
+    records, truth = read_records(run, 0), numbers.truth_source(load(run.config))
     quality = numbers.label_quality(run, 0, records.filter(pc.is_in(records["sample_id"], pa.array(chosen))), truth)
     assert quality["label"]["target_iou"] == quality["label"]["boundary_iou_2px"] == quality["label"]["labelled_share"] == 1
     run.draw(0).manifest.unlink()
@@ -175,11 +175,13 @@ def test_label_quality_of_the_truth_itself_is_perfect_and_of_nothing_is_zero(run
 def test_curves_go_on_where_a_run_was_begun_again():
     points = ((1, 3.0), (10, 2.0), (20, 1.5), (10, 1.9), (30, 1.0), (40, float("nan")))
     lines = [{"stage": "novel", "draw": 0, "kind": "pulse", "done": done, "loss": loss} for done, loss in points]
-    steps, values = numbers.losses([*lines, {"kind": "load", "seconds": 1, "stages": {}}])["novel, draw 0"]
+    steps, values = numbers.loss_curves([*lines, {"kind": "load", "seconds": 1, "stages": {}}])["novel, draw 0"]
     assert steps.tolist() == [1, 10, 30] and values.tolist() == [3.0, 1.9, 1.0]
     stage = {"labeling": {"rows_per_second": 2.0, "busy_share": 0.5}}
     moments = ((0, 10), (0, 20), (0, 5), (0, 15), (1, 30))
-    found = numbers.loads([{"kind": "load", "draw": d, "seconds": s, "stages": stage} for d, s in moments] + [{"kind": "load"}])
+    found = numbers.load_curves(
+        [{"kind": "load", "draw": d, "seconds": s, "stages": stage} for d, s in moments] + [{"kind": "load"}]
+    )
     assert found["labeling"]["seconds"].tolist() == [10, 20, 20, 25, 35, 35, 65]
     assert np.isnan(found["labeling"]["busy_share"]).tolist() == [False, False, True, False, False, True, False]
 
@@ -233,7 +235,7 @@ def test_classes_have_colours_of_their_own(count):
 
 
 def test_a_small_budget_shows_a_fair_beginning(run):
-    records = records_of(run, 0)
+    records = read_records(run, 0)
     whole = gallery(run, 0, records, colors_of(17), lambda *_: None)
     assert len(whole.items) == whole.total == len(records)
     few = gallery(run, 0, records, colors_of(17), lambda *_: None, budget=1000)
@@ -253,7 +255,7 @@ def test_changed_share_is_a_share():
 # --------------------------------------------------------------------------------------------------- bad input
 def spoiled(run: RunDir, **changes) -> dict:
     """Changes the record of the first accepted sample of draw 0, and removes the manifest, so that records count."""
-    row = next(r for r in records_of(run, 0).to_pylist() if not r["reason"])
+    row = next(r for r in read_records(run, 0).to_pylist() if not r["reason"])
     path = run.draw(0).record(row["class"], row["sample_id"])
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     run.draw(0).manifest.unlink()
@@ -308,7 +310,7 @@ def test_half_a_run_shows_that_half(run):
 
 
 def test_damaged_files_are_named_and_cost_their_sample_only(run):
-    rows = [r for r in records_of(run, 0).to_pylist() if not r["reason"]]
+    rows = [r for r in read_records(run, 0).to_pylist() if not r["reason"]]
     broken, gone = (run.draw(0).label("label", r["class"], r["sample_id"]) for r in rows[:2])
     broken.write_bytes(b"no picture")
     gone.unlink()
@@ -316,7 +318,7 @@ def test_damaged_files_are_named_and_cost_their_sample_only(run):
     html = target.read_text()
     assert len(damage) == 2 and all(any(str(path) in line for line in damage) for path in (broken, gone))
     assert "Damaged" in html and broken.name in html
-    assert len(data_of(html)["items"]) == len(records_of(run, 0))
+    assert len(data_of(html)["items"]) == len(read_records(run, 0))
 
 
 def test_nothing_accepted_and_one_image_are_pages_too(run):

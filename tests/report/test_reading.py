@@ -11,9 +11,9 @@ import pytest
 
 from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
-from syn4seg.errors import UserError
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.report.page import write_report
-from syn4seg.report.reading import class_names, exact_names, pages, records_of
+from syn4seg.report.reading import class_names, exact_class_names, read_pages, read_records
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.parquet_parts import PartStore
 from syn4seg.store.rundir import RunDir
@@ -25,8 +25,8 @@ AUDIT = {"lambda_keep": 0.5, "nothing": None}
 
 def shown_of(run: RunDir) -> list:
     """Every sample in the order of the plan, a row group per page."""
-    records = records_of(run, 0).sort_by([("batch", "ascending"), ("sample_id", "ascending")])
-    return [shown for page in pages(RunDir(run.root), 0, records, GROUP) for shown in page]
+    records = read_records(run, 0).sort_by([("batch", "ascending"), ("sample_id", "ascending")])
+    return [shown for page in read_pages(RunDir(run.root), 0, records, GROUP) for shown in page]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def counted(monkeypatch):
     def counting(self, name, number, columns=None):
         try:
             return group(self, name, number, columns)
-        except ValueError:
+        except DamagedError:
             failed.append((name, number))
             raise
 
@@ -96,8 +96,8 @@ def test_what_is_listed_and_gone_is_waited_for(tmp_path, counted, monkeypatch):
         return group(self, name, number, columns)
 
     monkeypatch.setattr(PartStore, "group", sometimes)
-    records = records_of(run, 0).slice(0, 1)
-    ((shown,),) = pages(RunDir(run.root), 0, records)
+    records = read_records(run, 0).slice(0, 1)
+    ((shown,),) = read_pages(RunDir(run.root), 0, records)
     assert shown.damage == "" and shown.image is not None and counted[0] == [0.3]
 
 
@@ -108,10 +108,10 @@ def test_a_damaged_file_makes_nobody_read_the_others_again_and_keeps_what_the_re
     run.draw(0).label("draft", truth[bad].class_name, bad).write_bytes(b"no picture")
     read, seen = FileSamples._record, []
     monkeypatch.setattr(FileSamples, "_record", lambda self, *at: seen.append(at) or read(self, *at))
-    records = records_of(run, 0)
+    records = read_records(run, 0)
     texts = [audit if s == bad else "{}" for s in records["sample_id"].to_pylist()]
     records = records.set_column(records.column_names.index("audit"), "audit", pa.array(texts, pa.string()))
-    (page,) = pages(run, 0, records)
+    (page,) = read_pages(run, 0, records)
     assert len(seen) == len(page) == len(truth)
     assert [shown.record["sample_id"] for shown in page if shown.damage] == [bad]
     (shown,) = [shown for shown in page if shown.damage]
@@ -121,16 +121,16 @@ def test_a_damaged_file_makes_nobody_read_the_others_again_and_keeps_what_the_re
 def test_without_results_and_data_set_the_novel_classes_have_the_names_of_their_prompts(tmp_path):
     run, config, _ = made_run(tmp_path)
     names = ("background", "cat", "dog", "toy car", "bird.x")
-    assert class_names(run, config) == exact_names(run, config) == names
+    assert class_names(run, config) == exact_class_names(run, config) == names
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(UserError, match="data"):
-        exact_names(run, config)
+        exact_class_names(run, config)
     assert class_names(run, config) == ("background",)
     rows = {"class_id": [4, 3, 3, 1000, None], "class": ["bird.x", "toy car", "toy car", "strange", "strange"]}
     pq.write_table(pa.table(rows, pa.schema([("class_id", pa.int32()), ("class", pa.string())])), run.prompts)
     assert class_names(run, config) == ("background", "class 1", "class 2", "toy car", "bird.x")
     run.results.write_text(json.dumps({"classes": names}))
-    assert class_names(run, config) == exact_names(run, config) == names
+    assert class_names(run, config) == exact_class_names(run, config) == names
 
 
 def test_an_unfinished_run_without_its_data_set_has_a_report(finished, tmp_path):

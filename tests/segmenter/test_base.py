@@ -30,7 +30,7 @@ def _segmenter(classes=13):
 
 
 def _train(net=None, **changes):
-    settings_, net = {"schedule": SCHEDULE, "how": HOW, "seed": 5} | changes, net or _segmenter()
+    settings_, net = {"schedule": SCHEDULE, "augmentation": HOW, "seed": 5} | changes, net or _segmenter()
     train_base(net, DATASET, FOLD, DATASET.train, **settings_)
     return net
 
@@ -43,24 +43,24 @@ def _same(a, b):
 @given(st.integers(0, 3), st.integers(0, 10_000), st.integers(0, 50))
 def test_no_novel_index_ever_reaches_the_base_loss(number, seed, epoch):
     fold = fold_of(DATASET, number)
-    _, labels = base_batch(DATASET, fold, DATASET.train[:4], epoch, seed=seed, how=HOW)
+    _, labels = base_batch(DATASET, fold, DATASET.train[:4], epoch, seed=seed, augmentation=HOW)
     assert set(np.unique(labels)) <= {*range(1 + len(fold.base)), 255}
 
 
 def test_novel_objects_are_background_in_base_training():
     plain = Augmentation(64, scale=(1.0, 1.0), rotate=0, blur=0, flip=0)
     for sample_id in DATASET.train:
-        _, labels = base_batch(DATASET, FOLD, [sample_id], 0, seed=0, how=plain)
+        _, labels = base_batch(DATASET, FOLD, [sample_id], 0, seed=0, augmentation=plain)
         mask = DATASET.mask(sample_id)
         assert (labels[0][np.isin(mask, FOLD.novel)] == 0).all()
         assert np.array_equal(labels[0], FOLD.to_base_index[mask])
 
 
 def test_a_view_is_named_by_seed_epoch_and_id_and_not_by_its_company():
-    alone, _ = base_batch(DATASET, FOLD, DATASET.train[3:4], 2, seed=1, how=HOW)
-    among, _ = base_batch(DATASET, FOLD, DATASET.train[::-1], 2, seed=1, how=HOW)
+    alone, _ = base_batch(DATASET, FOLD, DATASET.train[3:4], 2, seed=1, augmentation=HOW)
+    among, _ = base_batch(DATASET, FOLD, DATASET.train[::-1], 2, seed=1, augmentation=HOW)
     assert np.array_equal(alone[0], among[-4])
-    later, _ = base_batch(DATASET, FOLD, DATASET.train[3:4], 3, seed=1, how=HOW)
+    later, _ = base_batch(DATASET, FOLD, DATASET.train[3:4], 3, seed=1, augmentation=HOW)
     assert not np.array_equal(alone, later)
 
 
@@ -114,7 +114,7 @@ def test_a_stopped_training_continues_bit_for_bit(tmp_path, optimizer):
 def test_the_labels_that_were_trained_on_are_counted_also_across_a_stop(tmp_path):
     expected = np.zeros(256, np.int64)
     for epoch in range(SCHEDULE.epochs):
-        _, labels = base_batch(DATASET, FOLD, DATASET.train, epoch, seed=5, how=HOW)
+        _, labels = base_batch(DATASET, FOLD, DATASET.train, epoch, seed=5, augmentation=HOW)
         expected += np.bincount(labels.ravel(), minlength=256)
 
     def train(epochs):
@@ -124,7 +124,7 @@ def test_the_labels_that_were_trained_on_are_counted_also_across_a_stop(tmp_path
             FOLD,
             DATASET.train,
             schedule=SCHEDULE,
-            how=HOW,
+            augmentation=HOW,
             seed=5,
             checkpoint=tmp_path / "c.pt",
             progress=epochs,

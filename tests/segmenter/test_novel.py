@@ -155,7 +155,7 @@ def _training(planned, fixed, schedule=RAMPED, bottleneck=None):
 
 def _tell(training, names, made):
     for name in names:
-        training.verdict(name, name in made, made.get(name))
+        training.record_verdict(name, name in made, made.get(name))
 
 
 @pytest.mark.parametrize("ramp", [0.0, 0.8, 1.0])
@@ -183,9 +183,9 @@ def test_a_ramp_needs_verdicts_alone_and_a_rejected_sample_counts_as_arrived():
     planned, fixed, _ = _planned()
     training = _training(planned, fixed)
     while not training.finished:
-        for name in planned[: training.needs]:
+        for name in planned[: training.required]:
             assert name in training.accepted or not training.ready
-            training.verdict(name, False)
+            training.record_verdict(name, False)
         assert training.ready
         training.step()
     only_fixed = train_novel(_start(), fixed, base_classes=BASE, schedule=RAMPED, seed=3)
@@ -201,8 +201,8 @@ def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(ramp):
     _tell(first, planned, made)
     for stopped in range(schedule.steps):
         again = _training(planned, fixed, schedule)
-        again.load(first.state())
-        _tell(again, planned[: again.needs], made)
+        again.load_state(first.state())
+        _tell(again, planned[: again.required], made)
         assert again.ready
         again.step()
         assert again.steps_done == stopped + 1
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_relied_on_another_verdict_is_not_continued():
     mended = {**made, planned[1]: _sample(7, "synthetic", [3, 0])}  # was rejected
     mended[planned[1]] = dataclasses.replace(mended[planned[1]], sample_id=planned[1])
     again = _training(planned, fixed)
-    again.load(first.state())
+    again.load_state(first.state())
     _tell(again, planned, mended)
     again.step()
     assert again.steps_done == 1
@@ -243,7 +243,7 @@ def test_a_bottleneck_and_its_moments_go_on_bit_for_bit_too():
                 torch.manual_seed(0)
                 bottleneck = torch.nn.Conv2d(DIM, DIM, 1)
                 training = _training(planned, fixed, schedule, bottleneck)
-                training.load(state)
+                training.load_state(state)
                 _tell(training, planned, made)
             training.step()
         results.append((training.classifier, bottleneck.weight.detach().clone()))

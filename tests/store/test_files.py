@@ -129,7 +129,6 @@ def test_an_empty_or_damaged_record_is_a_sample_that_is_not_done(finish, fresh, 
     assert finish(config, run, names) == reference[0]
 
 
-# ------------------------------------------------------------------------------------------------- hostile
 def test_a_plan_with_a_strange_id_is_refused_before_a_path_is_made_of_it(fresh, small):
     import pyarrow as pa
     import pyarrow.parquet as pq

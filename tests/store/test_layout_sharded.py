@@ -243,7 +243,6 @@ def test_polling_and_reading_go_on_while_parts_appear_and_are_merged(tmp_path):
     assert seen == set(ids)
 
 
-# ------------------------------------------------------------------------------------------------- damage
 @pytest.mark.parametrize("keep", [0, 3, 100, 0.5, -8, -1])
 def test_a_file_that_is_cut_short_is_named_and_its_samples_are_not_done(tmp_path, keep):
     fill(ShardSamples(tmp_path), range(9))
@@ -260,6 +259,18 @@ def test_a_file_that_is_cut_short_is_named_and_its_samples_are_not_done(tmp_path
     assert victim.is_file(), "only whole parts are merged"
     fill(samples, [int(s[-5:]) for s in lost], call=2)
     expect(ShardSamples(tmp_path), range(9))
+
+
+def test_a_part_with_damaged_pixels_is_named_and_left_out_of_a_merge(root):
+    fill(ShardSamples(root), range(9), call=3)
+    images = as_path(str(root)) / "images"
+    damaged = sorted(path.name for path in images.iterdir())[0]
+    data = (images / damaged).read_bytes()
+    middle = data.index(b"IDAT")
+    write_atomically(images / damaged, data[:middle] + bytes(8) + data[middle + 8 :])
+    samples = ShardSamples(root)
+    samples.compact(0)
+    assert list(samples._images.damaged) == [damaged] and (images / damaged).is_file()
 
 
 def test_a_shard_whose_pages_are_damaged_hides_nothing_of_what_is_made_again_under_the_same_names(tmp_path):
@@ -291,7 +302,6 @@ def test_a_damaged_image_in_a_shard_is_seen_and_made_again_on_the_way(tmp_path):
     assert digests["image"].to_pylist()[0] == "" and all(digests["image"].to_pylist()[1:])
 
 
-# ------------------------------------------------------------------------------------------------ hostile
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/b", ".x", "", "x\x00", "x\n", None])
 def test_a_part_with_an_id_that_is_no_plain_name_is_not_read(tmp_path, name):
     rows = [{"sample_id": name, "class": "star", "batch": 0, "audit": "{}", "image": "0", "image_png": b""}]
@@ -324,7 +334,6 @@ def test_strange_files_and_columns_are_no_samples(tmp_path):
     expect(ShardSamples(tmp_path), range(3))
 
 
-# --------------------------------------------------------------------------------------------------- runs
 def quiet(*_):
     return None
 

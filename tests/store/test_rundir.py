@@ -14,7 +14,7 @@ import pytest
 
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
-from syn4seg.errors import StoreError, UserError
+from syn4seg.errors import DamagedError, StoreError, UserError
 from syn4seg.seeds import noise_seed
 from syn4seg.stages.plan import make_plan
 from syn4seg.stages.reuse import reuse
@@ -39,6 +39,13 @@ def test_a_place_without_config_is_no_run(tmp_path):
     for place in (str(tmp_path), str(tmp_path / "none"), "memory://nowhere/run"):
         with pytest.raises(UserError, match=r"^" + re.escape(place) + r": not a run \(no config.yaml\); give the directory"):
             open_run(place)
+
+
+@pytest.mark.parametrize("text", [b"a: [", b"\xff", b"- 1", b"bogus: 1", b"name: [1]", b""])
+def test_a_config_of_a_run_that_is_damaged_or_of_another_version_is_named(tmp_path, text):
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(DamagedError, match=r"config\.yaml: damaged, or of another version"):
+        RunDir(tmp_path).stored()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, monkeypatch):
