@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from record import machine, write
 
 from syn4seg.config.loading import load
-from syn4seg.report.numbers import label_quality, truth_source
+from syn4seg.report.numbers import measure_label_quality, truth_source
 from syn4seg.report.reading import read_records
 from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.results import METRICS, spread
@@ -71,7 +71,7 @@ def main() -> None:
                         metric
                     ]
             if (truth := truth_source(config)) is not None:
-                for stage, values in label_quality(run, draw, accepted(run, draw), truth).items():
+                for stage, values in measure_label_quality(run, draw, accepted(run, draw), truth).items():
                     for key, value in values.items():
                         quality.setdefault(stage, {}).setdefault(key, []).append(value)
     result = (

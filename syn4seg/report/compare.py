@@ -16,7 +16,7 @@ from syn4seg.config.loading import load
 from syn4seg.config.tree import flatten
 from syn4seg.errors import UserError
 from syn4seg.report import charts, numbers
-from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, in_turn, item_of, layer_url, sheets_of
+from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, encode_layer, fair_order, item_of, sheets_of
 from syn4seg.report.html import chart, environment, section, style
 from syn4seg.report.page import chosen_draw, table_of_funnel
 from syn4seg.report.reading import GallerySample, exact_class_names, read_pages, read_records
@@ -65,7 +65,7 @@ def write_comparison(
     draw = chosen_draw(configs[0], draw, runs[0])
     for run, config in zip(runs[1:], configs[1:], strict=True):
         chosen_draw(config, draw, run)
-    results = [numbers.results_of(run) for run in runs]
+    results = [numbers.read_results(run) for run in runs]
     records = [read_records(run, draw) for run in runs]
     made, matched = _differing(runs[:2], draw, records[:2], names, progress)
     panes = [
@@ -79,7 +79,7 @@ def write_comparison(
                 "name": label,
                 "unfinished": ", ".join(
                     f"{what} {done} of {planned or '?'}"
-                    for what, done, planned in numbers.progress_of(run, config)
+                    for what, done, planned in numbers.run_progress(run, config)
                     if done < max(1, planned)
                 ),
             }
@@ -205,7 +205,7 @@ def _differing(
     ]
     differs = pc.or_(other_label, turned)
     a, b = a.filter(differs), b.filter(differs)
-    order = in_turn(a)[:MOST]
+    order = fair_order(a)[:MOST]
     made = Gallery(next(side for most, side in SIDES if len(order) <= most), total=len(a))
     if not len(order):
         return made, lines
@@ -215,7 +215,7 @@ def _differing(
     for thumbs, items in sheets_of(
         both, lambda pair: _thumbs(pair[0], pair[1], made.side), lambda pair: _item(pair[0], pair[1], names, which)
     ):
-        urls = {layer: layer_url(layer, thumbs, made.side, colors) for layer in ("image", "other", "a", "b")}
+        urls = {layer: encode_layer(layer, thumbs, made.side, colors) for layer in ("image", "other", "a", "b")}
         urls["who"] = label_url(sheet([one.get("who") for one in thumbs], made.side), ["#000000", DIFFERS])
         spent += sum(map(len, urls.values())) + len(json.dumps(items))
         if spent > BUDGET:

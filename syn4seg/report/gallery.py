@@ -60,7 +60,7 @@ def changed_share(audit: dict[str, Any]) -> float:
     return round(min(1.0, float(free) + float(moved)), 4)
 
 
-def in_turn(records: pa.Table) -> np.ndarray:
+def fair_order(records: pa.Table) -> np.ndarray:
     """Row numbers, classes and verdicts in turn, within each those first that changed most: a beginning of it is a fair sample."""
     groups: dict[tuple[str, bool], list[tuple[float, str, int]]] = {}
     columns = (records[name].to_pylist() for name in ("sample_id", "class", "reason", "audit"))
@@ -74,7 +74,7 @@ def in_turn(records: pa.Table) -> np.ndarray:
     return np.array([i for _, _, i in sorted(order)], np.int64)
 
 
-def gallery(
+def build_gallery(
     run: RunDir,
     draw: int,
     records: pa.Table,
@@ -95,10 +95,10 @@ def gallery(
     rows = records.filter(pc.invert(pc.starts_with(records["reason"], FAULT)))
     made = Gallery(next(side for most, side in SIDES if len(rows) <= most), total=len(rows))
     layers = LAYERS if truth is None else (*LAYERS, "truth")
-    spent, ordered = 0, rows.take(in_turn(rows)) if len(rows) else rows
+    spent, ordered = 0, rows.take(fair_order(rows)) if len(rows) else rows
     seen = (_with_truth(page, truth) for page in read_pages(run, draw, ordered, AT_ONCE))
     for thumbs, items in sheets_of(seen, lambda one: thumbs_of(one, made.side), item_of):
-        paint = partial(layer_url, thumbs=thumbs, side=made.side, colors=colors)
+        paint = partial(encode_layer, thumbs=thumbs, side=made.side, colors=colors)
         urls = dict(zip(layers, map_threads(paint, layers), strict=True))
         spent += sum(map(len, urls.values())) + len(json.dumps(items))
         if spent > budget:
@@ -145,7 +145,7 @@ def thumbs_of(shown: GallerySample, side: int) -> dict[str, np.ndarray]:
     return layers | ({"who": shrunk(provenance(shown.labels), side)} if shown.labels else {})
 
 
-def layer_url(layer: str, thumbs: Sequence[dict[str, np.ndarray]], side: int, colors: Sequence[str]) -> str:
+def encode_layer(layer: str, thumbs: Sequence[dict[str, np.ndarray]], side: int, colors: Sequence[str]) -> str:
     """The data URL of one layer's sheet; `image` and `other` are photos, `who` has colours of its own."""
     pixels = sheet([one.get(layer) for one in thumbs], side)
     if layer in PHOTOS:

@@ -34,7 +34,7 @@ MEASURED = 400
 """Accepted samples whose labels are compared with the exact masks."""
 
 
-def log_lines(run: RunDir) -> list[dict[str, Any]]:
+def read_metrics(run: RunDir) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl; one that was being written when the run died is left out."""
     found = []
     if exists(run.metrics):
@@ -48,7 +48,7 @@ def log_lines(run: RunDir) -> list[dict[str, Any]]:
     return found
 
 
-def progress_of(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
+def run_progress(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
     """(what, done, planned) of everything that a run makes, in order; planned is 0 before there is a plan.
 
     A sample that was quarantined counts as made: nothing more happens to it.
@@ -65,7 +65,7 @@ def progress_of(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
 
 
 # --------------------------------------------------------------------------------------------------------- funnel
-def funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[str, int]]]:
+def count_funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[str, int]]]:
     """(step, how many went on, {why: how many did not}) from prompts to labels, for one draw."""
     steps: list[tuple[str, int, dict[str, int]]] = []
     if exists(run.prompts):
@@ -130,12 +130,12 @@ def summarize_labeling(records: pa.Table) -> LabelingSummary:
 
 
 # -------------------------------------------------------------------------------------------------------- prompts
-def prompts_of(run: RunDir) -> list[dict[str, Any]]:
+def prompt_banks(run: RunDir) -> list[dict[str, Any]]:
     """By class: accepted and refused prompts with similarity, nearest and why, and how diverse the bank is."""
     if not exists(run.prompts):
         return []
     table = read_parquet(run.prompts)
-    said = {line["class_name"]: line for line in log_lines(run) if line.get("stage") == "prompts" and "class_name" in line}
+    said = {line["class_name"]: line for line in read_metrics(run) if line.get("stage") == "prompts" and "class_name" in line}
     found = []
     for name in pc.unique(table["class"]).to_pylist():
         rows = table.filter(pc.equal(table["class"], name)).to_pylist()
@@ -186,7 +186,7 @@ def prompt_map(run: RunDir) -> list[dict[str, Any]]:
 
 
 # -------------------------------------------------------------------------------------------------- label quality
-def label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth) -> dict[str, dict[str, float]]:
+def measure_label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth) -> dict[str, dict[str, float]]:
     """Quality of each stage's labels of samples that the renderer made, against its exact masks.
 
     Args:
@@ -247,14 +247,14 @@ def truth_source(config: Config) -> Truth | None:
     return drawn_again
 
 
-def quality_of(run: RunDir, config: Config, draw: int, records: pa.Table) -> dict[str, dict[str, float]]:
+def measure_run_quality(run: RunDir, config: Config, draw: int, records: pa.Table) -> dict[str, dict[str, float]]:
     """`label_quality` of accepted samples of the diverse bank, at most `MEASURED`; empty where the truth is not known."""
     truth = truth_source(config)
     wanted = records.filter(pc.and_(pc.equal(records["reason"], ""), pc.starts_with(records["sample_id"], HDIG)))
     if truth is None or not len(wanted):
         return {}
     step = -(-len(wanted) // MEASURED)
-    return label_quality(run, draw, wanted.take(np.arange(0, len(wanted), step)), truth)
+    return measure_label_quality(run, draw, wanted.take(np.arange(0, len(wanted), step)), truth)
 
 
 # -------------------------------------------------------------------------------------------------- over time
@@ -299,6 +299,6 @@ def loss_curves(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, 
     return {name: (np.array([s for s, _ in curve]), np.array([v for _, v in curve])) for name, curve in thin.items()}
 
 
-def results_of(run: RunDir) -> dict[str, Any] | None:
+def read_results(run: RunDir) -> dict[str, Any] | None:
     """results.json, or None before there is one."""
     return read_json(run.results) if exists(run.results) else None

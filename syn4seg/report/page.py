@@ -15,7 +15,7 @@ from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.report import charts, numbers
-from syn4seg.report.gallery import files_beside, gallery
+from syn4seg.report.gallery import files_beside, build_gallery
 from syn4seg.report.html import WORDS, chart, environment, section, style
 from syn4seg.report.reading import STAGE_TITLES, class_names, read_records
 from syn4seg.report.sheets import WHO, WHO_COLORS, colors_of
@@ -55,7 +55,7 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
     records, names = read_records(run, draw), class_names(run, config)
     colors = colors_of(len(names))
     truth = numbers.truth_source(config)
-    made = gallery(run, draw, records, colors, progress, truth)
+    made = build_gallery(run, draw, records, colors, progress, truth)
     target, plane = as_path(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
     panes = [{"title": "image", "photo": "image"}]
     panes += [{"title": title, "photo": "image", "label": stage, "who": "who"} for stage, title in STAGE_TITLES.items()]
@@ -128,9 +128,9 @@ def _seen_from(run: RunDir, target: AnyPath, files: dict[str, str] | None) -> di
 
 def _values(run: RunDir, config: Config, draw: int, records: pa.Table, names: Sequence[str]) -> dict[str, Any]:
     """Everything on the page but the gallery."""
-    lines, results = numbers.log_lines(run), numbers.results_of(run)
-    progress = numbers.progress_of(run, config)
-    prompts = [_bank(bank) for bank in numbers.prompts_of(run)]
+    lines, results = numbers.read_metrics(run), numbers.read_results(run)
+    progress = numbers.run_progress(run, config)
+    prompts = [_bank(bank) for bank in numbers.prompt_banks(run)]
     quality = numbers.measure_run_quality(run, config, draw, records)
     totals = numbers.summarize_labeling(records)
     drawn = {"results": _result_charts(results, names), "labels": _label_charts(totals), "time": _time_charts(lines)}
@@ -177,7 +177,7 @@ def _table(results: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _funnel(run: RunDir, records: pa.Table, found: numbers.LabelingSummary) -> list[tuple[str, Any, dict[str, Any]]]:
-    steps: list[tuple[str, Any, dict[str, Any]]] = [*numbers.funnel(run, records)]
+    steps: list[tuple[str, Any, dict[str, Any]]] = [*numbers.count_funnel(run, records)]
     if found.samples:
         shares, masks = found.shares, found.masks
         freed = {f"freed, {WORDS.get(why, why)}": n for why, n in sorted(found.regions.items()) if why}

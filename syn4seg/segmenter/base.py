@@ -168,7 +168,7 @@ def train_base(
     if cached_on is not None:
         grid, batches = segmenter.head, _cached_batches(segmenter, dataset, fold, cached_on, seed)
     else:
-        grid, batches = segmenter, _augmented_batches(segmenter, dataset, fold, how, seed)
+        grid, batches = segmenter, _augmented_batches(segmenter, dataset, fold, augmentation, seed)
 
     def forward(x: Tensor, shape: tuple[int, int]) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):

@@ -27,7 +27,7 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.compare import write_comparison
-from syn4seg.report.gallery import changed_share, gallery, in_turn
+from syn4seg.report.gallery import changed_share, fair_order, gallery
 from syn4seg.report.html import visible
 from syn4seg.report.page import write_report
 from syn4seg.report.reading import read_records
@@ -93,7 +93,7 @@ def test_the_funnel_counts_what_the_records_say(run):
     for key in ("free", "relabeled", "unlabeled", "target"):
         assert found.shares[key] == pytest.approx(np.mean([row["audit"]["pixels"][key] for row in rows]))
     assert found.shares["moved"] == pytest.approx(np.mean([row["audit"].get("sam", {}).get("changed", 0) for row in rows]))
-    steps = {name: (count, lost) for name, count, lost in numbers.funnel(run, read_records(run, 0))}
+    steps = {name: (count, lost) for name, count, lost in numbers.count_funnel(run, read_records(run, 0))}
     reasons = Counter(row["reason"] for row in rows)
     assert steps["samples accepted"] == (reasons.pop(""), dict(reasons))
 
@@ -164,7 +164,7 @@ def test_label_quality_of_the_truth_itself_is_perfect_and_of_nothing_is_zero(run
         Image.fromarray(np.zeros_like(truth)).save(run.draw(0).label("draft", r["class"], r["sample_id"]))
     chosen = [r["sample_id"] for r in rows]
     records, truth = read_records(run, 0), numbers.truth_source(load(run.config))
-    quality = numbers.label_quality(run, 0, records.filter(pc.is_in(records["sample_id"], pa.array(chosen))), truth)
+    quality = numbers.measure_label_quality(run, 0, records.filter(pc.is_in(records["sample_id"], pa.array(chosen))), truth)
     assert quality["label"]["target_iou"] == quality["label"]["boundary_iou_2px"] == quality["label"]["labelled_share"] == 1
     run.draw(0).manifest.unlink()
     items = {item["id"]: item for item in data_of(written(run))["items"]}
@@ -240,10 +240,10 @@ def test_a_small_budget_shows_a_fair_beginning(run):
     assert len(whole.items) == whole.total == len(records)
     few = gallery(run, 0, records, colors_of(17), lambda *_: None, budget=1000)
     assert few.items == [] and few.total == len(records)
-    order = [(r["class"], bool(r["reason"])) for r in records.take(in_turn(records)).to_pylist()]
+    order = [(r["class"], bool(r["reason"])) for r in records.take(fair_order(records)).to_pylist()]
     groups = len(set(order))
     assert len(set(order[:groups])) == groups  # each class and verdict once before any comes twice
-    assert sorted(in_turn(records)) == list(range(len(records)))
+    assert sorted(fair_order(records)) == list(range(len(records)))
 
 
 def test_changed_share_is_a_share():
