@@ -111,10 +111,10 @@ def search_keys(
             fail_fast=fail_fast,
             on_record=ended,
         )
-    from syn4seg.report.sweep import write_report
+    from syn4seg.report.sweep import write_sweep_report
 
     sentences = [f"{metric}: {verdict(comparison)}." for metric, comparison in summary.get("comparison", {}).items()]
-    write_report(folder.report, spec.model_dump(mode="json"), summary, _rows(spec, folder), sentences)
+    write_sweep_report(folder.report, spec.model_dump(mode="json"), summary, _rows(spec, folder), sentences)
     print_summary(display, spec, folder, summary, time.perf_counter() - started)
 
 

@@ -16,11 +16,11 @@ from syn4seg.config.loading import load
 from syn4seg.config.tree import flatten
 from syn4seg.errors import UserError
 from syn4seg.report import charts, numbers
-from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, encode_layer, fair_order, item_of, sheets_of
-from syn4seg.report.html import chart, environment, section, style
-from syn4seg.report.page import chosen_draw, table_of_funnel
+from syn4seg.report.gallery import AT_ONCE, BUDGET, SIDES, Gallery, describe_sample, encode_layer, fair_order, iter_sheets
+from syn4seg.report.html import chart, environment, gallery_section, style
+from syn4seg.report.page import funnel_table, select_draw
 from syn4seg.report.reading import GallerySample, exact_class_names, read_pages, read_records
-from syn4seg.report.sheets import colors_of, label_url, sheet, shrunk
+from syn4seg.report.sheets import class_colors, encode_labels, shrink, tile
 from syn4seg.schema import FAULT, UNLABELED
 from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.rundir import RunDir
@@ -62,9 +62,9 @@ def write_comparison(
                 f"{run.root}: its classes are not those of {runs[0].root} (data.source or data.fold differs), so "
                 "neither scores nor labels can be compared; give runs of the same data set and fold"
             )
-    draw = chosen_draw(configs[0], draw, runs[0])
+    draw = select_draw(configs[0], draw, runs[0])
     for run, config in zip(runs[1:], configs[1:], strict=True):
-        chosen_draw(config, draw, run)
+        select_draw(config, draw, run)
     results = [numbers.read_results(run) for run in runs]
     records = [read_records(run, draw) for run in runs]
     made, matched = _differing(runs[:2], draw, records[:2], names, progress)
@@ -73,7 +73,9 @@ def write_comparison(
         {"title": labels[1], "photo": "other", "label": "b", "who": "who"},
     ]
     table, sentences = _table(results, labels)
-    values = section(made, names, colors_of(len(names)), panes, [("the labels differ", DIFFERS)], "where they differ") | {
+    values = gallery_section(
+        made, names, class_colors(len(names)), panes, [("the labels differ", DIFFERS)], "where they differ"
+    ) | {
         "runs": [
             {
                 "name": label,
@@ -183,7 +185,7 @@ def _charts(results: Sequence[dict[str, Any] | None], labels: Sequence[str]) -> 
 
 
 def _funnels(runs: Sequence[RunDir], records: Sequence[pa.Table]) -> list[tuple[str, list[Any]]]:
-    columns = [table_of_funnel(run, table) for run, table in zip(runs, records, strict=True)]
+    columns = [funnel_table(run, table) for run, table in zip(runs, records, strict=True)]
     steps = dict.fromkeys(step for column in columns for step in column)
     return [(step, [column.get(step, "-") for column in columns]) for step in steps]
 
@@ -209,14 +211,14 @@ def _differing(
     made = Gallery(next(side for most, side in SIDES if len(order) <= most), total=len(a))
     if not len(order):
         return made, lines
-    colors, spent, which = colors_of(len(names)), 0, _labels(runs)
+    colors, spent, which = class_colors(len(names)), 0, _labels(runs)
     two = (read_pages(run, draw, table.take(order), AT_ONCE) for run, table in zip(runs, (a, b), strict=True))
     both = (list(zip(x, y, strict=True)) for x, y in zip(*two, strict=True))
-    for thumbs, items in sheets_of(
+    for thumbs, items in iter_sheets(
         both, lambda pair: _thumbs(pair[0], pair[1], made.side), lambda pair: _item(pair[0], pair[1], names, which)
     ):
         urls = {layer: encode_layer(layer, thumbs, made.side, colors) for layer in ("image", "other", "a", "b")}
-        urls["who"] = label_url(sheet([one.get("who") for one in thumbs], made.side), ["#000000", DIFFERS])
+        urls["who"] = encode_labels(tile([one.get("who") for one in thumbs], made.side), ["#000000", DIFFERS])
         spent += sum(map(len, urls.values())) + len(json.dumps(items))
         if spent > BUDGET:
             break
@@ -236,12 +238,12 @@ def _where(x: GallerySample, y: GallerySample) -> np.ndarray | None:
 
 def _thumbs(x: GallerySample, y: GallerySample, side: int) -> dict[str, np.ndarray]:
     found = {"image": x.image, "other": y.image, "a": x.labels.get("label"), "b": y.labels.get("label"), "who": _where(x, y)}
-    return {layer: shrunk(pixels, side) for layer, pixels in found.items() if pixels is not None}
+    return {layer: shrink(pixels, side) for layer, pixels in found.items() if pixels is not None}
 
 
 def _item(x: GallerySample, y: GallerySample, names: Sequence[str], which: Sequence[str]) -> dict[str, Any]:
     """The first run's sample, with what the second one says about it as `lines`."""
-    item, where = item_of(x), _where(x, y)
+    item, where = describe_sample(x), _where(x, y)
     if damage := x.damage or y.damage:
         item["damage"] = damage
     item["stages"] = [layer for layer, shown in (("a", x), ("b", y)) if "label" in shown.labels]

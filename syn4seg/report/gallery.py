@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.report.reading import GallerySample, Truth, read_pages
-from syn4seg.report.sheets import ROW, WHO_COLORS, label_url, photo_url, provenance, sheet, shrunk
+from syn4seg.report.sheets import ROW, WHO_COLORS, encode_labels, encode_photo, provenance, shrink, tile
 from syn4seg.schema import FAULT, LABEL_COLUMNS
 from syn4seg.store.files import map_threads
 from syn4seg.store.layout_files import FileSamples
@@ -97,7 +97,7 @@ def build_gallery(
     layers = LAYERS if truth is None else (*LAYERS, "truth")
     spent, ordered = 0, rows.take(fair_order(rows)) if len(rows) else rows
     seen = (_with_truth(page, truth) for page in read_pages(run, draw, ordered, AT_ONCE))
-    for thumbs, items in sheets_of(seen, lambda one: thumbs_of(one, made.side), item_of):
+    for thumbs, items in iter_sheets(seen, lambda one: make_thumbnails(one, made.side), describe_sample):
         paint = partial(encode_layer, thumbs=thumbs, side=made.side, colors=colors)
         urls = dict(zip(layers, map_threads(paint, layers), strict=True))
         spent += sum(map(len, urls.values())) + len(json.dumps(items))
@@ -121,7 +121,7 @@ Thumbs = list[dict[str, np.ndarray]]
 Items = list[dict[str, Any]]
 
 
-def sheets_of(
+def iter_sheets(
     page_by_page: Iterable[Sequence[Any]], thumb: Callable[[Any], dict[str, np.ndarray]], tell: Callable[[Any], dict[str, Any]]
 ) -> Iterator[tuple[Thumbs, Items]]:
     """Thumbnails by layer and facts of ROW x ROW samples at a time; of full pictures only a page is in memory."""
@@ -137,23 +137,23 @@ def sheets_of(
         yield thumbs, items
 
 
-def thumbs_of(shown: GallerySample, side: int) -> dict[str, np.ndarray]:
+def make_thumbnails(shown: GallerySample, side: int) -> dict[str, np.ndarray]:
     """The layers of a sample that there are, small."""
-    layers = {} if shown.image is None else {"image": shrunk(shown.image, side)}
-    layers |= {stage: shrunk(label, side) for stage, label in shown.labels.items()}
-    layers |= {} if shown.truth is None else {"truth": shrunk(shown.truth, side)}
-    return layers | ({"who": shrunk(provenance(shown.labels), side)} if shown.labels else {})
+    layers = {} if shown.image is None else {"image": shrink(shown.image, side)}
+    layers |= {stage: shrink(label, side) for stage, label in shown.labels.items()}
+    layers |= {} if shown.truth is None else {"truth": shrink(shown.truth, side)}
+    return layers | ({"who": shrink(provenance(shown.labels), side)} if shown.labels else {})
 
 
 def encode_layer(layer: str, thumbs: Sequence[dict[str, np.ndarray]], side: int, colors: Sequence[str]) -> str:
     """The data URL of one layer's sheet; `image` and `other` are photos, `who` has colours of its own."""
-    pixels = sheet([one.get(layer) for one in thumbs], side)
+    pixels = tile([one.get(layer) for one in thumbs], side)
     if layer in PHOTOS:
-        return photo_url(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
-    return label_url(pixels, WHO_COLORS if layer == "who" else colors)
+        return encode_photo(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
+    return encode_labels(pixels, WHO_COLORS if layer == "who" else colors)
 
 
-def item_of(shown: GallerySample) -> dict[str, Any]:
+def describe_sample(shown: GallerySample) -> dict[str, Any]:
     """What the page says about a sample; short keys, since there may be 10,000."""
     record, audit = shown.record, shown.record["audit"]
     regions, target = sorted(audit.get("regions", ()), key=lambda r: -r["area"]), record["class_id"]
@@ -193,7 +193,7 @@ def item_of(shown: GallerySample) -> dict[str, Any]:
     return {key: value for key, value in item.items() if value not in ("", None, {}, [])}
 
 
-def files_beside(run: RunDir, draw: int) -> dict[str, str] | None:
+def full_image_paths(run: RunDir, draw: int) -> dict[str, str] | None:
     """Where full pictures lie, relative to the run directory, with {class} and {id} to be filled in; None in shards."""
     if not isinstance(run.samples, FileSamples):
         return None

@@ -36,16 +36,16 @@ _MARKS = re.compile(
 )
 
 
-def visible(text: str) -> str:
+def escape_invisible(text: str) -> str:
     """`text` with control characters, invisible ones and marks of direction written out, as \\u202e."""
     return _MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _all_visible(value: Any) -> Any:
     if isinstance(value, str):
-        return visible(value)
+        return escape_invisible(value)
     if isinstance(value, Mapping):
-        return {visible(str(key)): _all_visible(inner) for key, inner in value.items()}
+        return {escape_invisible(str(key)): _all_visible(inner) for key, inner in value.items()}
     return [_all_visible(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
@@ -63,13 +63,13 @@ def environment() -> jinja2.Environment:
 
 
 def _all_visible_text(value: Any) -> Any:
-    return visible(value) if type(value) is str else value
+    return escape_invisible(value) if type(value) is str else value
 
 
 def chart(title: str, drawn: str, text: str) -> Markup:
     """An SVG with a title and a sentence about it."""
     return Markup('<figure><figcaption>{}</figcaption><div class="chart">{}</div><p>{}</p></figure>').format(
-        visible(title), Markup(drawn), visible(text)
+        escape_invisible(title), Markup(drawn), escape_invisible(text)
     )
 
 
@@ -97,7 +97,7 @@ def filters(colors: Sequence[str]) -> Markup:
     return Markup(f'<svg width="0" height="0" aria-hidden="true">{made}</svg>')
 
 
-def section(
+def gallery_section(
     made: Gallery,
     names: Sequence[str],
     colors: Sequence[str],

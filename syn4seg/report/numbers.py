@@ -1,4 +1,4 @@
-"""The figures of a run for its report, as plain values: how far it is, the funnel, prompts, label quality, training and load."""
+"""Compute the figures of a run for its report, as plain values: progress, funnel, prompts, label quality, training and load."""
 
 # pyright: reportAttributeAccessIssue=false
 # (Arrow makes the functions of pyarrow.compute at run time.)
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,55 +24,50 @@ from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import MAX_TABLE, exists, read_bytes, read_json
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
-from syn4seg.watch import timeline as story
+from syn4seg.watch.state import parse_line
+from syn4seg.watch.timeline import finite_number, is_load_line, starts_new_stream
 
 PROMPTS = 600
-"""Prompts on the map."""
+"""Number of prompts on the map."""
 POINTS = 500
-"""Points of a curve over time."""
+"""Number of points of a curve over time."""
 MEASURED = 400
-"""Accepted samples whose labels are compared with the exact masks."""
+"""Number of accepted samples whose labels are compared with the exact masks."""
 
 
 def read_metrics(run: RunDir) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; one that was being written when the run died is left out."""
-    found = []
-    if exists(run.metrics):
-        for line in read_bytes(run.metrics, MAX_TABLE).decode("utf-8", "replace").splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                found.append(value)
-    return found
+    """Return the lines of metrics.jsonl; damaged ones, e.g. the last line of a run that died, are left out."""
+    data = read_bytes(run.metrics, MAX_TABLE) if exists(run.metrics) else b""
+    return [line for line in map(parse_line, data.splitlines()) if line is not None]
+
+
+def read_results(run: RunDir) -> dict[str, Any] | None:
+    """Return results.json, or None before there is one."""
+    return read_json(run.results) if exists(run.results) else None
 
 
 def run_progress(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
-    """(what, done, planned) of everything that a run makes, in order; planned is 0 before there is a plan.
+    """Return (what, done, planned) of the outputs of a run, in order; planned is 0 before there is a plan.
 
-    A sample that was quarantined counts as made: nothing more happens to it.
+    A quarantined sample counts as done: nothing more happens to it.
     """
-    plan = len(read_planned_samples(run)) if exists(run.plan) else 0
-    ended = pa.chunked_array([*run.samples.images()["sample_id"].chunks, pa.array(run.quarantined_ids(), pa.string())])
-    found = [("images", len(pc.unique(ended)), plan)]
+    planned = len(read_planned_samples(run)) if exists(run.plan) else 0
+    images = pa.chunked_array([*run.samples.images()["sample_id"].chunks, pa.array(run.quarantined_ids(), pa.string())])
+    progress = [("images", len(pc.unique(images)), planned)]
     for number in draws_of(config):
-        manifest = run.draw(number).manifest
-        done = read_parquet(manifest, ["sample_id"]).num_rows if exists(manifest) else len(run.draw(number).done())
-        found.append((f"labels of draw {number}", done, plan))
-    found.append(("results", int(exists(run.results)), 1))
-    return found
+        draw = run.draw(number)
+        done = read_parquet(draw.manifest, ["sample_id"]).num_rows if exists(draw.manifest) else len(draw.done())
+        progress.append((f"labels of draw {number}", done, planned))
+    return [*progress, ("results", int(exists(run.results)), 1)]
 
 
-# --------------------------------------------------------------------------------------------------------- funnel
 def count_funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[str, int]]]:
-    """(step, how many went on, {why: how many did not}) from prompts to labels, for one draw."""
+    """Return (step, number that passed, {reason: number that did not}) from prompts to labels, for the records of one draw."""
     steps: list[tuple[str, int, dict[str, int]]] = []
     if exists(run.prompts):
         table = read_parquet(run.prompts)
-        table = table.filter(pc.equal(table["bank"], HDIG))
-        why = Counter(table["why"].to_pylist())
-        steps.append(("prompts accepted", why.pop("", 0), dict(why)))
+        reasons = Counter(table.filter(pc.equal(table["bank"], HDIG))["why"].to_pylist())
+        steps.append(("prompts accepted", reasons.pop("", 0), dict(reasons)))
     reasons = Counter(records["reason"].to_pylist())
     faults = {r.removeprefix(FAULT): n for r, n in reasons.items() if r.startswith(FAULT)}
     rejected = {r: n for r, n in reasons.items() if r and not r.startswith(FAULT)}
@@ -82,23 +77,16 @@ def count_funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[st
     return steps
 
 
-def iter_audits(records: pa.Table) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(class name, class index, audit) of every record."""
-    for batch in records.select(["class", "class_id", "audit"]).to_batches(max_chunksize=4096):
-        for name, index, audit in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            yield name, index, json.loads(audit or "{}")
-
-
 @dataclass(frozen=True)
 class LabelingSummary:
-    """What APF, APR and SABR did to all samples of a draw.
+    """The effects of APF, APR and SABR on all samples of a draw (method.md 3.1, 3.2, 4).
 
     Attributes:
-        samples: that were labelled.
-        regions: of any class, by why APF freed them; "" for those that it kept.
+        samples: number of labelled samples.
+        regions: number of regions, of any class, by the reason why APF freed them; "" for those that it kept.
         shares: mean share of the pixels that are free, relabeled, unlabeled, of the target, and moved by SABR.
-        masks: how many of SAM's masks were accepted and refused.
-        similarity: by class: s(r) of the target's regions, whether each was kept, and lambda_keep.
+        masks: number of SAM's masks that were accepted and refused.
+        similarity: class name -> s(r) of the target's regions (N,), whether each was kept (N,), and lambda_keep.
     """
 
     samples: int
@@ -109,10 +97,11 @@ class LabelingSummary:
 
 
 def summarize_labeling(records: pa.Table) -> LabelingSummary:
-    """`Totals` of the records of a draw, in one pass."""
+    """Return the summary of the records of a draw, whose audits are parsed one after the other."""
     regions, pixels, masks, samples = Counter[str](), Counter[str](), Counter[str](), 0
     similar: dict[str, tuple[list[float], list[bool], float]] = {}
-    for name, index, audit in iter_audits(records):
+    for name, index, text in zip(*(records[column].to_pylist() for column in ("class", "class_id", "audit")), strict=True):
+        audit = json.loads(text or "{}")
         if "pixels" not in audit:
             continue
         samples += 1
@@ -129,104 +118,99 @@ def summarize_labeling(records: pa.Table) -> LabelingSummary:
     return LabelingSummary(samples, regions, {key: value / samples for key, value in pixels.items()}, masks, arrays)
 
 
-# -------------------------------------------------------------------------------------------------------- prompts
 def prompt_banks(run: RunDir) -> list[dict[str, Any]]:
-    """By class: accepted and refused prompts with similarity, nearest and why, and how diverse the bank is."""
+    """Return for each class its accepted and refused prompts (similarity, nearest, why), and the diversity of the bank."""
     if not exists(run.prompts):
         return []
     table = read_parquet(run.prompts)
-    said = {line["class_name"]: line for line in read_metrics(run) if line.get("stage") == "prompts" and "class_name" in line}
-    found = []
+    lines = (line for line in read_metrics(run) if line.get("stage") == "prompts" and "class_name" in line)
+    diversity = {line["class_name"]: line for line in lines}
+    banks = []
     for name in pc.unique(table["class"]).to_pylist():
         rows = table.filter(pc.equal(table["class"], name)).to_pylist()
-        bank = [row for row in rows if row["bank"] == HDIG]
-        found.append(
+        diverse = [row for row in rows if row["bank"] == HDIG]
+        banks.append(
             {
                 "class": name,
-                "plain": next((r["prompt"] for r in rows if r["bank"] != HDIG), ""),
-                "accepted": [r for r in bank if r["accepted"]],
-                "refused": [r for r in bank if not r["accepted"]],
-                "diversity": said.get(name, {}),
+                "class_name_prompt": next((row["prompt"] for row in rows if row["bank"] != HDIG), ""),
+                "accepted": [row for row in diverse if row["accepted"]],
+                "refused": [row for row in diverse if not row["accepted"]],
+                "diversity": diversity.get(name, {}),
             }
         )
-    return found
+    return banks
 
 
 def prompt_map(run: RunDir) -> list[dict[str, Any]]:
-    """Prompts on a plane: {"class", "prompt", "x", "y"}, the two directions of their embeddings that vary most, each in [0, 1].
+    """Return prompts on a plane: {"class", "prompt", "x", "y"}, x and y in [0, 1] along the two main directions of the embeddings.
 
-    At most `PROMPTS` in all, of every class as many.
+    They are at most `PROMPTS` in all, with the same limit for each class.
     """
     from syn4seg.models.embeddings import EmbeddingStore
 
     if not (exists(run.plan) and exists(run.embeddings) and exists(run.prompts)):
         return []
     plan, names = read_planned_samples(run), {row["class_id"]: row["class"] for row in read_parquet(run.prompts).to_pylist()}
-    most, taken = max(1, min(48, PROMPTS // max(1, len(names)))), Counter[int]()
-    first: dict[tuple[int, int], str] = {}
+    limit, counts = max(1, min(48, PROMPTS // max(1, len(names)))), Counter[int]()
+    prompts: dict[tuple[int, int], str] = {}
     for index, prompt, row in zip(*(plan[c].to_pylist() for c in ("class_id", "prompt", "prompt_row")), strict=True):
-        if taken[index] < most and (index, row) not in first:
-            first[index, row] = prompt
-            taken[index] += 1
-    if len(first) < 2:
+        if counts[index] < limit and (index, row) not in prompts:
+            prompts[index, row] = prompt
+            counts[index] += 1
+    if len(prompts) < 2:
         return []
-    vectors = EmbeddingStore(run.embeddings).pooled([row for _, row in first]).astype(np.float64)
+    vectors = EmbeddingStore(run.embeddings).pooled([row for _, row in prompts]).astype(np.float64)
     centred = vectors - vectors.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # else the signs are any
-    places = centred @ axes.T
-    if places.shape[1] < 2:
-        places = np.pad(places, ((0, 0), (0, 1)))
-    span = np.maximum(np.ptp(places, axis=0), 1e-9)
-    places = (places - places.min(0)) / span
+    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # the signs of the SVD are arbitrary
+    points = centred @ axes.T
+    if points.shape[1] < 2:
+        points = np.pad(points, ((0, 0), (0, 1)))
+    points = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
     return [
         {"class": names[index], "prompt": prompt, "x": round(float(x), 4), "y": round(float(y), 4)}
-        for ((index, _), prompt), (x, y) in zip(first.items(), places, strict=True)
+        for ((index, _), prompt), (x, y) in zip(prompts.items(), points, strict=True)
     ]
 
 
-# -------------------------------------------------------------------------------------------------- label quality
-def measure_label_quality(run: RunDir, draw: int, records: pa.Table, truth_of_one: Truth) -> dict[str, dict[str, float]]:
-    """Quality of each stage's labels of samples that the renderer made, against its exact masks.
+def measure_label_quality(run: RunDir, draw: int, records: pa.Table, truth: Truth) -> dict[str, dict[str, float]]:
+    """Compare the labels of each label column with the exact masks of the renderer.
 
     Args:
         records: of the samples to compare.
-        truth_of_one: as `truth_of` gives it.
+        truth: as `truth_source` returns it.
 
     Returns:
-        By stage, each in [0, 1]: target_iou, target_precision, target_recall, boundary_iou_2px, labelled_share.
+        Label column -> target_iou, target_precision, target_recall, boundary_iou_2px, labelled_share, each in [0, 1].
     """
     from syn4seg.segmenter.evaluation import boundary_iou, confusion
 
-    found: dict[str, tuple[list, list, list]] = {stage: ([], [], []) for stage in LABEL_COLUMNS}
-    for page in read_pages(run, draw, records):
-        for shown in (s for s in page if s.labels):
-            record = shown.record
-            exact = truth_of_one(record, shown.labels["label"].shape[0])
-            if exact is None:
-                continue
-            truth = exact == record["class_id"]
-            for stage, (labels, truths, known) in found.items():
-                label = shown.labels[stage]
-                labels.append(np.where(label == UNLABELED, UNLABELED, label == record["class_id"]).astype(np.uint8))
-                truths.append(truth.astype(np.uint8))
-                known.append((label != UNLABELED).mean())
+    pairs: dict[str, tuple[list, list, list]] = {stage: ([], [], []) for stage in LABEL_COLUMNS}
+    for sample in (sample for page in read_pages(run, draw, records) for sample in page if sample.labels):
+        target, exact = sample.record["class_id"], truth(sample.record, sample.labels["label"].shape[0])
+        if exact is None:
+            continue
+        for stage, (labels, masks, labelled) in pairs.items():
+            label = sample.labels[stage]
+            labels.append(np.where(label == UNLABELED, UNLABELED, label == target).astype(np.uint8))
+            masks.append((exact == target).astype(np.uint8))
+            labelled.append((label != UNLABELED).mean())
     quality = {}
-    for stage, (labels, truths, known) in found.items():
-        matrix = sum((confusion(a, b, 2) for a, b in zip(labels, truths, strict=True)), np.zeros((2, 2), np.int64))
-        missed = sum(int(((a == UNLABELED) & (b == 1)).sum()) for a, b in zip(labels, truths, strict=True))
+    for stage, (labels, masks, labelled) in pairs.items():
+        matrix = sum((confusion(a, b, 2) for a, b in zip(labels, masks, strict=True)), np.zeros((2, 2), np.int64))
+        missed = sum(int(((a == UNLABELED) & (b == 1)).sum()) for a, b in zip(labels, masks, strict=True))
         quality[stage] = {
             "target_iou": matrix[1, 1] / max(1, matrix[1].sum() + matrix[0, 1]),
             "target_precision": matrix[1, 1] / max(1, matrix[:, 1].sum()),
             "target_recall": matrix[1, 1] / max(1, matrix[1].sum() + missed),
-            "boundary_iou_2px": float(boundary_iou(labels, truths, 2, 2)[1]) if labels else float("nan"),
-            "labelled_share": float(np.mean(known)) if known else 0.0,
+            "boundary_iou_2px": float(boundary_iou(labels, masks, 2, 2)[1]) if labels else float("nan"),
+            "labelled_share": float(np.mean(labelled)) if labelled else 0.0,
         }
     return quality
 
 
 def truth_source(config: Config) -> Truth | None:
-    """What tells the exact label of an image, or None where nothing does: the renderer can draw an image once more."""
+    """Return what computes the exact label of a generated image: the renderer draws it again; None for other generators."""
     from syn4seg.models.generators import generator_source
     from syn4seg.stages.setup import load_dataset
 
@@ -235,70 +219,63 @@ def truth_source(config: Config) -> Truth | None:
     truth = generator_source(config.synthesis.model).truth
     if truth is None:
         return None
-
     table = load_dataset(config)[1].to_index
 
-    def drawn_again(record: dict[str, Any], side: int) -> np.ndarray | None:
+    def redraw(record: dict[str, Any], side: int) -> np.ndarray | None:
         try:
             return table[truth(record["prompt"], record["noise_seed"], side)].astype(np.uint8)
-        except UserError:  # no prompt of the embedded world: somebody changed the record
+        except UserError:  # not a prompt of the embedded world: somebody changed the record
             return None
 
-    return drawn_again
+    return redraw
 
 
 def measure_run_quality(run: RunDir, config: Config, draw: int, records: pa.Table) -> dict[str, dict[str, float]]:
-    """`label_quality` of accepted samples of the diverse bank, at most `MEASURED`; empty where the truth is not known."""
+    """Measure the labels of at most `MEASURED` accepted samples of the diverse bank; empty if the truth is unknown."""
     truth = truth_source(config)
-    wanted = records.filter(pc.and_(pc.equal(records["reason"], ""), pc.starts_with(records["sample_id"], HDIG)))
-    if truth is None or not len(wanted):
+    accepted = records.filter(pc.and_(pc.equal(records["reason"], ""), pc.starts_with(records["sample_id"], HDIG)))
+    if truth is None or not len(accepted):
         return {}
-    step = -(-len(wanted) // MEASURED)
-    return measure_label_quality(run, draw, wanted.take(np.arange(0, len(wanted), step)), truth)
+    step = -(-len(accepted) // MEASURED)
+    return measure_label_quality(run, draw, accepted.take(np.arange(0, len(accepted), step)), truth)
 
 
-# -------------------------------------------------------------------------------------------------- over time
 def load_curves(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
-    """By stage of the stream: arrays seconds, rows_per_second, busy_share; streams follow one another, with a gap (nan)."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Return for each stage of the stream the arrays seconds, rows_per_second and busy_share, with a NaN between two streams."""
+    curves: dict[str, dict[str, list[float]]] = {}
     offset, before = 0.0, None
-    for line in (line for line in lines if line.get("kind") == "load" and story.is_load_line(line)):
-        again = before is not None and story.starts_new_stream(before, line)
+    for line in (line for line in lines if line.get("kind") == "load" and is_load_line(line)):
+        again = before is not None and starts_new_stream(before, line)
         if before is not None and again:
             offset += _number(before, "seconds", 0.0)
         before, moment = line, offset + _number(line, "seconds", 0.0)
         for name, values in line["stages"].items():
-            series = found.setdefault(name, {"seconds": [], "rows_per_second": [], "busy_share": []})
-            series["seconds"] += [offset, moment] if again else [moment]
+            curve = curves.setdefault(name, {"seconds": [], "rows_per_second": [], "busy_share": []})
+            curve["seconds"] += [offset, moment] if again else [moment]
             for key in ("rows_per_second", "busy_share"):
-                series[key] += [float("nan")] * again + [_number(values, key, float("nan"))]
-    return {name: {k: np.array(v, float) for k, v in series.items()} for name, series in found.items()}
+                curve[key] += [float("nan")] * again + [_number(values, key, float("nan"))]
+    return {name: {k: np.array(v, float) for k, v in curve.items()} for name, curve in curves.items()}
 
 
-def _number(values: dict[str, Any], key: str, otherwise: float) -> float:
-    found = story.finite_number(values.get(key))
-    return otherwise if found is None else float(found)
+def _number(values: dict[str, Any], key: str, default: float) -> float:
+    value = finite_number(values.get(key))
+    return default if value is None else float(value)
 
 
 def loss_curves(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By name of a curve: steps and losses, as far as the run wrote them down, thinned to `POINTS`."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """Return curve name -> (steps, losses), as far as they were logged, thinned to `POINTS`."""
+    curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         loss, step = line.get("loss"), line.get("step", line.get("done", line.get("epoch")))
         if isinstance(loss, int | float) and isinstance(step, int | float) and np.isfinite(loss):
             name = " ".join(str(part) for part in (line.get("stage", ""), line.get("row", "")) if part)
             name += f", draw {line['draw']}" if "draw" in line else ""
-            curve = found.setdefault(name, [])
-            if curve and step <= curve[-1][0]:  # begun again
+            curve = curves.setdefault(name, [])
+            if curve and step <= curve[-1][0]:  # the training was started again
                 curve[:] = [point for point in curve if point[0] < step]
             curve.append((float(step), float(loss)))
     thin = {
-        name: [curve[i] for i in np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).round().astype(int)]
-        for name, curve in found.items()
+        name: np.array([curve[i] for i in np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).round().astype(int)])
+        for name, curve in curves.items()
     }
-    return {name: (np.array([s for s, _ in curve]), np.array([v for _, v in curve])) for name, curve in thin.items()}
-
-
-def read_results(run: RunDir) -> dict[str, Any] | None:
-    """results.json, or None before there is one."""
-    return read_json(run.results) if exists(run.results) else None
+    return {name: (points[:, 0], points[:, 1]) for name, points in thin.items()}

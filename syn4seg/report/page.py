@@ -15,10 +15,10 @@ from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.report import charts, numbers
-from syn4seg.report.gallery import files_beside, build_gallery
-from syn4seg.report.html import WORDS, chart, environment, section, style
+from syn4seg.report.gallery import build_gallery, full_image_paths
+from syn4seg.report.html import WORDS, chart, environment, gallery_section, style
 from syn4seg.report.reading import STAGE_TITLES, class_names, read_records
-from syn4seg.report.sheets import WHO, WHO_COLORS, colors_of
+from syn4seg.report.sheets import WHO, WHO_COLORS, class_colors
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import as_path, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
@@ -51,23 +51,23 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
         OSError: the file cannot be written.
     """
     config = load(run.config)
-    draw = chosen_draw(config, draw, run)
+    draw = select_draw(config, draw, run)
     records, names = read_records(run, draw), class_names(run, config)
-    colors = colors_of(len(names))
+    colors = class_colors(len(names))
     truth = numbers.truth_source(config)
     made = build_gallery(run, draw, records, colors, progress, truth)
     target, plane = as_path(to) if to is not None else run.root / "report.html", numbers.prompt_map(run)
     panes = [{"title": "image", "photo": "image"}]
     panes += [{"title": title, "photo": "image", "label": stage, "who": "who"} for stage, title in STAGE_TITLES.items()]
     panes += [] if truth is None else [{"title": "truth", "photo": "image", "label": "truth"}]
-    shown = section(
+    shown = gallery_section(
         made,
         names,
         colors,
         panes,
         list(zip(WHO, WHO_COLORS, strict=True))[1:],
         "who decided",
-        files=_seen_from(run, target, files_beside(run, draw)),
+        files=_seen_from(run, target, full_image_paths(run, draw)),
         map=plane,
         words=_words(config),
         settings={"min_agreement": config.refinement.min_agreement},
@@ -91,7 +91,7 @@ def _words(config: Config) -> dict[str, str]:
     }
 
 
-def chosen_draw(config: Config, draw: int | None, run: RunDir) -> int:
+def select_draw(config: Config, draw: int | None, run: RunDir) -> int:
     """The draw that `--draw` asks for, by default the first.
 
     Raises:
@@ -193,7 +193,7 @@ def _funnel(run: RunDir, records: pa.Table, found: numbers.LabelingSummary) -> l
     return steps
 
 
-def table_of_funnel(run: RunDir, records: pa.Table) -> dict[str, Any]:
+def funnel_table(run: RunDir, records: pa.Table) -> dict[str, Any]:
     """The steps of the funnel and what was lost at them, flat, for tables with a column per run."""
     found: dict[str, Any] = {}
     for step, count, lost in _funnel(run, records, numbers.summarize_labeling(records)):
@@ -219,8 +219,8 @@ def _bank(bank: dict[str, Any]) -> dict[str, Any]:
         "left_out": max(0, len(rows) - PROMPT_ROWS),
         "cosine": _number(told.get("mean_cosine")),
         "vendi": _number(told.get("vendi")),
-        "plain_cosine": _number(plain.get("mean_cosine")),
-        "plain_vendi": _number(plain.get("vendi")),
+        "class_name_cosine": _number(plain.get("mean_cosine")),
+        "class_name_vendi": _number(plain.get("vendi")),
     }
 
 

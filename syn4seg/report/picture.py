@@ -16,7 +16,7 @@ import numpy as np
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.report.reading import STAGE_TITLES, GallerySample, class_names, read_pages, read_records
-from syn4seg.report.sheets import colors_of
+from syn4seg.report.sheets import class_colors
 from syn4seg.schema import BACKGROUND, LABEL_COLUMNS, UNLABELED
 from syn4seg.store.files import write_atomically
 from syn4seg.store.images import encode_image
@@ -102,7 +102,7 @@ class Picture:
     def _values(self) -> dict[int, tuple[str, tuple[int, int, int]]]:
         """Name and RGB of every label value that occurs, sorted; of a class the colour that it has in the report."""
         occur = sorted({int(k) for label in self.sample.labels.values() for k in np.unique(label)})
-        codes = colors_of(max([len(self.names), *(k + 1 for k in occur if k not in SPECIAL)]))
+        codes = class_colors(max([len(self.names), *(k + 1 for k in occur if k not in SPECIAL)]))
         return {k: SPECIAL[k] if k in SPECIAL else (self._name(k), _rgb(codes[k])) for k in occur}
 
     def _name(self, index: int) -> str:

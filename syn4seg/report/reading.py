@@ -1,4 +1,4 @@
-"""A run as people look at it: its class names, its draws, and its samples page by page, whatever the layout. Writes nothing."""
+"""Read what the reports show of a run, in any layout: class names, records, and samples page by page. Writes nothing."""
 
 # pyright: reportAttributeAccessIssue=false
 # (Arrow makes the functions of pyarrow.compute at run time.)
@@ -21,25 +21,24 @@ from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
 
 STAGE_TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled (APR)", "label": "label (SABR)"}
-"""What the label stages are called above a picture."""
+"""Label column -> its title above a picture."""
 PAGE = 64
 """Samples that are in memory at a time."""
 
-
 Truth = Callable[[dict[str, Any], int], np.ndarray | None]
-"""From a record and the side of its image to the exact label uint8 (side, side), or None where it is not known."""
+"""Takes a record and the side of its image; returns the exact label uint8 (side, side), or None if it is unknown."""
 
 
 @dataclass(frozen=True)
 class GallerySample:
-    """One sample of a draw as it is on the disk.
+    """One sample of a draw as it is stored.
 
     Attributes:
-        record: columns of `schema.RECORD` that have a value; `audit` as plain values.
-        image: uint8 (H, W, 3) RGB, or None: a fault has none.
-        labels: by stage (`schema.LABEL_COLUMNS`), uint8 (H, W); empty for a fault.
-        damage: what is wrong with its files, or empty; then image and labels are missing.
-        truth: the exact label uint8 (H, W), where somebody knows it and was asked.
+        record: columns of `schema.RECORD` that have a value; `audit` as a dict.
+        image: uint8 (H, W, 3) RGB; None for a fault or damaged files.
+        labels: label column (`schema.LABEL_COLUMNS`) -> uint8 (H, W); empty for a fault or damaged files.
+        damage: what is wrong with its files, or "".
+        truth: the exact label uint8 (H, W), if known and asked for.
     """
 
     record: dict[str, Any]
@@ -50,8 +49,11 @@ class GallerySample:
 
 
 def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
-    """Name of every class index of a run's labels, background first, for people to look at: `exact_names`, or, of a run without
-    results whose data set is not there, those of its prompts, which name the novel classes; each other one is "class K"."""
+    """Return the name of every class index of a run's labels, background first, for display.
+
+    They are those of `exact_class_names`; of a run without results whose data set is missing, those in prompts.parquet, which
+    names the novel classes, and "class K" for the others.
+    """
     try:
         return exact_class_names(run, config)
     except UserError:
@@ -59,15 +61,15 @@ def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
             return ("background",)
     novel = read_parquet(run.prompts, ["class_id", "class"])
     novel = novel.filter(pc.and_(pc.greater(novel["class_id"], BACKGROUND), pc.less(novel["class_id"], UNLABELED)))
-    known = dict(zip(novel["class_id"].to_pylist(), novel["class"].to_pylist(), strict=True)) | {BACKGROUND: "background"}
-    return tuple(known.get(index, f"class {index}") for index in range(max(known) + 1))
+    names = dict(zip(novel["class_id"].to_pylist(), novel["class"].to_pylist(), strict=True)) | {BACKGROUND: "background"}
+    return tuple(names.get(index, f"class {index}") for index in range(max(names) + 1))
 
 
 def exact_class_names(run: RunDir, config: Config) -> tuple[str, ...]:
-    """Name of every class index of a run's labels, background first: as results.json has them, else as the data set has.
+    """Return the name of every class index of a run's labels, background first, from results.json, else from the data set.
 
     Raises:
-        UserError: the run has no results yet and the data set is not there.
+        UserError: the run has no results yet and the data set is missing.
     """
     if exists(run.results) and (names := read_json(run.results).get("classes")):
         return tuple(names)
@@ -77,7 +79,7 @@ def exact_class_names(run: RunDir, config: Config) -> tuple[str, ...]:
 
 
 def read_records(run: RunDir, draw: int) -> pa.Table:
-    """Records of a draw, sorted by sample id (columns `schema.RECORD`): its manifest, or, before there is one, what is done.
+    """Return the records of a draw (columns `schema.RECORD`) by sample id: its manifest, or, before there is one, those so far.
 
     Raises:
         UserError: the manifest is damaged.
@@ -86,41 +88,37 @@ def read_records(run: RunDir, draw: int) -> pa.Table:
     if not exists(manifest):
         return run.draw(draw).table()
     table = read_parquet(manifest)
-    if lacking := set(RECORD.names) - set(table.column_names):
-        raise UserError(f"{manifest}: has no column {min(lacking)!r}; delete it and run the same command again")
+    if missing := set(RECORD.names) - set(table.column_names):
+        raise UserError(f"{manifest}: has no column {min(missing)!r}; delete it and run the same command again")
     return table.select(RECORD.names).cast(RECORD).sort_by("sample_id")
 
 
 def read_pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> Iterator[list[GallerySample]]:
-    """Samples of a draw with images and labels, in the order of `records`, at most `size` at a time.
+    """Yield the samples of a draw with images and labels, in the order of `records`, at most `size` at a time.
 
-    A damaged or missing file costs its own sample only, which says so.
+    A damaged or missing file affects its own sample only, whose `damage` names it.
 
     Raises:
         StoreError: the file system fails.
     """
     rows = records.select(["sample_id", "class"])
-    for key, known in (("image_at", run.samples.images()), ("label_at", run.samples.locations(draw))):
-        index = pc.index_in(rows["sample_id"], known["sample_id"].combine_chunks())
-        rows = rows.append_column(key, pc.fill_null(known[key].take(index), ""))
+    for key, locations in (("image_at", run.samples.images()), ("label_at", run.samples.locations(draw))):
+        index = pc.index_in(rows["sample_id"], locations["sample_id"].combine_chunks())
+        rows = rows.append_column(key, pc.fill_null(locations[key].take(index), ""))
     for start in range(0, len(rows), size):
-        part = rows.slice(start, size).to_pylist()
-        yield _page(run, draw, part, records.slice(start, size).to_pylist())
-
-
-def _page(run: RunDir, draw: int, rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[GallerySample]:
-    return [
-        _damaged_sample(record, found)
-        if isinstance(found, DamagedError)
-        else GallerySample(found[0].record, found[1], found[0].labels)
-        for record, found in zip(records, run.draw(draw).read_or_errors(rows), strict=True)
-    ]
+        results = run.draw(draw).read_each(rows.slice(start, size).to_pylist())
+        yield [
+            _damaged_sample(record, result)
+            if isinstance(result, DamagedError)
+            else GallerySample(result[0].record, result[1], result[0].labels)
+            for record, result in zip(records.slice(start, size).to_pylist(), results, strict=True)
+        ]
 
 
 def _damaged_sample(record: dict[str, Any], error: DamagedError) -> GallerySample:
-    known = {key: value for key, value in record.items() if value is not None}
+    values = {key: value for key, value in record.items() if value is not None}
     try:
-        audit = json.loads(known.get("audit", "{}"))
+        audit = json.loads(values.get("audit", "{}"))
     except ValueError:
         audit = {}
-    return GallerySample(known | {"audit": audit}, None, {}, str(error))
+    return GallerySample(values | {"audit": audit}, None, {}, str(error))

@@ -24,7 +24,7 @@ WHO = ("", "draft, unchanged", "freed by APF, unlabeled", "relabeled by APR", "m
 WHO_COLORS = ("#000000", "#56b4e9", "#ffffff", "#e69f00", "#cc79a7")
 
 
-def colors_of(count: int) -> list[str]:
+def class_colors(count: int) -> list[str]:
     """A colour for each of `count` class indices; background first, and never shown."""
     golden = 0.61803398875
     hues = [(0.58 + i * golden) % 1.0 for i in range(count)]
@@ -52,7 +52,7 @@ def provenance(labels: dict[str, np.ndarray]) -> np.ndarray:
     return who
 
 
-def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
+def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
     """A photo (H, W, 3) or label (H, W) whose longer side is at most `side`; labels keep their values, small ones their size."""
     scale = side / max(pixels.shape[:2])
     if scale >= 1:
@@ -61,7 +61,7 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA if pixels.ndim == 3 else cv2.INTER_NEAREST_EXACT)
 
 
-def sheet(cells: Sequence[np.ndarray | None], side: int) -> np.ndarray:
+def tile(cells: Sequence[np.ndarray | None], side: int) -> np.ndarray:
     """At most ROW x ROW thumbnails, each in the upper left corner of its cell; zeros where there is none."""
     first = next((cell for cell in cells if cell is not None), np.zeros((1, 1), np.uint8))
     rows = -(-len(cells) // ROW)
@@ -73,14 +73,14 @@ def sheet(cells: Sequence[np.ndarray | None], side: int) -> np.ndarray:
     return made
 
 
-def photo_url(pixels: np.ndarray) -> str:
+def encode_photo(pixels: np.ndarray) -> str:
     """A JPEG data URL of uint8 (H, W, 3) RGB."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=72)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def label_url(codes: np.ndarray, colors: Sequence[str]) -> str:
+def encode_labels(codes: np.ndarray, colors: Sequence[str]) -> str:
     """A palette PNG data URL of uint8 (H, W): `colors` by code, 0 transparent, 255 (unlabeled) white."""
     picture, file = Image.fromarray(codes), io.BytesIO()
     palette = np.full((256, 3), 255, np.uint8)

@@ -69,7 +69,9 @@ per novel class beyond the support set, {{ study.validation.base_images }} base 
 """
 
 
-def write_report(path: Path, study: dict[str, Any], summary: dict[str, Any], rows: Sequence[Row], verdicts: Sequence[str]) -> None:
+def write_sweep_report(
+    path: Path, study: dict[str, Any], summary: dict[str, Any], rows: Sequence[Row], verdicts: Sequence[str]
+) -> None:
     """Writes the page.
 
     Args:
@@ -98,12 +100,12 @@ def write_report(path: Path, study: dict[str, Any], summary: dict[str, Any], row
         verdicts=verdicts,
         rows=shown,
         more=max(0, len(rows) - TOP),
-        charts=charts(metrics, keys, summary, rows),
+        charts=draw_charts(metrics, keys, summary, rows),
     )
     write_atomically(path, page.encode())
 
 
-def charts(metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
+def draw_charts(metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
     """Title, SVG and a sentence for every figure that the trials suffice for."""
     done = [row for row in rows if row["state"] == "complete" and _mean(row, metrics[0]) is not None]
     if len(done) < 2:
@@ -209,7 +211,7 @@ def _curve(metric: str, key: str, done: Sequence[Row]) -> str:
     places = np.array(values, float) if numbers else np.array([names.index(_short(v)) for v in values], float)
     with figure(5, 3.4) as (canvas, axes):
         axes.errorbar(places, means, yerr=spreads, fmt="o", ms=3.5, lw=0.8, color=COLORS[0], alpha=0.55)
-        groups = grouped(places, np.array(means))
+        groups = bin_means(places, np.array(means))
         if len(groups) > 1:
             x, middle, width = (np.array(column) for column in zip(*groups, strict=True))
             axes.plot(x, middle, color=COLORS[1], lw=1.8)
@@ -221,7 +223,7 @@ def _curve(metric: str, key: str, done: Sequence[Row]) -> str:
         return svg(canvas)
 
 
-def grouped(places: np.ndarray, values: np.ndarray) -> list[tuple[float, float, float]]:
+def bin_means(places: np.ndarray, values: np.ndarray) -> list[tuple[float, float, float]]:
     """(place, mean, standard deviation) of the values at each place, or in `BINS` equally filled bins where places are many."""
     order = np.argsort(places, kind="stable")
     places, values = places[order], values[order]

@@ -325,7 +325,7 @@ def _save(
 
 
 def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath | None, facts: dict) -> tuple[int, np.ndarray]:
-    """Load a checkpoint if there is one; return the number of finished epochs and the labels pixels in them."""
+    """Load a checkpoint if there is one; return the number of finished epochs and the pixels per label in them."""
     if path is None or not path.is_file():
         return 0, np.zeros(256, np.int64)
     state = torch.load(io.BytesIO(read_bytes(path, MAX_TABLE)), weights_only=True, map_location=segmenter.weight.device)

@@ -214,7 +214,7 @@ def _inner_band(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def trimap_iou(labels: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int, width: int) -> np.ndarray:
-    """Return the IoU per class on the pixels within `width` pixels of a change of the true label: float64 (classes,), nan if absent."""
+    """Return the IoU per class, as `boundary_iou`, on the pixels within `width` pixels of a change of the true label."""
     total = np.zeros((classes, classes), np.int64)
     for label, truth in zip(labels, truths, strict=True):
         near = boundary_band(truth, width)

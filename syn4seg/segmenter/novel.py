@@ -376,7 +376,7 @@ def _optimizer(classifier: Classifier, base: Classifier, bottleneck: nn.Module |
 
 
 def _logits(classifier: Classifier, features: Tensor) -> Tensor:
-    """Return `classifier(features)`; linear rows as one product per image, half the time of a 1x1 convolution and its gradient here."""
+    """Return `classifier(features)`; linear rows as one product per image: half the time of a 1x1 convolution."""
     if classifier.cosine:
         return classifier(features)
     rows = classifier.weight.expand(len(features), -1, -1)

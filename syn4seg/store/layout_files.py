@@ -141,7 +141,15 @@ class FileSamples:
             if (row["class"], row["sample_id"]) != (class_name, sample_id) or not isinstance(row["reason"], str):
                 return None
             record_table([row])
-        except (FileNotFoundError, DamagedError, TypeError, KeyError, ValueError, OverflowError, pa.ArrowException):  # not ours
+        except (
+            FileNotFoundError,
+            DamagedError,
+            TypeError,
+            KeyError,
+            ValueError,
+            OverflowError,
+            pa.ArrowException,
+        ):  # damaged, or of another program
             return None
         return row
 

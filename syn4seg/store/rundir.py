@@ -89,7 +89,7 @@ class Draw:
         return self.run.samples.read(self.number, rows)
 
     def read_or_errors(self, rows: list[dict[str, Any]]) -> list[Pair | DamagedError]:
-        """Read finished samples, with the error of a damaged one in its place; see `FileSamples.read_each`."""
+        """Read finished samples, with the error of a damaged one in its place; see `FileSamples.read_or_errors`."""
         return self.run.samples.read_or_errors(self.number, rows)
 
     def table(self) -> pa.Table:

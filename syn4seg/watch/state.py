@@ -101,7 +101,7 @@ class MetricsReader:
             self.offset, self.rest = 0, b""
             return None
         *lines, self.rest = (self.rest + data).split(b"\n")
-        return [line for line in map(_parse_line, lines) if line is not None]
+        return [line for line in map(parse_line, lines) if line is not None]
 
     def _read(self) -> bytes | None:
         with explain_errors(self.path, "read"):
@@ -119,7 +119,8 @@ class MetricsReader:
             return data
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the dict of a line of metrics.jsonl; None for a damaged line."""
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(value := json.loads(line), dict):
             return value

@@ -17,7 +17,7 @@ import syn4seg
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.report.reading import GallerySample
-from syn4seg.report.sheets import colors_of
+from syn4seg.report.sheets import class_colors
 from syn4seg.stages.setup import load_dataset
 from syn4seg.store.images import read_image
 from syn4seg.store.rundir import RunDir
@@ -64,7 +64,7 @@ def test_every_class_of_a_picture_has_the_colour_of_the_report_and_none_looks_li
     for given in ((), names):
         picture = syn4seg.show(GallerySample({}, None, {"label": label}), names=given)
         pixels = picture.panels["label (SABR)"].reshape(256, 3)
-        for value, code in enumerate(colors_of(255)[1:], 1):
+        for value, code in enumerate(class_colors(255)[1:], 1):
             assert bytes(pixels[value]).hex() == code[1:]
             assert np.abs(pixels[value].astype(int) - pixels[0]).max() > 100
         np.testing.assert_array_equal(pixels[[0, 255]], [picture.legend["background"], picture.legend["unlabeled"]])

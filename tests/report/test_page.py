@@ -27,11 +27,11 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.compare import write_comparison
-from syn4seg.report.gallery import changed_share, fair_order, gallery
-from syn4seg.report.html import visible
+from syn4seg.report.gallery import build_gallery, changed_share, fair_order
+from syn4seg.report.html import escape_invisible
 from syn4seg.report.page import write_report
 from syn4seg.report.reading import read_records
-from syn4seg.report.sheets import ROW, colors_of, label_url, provenance, sheet, shrunk
+from syn4seg.report.sheets import ROW, class_colors, encode_labels, provenance, shrink, tile
 from syn4seg.schema import LABEL_COLUMNS, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.store.rundir import RunDir
@@ -211,7 +211,7 @@ def test_a_sheet_keeps_every_label_in_its_cell():
     rng = np.random.default_rng(0)
     cells = [rng.choice(np.array([0, 3, 20, 255], np.uint8), (rng.integers(3, 9), rng.integers(3, 9))) for _ in range(23)]
     cells[4] = None
-    url = label_url(sheet(cells, 9), colors_of(21))
+    url = encode_labels(tile(cells, 9), class_colors(21))
     picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
     codes = np.array(picture)
     assert codes.shape == (3 * 9, ROW * 9) and picture.info["transparency"] == 0
@@ -224,21 +224,21 @@ def test_a_sheet_keeps_every_label_in_its_cell():
 
 def test_thumbnails_never_invent_a_class_and_never_grow():
     label = np.random.default_rng(1).choice(np.array([0, 7, 255], np.uint8), (300, 200))
-    small = shrunk(label, 48)
+    small = shrink(label, 48)
     assert small.shape == (48, 32) and set(np.unique(small)) <= {0, 7, 255}
-    assert shrunk(label, 999) is label
+    assert shrink(label, 999) is label
 
 
 @pytest.mark.parametrize("count", [2, 21, 81, 201])
 def test_classes_have_colours_of_their_own(count):
-    assert len(set(colors_of(count))) == count
+    assert len(set(class_colors(count))) == count
 
 
 def test_a_small_budget_shows_a_fair_beginning(run):
     records = read_records(run, 0)
-    whole = gallery(run, 0, records, colors_of(17), lambda *_: None)
+    whole = build_gallery(run, 0, records, class_colors(17), lambda *_: None)
     assert len(whole.items) == whole.total == len(records)
-    few = gallery(run, 0, records, colors_of(17), lambda *_: None, budget=1000)
+    few = build_gallery(run, 0, records, class_colors(17), lambda *_: None, budget=1000)
     assert few.items == [] and few.total == len(records)
     order = [(r["class"], bool(r["reason"])) for r in records.take(fair_order(records)).to_pylist()]
     groups = len(set(order))
@@ -274,13 +274,13 @@ def test_hostile_words_stay_words(run):
     assert found.tags["script"] == clean.tags["script"] and found.tags["b"] == clean.tags["b"]
     assert not set(html) & {"\x00", "\x1b", "\u202e", "\u061c"} and "{{ 7*7 }}" in html
     item = next(i for i in data_of(html)["items"] if i["id"] == row["sample_id"])
-    assert item["prompt"] == visible(HOSTILE) and "\\u202e" in item["prompt"]
+    assert item["prompt"] == escape_invisible(HOSTILE) and "\\u202e" in item["prompt"]
 
 
 @given(st.text())
 def test_visible_words_have_no_control_characters(text):
-    assert not re.search("[\x00-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]", visible(text))
-    assert visible(visible(text)) == visible(text)
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]", escape_invisible(text))
+    assert escape_invisible(escape_invisible(text)) == escape_invisible(text)
 
 
 def test_a_run_that_has_only_begun_says_how_far_it_is(tmp_path, small):
