@@ -97,11 +97,12 @@ class LabelingSummary:
 
 
 def summarize_labeling(records: pa.Table) -> LabelingSummary:
-    """Return the summary of the records of a draw, whose audits are parsed one after the other."""
+    """Return the summary of the records of a draw, in one pass."""
     regions, pixels, masks, samples = Counter[str](), Counter[str](), Counter[str](), 0
     similar: dict[str, tuple[list[float], list[bool], float]] = {}
-    for name, index, text in zip(*(records[column].to_pylist() for column in ("class", "class_id", "audit")), strict=True):
-        audit = json.loads(text or "{}")
+    batches = records.select(["class", "class_id", "audit"]).to_batches(max_chunksize=4096)
+    for row in (row for batch in batches for row in batch.to_pylist()):
+        audit = json.loads(row["audit"] or "{}")
         if "pixels" not in audit:
             continue
         samples += 1
@@ -110,8 +111,8 @@ def summarize_labeling(records: pa.Table) -> LabelingSummary:
         masks.update({key: sam.get(key, 0) for key in ("accepted", "refused")})
         for region in audit.get("regions", ()):
             regions[region["why"]] += 1
-            if region["class"] == index and region["similarity"] is not None:
-                values, kept, _ = similar.setdefault(name, ([], [], float(audit["lambda_keep"])))
+            if region["class"] == row["class_id"] and region["similarity"] is not None:
+                values, kept, _ = similar.setdefault(row["class"], ([], [], float(audit["lambda_keep"])))
                 values.append(region["similarity"])
                 kept.append(not region["why"])
     arrays = {name: (np.array(v), np.array(kept), least) for name, (v, kept, least) in sorted(similar.items())}

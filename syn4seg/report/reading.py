@@ -106,7 +106,7 @@ def read_pages(run: RunDir, draw: int, records: pa.Table, size: int = PAGE) -> I
         index = pc.index_in(rows["sample_id"], locations["sample_id"].combine_chunks())
         rows = rows.append_column(key, pc.fill_null(locations[key].take(index), ""))
     for start in range(0, len(rows), size):
-        results = run.draw(draw).read_each(rows.slice(start, size).to_pylist())
+        results = run.draw(draw).read_or_errors(rows.slice(start, size).to_pylist())
         yield [
             _damaged_sample(record, result)
             if isinstance(result, DamagedError)
