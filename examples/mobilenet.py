@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syn4seg.errors import UserError
 from syn4seg.segmenter.backbones import read_weights
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -94,7 +95,7 @@ def mobilenet_v2(weights: str) -> MobileNetFeatures:
         state = OrderedDict((k, v.float()) for k, v in read_weights(weights).items())
         lacking = sorted(set(net.state_dict()) - set(state))
         if lacking:
-            raise ValueError(
+            raise UserError(
                 f"weights {weights!r} have no tensor {lacking[0]!r}; expected a MobileNetV2 1.0 with folded batch norms"
             )
         net.load_state_dict(state, strict=False)

@@ -47,7 +47,7 @@ def curve(checkpoint: Path | None = None, dataset: Dataset = DATASET, **changes)
 FROZEN = {"freeze_backbone": True, "cached_on": Canvas(32)}
 PLAIN_LOSS = base.pixel_loss
 PARTIAL = {
-    "loss": (base, "pixel_loss", lambda *given, total, **more: PLAIN_LOSS(*given, **more) / parallel.rank_and_world_size()[1]),
+    "loss": (base, "pixel_loss", lambda *given, all_reduce, **more: PLAIN_LOSS(*given, **more) / parallel.rank_and_world_size()[1]),
     "statistics": (parallel, "batch_norm", nn.BatchNorm2d.forward),
     "dropout": (parallel, "dropout2d", nn.Dropout2d.forward),
 }

@@ -166,9 +166,9 @@ def test_cached_features_are_computed_once_per_image_and_only_when_needed():
 
 
 def test_user_errors_name_key_value_and_remedy():
-    with pytest.raises(UserError, match="has 5 classes; expected 13"):
+    with pytest.raises(ValueError, match="has 5 classes; expected 13"):
         _train(_segmenter(5))
-    with pytest.raises(UserError, match="need freeze_backbone"):
+    with pytest.raises(ValueError, match="need freeze_backbone"):
         _train(cached_on=Canvas(32))
-    with pytest.raises(UserError, match="fewer than batch = 64"):
+    with pytest.raises(UserError, match=r"fewer than base\.batch=64"):
         _train(schedule=BaseSchedule(1, 64))

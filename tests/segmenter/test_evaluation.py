@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
-from syn4seg.errors import UserError
 from syn4seg.segmenter.backbones import load_backbone
 from syn4seg.segmenter.evaluation import (
     accumulate_confusion,
@@ -72,7 +71,7 @@ def test_an_absent_class_is_nan_and_leaves_the_means_alone():
     assert math.isnan(got["per_class"][2]) and got["base"] == got["total"] == 1.0
     assert math.isnan(metrics(np.diag([5, 4, 3, 0]), 2, 1)["novel"])
     assert metrics(np.zeros((3, 3), np.int64) + np.eye(3, k=1, dtype=np.int64), 1, 1)["harmonic"] == 0
-    with pytest.raises(UserError, match=r"expected \(5, 5\)"):
+    with pytest.raises(ValueError, match=r"expected \(5, 5\)"):
         metrics(matrix, 2, 2)
 
 

@@ -293,7 +293,7 @@ def test_files_of_another_kind_say_what_they_are(tmp_path):
     _refused(tmp_path, {"learner_base.1.0.weight": one}, "BAM's whole model; give its base learner")
     _refused(tmp_path, {"conv1.weight": one, "layer1.0.conv1.weight": one}, "a backbone alone; give it as segmenter.weights")
     _refused(tmp_path, {"ppm.branches.0.0.weight": one}, "of ours")
-    _refused(tmp_path, {"a": one}, r"no family known here \(CAPL, POP, BAM, DIaM\).*e\.g\. \['a'\]")
+    _refused(tmp_path, {"a": one}, r"of no known family \(CAPL, POP, BAM, DIaM\).*e\.g\. \['a'\]")
     _refused(tmp_path, {"state_dict": {"epoch": 3}}, "without tensors")
     (tmp_path / "text.pth").write_text("hello")
     for name, message in (("text.pth", "cannot be read"), ("none.pth", "does not exist")):
