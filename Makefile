@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run install test lint docs clean
+.PHONY: run install test lint mutate docs clean
 
 run: $(BIN)/.installed        ## the main job: the whole method on the embedded world
 	$(BIN)/syn4seg run embedded $(ARGS)
@@ -13,6 +13,9 @@ test: $(BIN)/.installed       ## the test suite
 
 lint: $(BIN)/.installed       ## style, import contracts, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/pyright
+
+mutate: $(BIN)/.installed     ## mutation testing of labels, metrics, losses and fingerprints; what survives is listed at the end
+	$(BIN)/mutmut run $(ARGS) && $(BIN)/mutmut results
 
 install: $(BIN)/.installed    ## .venv with everything in it
 
@@ -26,4 +29,4 @@ $(BIN)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build mutants *.egg-info
