@@ -36,30 +36,22 @@ class ScoringWorker:
 def evaluate_run(
     config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Return confusion matrices by draw and row, computed by workers or in this process, as `placement` says.
+    """Return what `score_run` returns, computed by workers or in this process, as `placement` says; the same matrices exactly.
+
+    A lost worker's chunk goes to the others. When no worker remains all are started again, at most
+    `placement.training.max_failures` times.
 
     Args:
         progress: called with (queries scored, queries in all).
-    """
-    if on_workers(config):
-        return evaluate_on_workers(config, run, dataset, fold, progress)
-    scorer = Scorer(config, run, dataset, fold, device=config.placement.device)
-    return score_run(config, run, dataset, fold, score_in_process(scorer), progress)
-
-
-def evaluate_on_workers(
-    config: Config, run: RunDir, dataset: Dataset, fold: Fold, progress: Callable[[int, int], None]
-) -> dict[int, dict[str, np.ndarray]]:
-    """Return what `score_run` returns, by `placement.training.workers` actors; equal to one process, exactly.
-
-    A lost actor's chunk goes to the others. When no actor remains all are started again, at most
-    `placement.training.max_failures` times.
 
     Raises:
         UserError: the workers do not fit on the cluster, were lost too often, or one of them raised it.
         WorkerError: one of them failed otherwise.
     """
-    return score_run(config, run, dataset, fold, lambda chunks: _score_chunks(config, run, chunks), progress)
+    if on_workers(config):
+        return score_run(config, run, dataset, fold, lambda chunks: _score_chunks(config, run, chunks), progress)
+    scorer = Scorer(config, run, dataset, fold, device=config.placement.device)
+    return score_run(config, run, dataset, fold, score_in_process(scorer), progress)
 
 
 def _score_chunks(config: Config, run: RunDir, chunks: list[list[str]]) -> Iterator[tuple[int, Matrices]]:

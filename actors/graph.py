@@ -286,10 +286,7 @@ def _stop_if_failing(config: Config, reasons: Counter, kinds: Counter, planned: 
 
 def _kinds(reasons: Counter) -> Counter:
     """Return how often each kind of reason occurs."""
-    kinds: Counter = Counter()
-    for reason, count in reasons.items():
-        kinds[_kind(reason)] += count
-    return kinds
+    return sum((Counter({_kind(reason): count}) for reason, count in reasons.items()), Counter())
 
 
 def _kind(reason: str) -> str:

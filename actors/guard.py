@@ -58,7 +58,8 @@ class Guard:
             if len(deaths) < self.whole_attempts:
                 out = self._call(rows, notes)
             else:
-                out = _join([self._call_alone(row) for row in _split_rows(rows)])
+                single = ({name: values[i : i + 1] for name, values in rows.items()} for i in range(len(rows["sample_id"])))
+                out = _join([self._call_alone(row) for row in single])
             rejected, quarantined = (after - earlier for after, earlier in zip(_count_reasons(out), before, strict=True))
             counts |= {
                 "rows": len(out["sample_id"]),
@@ -133,11 +134,6 @@ def _read_notes(path: str) -> str:
         return Path(path).read_text(errors="replace")[-8000:].strip()
     except OSError:
         return ""
-
-
-def _split_rows(rows: Batch) -> Iterator[Batch]:
-    for i in range(len(rows["sample_id"])):
-        yield {name: values[i : i + 1] for name, values in rows.items()}
 
 
 def _count_reasons(rows: Batch) -> tuple[int, int]:

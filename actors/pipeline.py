@@ -14,20 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.compute as pc
 
+from actors import trainer
 from actors.cluster import check_shared
 from actors.encoder import prompt_agent, text_encoder
 from actors.evaluation import evaluate_run
 from actors.graph import check_placement, stream
-from actors.trainer import (
-    IsLabeled,
-    LabelingThread,
-    RemoteLabelState,
-    always_labeled,
-    start_label_board,
-    train_and_evaluate,
-    training_fits_beside_stream,
-)
-from actors.training import check_workers, on_workers, train_base_on_workers
+from actors.training import check_workers, on_workers, start_here, train_base_on_workers
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
@@ -133,12 +125,12 @@ class Pipeline:
     def run_all(self) -> dict[str, Any]:
         """Run every stage; return results.json. Under Ray the novel stage goes along with the stream that makes its labels, if
         there is room for both at the same time; the result is the same as afterwards."""
-        if self.config.placement.runner != "ray" or not training_fits_beside_stream(self.config):
+        if self.config.placement.runner != "ray" or not trainer.training_fits_beside_stream(self.config):
             self.refine()
             return self._write_results(self._train_finished(evaluate=True))
         self._register()
         draws = draws_of(self.config)
-        board = start_label_board() if on_workers(self.config) else None
+        board = start_here(trainer.LabelBoard) if on_workers(self.config) else None
         with self._timed("labels and novel"), self.display.bars("labels", "novel stage", "queries") as (bar, *bars):
 
             def label(draw: int, go_on: Callable[[], None]) -> None:
@@ -150,8 +142,8 @@ class Pipeline:
                 stream(self.config, self.run, self.names, draw, progress, self.display.note, beside)
                 write_manifest(self.run, draw)
 
-            with LabelingThread(label, draws, board) as labeling:
-                matrices = self._train(bars, True, RemoteLabelState(board) if board else labeling.is_labeled)
+            with trainer.LabelingThread(label, draws, board) as labeling:
+                matrices = self._train(bars, True, trainer.RemoteLabelState(board) if board else labeling.is_labeled)
         return self._write_results(matrices)
 
     def refine(self) -> dict[int, Counter]:
@@ -195,11 +187,11 @@ class Pipeline:
                     "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
                 )
         with self._timed("novel"), self.display.bars("novel stage", "queries") as bars:
-            return self._train(bars, evaluate, always_labeled)
+            return self._train(bars, evaluate, trainer.always_labeled)
 
-    def _train(self, bars: Sequence[Callable[..., None]], evaluate: bool, is_labeled: IsLabeled) -> Matrices:
+    def _train(self, bars: Sequence[Callable[..., None]], evaluate: bool, is_labeled: trainer.IsLabeled) -> Matrices:
         arguments = self.config, self.run, self.dataset, self.fold, bars
-        return train_and_evaluate(*arguments, evaluate=evaluate, is_labeled=is_labeled)
+        return trainer.train_and_evaluate(*arguments, evaluate=evaluate, is_labeled=is_labeled)
 
     def _write_results(self, matrices: Matrices) -> dict[str, Any]:
         return write_results(self.run, self.config, self.fold, matrices, getattr(self.dataset, "unpublished", ()))

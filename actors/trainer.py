@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from actors.cluster import node_resources
-from actors.evaluation import evaluate_on_workers
+from actors.evaluation import evaluate_run
 from actors.graph import operator_pools
 from actors.placement import Operator, preflight
-from actors.training import WorkerContext, fit, on_workers, start_here
+from actors.training import WorkerContext, fit, on_workers
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 
 def always_labeled(draw: int) -> bool:
-    """Return True: `IsLabeled` for finished labels."""
+    """Return True: an `IsLabeled` for finished labels."""
     return True
 
 
@@ -54,11 +54,6 @@ def training_fits_beside_stream(config: Config) -> bool:
     except UserError:
         return False
     return True
-
-
-def start_label_board() -> Any:
-    """Start a `LabelBoard` on this node; return its handle, with which it ends."""
-    return start_here(LabelBoard)
 
 
 class LabelBoard:
@@ -188,7 +183,7 @@ def train_and_evaluate(
         return stage.score_queries(bars[1]) if evaluate else {}
     arguments = {"config": config, "run": run.address, "is_labeled": is_labeled}
     fit(_loop, arguments, config.placement.training, name="novel", progress=report)
-    return evaluate_on_workers(config, run, dataset, fold, bars[1]) if evaluate else {}
+    return evaluate_run(config, run, dataset, fold, bars[1]) if evaluate else {}
 
 
 def _loop(arguments: dict[str, Any], context: WorkerContext) -> None:

@@ -15,24 +15,13 @@ from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import StoredSample
 
+ACCOUNT = ("synthesis_audit", "labeling_audit", "refinement_audit", "reason", "traceback")
+
 
 class Writer:
     """Write rows; the same row twice leaves the same files. Only ids, reasons and how images were generated are passed on."""
 
-    reads = (
-        "sample_id",
-        "class_id",
-        "prompt",
-        "noise_seed",
-        "batch",
-        "image_digest",
-        *LABEL_COLUMNS,
-        "synthesis_audit",
-        "labeling_audit",
-        "refinement_audit",
-        "reason",
-        "traceback",
-    )
+    reads = ("sample_id", "class_id", "prompt", "noise_seed", "batch", "image_digest", *LABEL_COLUMNS, *ACCOUNT)
     adds = ()
 
     def __init__(self, run: str, draw: int, names: tuple[str, ...]):
