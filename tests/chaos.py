@@ -45,12 +45,11 @@ KEYS = (
     "placement.refinement.batch=3",
     "placement.synthesis.cpus=0.25",
 )
-"""Small generator batches, so that a kill always finds some under way."""
+"""Small generator batches, so that a kill always meets some in progress."""
 
 
-# ------------------------------------------------------------------------------------------------------ the driver
 class Slow:
-    """The renderer, slowly; it notes when it has made an image, and with which seed."""
+    """The renderer, slowly; it writes down when it has generated an image, and with which seed."""
 
     def __init__(self, notes: str, seconds: float, *args: Any, **kwargs: Any):
         from syn4seg.models.generators import load_generator
@@ -59,10 +58,10 @@ class Slow:
 
     def generate(self, prompts, encoded, noise_seeds):
         time.sleep(self.seconds * len(prompts))
-        made = self.inner.generate(prompts, encoded, noise_seeds)
+        batch = self.inner.generate(prompts, encoded, noise_seeds)
         with open(self.notes, "a") as f:
             f.write("".join(f"{time.time()} {seed}\n" for seed in noise_seeds))
-        return made
+        return batch
 
 
 def drive(notes: str, seconds: float, words: list[str]) -> None:
@@ -75,7 +74,6 @@ def drive(notes: str, seconds: float, words: list[str]) -> None:
     cli.main()
 
 
-# ----------------------------------------------------------------------------------------------------- the cluster
 class Site:
     """A Ray cluster on this machine: a head that runs no stage, and worker nodes."""
 
@@ -111,16 +109,16 @@ class Site:
 
     def processes(self, node: Any) -> list[psutil.Process]:
         """Everything that runs on a node, its raylet first."""
-        found = []
+        processes = []
         for group in node.all_processes.values():
             for info in group:
                 with contextlib.suppress(psutil.Error):
                     process = psutil.Process(info.process.pid)
-                    found += [process, *process.children(recursive=True)]
-        return found
+                    processes += [process, *process.children(recursive=True)]
+        return processes
 
     def kill_actor(self, rng: random.Random, name: str = "") -> bool:
-        """Kills one process that works (with `name` in its title); False if there is none at the moment."""
+        """Kill one process that works (with `name` in its title); False if there is none at the moment."""
         assert self.cluster is not None
         workers = []
         for node in sorted(self.cluster.worker_nodes, key=lambda n: n.node_id):
@@ -135,7 +133,7 @@ class Site:
         return bool(workers)
 
     def kill_node(self, rng: random.Random) -> None:
-        """Kills one worker node, then puts another in its place."""
+        """Kill one worker node, then put another in its place."""
         assert self.cluster is not None
         node = rng.choice(sorted(self.cluster.worker_nodes, key=lambda n: n.node_id))
         leftover = self.processes(node)
@@ -144,7 +142,7 @@ class Site:
         self.add()
 
     def kill_all(self) -> None:
-        """Kills every process of the cluster."""
+        """Kill every process of the cluster."""
         assert self.cluster is not None
         nodes = [*self.cluster.worker_nodes, *([self.cluster.head_node] if self.cluster.head_node else [])]
         kill([process for node in nodes for process in self.processes(node)])
@@ -155,7 +153,7 @@ class Site:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL to all of them, and waits until they are gone."""
+    """Send SIGKILL to processes, and wait until they are gone."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -169,25 +167,18 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-# -------------------------------------------------------------------------------------------------------- one run
 class Run:
     """A run that is disturbed, and what it is to come to."""
 
     def __init__(self, root: Path, site: Site, seconds: float, verb: str, keys: list[str]):
-        self.out, self.notes, self.site, self.seconds, self.verb, self.keys = (
-            root / "run",
-            root / "made",
-            site,
-            seconds,
-            verb,
-            keys,
-        )
+        self.out, self.notes = root / "run", root / "generated"
+        self.site, self.seconds, self.verb, self.keys = site, seconds, verb, keys
         self.notes.touch()
         self.driver: subprocess.Popen | None = None
         self.log = root / "driver.log"
 
     def start(self) -> None:
-        """Gives the command (again)."""
+        """Start the driver (again)."""
         words = [self.verb, *self.keys, f"placement.address={self.site.address}", "--out", str(self.out)]
         with self.log.open("a") as f:
             self.driver = subprocess.Popen(
@@ -197,17 +188,17 @@ class Run:
                 cwd=Path(__file__).parent.parent,
             )
 
-    def made(self) -> int:
-        """Images made so far, those made again included."""
+    def generated(self) -> int:
+        """Images generated so far, repeated ones included."""
         return self.notes.read_text().count("\n")
 
     def ended(self) -> int:
         """Images made, and records or files of records that are there: grows until the last label is written."""
         records = ("draws/*/records/*/*.json", "draws/*/labels/*.parquet")
-        return self.made() + sum(1 for pattern in records for _ in self.out.glob(pattern))
+        return self.generated() + sum(1 for pattern in records for _ in self.out.glob(pattern))
 
     def wait_for(self, ended: int, limit: float = 300.0) -> bool:
-        """Until so much has `ended`; False if the driver ended before."""
+        """Wait until so much has `ended`; return False if the driver ended before."""
         assert self.driver is not None
         until = time.monotonic() + limit
         while self.ended() < ended:
@@ -218,22 +209,22 @@ class Run:
         return True
 
     def kill_driver(self) -> None:
-        """SIGKILL to the driver."""
+        """Send SIGKILL to the driver."""
         assert self.driver is not None
         self.driver.send_signal(signal.SIGKILL)
         self.driver.wait()
 
     def finish(self, limit: float = 600.0) -> int:
-        """Waits for the driver; its exit code."""
+        """Wait for the driver; return its exit code."""
         assert self.driver is not None
         return self.driver.wait(timeout=limit)
 
 
 def disturb(run: Run, kinds: list[str], rng: random.Random, gap: int) -> Counter:
-    """Starts a run, kills what `kinds` say one after the other, and lets it finish; takes the kills that were done off `kinds`."""
+    """Start a run, kill what `kinds` name one after the other, and let it finish; kills that were done are taken off `kinds`."""
     done: Counter = Counter()
     run.start()
-    say = functools.partial(print, file=run.log.open("a"), flush=True)
+    log = functools.partial(print, file=run.log.open("a"), flush=True)
     while kinds and run.wait_for(run.ended() + rng.randint(1, gap)):
         kind = kinds[0]
         time.sleep(rng.random() * run.seconds * 3)
@@ -250,7 +241,7 @@ def disturb(run: Run, kinds: list[str], rng: random.Random, gap: int) -> Counter
             run.site.kill_all()
             run.site.start()
             run.start()
-        say(f"--- killed: {kind}, after {run.made()} images")
+        log(f"--- killed: {kind}, after {run.generated()} images")
         done[kinds.pop(0)] += 1
     code = run.finish()
     assert code == 0, f"the driver ended with {code}:\n{run.log.read_text()[-4000:]}"
@@ -265,18 +256,20 @@ def check(run: Run, reference: str, kills: int, in_flight: int) -> dict[str, int
     from syn4seg.stages.results import verify_run
     from syn4seg.store.rundir import RunDir
 
-    made = RunDir(run.out)
-    problems = verify_run(made)[1]
+    store = RunDir(run.out)
+    problems = verify_run(store)[1]
     assert problems == [], problems
-    digest = every_label(made)
+    digest = every_label(store)
     assert digest == reference, f"digest {digest} instead of {reference}"
-    listed = Counter(pq.read_table(made.draw(0).manifest, columns=["sample_id"])["sample_id"].to_pylist())
-    wanted = read_planned_samples(made)["sample_id"].to_pylist()
-    assert listed == Counter(wanted), "a sample is missing, or twice in the manifest"
-    assert not made.quarantine(), "an innocent row was quarantined"
-    again = run.made() - made.read_plan().num_rows  # the padding of the last batch is made too
-    assert 0 <= again <= kills * in_flight, f"{again} images were made again after {kills} kills, {in_flight} can be in flight"
-    return {"images": len(wanted), "made_again": again}
+    listed = Counter(pq.read_table(store.draw(0).manifest, columns=["sample_id"])["sample_id"].to_pylist())
+    planned = read_planned_samples(store)["sample_id"].to_pylist()
+    assert listed == Counter(planned), "a sample is missing, or twice in the manifest"
+    assert not store.quarantine(), "an innocent row was quarantined"
+    repeated = run.generated() - store.read_plan().num_rows  # the padding of the last batch is made too
+    assert 0 <= repeated <= kills * in_flight, (
+        f"{repeated} images were made again after {kills} kills, {in_flight} can be in flight"
+    )
+    return {"images": len(planned), "made_again": repeated}
 
 
 def undisturbed(root: Path, keys: list[str]) -> str:
@@ -334,7 +327,7 @@ class Case(NamedTuple):
         ]
 
 
-FEW = (Case(1, 2, 1, "sharded", True), Case(4, 5, 3, "files", False))
+REDUCED = (Case(1, 2, 1, "sharded", True), Case(4, 5, 3, "files", False))
 FULL = tuple(Case(*case) for case in itertools.product((1, 4), (1, 2, 5), (1, 3, 16), ("files", "sharded"), (False, True)))
 
 
@@ -373,9 +366,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.matrix:
         with tempfile.TemporaryDirectory() as folder:
-            matrix(Path(folder), FULL if args.full else FEW, args.images, args.seconds)
+            matrix(Path(folder), FULL if args.full else REDUCED, args.images, args.seconds)
         return
-    rng, total, again, images = random.Random(args.seed), Counter(), 0, 0
+    rng, total, repeated, images = random.Random(args.seed), Counter(), 0, 0
     kinds = schedule(args.kills, rng)
     keys = [*KEYS, f"synthesis.images_per_class={args.images}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -388,10 +381,10 @@ def main() -> None:
                 layout = ("sharded", "files")[number % 2]
                 run = Run(root / str(number), site, args.seconds, "refine", [*keys, f"layout={layout}"])
                 done = disturb(run, kinds, rng, gap=max(2, args.images // 2))
-                found = check(run, reference, sum(done.values()), in_flight=2 * 3)
-                total, again, images = total + done, again + found["made_again"], images + found["images"]
+                counts = check(run, reference, sum(done.values()), in_flight=2 * 3)
+                total, repeated, images = total + done, repeated + counts["made_again"], images + counts["images"]
                 print(
-                    f"run {number} ({layout}): {dict(done)}, {found['made_again']} of {found['images']} images made again",
+                    f"run {number} ({layout}): {dict(done)}, {counts['made_again']} of {counts['images']} images made again",
                     flush=True,
                 )
                 shutil.rmtree(root / str(number))
@@ -399,7 +392,7 @@ def main() -> None:
             site.kill_all()
     print(
         f"{sum(total.values())} kills {dict(total)} in {number} runs: digest {reference} every time, every sample once, "
-        f"{again} of {images} images made again"
+        f"{repeated} of {images} images made again"
     )
 
 

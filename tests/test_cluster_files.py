@@ -36,7 +36,7 @@ def manifest():
     return {d["kind"]: d for d in yaml.safe_load_all((REPOSITORY / "docs" / "kuberay.yaml").read_text())}
 
 
-def asked(command: str) -> list[str]:
+def settings_of(command: str) -> list[str]:
     """The `placement.` overrides of a printed command, as `load` takes them."""
     words = shlex.split(command[command.index("syn4seg run") :])[2:]
     return [word for word in words if word.startswith("placement.")]
@@ -57,8 +57,8 @@ def entrypoint() -> str:
 def placement(command: str) -> PlacementConfig:
     """That of a printed command."""
     if "syn4seg run pascal5i" in command:
-        return load(PAPER, ["data.root=/mnt/shared/voc", *asked(command)]).placement
-    return load(None, asked(command)).placement
+        return load(PAPER, ["data.root=/mnt/shared/voc", *settings_of(command)]).placement
+    return load(None, settings_of(command)).placement
 
 
 # ------------------------------------------------------------------------------------------------------- cluster.yaml
@@ -125,7 +125,7 @@ def test_each_stage_with_a_gpu_stays_on_one_kind_of_card_of_the_cluster_that_it_
     aws = [node["resources"] for node in cluster["available_node_types"].values()]
     spec = manifest["RayJob"]["spec"]["rayClusterSpec"]
     kubernetes = [_declared(group) for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
-    submitted = [line for line in printed() if line.startswith("ray job submit") and asked(line)]
+    submitted = [line for line in printed() if line.startswith("ray job submit") and settings_of(line)]
     assert submitted
     for command, nodes in [*((line, aws) for line in submitted), (entrypoint(), kubernetes)]:
         place = placement(command)
@@ -140,9 +140,9 @@ def test_each_stage_with_a_gpu_stays_on_one_kind_of_card_of_the_cluster_that_it_
 
 
 def _fits(pool: PoolConfig | TrainingConfig, node: dict[str, float]) -> bool:
-    wanted = {"CPU": pool.cpus, "GPU": pool.gpus, **pool.resources}
-    wanted |= {f"accelerator_type:{pool.accelerator}": 0.001} if pool.accelerator else {}
-    return all(node.get(key, 0) >= amount for key, amount in wanted.items())
+    needs = {"CPU": pool.cpus, "GPU": pool.gpus, **pool.resources}
+    needs |= {f"accelerator_type:{pool.accelerator}": 0.001} if pool.accelerator else {}
+    return all(node.get(key, 0) >= amount for key, amount in needs.items())
 
 
 def test_the_cluster_file_is_closed_and_holds_no_secret(cluster):
@@ -316,7 +316,7 @@ def test_secrets_reach_pods_by_reference_only_and_only_pods_of_the_job_reach_its
 
 
 # ------------------------------------------------------------------------------------------------------------ Grafana
-OURS = {
+OWN_METRICS = {
     "ray_syn4seg_rows_total",
     "ray_syn4seg_busy_seconds_total",
     "ray_syn4seg_rejected_rows_total",
@@ -327,11 +327,11 @@ OURS = {
 
 def test_our_metrics_are_those_that_the_actors_export():
     source = "".join((REPOSITORY / "actors" / name).read_text() for name in ("guard.py", "metrics.py"))
-    for name in OURS:  # Ray puts `ray_` before a name, and `_total` behind that of a counter
+    for name in OWN_METRICS:  # Ray puts `ray_` before a name, and `_total` behind that of a counter
         assert re.search(rf'"(syn4seg_)?{name.removeprefix("ray_syn4seg_").removesuffix("_total")}"', source), name
 
 
-def rays_metrics() -> set[str]:
+def metrics_of_ray() -> set[str]:
     """The metrics that the dashboards shipped with the installed Ray ask for."""
     import ray.dashboard.modules.metrics.dashboards as shipped
 
@@ -350,13 +350,13 @@ def panels(dashboard: dict) -> list[dict]:
 
 
 def test_every_metric_of_the_dashboard_is_exported_by_us_or_by_ray_and_ours_are_all_shown(dashboard):
-    asked = set()
+    queried = set()
     for panel in panels(dashboard):
         for target in panel["targets"]:
-            asked |= set(re.findall(r"\bray_\w+", target["expr"]))
-    assert asked <= OURS | rays_metrics()
-    assert asked >= OURS
-    assert any("gram" in name for name in asked) and "ray_object_store_memory" in asked
+            queried |= set(re.findall(r"\bray_\w+", target["expr"]))
+    assert queried <= OWN_METRICS | metrics_of_ray()
+    assert queried >= OWN_METRICS
+    assert any("gram" in name for name in queried) and "ray_object_store_memory" in queried
 
 
 def test_counters_are_shown_as_rates_and_panels_are_in_order(dashboard):
@@ -387,6 +387,6 @@ def test_every_file_that_the_guide_names_is_there():
 
 def test_the_placements_of_the_guide_are_configurations_that_load():
     commands = [*printed(), entrypoint()]
-    assert sum(bool(asked(command)) for command in commands) >= 3
+    assert sum(bool(settings_of(command)) for command in commands) >= 3
     for command in commands:
         placement(command)

@@ -47,13 +47,13 @@ class Head(NamedTuple):
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, below the range that the system hands out and above the one of Ray's workers."""
-    found: list[int] = []
-    while len(found) < count:
+    ports: list[int] = []
+    while len(ports) < count:
         port = 20000 + secrets.randbelow(10000)
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            found += [port] if port not in found else []
-    return found
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports += [port] if port not in ports else []
+    return ports
 
 
 @pytest.fixture(scope="module")
@@ -86,31 +86,31 @@ def head():
             "--object-store-memory=200000000",
             "--disable-usage-stats",
         ]
-        with open(f"{folder}/said", "w") as said:
-            ray = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+        with open(f"{folder}/output", "w") as output:
+            ray = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
             for _ in range(120):
                 with contextlib.suppress(OSError):
                     socket.create_connection(("127.0.0.1", agent), timeout=1).close()
                     socket.create_connection(("127.0.0.1", dashboard), timeout=1).close()
                     break
-                assert ray.poll() is None, Path(folder, "said").read_text()
+                assert ray.poll() is None, Path(folder, "output").read_text()
                 time.sleep(1)
             yield Head(environment, f"http://127.0.0.1:{metrics}/metrics")
         finally:
-            left = stopped(ray)
-    assert left == []
+            survivors = stop(ray)
+    assert survivors == []
 
 
-def stopped(ray: subprocess.Popen) -> list[str]:
-    """Stops a head node and everything that it started, by pid; returns what did not go by itself."""
+def stop(ray: subprocess.Popen) -> list[str]:
+    """Stop a head node and everything that it started, by pid; return what did not end by itself."""
     started = psutil.Process(ray.pid).children(recursive=True)
     ray.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         ray.wait(60)
-    _, left = psutil.wait_procs(started, timeout=30)
-    names = [" ".join(p.cmdline())[:200] for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    for process in left:
+    _, survivors = psutil.wait_procs(started, timeout=30)
+    names = [" ".join(p.cmdline())[:200] for p in survivors if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    for process in survivors:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     with contextlib.suppress(ProcessLookupError):
@@ -132,19 +132,19 @@ def test_the_printed_command_runs_as_a_job_whose_logs_show_progress_and_result_a
     logs = head.submit(f"ray job logs {job.group()}").stdout
     assert re.search(r"^labels.*: 24/24, [\d.]+/s, \d+ s", logs, re.M), logs
     assert "Syn4Seg" in logs and "support only" in logs and "results: " in logs
-    mine = [line for line in logs.splitlines() if line and not line.startswith(("labels", "draw", "images", "novel", "queries"))]
-    assert len(mine) < 40, logs  # Ray's own lines are few
+    own = [line for line in logs.splitlines() if line and not line.startswith(("labels", "draw", "images", "novel", "queries"))]
+    assert len(own) < 40, logs  # Ray's own lines are few
     (run,) = (tmp_path / "runs").iterdir()
 
-    alone = [sys.executable, "-m", "syn4seg.cli", "run", "embedded", *small, "--out", str(tmp_path / "inline")]
-    subprocess.run(alone, check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    inline = [sys.executable, "-m", "syn4seg.cli", "run", "embedded", *small, "--out", str(tmp_path / "inline")]
+    subprocess.run(inline, check=True, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     assert verify_run(RunDir(run)) == verify_run(RunDir(tmp_path / "inline"))
 
-    told = head.submit(f"ray job list; ray job status {job.group()}").stdout
+    status = head.submit(f"ray job list; ray job status {job.group()}").stdout
     written = [p.read_bytes() for p in run.rglob("*") if p.is_file()]
     for secret in ("HF_TOKEN", "OPENAI_API_KEY", "RAY_AUTH_TOKEN"):
         value = head.environment[secret]
-        assert value not in logs + told
+        assert value not in logs + status
         assert not any(value.encode() in data for data in written)
 
 
@@ -161,7 +161,7 @@ def test_a_job_with_a_wrong_key_fails_with_one_sentence(head):
 
 @pytest.mark.slow
 def test_the_job_server_refuses_whoever_has_no_token(head):
-    def asked(**headers: str) -> int:
+    def status_code(**headers: str) -> int:
         request = urllib.request.Request(f"{head.environment['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -169,9 +169,9 @@ def test_the_job_server_refuses_whoever_has_no_token(head):
         except urllib.error.HTTPError as error:
             return error.code
 
-    assert asked() in (401, 403)
-    assert asked(Authorization=f"Bearer {'0' * 64}") in (401, 403)
-    assert asked(Authorization=f"Bearer {head.environment['RAY_AUTH_TOKEN']}") == 200
+    assert status_code() in (401, 403)
+    assert status_code(Authorization=f"Bearer {'0' * 64}") in (401, 403)
+    assert status_code(Authorization=f"Bearer {head.environment['RAY_AUTH_TOKEN']}") == 200
 
 
 @pytest.mark.slow
@@ -194,15 +194,15 @@ time.sleep(60)
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as job:
-            found = ""
-            while job.poll() is None and "ray_syn4seg_queued_rows" not in found:
+            metrics = ""
+            while job.poll() is None and "ray_syn4seg_queued_rows" not in metrics:
                 time.sleep(1)
                 with contextlib.suppress(OSError):
-                    found = urllib.request.urlopen(head.metrics, timeout=5).read().decode()
+                    metrics = urllib.request.urlopen(head.metrics, timeout=5).read().decode()
             job.terminate()
-    ours = [line for line in found.splitlines() if line.startswith("ray_syn4seg")]
-    assert any(re.match(r'ray_syn4seg_rows_total{.*run="r".*stage="labeling".*} 3.0', line) for line in ours), ours
-    assert not any("total_total" in line for line in ours)
+    own = [line for line in metrics.splitlines() if line.startswith("ray_syn4seg")]
+    assert any(re.match(r'ray_syn4seg_rows_total{.*run="r".*stage="labeling".*} 3.0', line) for line in own), own
+    assert not any("total_total" in line for line in own)
 
 
 def test_what_is_sent_with_a_job_is_the_code_and_its_weights_and_little_else(tmp_path):
