@@ -141,16 +141,8 @@ class FileSamples:
             if (row["class"], row["sample_id"]) != (class_name, sample_id) or not isinstance(row["reason"], str):
                 return None
             record_table([row])
-        except (
-            FileNotFoundError,
-            DamagedError,
-            TypeError,
-            KeyError,
-            ValueError,
-            OverflowError,
-            pa.ArrowException,
-        ):  # damaged, or of another program
-            return None
+        except (FileNotFoundError, DamagedError, TypeError, KeyError, ValueError, OverflowError, pa.ArrowException):
+            return None  # damaged, or of another program
         return row
 
     def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
