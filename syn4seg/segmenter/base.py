@@ -127,7 +127,7 @@ def train_base(
     bfloat16: bool = False,
     progress: Callable[[dict], None] | None = None,
 ) -> np.ndarray:
-    """Train in place, on the device where the segmenter is, and leaves it in eval mode.
+    """Train in place, on the device where the segmenter is, and leave it in eval mode.
 
     In a process group each process takes its share of every batch; loss, batch statistics and dropout are those of the
     whole batch, and every process ends with the same weights.
@@ -152,16 +152,8 @@ def train_base(
     """
     _check(segmenter, fold, ids, schedule, freeze_backbone, cached_on is not None)
     optimizer = _optimizer(segmenter, schedule, freeze_backbone)
-    facts = {
-        **asdict(schedule),
-        "how": str(augmentation),
-        "seed": seed,
-        "images": len(ids),
-        "base": str(fold.base),
-        "freeze": freeze_backbone,
-        "cached": str(cached_on),
-        "classifier": str(tuple(segmenter.weight.shape)),
-    }
+    facts = asdict(schedule) | {"how": str(augmentation), "seed": seed, "images": len(ids), "base": str(fold.base)}
+    facts |= {"freeze": freeze_backbone, "cached": str(cached_on), "classifier": str(tuple(segmenter.weight.shape))}
     first, pixels = _resume(segmenter, optimizer, checkpoint, facts)
     _check_same_epoch(first, checkpoint, segmenter.weight.device)
     broadcast_state(segmenter)
@@ -187,8 +179,7 @@ def train_base(
         if rank_and_world_size()[0] == 0 and checkpoint is not None:
             _save(segmenter, optimizer, checkpoint, facts, epoch + 1, pixels)
         if progress:
-            rate = optimizer.param_groups[-1]["lr"]
-            progress({"epoch": epoch + 1, "epochs": schedule.epochs, "loss": loss, "lr": rate})
+            progress({"epoch": epoch + 1, "epochs": schedule.epochs, "loss": loss, "lr": optimizer.param_groups[-1]["lr"]})
     segmenter.eval()
     return pixels
 
@@ -257,9 +248,7 @@ def _train_epoch(
 
 
 def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bool) -> torch.optim.Optimizer:
-    backbone = list(segmenter.backbone.parameters())
-    for p in backbone:
-        p.requires_grad_(not freeze_backbone)
+    backbone = list(segmenter.backbone.requires_grad_(not freeze_backbone).parameters())
     ids = {id(p) for p in backbone}
     head = [p for p in segmenter.parameters() if id(p) not in ids]
     groups = [{"params": head, "lr": schedule.lr * schedule.head_factor, "top": schedule.lr * schedule.head_factor}]
@@ -310,17 +299,8 @@ def _cached_batches(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: 
 def _save(
     segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPath, facts: dict, epoch: int, pixels: np.ndarray
 ) -> None:
-    data = io.BytesIO()
-    torch.save(
-        {
-            "segmenter": segmenter.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "facts": facts,
-            "epoch": epoch,
-            "seen": torch.from_numpy(pixels),
-        },
-        data,
-    )
+    data, states = io.BytesIO(), {"segmenter": segmenter.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**states, "facts": facts, "epoch": epoch, "seen": torch.from_numpy(pixels)}, data)
     write_atomically(path, data.getvalue())
 
 
@@ -329,12 +309,11 @@ def _resume(segmenter: Segmenter, optimizer: torch.optim.Optimizer, path: AnyPat
     if path is None or not path.is_file():
         return 0, np.zeros(256, np.int64)
     state = torch.load(io.BytesIO(read_bytes(path, MAX_TABLE)), weights_only=True, map_location=segmenter.weight.device)
-    differs = {k: (state["facts"].get(k), v) for k, v in facts.items() if state["facts"].get(k) != v}
-    if differs:
-        key, (old, new) = next(iter(differs.items()))
-        raise UserError(
-            f"checkpoint {path} is of another training: {key} was {old}, now {new}; restore the setting or choose another path"
-        )
+    for key, new in facts.items():
+        if (old := state["facts"].get(key)) != new:
+            raise UserError(
+                f"checkpoint {path} is of another training: {key} was {old}, now {new}; restore the setting or choose another path"
+            )
     segmenter.load_state_dict(state["segmenter"])
     optimizer.load_state_dict(state["optimizer"])
     return state["epoch"], state["seen"].cpu().numpy()

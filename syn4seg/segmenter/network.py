@@ -177,16 +177,11 @@ class Segmenter(nn.Module):
         return upsample(self(x), (x.shape[2], x.shape[3]), self.align_corners)
 
 
-def frozen_features(segmenter: Segmenter, images: np.ndarray, *, level: str = "bottleneck", batch: int = 32) -> Tensor:
-    """Return float16 features (N, D, h, w) on the CPU of RGB uint8 (N, H, W, 3); the module is put in eval mode.
-
-    Args:
-        level: "bottleneck" for f(x), "trunk" for the bottleneck's input (if the novel stage trains the bottleneck).
-    """
+def frozen_features(segmenter: Segmenter, images: np.ndarray, *, batch: int = 32) -> Tensor:
+    """Return float16 features (N, D, h, w) on the CPU of RGB uint8 (N, H, W, 3); the module is put in eval mode."""
     segmenter.eval()
-    compute = segmenter.features if level == "bottleneck" else segmenter.trunk
     with torch.no_grad():
-        parts = [compute(segmenter.prepare(images[i : i + batch])).half().cpu() for i in range(0, len(images), batch)]
+        parts = [segmenter.features(segmenter.prepare(images[i : i + batch])).half().cpu() for i in range(0, len(images), batch)]
     return torch.cat(parts)
 
 

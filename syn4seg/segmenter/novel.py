@@ -12,17 +12,16 @@ often the training was stopped change no bit.
 from __future__ import annotations
 
 import bisect
-import copy
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
@@ -41,7 +40,7 @@ class TrainingSample:
 
     Attributes:
         sample_id: names it; ids are unique among the samples of a kind.
-        features: float16 (D, h, w); the bottleneck's output, or its input if the bottleneck is trained.
+        features: float16 (D, h, w).
         label: class indices uint8 (H, W) on the canvas of the features, 255 ignored.
         kind: "support", "synthetic", or "replay" (a base image with base truth, novel objects background).
         weight: float16 (H, W), the trust in each pixel; None for 1.
@@ -62,7 +61,6 @@ class NovelSchedule:
         steps: optimiser steps (Adam, cosine decay).
         per_step: samples of each kind in a step; kinds without samples are left out.
         lr: of the classifier, relative to the root mean square of the base weights.
-        bottleneck_lr: of the bottleneck, where one is trained.
         background_weight: factor on pixels labelled background (DIaM has 0.01 to 0.15 on its support images).
         distill: weight of the distillation to the base model on pixels without novel labels.
         merge_support: a support image's background may be any base class (its base objects are unlabelled).
@@ -73,7 +71,6 @@ class NovelSchedule:
     steps: int = 300
     per_step: dict[str, int] = field(default_factory=lambda: {"support": 4, "synthetic": 8, "replay": 4})
     lr: float = 0.1
-    bottleneck_lr: float = 1e-4
     background_weight: float = 1.0
     distill: float = 1.0
     merge_support: bool = True
@@ -117,7 +114,6 @@ class NovelTraining:
         samples: the support and replayed samples, in any order.
         planned: ids of the planned synthetic samples, in the order of the plan.
         base_classes: B.
-        bottleneck: trained in place in eval mode (normalisation statistics stay); `features` are then its input.
 
     Raises:
         UserError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
@@ -132,19 +128,18 @@ class NovelTraining:
         base_classes: int,
         schedule: NovelSchedule,
         seed: int,
-        bottleneck: nn.Module | None = None,
     ):
         unknown = {*schedule.per_step, *(s.kind for s in samples)} - set(KINDS)
         if unknown:
             raise UserError(f"sample kind {min(unknown)!r} is unknown; expected {', '.join(KINDS)}")
         self.schedule, self.seed, self.planned = schedule, seed, list(planned)
-        self.start, self.base_rows, self.bottleneck = start, 1 + base_classes, bottleneck
+        self.start, self.base_rows = start, 1 + base_classes
         self.base = start.replaced(start.weight[: self.base_rows].detach(), start.bias[: self.base_rows].detach())
-        self.frozen = copy.deepcopy(bottleneck).eval() if bottleneck is not None else None
         weight, bias = (t.detach().clone().requires_grad_() for t in (start.weight, start.bias))
         self.current = start.replaced(weight, bias)
-        self.optimizer = _optimizer(self.current, self.base, bottleneck, schedule)
-        for p in (p for group in self.optimizer.param_groups for p in group["params"]):
+        self.rate = schedule.lr * self.base.weight.square().mean().sqrt().item()
+        self.optimizer = torch.optim.Adam([weight, bias], lr=self.rate)
+        for p in (weight, bias):
             p.grad = torch.zeros_like(p)  # a process without a sample in a step has a gradient too
         self.steps_done = 0
         self.accepted: dict[str, bool] = {}
@@ -198,8 +193,7 @@ class NovelTraining:
         batch = self._batch()
         local = [self.samples[kind, name] for kind, name in batch if is_local_sample(name)]
         loss = self._loss(local)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["top"] * (0.5 + 0.5 * math.cos(math.pi * self.steps_done / self.schedule.steps))
+        self.optimizer.param_groups[0]["lr"] = self.rate * (0.5 + 0.5 * math.cos(math.pi * self.steps_done / self.schedule.steps))
         self.optimizer.zero_grad(set_to_none=False)
         if local:
             loss.backward()
@@ -222,8 +216,6 @@ class NovelTraining:
             "bias": self.current.bias.detach(),
             "accepted": torch.tensor([self.accepted[s] for s in self.planned[: self.admitted]], dtype=torch.bool),
         }
-        if self.bottleneck is not None:
-            state |= {f"bottleneck.{key}": value for key, value in self.bottleneck.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             state |= {f"adam.{number}.{key}": value for key, value in moments.items()}
         return {key: value.detach().cpu().clone() for key, value in state.items()}
@@ -242,8 +234,6 @@ class NovelTraining:
         with torch.no_grad():
             self.current.weight.copy_(state["weight"])
             self.current.bias.copy_(state["bias"])
-        if self.bottleneck is not None:
-            self.bottleneck.load_state_dict({k[11:]: v for k, v in state.items() if k.startswith("bottleneck.")})
         moments: dict[int, dict[str, Tensor]] = {}
         for key in (k for k in state if k.startswith("adam.")):
             _, number, name = key.split(".")
@@ -292,21 +282,14 @@ class NovelTraining:
             return nothing
         x = torch.stack([s.features for s in batch]).to(self.start.weight)
         label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
-        f = x if self.bottleneck is None else self.bottleneck.eval()(x)
-        logits = _logits(self.current, f)
+        logits = _logits(self.current, x)
         full = upsample(logits, (label.shape[1], label.shape[2]), self.start.align_corners)
         merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
-        loss = pixel_loss(
-            full,
-            label,
-            weight=_weights(batch, label),
-            merged=merged,
-            background_weight=self.schedule.background_weight,
-            all_reduce=all_reduce_sum,
-        )
+        weight, background = _weights(batch, label), self.schedule.background_weight
+        loss = pixel_loss(full, label, weight=weight, merged=merged, background_weight=background, all_reduce=all_reduce_sum)
         if self.schedule.distill > 0:
             with torch.no_grad():
-                before = _logits(self.base, f if self.frozen is None else self.frozen(x))
+                before = _logits(self.base, x)
             allowed = _cells_without_novel(label, self.base_rows, x.shape[2:])
             loss = loss + self.schedule.distill * distillation(logits, before, allowed, all_reduce=all_reduce_sum)
         return loss
@@ -320,42 +303,24 @@ def train_novel(
     schedule: NovelSchedule,
     seed: int,
     planned: Sequence[str] | None = None,
-    bottleneck: nn.Module | None = None,
-    progress: Callable[[dict], None] | None = None,
 ) -> Classifier:
     """Fine-tune all rows of `start` on frozen features that exist already: `NovelTraining` from start to end.
 
     Args:
-        start: rows (1+B+M, D), see `imprint`.
         samples: in any order; the result does not depend on it.
-        base_classes: B.
         planned: ids of the planned synthetic samples, in the order of the plan; those that `samples` lacks were rejected.
             None: the synthetic samples, by id (with a ramp, the order counts).
-        bottleneck: trained in place in eval mode (normalisation statistics stay); `features` are then its input.
-        progress: called every 50 steps with step, steps and loss.
 
     Returns:
         The new classifier, detached; `start` is left as it was.
-
-    Raises:
-        UserError: no sample that `schedule.per_step` uses, labels of a class without a row, or an unknown kind.
     """
     synthetic = {s.sample_id: s for s in samples if s.kind == "synthetic"}
-    training = NovelTraining(
-        start,
-        [s for s in samples if s.kind != "synthetic"],
-        planned or sorted(synthetic),
-        base_classes=base_classes,
-        schedule=schedule,
-        seed=seed,
-        bottleneck=bottleneck,
-    )
+    fixed = [s for s in samples if s.kind != "synthetic"]
+    training = NovelTraining(start, fixed, planned or sorted(synthetic), base_classes=base_classes, schedule=schedule, seed=seed)
     for name in training.planned:
         training.record_verdict(name, name in synthetic, synthetic.get(name))
     while not training.finished:
-        loss, step = training.step(), training.steps_done
-        if progress and (step % 50 == 0 or training.finished):
-            progress({"step": step, "steps": schedule.steps, "loss": loss})
+        training.step()
     return training.classifier
 
 
@@ -364,15 +329,6 @@ def _draw(size: int, kind: str, step: int, count: int, seed: int) -> list[int]:
     places = range(step * count, (step + 1) * count)
     orders = {r: seeded("novel", seed, kind, r).permutation(size) for r in {p // size for p in places}}
     return [int(orders[p // size][p % size]) for p in places]
-
-
-def _optimizer(classifier: Classifier, base: Classifier, bottleneck: nn.Module | None, schedule: NovelSchedule) -> torch.optim.Adam:
-    rate = schedule.lr * base.weight.square().mean().sqrt().item()
-    groups = [{"params": [classifier.weight, classifier.bias], "lr": rate, "top": rate}]
-    if bottleneck is not None:
-        rate = schedule.bottleneck_lr
-        groups.append({"params": list(bottleneck.parameters()), "lr": rate, "top": rate})
-    return torch.optim.Adam(groups)
 
 
 def _logits(classifier: Classifier, features: Tensor) -> Tensor:

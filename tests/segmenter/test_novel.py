@@ -149,8 +149,8 @@ def test_without_a_ramp_the_order_of_the_plan_does_not_count():
     assert _same(a, b)
 
 
-def _training(planned, fixed, schedule=RAMPED, bottleneck=None):
-    return NovelTraining(_start(), fixed, planned, base_classes=BASE, schedule=schedule, seed=3, bottleneck=bottleneck)
+def _training(planned, fixed, schedule=RAMPED):
+    return NovelTraining(_start(), fixed, planned, base_classes=BASE, schedule=schedule, seed=3)
 
 
 def _tell(training, names, made):
@@ -229,28 +229,6 @@ def test_a_checkpoint_that_relied_on_another_verdict_is_not_continued():
     assert again.steps_done == 1
 
 
-def test_a_bottleneck_and_its_moments_go_on_bit_for_bit_too():
-    planned, fixed, made = _planned(5)
-    results, schedule = [], dataclasses.replace(RAMPED, steps=6)
-    for stop in (None, 3):
-        torch.manual_seed(0)
-        bottleneck = torch.nn.Conv2d(DIM, DIM, 1)
-        training = _training(planned, fixed, schedule, bottleneck)
-        _tell(training, planned, made)
-        while not training.finished:
-            if training.steps_done == stop:
-                state = training.state()
-                torch.manual_seed(0)
-                bottleneck = torch.nn.Conv2d(DIM, DIM, 1)
-                training = _training(planned, fixed, schedule, bottleneck)
-                training.load_state(state)
-                _tell(training, planned, made)
-            training.step()
-        results.append((training.classifier, bottleneck.weight.detach().clone()))
-    assert _same(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
 def test_unlabeled_pixels_teach_nothing():
     schedule = dataclasses.replace(SCHEDULE, distill=1.0)
     samples = [dataclasses.replace(s, label=np.full_like(s.label, 255)) for s in _samples()]
@@ -300,17 +278,6 @@ def test_distillation_keeps_base_pixels_closer_to_the_base_model():
         after = train_novel(_start(), lies, base_classes=BASE, schedule=schedule, seed=0)(probe).softmax(1)
         gaps.append((after[:, :3] - before).abs().mean().item())
     assert gaps[1] < gaps[0] / 2
-
-
-def test_a_bottleneck_is_trained_in_place_and_its_statistics_stay():
-    torch.manual_seed(0)
-    bottleneck = torch.nn.Sequential(torch.nn.Conv2d(DIM, DIM, 3, padding=1), torch.nn.BatchNorm2d(DIM), torch.nn.ReLU())
-    before = {k: v.clone() for k, v in bottleneck.state_dict().items()}
-    schedule = dataclasses.replace(SCHEDULE, steps=5, bottleneck_lr=0.01)
-    train_novel(_start(), _samples(), base_classes=BASE, schedule=schedule, seed=0, bottleneck=bottleneck)
-    after = bottleneck.state_dict()
-    assert not torch.equal(after["0.weight"], before["0.weight"])
-    assert torch.equal(after["1.running_mean"], before["1.running_mean"])
 
 
 def test_user_errors_name_the_sample_and_the_remedy():
