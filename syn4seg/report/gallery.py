@@ -1,4 +1,4 @@
-"""The samples of a draw as a page shows them: which ones, their thumbnails, and what is known about each, as plain JSON values."""
+"""The samples of a draw as a page shows them: a fair selection, thumbnails, and the facts about each, as JSON values."""
 
 # pyright: reportAttributeAccessIssue=false
 # (Arrow makes the functions of pyarrow.compute at run time.)
@@ -7,9 +7,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,54 +24,98 @@ from syn4seg.store.files import map_threads
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.rundir import RunDir
 
-LAYERS = ("image", *LABEL_COLUMNS, "who")
-PHOTOS = ("image", "other")
-AT_ONCE = 16
-"""Samples whose full pictures are in memory at a time."""
+PAGE = 16
+"""Number of samples whose full pictures are in memory at a time."""
 BUDGET = 22 * 2**20
-"""Bytes of thumbnails and facts in a page; what does not fit is not shown, and the page says so."""
+"""Bytes of thumbnails and facts in a page; the samples that do not fit are left out, and the page says so."""
 SIDES = ((400, 128), (2000, 80), (np.inf, 48))
-"""Side of a thumbnail, in pixels, for at most so many samples."""
+"""(number of samples up to which it is used, side of a thumbnail in pixels)."""
 REGIONS = 6
-"""Regions of a sample that are listed."""
+"""Number of regions of a sample that are listed."""
 
 
 @dataclass
 class Gallery:
-    """What the page's script needs.
+    """The data of the page's script.
 
     Attributes:
-        side: of a thumbnail's cell, in pixels.
+        layers: layer name -> colour of each code; empty for a photo.
+        count: number of samples to show, which decides the side of a thumbnail.
+        total: number of samples that there are.
         sheets: layer name -> data URLs, `ROW` x `ROW` samples each.
-        items: one per sample, in the order of the cells.
-        total: samples that there are.
+        items: facts about each sample, in the order of the cells.
         damage: one line for each sample whose files cannot be read.
     """
 
-    side: int
+    layers: dict[str, Sequence[str]]
+    count: int
+    total: int
     sheets: dict[str, list[str]] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
-    total: int = 0
     damage: list[str] = field(default_factory=list)
+
+    @property
+    def side(self) -> int:
+        """Side of the cell of a thumbnail, in pixels."""
+        return next(side for most, side in SIDES if self.count <= most)
+
+    def fill(
+        self,
+        pages: Iterable[Iterable[Any]],
+        layers_of: Callable[[Any], dict[str, np.ndarray]],
+        describe: Callable[[Any], dict[str, Any]],
+        progress: Callable[[int, int], None],
+        budget: int = BUDGET,
+    ) -> None:
+        """Add samples, a sheet at a time, until the budget is spent; only one page of full pictures is in memory.
+
+        Args:
+            layers_of: returns the pictures of a sample by layer: uint8 (H, W, 3), or codes uint8 (H, W).
+            describe: returns the facts about a sample, as JSON values.
+            progress: called with (done, total).
+            budget: limit in bytes.
+        """
+        spent = 0
+        cells = (
+            ({layer: shrink(pixels, self.side) for layer, pixels in layers_of(sample).items()}, describe(sample))
+            for page in pages
+            for sample in page
+        )
+        while batch := list(islice(cells, ROW * ROW)):
+            thumbs, items = zip(*batch, strict=True)
+            urls = map_threads(partial(self._encode, thumbs), self.layers)
+            spent += sum(map(len, urls)) + len(json.dumps(items))
+            if spent > budget:
+                break
+            for layer, url in zip(self.layers, urls, strict=True):
+                self.sheets.setdefault(layer, []).append(url)
+            self.items += items
+            self.damage += [item["damage"] for item in items if "damage" in item]
+            progress(len(self.items), self.count)
+
+    def _encode(self, thumbs: Sequence[dict[str, np.ndarray]], layer: str) -> str:
+        pixels = tile([layers.get(layer) for layers in thumbs], self.side)
+        if self.layers[layer]:
+            return encode_labels(pixels, self.layers[layer])
+        return encode_photo(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
 
 
 def changed_share(audit: dict[str, Any]) -> float:
-    """Share of the pixels that a stage changed: those that APF freed (APR labels only such) and those that SABR moved."""
+    """Return the share of the pixels that changed: those that APF freed (APR labels only such ones) and those that SABR moved."""
     free, moved = audit.get("pixels", {}).get("free", 0), audit.get("sam", {}).get("changed", 0)
     return round(min(1.0, float(free) + float(moved)), 4)
 
 
 def fair_order(records: pa.Table) -> np.ndarray:
-    """Row numbers, classes and verdicts in turn, within each those first that changed most: a beginning of it is a fair sample."""
+    """Return row numbers int64 (N,) with classes and verdicts in turn, in each the most changed first: any beginning is fair."""
     groups: dict[tuple[str, bool], list[tuple[float, str, int]]] = {}
     columns = (records[name].to_pylist() for name in ("sample_id", "class", "reason", "audit"))
-    for i, (sample, name, reason, audit) in enumerate(zip(*columns, strict=True)):
-        change = changed_share(json.loads(audit or "{}"))
-        rare = hashlib.blake2b(sample.encode(), digest_size=4).hexdigest()
-        groups.setdefault((name, bool(reason)), []).append((-change, rare, i))
+    for i, (sample_id, name, reason, audit) in enumerate(zip(*columns, strict=True)):
+        tie_breaker = hashlib.blake2b(sample_id.encode(), digest_size=4).hexdigest()
+        groups.setdefault((name, bool(reason)), []).append((-changed_share(json.loads(audit or "{}")), tie_breaker, i))
     order = []
-    for place, members in enumerate(groups[key] for key in sorted(groups)):
-        order += [(turn, place, i) for turn, (_, _, i) in enumerate(sorted(members))]
+    for group, (_, members) in enumerate(sorted(groups.items())):
+        order += [(turn, group, i) for turn, (_, _, i) in enumerate(sorted(members))]
     return np.array([i for _, _, i in sorted(order)], np.int64)
 
 
@@ -83,79 +128,39 @@ def build_gallery(
     truth: Truth | None = None,
     budget: int = BUDGET,
 ) -> Gallery:
-    """The gallery of one draw.
+    """Return the gallery of one draw.
 
     Args:
-        records: as `records_of`.
-        colors: of the class indices.
-        progress: told (done, total).
-        truth: as `numbers.truth_of`; then every sample also shows its exact label, and its IoU with it.
-        budget: bytes that it may take.
+        records: as `read_records` returns them.
+        colors: of the class indices, `#rrggbb`.
+        progress: called with (done, total).
+        truth: as `numbers.truth_source` returns it; adds to every sample its exact label, and the IoU of its label with it.
+        budget: limit in bytes.
     """
     rows = records.filter(pc.invert(pc.starts_with(records["reason"], FAULT)))
-    made = Gallery(next(side for most, side in SIDES if len(rows) <= most), total=len(rows))
-    layers = LAYERS if truth is None else (*LAYERS, "truth")
-    spent, ordered = 0, rows.take(fair_order(rows)) if len(rows) else rows
-    seen = (_with_truth(page, truth) for page in read_pages(run, draw, ordered, AT_ONCE))
-    for thumbs, items in iter_sheets(seen, lambda one: make_thumbnails(one, made.side), describe_sample):
-        paint = partial(encode_layer, thumbs=thumbs, side=made.side, colors=colors)
-        urls = dict(zip(layers, map_threads(paint, layers), strict=True))
-        spent += sum(map(len, urls.values())) + len(json.dumps(items))
-        if spent > budget:
-            break
-        for layer in layers:
-            made.sheets.setdefault(layer, []).append(urls[layer])
-        made.items += items
-        made.damage += [item["damage"] for item in items if "damage" in item]
-        progress(len(made.items), len(ordered))
-    return made
+    layers = {"image": (), **dict.fromkeys(LABEL_COLUMNS, colors), "who": WHO_COLORS}
+    gallery = Gallery(layers if truth is None else layers | {"truth": colors}, len(rows), len(rows))
+    ordered = rows.take(fair_order(rows)) if len(rows) else rows
+
+    def add_truth(sample: GallerySample) -> GallerySample:
+        if truth is None or sample.image is None:
+            return sample
+        return replace(sample, truth=truth(sample.record, sample.image.shape[0]))
+
+    pages = (map(add_truth, page) for page in read_pages(run, draw, ordered, PAGE))
+    gallery.fill(pages, _layers_of, describe_sample, progress, budget)
+    return gallery
 
 
-def _with_truth(page: Sequence[GallerySample], truth: Truth | None) -> list[GallerySample]:
-    if truth is None:
-        return list(page)
-    return [s if s.image is None else replace(s, truth=truth(s.record, s.image.shape[0])) for s in page]
+def _layers_of(sample: GallerySample) -> dict[str, np.ndarray]:
+    layers = {"image": sample.image, **sample.labels, "truth": sample.truth}
+    layers["who"] = provenance(sample.labels) if sample.labels else None
+    return {layer: pixels for layer, pixels in layers.items() if pixels is not None}
 
 
-Thumbs = list[dict[str, np.ndarray]]
-Items = list[dict[str, Any]]
-
-
-def iter_sheets(
-    page_by_page: Iterable[Sequence[Any]], thumb: Callable[[Any], dict[str, np.ndarray]], tell: Callable[[Any], dict[str, Any]]
-) -> Iterator[tuple[Thumbs, Items]]:
-    """Thumbnails by layer and facts of ROW x ROW samples at a time; of full pictures only a page is in memory."""
-    thumbs: Thumbs = []
-    items: Items = []
-    for page in page_by_page:
-        thumbs += [thumb(one) for one in page]
-        items += [tell(one) for one in page]
-        while len(items) >= ROW * ROW:
-            yield thumbs[: ROW * ROW], items[: ROW * ROW]
-            thumbs, items = thumbs[ROW * ROW :], items[ROW * ROW :]
-    if items:
-        yield thumbs, items
-
-
-def make_thumbnails(shown: GallerySample, side: int) -> dict[str, np.ndarray]:
-    """The layers of a sample that there are, small."""
-    layers = {} if shown.image is None else {"image": shrink(shown.image, side)}
-    layers |= {stage: shrink(label, side) for stage, label in shown.labels.items()}
-    layers |= {} if shown.truth is None else {"truth": shrink(shown.truth, side)}
-    return layers | ({"who": shrink(provenance(shown.labels), side)} if shown.labels else {})
-
-
-def encode_layer(layer: str, thumbs: Sequence[dict[str, np.ndarray]], side: int, colors: Sequence[str]) -> str:
-    """The data URL of one layer's sheet; `image` and `other` are photos, `who` has colours of its own."""
-    pixels = tile([one.get(layer) for one in thumbs], side)
-    if layer in PHOTOS:
-        return encode_photo(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
-    return encode_labels(pixels, WHO_COLORS if layer == "who" else colors)
-
-
-def describe_sample(shown: GallerySample) -> dict[str, Any]:
-    """What the page says about a sample; short keys, since there may be 10,000."""
-    record, audit = shown.record, shown.record["audit"]
+def describe_sample(sample: GallerySample) -> dict[str, Any]:
+    """Return the facts about a sample, as JSON values, without empty ones; keys are short, since there may be 10,000 samples."""
+    record, audit = sample.record, sample.record["audit"]
     regions, target = sorted(audit.get("regions", ()), key=lambda r: -r["area"]), record["class_id"]
     own = [r for r in regions if r["class"] == target]
     similar = [r["similarity"] for r in own if r["similarity"] is not None]
@@ -171,21 +176,21 @@ def describe_sample(shown: GallerySample) -> dict[str, Any]:
         "lambda": audit.get("lambda_keep"),
         "pixels": audit.get("pixels", {}),
         "sam": audit.get("sam", {}),
-        "damage": shown.damage,
+        "damage": sample.damage,
         "own": len(own),
         "judged": len(regions),
         "freed": dict(Counter(r["why"] for r in regions if r["why"])),
         "regions": [[r["class"], r["area"], r["similarity"], r["why"]] for r in regions[:REGIONS]],
         "more": max(0, len(regions) - REGIONS),
     }
-    if shown.image is not None:
-        height, width = shown.image.shape[:2]
+    if sample.image is not None:
+        height, width = sample.image.shape[:2]
         item["size"] = [width, height]
-    item["stages"] = list(shown.labels)
-    if shown.labels:
-        last = shown.labels[item["stages"][-1]]
-        if shown.truth is not None:
-            both, either = (f(last == target, shown.truth == target) for f in (np.logical_and, np.logical_or))
+    item["stages"] = list(sample.labels)
+    if sample.labels:
+        last = sample.labels[item["stages"][-1]]
+        if sample.truth is not None:
+            both, either = (f(last == target, sample.truth == target) for f in (np.logical_and, np.logical_or))
             item["iou"] = round(float(both.sum() / max(1, either.sum())), 4)
         item["shares"] = [
             [int(k), round(float(n) / last.size, 4)] for k, n in zip(*np.unique(last, return_counts=True), strict=True)
@@ -194,10 +199,10 @@ def describe_sample(shown: GallerySample) -> dict[str, Any]:
 
 
 def full_image_paths(run: RunDir, draw: int) -> dict[str, str] | None:
-    """Where full pictures lie, relative to the run directory, with {class} and {id} to be filled in; None in shards."""
+    """Return layer -> path of the full pictures, relative to the run directory, with {class} and {id}; None for shards."""
     if not isinstance(run.samples, FileSamples):
         return None
-    found = {"image": run.samples.image("{class}", "{id}")}
-    found |= {stage: run.samples.label(draw, stage, "{class}", "{id}") for stage in LABEL_COLUMNS}
+    paths = {"image": run.samples.image("{class}", "{id}")}
+    paths |= {stage: run.samples.label(draw, stage, "{class}", "{id}") for stage in LABEL_COLUMNS}
     skipped = len(run.root.parts)
-    return {layer: "/".join(path.parts[skipped:]) for layer, path in found.items()}
+    return {layer: "/".join(path.parts[skipped:]) for layer, path in paths.items()}

@@ -1,7 +1,7 @@
-"""How a page of this package is put together, safely: escaping, charts, the gallery's markup, script and filters.
+"""Put a page together safely: escaping, charts, the gallery's markup, script and filters.
 
-Nothing of a run reaches a page unescaped: words go through Jinja's escaping or, as JSON, through `as_json`; control characters
-and marks that turn the direction of text are made visible first.
+Nothing of a run reaches a page unescaped: texts go through Jinja's escaping or, as JSON, through `as_json`; control characters
+and marks that change the direction of text are written out first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import jinja2
 from markupsafe import Markup
 
 from syn4seg.report.gallery import Gallery
-from syn4seg.report.sheets import ROW, WHO_COLORS
+from syn4seg.report.sheets import ROW, WHO_COLORS, class_colors
 from syn4seg.report.style import STYLE
 
 PAGES = Path(__file__).with_name("page")
-WORDS = {
+REASON_TEXTS = {
     "area": "too small an area",
     "similarity": "too little similarity",
     "other_novel": "being another novel class",
@@ -29,52 +29,51 @@ WORDS = {
     "target_too_small": "the class covers too small a share of the image",
     "target_too_large": "the class covers too large a share",
 }
-"""Reasons as the records have them, in words."""
-_MARKS = re.compile(
+"""Reason in a record -> its text."""
+_INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
 
 
 def escape_invisible(text: str) -> str:
-    """`text` with control characters, invisible ones and marks of direction written out, as \\u202e."""
-    return _MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Return the text with control characters, invisible ones and marks of direction written out, as \\u202e."""
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _all_visible(value: Any) -> Any:
+def _escape_tree(value: Any) -> Any:
     if isinstance(value, str):
         return escape_invisible(value)
     if isinstance(value, Mapping):
-        return {escape_invisible(str(key)): _all_visible(inner) for key, inner in value.items()}
-    return [_all_visible(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {escape_invisible(str(key)): _escape_tree(inner) for key, inner in value.items()}
+    return [_escape_tree(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def as_json(value: Any) -> Markup:
-    """JSON that cannot end the script element that it stands in."""
-    text = json.dumps(_all_visible(value), separators=(",", ":"), allow_nan=False)
+    """Return JSON that cannot end the script element around it."""
+    text = json.dumps(_escape_tree(value), separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def environment() -> jinja2.Environment:
-    """Templates of this package, escaping everything that is no `Markup`."""
+    """Return the templates of this package, which escape everything but `Markup`."""
     return jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_all_visible_text, loader=jinja2.FileSystemLoader(PAGES)
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: escape_invisible(value) if type(value) is str else value,  # `Markup` is a subclass of str
+        loader=jinja2.FileSystemLoader(PAGES),
     )
 
 
-def _all_visible_text(value: Any) -> Any:
-    return escape_invisible(value) if type(value) is str else value
-
-
-def chart(title: str, drawn: str, text: str) -> Markup:
-    """An SVG with a title and a sentence about it."""
-    return Markup('<figure><figcaption>{}</figcaption><div class="chart">{}</div><p>{}</p></figure>').format(
-        escape_invisible(title), Markup(drawn), escape_invisible(text)
-    )
+def chart(title: str, svg: str, text: str) -> Markup:
+    """Return the figure of an SVG with a title and a sentence about it."""
+    figure = Markup('<figure><figcaption>{}</figcaption><div class="chart">{}</div><p>{}</p></figure>')
+    return figure.format(escape_invisible(title), Markup(svg), escape_invisible(text))
 
 
 def filters(colors: Sequence[str]) -> Markup:
-    """SVG filters that colour index PNGs, and pixels where two of them differ: the page's script cannot read files' pixels."""
+    """Return SVG filters that colour index PNGs, and the pixels where two differ: the page's script cannot read pixels of files."""
     tables = [["1"] * 256 for _ in range(3)]
     for code, color in enumerate(colors):
         for channel in range(3):
@@ -84,45 +83,45 @@ def filters(colors: Sequence[str]) -> Markup:
         f'<feFuncA type="discrete" tableValues="0 {"1 " * 255}"/></feComponentTransfer>'
     )
     functions = "".join(f'<feFunc{c} type="discrete" tableValues="{" ".join(t)}"/>' for c, t in zip("RGB", tables, strict=True))
-    paint = {"palette": f'<feComponentTransfer in="SourceGraphic">{functions}</feComponentTransfer>'}
-    paint |= {
-        name: f'<feFlood flood-color="{color}"/>'
-        for name, color in zip(("draft", "freed", "relabeled", "boundary"), WHO_COLORS[1:], strict=True)
-    }
-    made = "".join(
-        f'<filter id="{name}" color-interpolation-filters="sRGB" x="0" y="0" width="100%" height="100%">{seen}{what}'
+    fills = {"palette": f'<feComponentTransfer in="SourceGraphic">{functions}</feComponentTransfer>'}
+    for name, color in zip(("draft", "freed", "relabeled", "boundary"), WHO_COLORS[1:], strict=True):
+        fills[name] = f'<feFlood flood-color="{color}"/>'
+    elements = "".join(
+        f'<filter id="{name}" color-interpolation-filters="sRGB" x="0" y="0" width="100%" height="100%">{seen}{fill}'
         '<feComposite in2="seen" operator="in"/></filter>'
-        for name, what in paint.items()
+        for name, fill in fills.items()
     )
-    return Markup(f'<svg width="0" height="0" aria-hidden="true">{made}</svg>')
+    return Markup(f'<svg width="0" height="0" aria-hidden="true">{elements}</svg>')
 
 
 def gallery_section(
-    made: Gallery,
+    gallery: Gallery,
     names: Sequence[str],
-    colors: Sequence[str],
     panes: Sequence[dict[str, str]],
     who: Sequence[tuple[str, str]],
     layer_title: str,
     **more: Any,
 ) -> dict[str, Any]:
-    """What a template needs of a gallery: `gallery` (HTML), `gallery_json`, `script`, and how many are `shown` of the `total`.
+    """Return the values of a template: `gallery` (HTML), `gallery_json`, `script`, and the numbers `shown` and `total`.
 
     Args:
+        names: of the class indices.
         panes: one dict per picture of a sample: title, and the layers photo, label and who (the latter two may be missing).
         who: (title, colour) of the codes of the layer `who`.
+        layer_title: title of that layer.
         more: further values for the script: files, map, words, settings.
     """
+    colors = class_colors(len(names))
     values = {
         "row": ROW,
-        "side": made.side,
-        "sheets": made.sheets,
-        "items": made.items,
+        "side": gallery.side,
+        "sheets": gallery.sheets,
+        "items": gallery.items,
         "names": names,
         "colors": colors,
         "panes": panes,
         "who": who,
-        "words": WORDS,
+        "words": REASON_TEXTS,
         "settings": {},
         "files": None,
         "map": [],
@@ -130,14 +129,14 @@ def gallery_section(
     }
     html = environment().get_template("gallery.html").render(filters=filters(colors), layer_title=layer_title)
     return {
-        "gallery": Markup(html) if made.items else "",
+        "gallery": Markup(html) if gallery.items else "",
         "gallery_json": as_json(values),
         "script": Markup((PAGES / "gallery.js").read_text()),
-        "shown": len(made.items),
-        "total": made.total,
+        "shown": len(gallery.items),
+        "total": gallery.total,
     }
 
 
 def style() -> Markup:
-    """Style sheet of every page with a gallery."""
+    """Return the style sheet of every page with a gallery."""
     return Markup(STYLE + (PAGES / "gallery.css").read_text())
