@@ -1,4 +1,4 @@
-"""The charts of a run's report, as SVG: per-class bars, similarities with lambda, training curves, the stream over time."""
+"""Draw the charts of a report as SVG: per-class bars, similarities with lambda, training curves, the stream over time."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 from syn4seg.report.style import COLORS, figure, svg
 
 PANELS = 12
-"""Classes with a histogram of their own; of more, s(r) - lambda is shown for all in one."""
+"""Number of classes up to which each has its histogram; of more, one histogram shows s(r) - lambda_keep of all."""
 
 
 def per_class(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], titles: Mapping[str, str]) -> str:
-    """IoU in percent of every class, for two rows of the ablation: where training on synthetic samples helps, and where not.
+    """Draw the IoU of every class in percent, for two rows of the ablation.
 
     Args:
-        rows: row -> class name -> spread.
+        rows: row -> class name -> spread of the IoU in [0, 1].
         names: classes from top to bottom.
-        titles: of the two rows.
+        titles: row -> title, for the two rows.
     """
     with figure(8, 0.7 + 0.24 * len(names)) as (canvas, axes):
-        place = np.arange(len(names))[::-1]
+        y = np.arange(len(names))[::-1]
         for offset, color, (row, title) in zip((0.2, -0.2), (COLORS[3], COLORS[0]), titles.items(), strict=False):
-            found = [rows[row][name] for name in names]
-            values = [100 * v["mean"] if v["mean"] is not None else np.nan for v in found]
-            spread = [100 * v["std"] if v["n"] > 1 else 0.0 for v in found]
-            axes.barh(place + offset, values, 0.38, xerr=spread, color=color, label=title, error_kw={"lw": 0.8})
-        axes.set_yticks(place, [name.replace("$", r"\$") for name in names])
+            spreads = [rows[row][name] for name in names]
+            values = [100 * v["mean"] if v["mean"] is not None else np.nan for v in spreads]
+            errors = [100 * v["std"] if v["n"] > 1 else 0.0 for v in spreads]
+            axes.barh(y + offset, values, 0.38, xerr=errors, color=color, label=title, error_kw={"lw": 0.8})
+        axes.set_yticks(y, [name.replace("$", r"\$") for name in names])
         axes.set_ylim(-0.7, len(names) - 0.3)
         axes.set_xlim(0, 100)
         axes.set_xlabel("IoU (%)")
@@ -36,20 +36,24 @@ def per_class(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], title
         return svg(canvas)
 
 
-def similarity(found: Mapping[str, tuple[np.ndarray, np.ndarray, float]]) -> str:
-    """Histograms of s(r) of the target's regions by class, kept and freed, with lambda_keep drawn in."""
-    if len(found) > PANELS:
-        margins = np.concatenate([values - least for values, _, least in found.values()])
-        kept = np.concatenate([kept for _, kept, _ in found.values()])
+def similarity(regions: Mapping[str, tuple[np.ndarray, np.ndarray, float]]) -> str:
+    """Draw histograms of s(r) of the target's regions, kept and freed, with lambda_keep (method.md 3.1).
+
+    Args:
+        regions: class name -> s(r) (N,), whether each was kept (N,), and lambda_keep.
+    """
+    if len(regions) > PANELS:
+        margins = np.concatenate([values - least for values, _, least in regions.values()])
+        kept = np.concatenate([kept for _, kept, _ in regions.values()])
         with figure(8, 3) as (canvas, axes):
             _stacked(axes, margins, kept, 0.0)
             axes.set_xlabel("s(r) - lambda_keep, all classes")
             axes.legend(frameon=False)
             return svg(canvas)
-    with figure(8, 0.9 + 1.35 * len(found)) as (canvas, first):
+    with figure(8, 0.9 + 1.35 * len(regions)) as (canvas, first):
         first.remove()
-        panels = np.atleast_1d(canvas.subplots(len(found), 1, sharex=True))
-        for axes, (name, (values, kept, least)) in zip(panels, found.items(), strict=True):
+        panels = np.atleast_1d(canvas.subplots(len(regions), 1, sharex=True))
+        for axes, (name, (values, kept, least)) in zip(panels, regions.items(), strict=True):
             _stacked(axes, values, kept, least)
             axes.set_ylabel(name.replace("$", r"\$"))
             for side in ("top", "right"):
@@ -67,7 +71,11 @@ def _stacked(axes: Any, values: np.ndarray, kept: np.ndarray, least: float) -> N
 
 
 def training(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Loss over steps."""
+    """Draw the loss over the steps.
+
+    Args:
+        curves: name -> steps (N,), losses (N,).
+    """
     with figure(8, 3.2) as (canvas, axes):
         for i, (name, (steps, losses)) in enumerate(curves.items()):
             axes.plot(steps, losses, "-o", ms=2.5, lw=1.2, color=COLORS[i % len(COLORS)], label=name.replace("$", r"\$"))
@@ -78,7 +86,7 @@ def training(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def over_time(stages: Mapping[str, Mapping[str, np.ndarray]], key: str, label: str, factor: float = 1.0) -> str:
-    """One line per stage of the stream over its seconds."""
+    """Draw a line per stage of the stream over its seconds: the values of `key`, times `factor`."""
     with figure(8, 2.6) as (canvas, axes):
         for i, (name, series) in enumerate(stages.items()):
             axes.plot(series["seconds"], factor * series[key], lw=1.4, color=COLORS[i % len(COLORS)], label=name)
@@ -89,11 +97,11 @@ def over_time(stages: Mapping[str, Mapping[str, np.ndarray]], key: str, label: s
         return svg(canvas)
 
 
-def deltas(rows: Mapping[str, float], title: str) -> str:
-    """Differences in points of percent by class, the largest gain first."""
-    names = sorted(rows, key=lambda name: (-rows[name], name))
+def deltas(gains: Mapping[str, float], title: str) -> str:
+    """Draw the differences by class, in percentage points, the largest gain first."""
+    names = sorted(gains, key=lambda name: (-gains[name], name))
     with figure(8, 0.7 + 0.22 * len(names)) as (canvas, axes):
-        values = np.array([rows[name] for name in names])
+        values = np.array([gains[name] for name in names])
         bars = axes.barh(np.arange(len(names))[::-1], values, color=np.where(values < 0, COLORS[1], COLORS[0]))
         axes.bar_label(bars, [f"{v:+.1f}" for v in values], padding=3, fontsize=8)
         axes.set_yticks(np.arange(len(names))[::-1], [name.replace("$", r"\$") for name in names])

@@ -1,4 +1,4 @@
-"""The verbs `report` and `compare`; their imports wait inside, so that `--help` answers at once."""
+"""The verbs `report` and `compare`; they import their modules when they run, so that `--help` is fast."""
 
 from __future__ import annotations
 

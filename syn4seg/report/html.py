@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from syn4seg.report.gallery import Gallery
-from syn4seg.report.sheets import ROW, WHO_COLORS, class_colors
+from syn4seg.report.sheets import ROW, WHO_COLORS, class_colors, rgb_of
 from syn4seg.report.style import STYLE
 
 PAGES = Path(__file__).with_name("page")
@@ -76,8 +76,8 @@ def filters(colors: Sequence[str]) -> Markup:
     """Return SVG filters that colour index PNGs, and the pixels where two differ: the page's script cannot read pixels of files."""
     tables = [["1"] * 256 for _ in range(3)]
     for code, color in enumerate(colors):
-        for channel in range(3):
-            tables[channel][code] = f"{int(color[1 + 2 * channel : 3 + 2 * channel], 16) / 255:.3g}"
+        for channel, value in enumerate(rgb_of(color)):
+            tables[channel][code] = f"{value / 255:.3g}"
     seen = (
         f'<feColorMatrix in="SourceGraphic" values="{"0 " * 15}1 0 0 0 0"/><feComponentTransfer result="seen">'
         f'<feFuncA type="discrete" tableValues="0 {"1 " * 255}"/></feComponentTransfer>'

@@ -1,4 +1,4 @@
-"""One sample side by side, for a notebook or a file: image, the four labels, the classes in them, the prompt and the reason."""
+"""Show one sample in a notebook or a file: image, the four labels, the classes in them, the prompt and the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.report.reading import STAGE_TITLES, GallerySample, class_names, read_pages, read_records
-from syn4seg.report.sheets import class_colors
+from syn4seg.report.sheets import class_colors, rgb_of
 from syn4seg.schema import BACKGROUND, LABEL_COLUMNS, UNLABELED
 from syn4seg.store.files import write_atomically
 from syn4seg.store.images import encode_image
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
 
 SPECIAL = {BACKGROUND: ("background", (24, 24, 24)), UNLABELED: ("unlabeled", (255, 255, 255))}
-"""Names and RGB colours of the two label values that mean no class."""
+"""Names and RGB colours of the two label values that are not classes."""
 CELL = 2.2
 """Inches of one panel in a PNG."""
 COLUMNS = 24
@@ -36,7 +36,7 @@ COLUMNS = 24
 def show(
     sample: GallerySample | RunDir | AnyPath | str, sample_id: str | None = None, draw: int = 0, *, names: Sequence[str] = ()
 ) -> Picture:
-    """A picture of one sample: a notebook shows it, `save` writes it.
+    """Return the picture of one sample: a notebook shows it, `save` writes it.
 
     Args:
         sample: the directory or URL of a run, or a sample of `syn4seg.report.reading`.
@@ -50,7 +50,7 @@ def show(
     if isinstance(sample, GallerySample):
         return Picture(sample, tuple(names))
     run = sample if isinstance(sample, RunDir) else open_run(str(sample))
-    draws = [known.number for known in run.draws()]
+    draws = [stored.number for stored in run.draws()]
     if draw not in draws:
         raise UserError(f"draw is {draw}; expected one of {draws}, the draws of {run.root}: label them with `syn4seg refine`")
     records = read_records(run, draw)
@@ -60,16 +60,16 @@ def show(
         raise UserError(
             f"sample_id is {sample_id!r}; expected one of the {len(ids)} samples of draw {draw}, e.g. {', '.join(near)}"
         )
-    (shown,) = next(read_pages(run, draw, records.slice(ids.index(sample_id), 1)))
-    return Picture(shown, tuple(names) or class_names(run, load(run.config)))
+    page = next(read_pages(run, draw, records.slice(ids.index(sample_id), 1)))
+    return Picture(page[0], tuple(names) or class_names(run, load(run.config)))
 
 
 class Picture:
-    """A sample that notebooks show.
+    """The picture of a sample; notebooks show it.
 
     Args:
-        sample: what is shown; of a fault there is no image, and the reason says why.
-        names: name of every class index, background first; may be shorter than the indices that occur.
+        sample: a fault has no image, and its reason is shown.
+        names: name of every class index, background first; may be shorter than the largest index.
     """
 
     def __init__(self, sample: GallerySample, names: Sequence[str] = ()):
@@ -77,7 +77,7 @@ class Picture:
 
     @property
     def caption(self) -> list[str]:
-        """Sample and class, the prompt, and why it was rejected or what is wrong with its files, if anything is."""
+        """Lines with sample id and class, the prompt, the reason of a rejection, and the damage of its files."""
         record = self.sample.record
         lines = [f"{record.get('sample_id', '')} ({record.get('class', '')})", f"prompt: {record.get('prompt', '')}"]
         if record.get("reason"):
@@ -86,12 +86,12 @@ class Picture:
 
     @property
     def panels(self) -> dict[str, np.ndarray]:
-        """Title -> RGB uint8 (H, W, 3), in the order in which they are shown; a fault has none."""
-        made = {} if self.sample.image is None else {"image": self.sample.image}
+        """Title -> RGB uint8 (H, W, 3), in the order of display; a fault has none."""
+        panels = {} if self.sample.image is None else {"image": self.sample.image}
         table = np.zeros((256, 3), np.uint8)
         for value, (_, color) in self._values.items():
             table[value] = color
-        return made | {STAGE_TITLES[s]: table[self.sample.labels[s]] for s in LABEL_COLUMNS if s in self.sample.labels}
+        return panels | {STAGE_TITLES[s]: table[self.sample.labels[s]] for s in LABEL_COLUMNS if s in self.sample.labels}
 
     @property
     def legend(self) -> dict[str, tuple[int, int, int]]:
@@ -100,16 +100,16 @@ class Picture:
 
     @property
     def _values(self) -> dict[int, tuple[str, tuple[int, int, int]]]:
-        """Name and RGB of every label value that occurs, sorted; of a class the colour that it has in the report."""
-        occur = sorted({int(k) for label in self.sample.labels.values() for k in np.unique(label)})
-        codes = class_colors(max([len(self.names), *(k + 1 for k in occur if k not in SPECIAL)]))
-        return {k: SPECIAL[k] if k in SPECIAL else (self._name(k), _rgb(codes[k])) for k in occur}
+        """Label value -> name and RGB, for the values that occur, sorted; classes have their colours of the report."""
+        values = sorted({int(k) for label in self.sample.labels.values() for k in np.unique(label)})
+        codes = class_colors(max([len(self.names), *(k + 1 for k in values if k not in SPECIAL)]))
+        return {k: SPECIAL[k] if k in SPECIAL else (self._name(k), rgb_of(codes[k])) for k in values}
 
     def _name(self, index: int) -> str:
         return self.names[index] if index < len(self.names) else f"class {index}"
 
     def save(self, path: str | Path) -> None:
-        """Writes the picture as .png or as a page of its own (.html).
+        """Write the picture as .png or as a page (.html).
 
         Raises:
             UserError: another suffix.
@@ -149,15 +149,9 @@ class Picture:
             for column, (title, pixels) in enumerate(panels.items(), 1):
                 axes = canvas.add_subplot(1, len(panels), column, title=title, xticks=[], yticks=[])
                 axes.imshow(pixels, interpolation="nearest")
-            canvas.suptitle("\n".join(lines), ha="left", x=0.01)  # its own wrapping would read $ as mathematics
+            canvas.suptitle("\n".join(lines), ha="left", x=0.01)  # matplotlib's wrapping would parse $ as mathematics
             patches = [Patch(facecolor=f"#{bytes(rgb).hex()}", edgecolor="#888888", label=k) for k, rgb in legend.items()]
             if patches:
                 canvas.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), frameon=False)
             canvas.savefig(data, format="png", dpi=100, metadata={"Software": None})
         return data.getvalue()
-
-
-def _rgb(code: str) -> tuple[int, int, int]:
-    """The three bytes of `#rrggbb`."""
-    red, green, blue = bytes.fromhex(code.removeprefix("#"))
-    return red, green, blue

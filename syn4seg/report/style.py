@@ -1,4 +1,4 @@
-"""How figures and pages look: colours that colour-blind people tell apart, SVG that is the same bytes for the same data."""
+"""The look of figures and pages: colours that colour-blind people tell apart, SVG with the same bytes for the same data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ figure p { margin: .3rem 0; font-size: .9rem; max-width: 46rem; }
 
 @contextlib.contextmanager
 def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of a size in inches with one plain axis; it needs no display."""
+    """Yield a figure of a size in inches, and its axes; it needs no display."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def svg(canvas: Figure) -> str:
-    """The figure as an SVG element."""
+    """Return the figure as an SVG element."""
     text = io.StringIO()
     canvas.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

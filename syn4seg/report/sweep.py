@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML page with its figures inside, which needs no network and nothing beside it."""
+"""The report of a sweep: one HTML page with its figures inside, which needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -6,174 +6,99 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
+from markupsafe import Markup
 
+from syn4seg.report.html import chart, environment
 from syn4seg.report.style import COLORS, STYLE, figure, svg
+from syn4seg.stages.results import spread
 from syn4seg.store.files import write_atomically
+from syn4seg.terminal import format_percent
 
 BINS = 8
-"""Bins of a curve over a range that was searched and not enumerated."""
+"""Number of bins of a curve over a continuous range."""
 TOP = 25
-"""Trials in the table."""
+"""Number of trials in the table."""
 
 Row = dict[str, Any]
 """A trial: number, state, params, draws (metric -> draw -> value in [0, 1]), reports, seconds, error."""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sweep: {{ title }}</title>
-<style>{{ style | safe }}</style>
-<main>
-<h1>Sweep: {{ title }}</h1>
-{% if test %}
-<p class="alarm" role="alert">The objective was measured on the TEST LIST. What is chosen here cannot be reported as a
-result on it.</p>
-{% endif %}
-<p>{{ summary.trials }} trials: {{ summary.complete }} complete, {{ summary.pruned }} stopped early, {{ summary.failed }} failed.
-Objective: {{ objective }}, measured on the {{ summary.on }}{% if not test %} ({{ study.validation.novel_images }} annotated images
-per novel class beyond the support set, {{ study.validation.base_images }} base images){% endif %}. Values are mIoU in percent;
-&plusmn; is the standard deviation over support draws.</p>
-{% if summary.best %}
-<h2>Best and default</h2>
-<div class="scroll"><table>
-<thead><tr><th>trial</th>{% for m in metrics %}<th>{{ m }}</th>{% endfor %}<th>values</th></tr></thead>
-<tbody>
-{% for name, told in chosen %}
-<tr><th scope="row">{{ name }} ({{ told.number }})</th>
-{% for m in metrics %}<td>{{ told["values"][m] | percent }}</td>{% endfor %}
-<td class="left">{% for k, v in told.params.items() %}{{ k }}={{ v | short }} {% endfor %}</td></tr>
-{% endfor %}
-</tbody></table></div>
-{% for line in verdicts %}<p>{{ line }}</p>{% endfor %}
-{% endif %}
-{% for chart in charts %}
-<figure><figcaption>{{ chart.title }}</figcaption><div class="chart">{{ chart.svg | safe }}</div><p>{{ chart.text }}</p></figure>
-{% endfor %}
-<h2>Trials</h2>
-<div class="scroll"><table>
-<thead><tr><th>trial</th><th>state</th>{% for m in metrics %}<th>{{ m }}</th>{% endfor %}
-{% for k in keys %}<th>{{ k }}</th>{% endfor %}<th>s</th></tr></thead>
-<tbody>
-{% for row in rows %}
-<tr><th scope="row">{{ row.number }}</th><td class="left">{{ row.state }}{% if row.error %}: {{ row.error }}{% endif %}</td>
-{% for m in metrics %}<td>{{ row.shown[m] }}</td>{% endfor %}
-{% for k in keys %}<td>{{ row.params.get(k) | short }}</td>{% endfor %}<td>{{ "%.1f" | format(row.seconds) }}</td></tr>
-{% endfor %}
-</tbody></table></div>
-{% if more %}<p>{{ more }} more trials are in trials.parquet.</p>{% endif %}
-</main>
-</html>
-"""
 
 
 def write_sweep_report(
     path: Path, study: dict[str, Any], summary: dict[str, Any], rows: Sequence[Row], verdicts: Sequence[str]
 ) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
-        study: as plain values.
-        summary: what came out of it, as summary.json.
+        study: the study as JSON values.
+        summary: the content of summary.json.
         rows: every trial that ended.
-        verdicts: sentences about the best and the default.
+        verdicts: sentences that compare the best trial with the default.
     """
     metrics = [name.removeprefix("test.") for name in study["objective"]]
     keys = list(study["space"])
-    chosen = [(name, summary[key]) for name, key in (("best", "best"), ("default", "default")) if key in summary]
     ranked = sorted(rows, key=lambda row: (row["state"] != "complete", -(_mean(row, metrics[0]) or -1), row["number"]))
-    shown = [row | {"shown": {m: _percent(_spread(row, m)) for m in metrics}} for row in ranked[:TOP]]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "short": _short}
-    page = environment.from_string(PAGE).render(
+    pages = environment()
+    pages.filters |= {"percent": format_percent, "short": _short}
+    page = pages.get_template("sweep.html").render(
         title=study["title"] or "study",
         test=study["objective"][0].startswith("test."),
         study=study,
         summary=summary,
-        style=STYLE,
+        style=Markup(STYLE),
         objective=", ".join(study["objective"]),
         metrics=metrics,
         keys=keys,
-        chosen=chosen,
+        best=[(name, summary[name]) for name in ("best", "default") if name in summary],
         verdicts=verdicts,
-        rows=shown,
+        rows=[row | {"percents": {m: format_percent(_spread(row, m)) for m in metrics}} for row in ranked[:TOP]],
         more=max(0, len(rows) - TOP),
         charts=draw_charts(metrics, keys, summary, rows),
     )
     write_atomically(path, page.encode())
 
 
-def draw_charts(metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Title, SVG and a sentence for every figure that the trials suffice for."""
-    done = [row for row in rows if row["state"] == "complete" and _mean(row, metrics[0]) is not None]
+def draw_charts(metrics: Sequence[str], keys: Sequence[str], summary: dict[str, Any], rows: Sequence[Row]) -> list[Markup]:
+    """Return the figures for which there are enough trials."""
+    metric = metrics[0]
+    done = _measured(rows, "complete", metric)
     if len(done) < 2:
         return []
-    found = [
-        {
-            "title": "History",
-            "svg": _history(metrics[0], rows),
-            "text": f"{metrics[0]} of every trial in the order of their numbers; the line is the best so far, bars are the "
-            "spread over draws, crosses were stopped early.",
-        }
-    ]
+    text = (
+        f"{metric} of every trial in the order of their numbers; the line is the best so far, bars are the "
+        "spread over draws, crosses were stopped early."
+    )
+    figures = [chart("History", _history(metric, rows), text)]
     if len(metrics) > 1:
-        found.append(
-            {
-                "title": "Pareto front",
-                "svg": _front(metrics, done, summary),
-                "text": "Every complete trial; those on the line are beaten by no other in both objectives.",
-            }
-        )
-    for metric, shares in summary["importance"].items():
+        text = "Every complete trial; those on the line are beaten by no other in both objectives."
+        figures.append(chart("Pareto front", _front(metrics, done, summary), text))
+    text = "Share of each key in the variance of the objective (fANOVA on the complete trials)."
+    for name, shares in summary["importance"].items():
         if shares:
-            found.append(
-                {
-                    "title": f"Importance for {metric}",
-                    "svg": _importance(shares),
-                    "text": "Share of each key in the variance of the objective (fANOVA on the complete trials).",
-                }
-            )
+            figures.append(chart(f"Importance for {name}", _importance(shares), text))
+    text = (
+        "Dots are trials with their spread over draws; the line is the mean, the band the standard deviation "
+        "of the trials at a value (or in a bin of a range)."
+    )
     for key in keys:
         if len({_short(row["params"].get(key)) for row in done}) > 1:
-            found.append(
-                {
-                    "title": f"{metrics[0]} over {key}",
-                    "svg": _curve(metrics[0], key, done),
-                    "text": "Dots are trials with their spread over draws; the line is the mean, the band the standard deviation "
-                    "of the trials at a value (or in a bin of a range).",
-                }
-            )
+            figures.append(chart(f"{metric} over {key}", _curve(metric, key, done), text))
     if len(keys) > 1:
-        found.append(
-            {
-                "title": "Parallel coordinates",
-                "svg": _parallel(metrics[0], keys, done),
-                "text": f"One line per trial, from low ({metrics[0]}) in grey to high in blue.",
-            }
-        )
-    return found
+        text = f"One line per trial, from low ({metric}) in grey to high in blue."
+        figures.append(chart("Parallel coordinates", _parallel(metric, keys, done), text))
+    return figures
 
 
-# ------------------------------------------------------------------------------------------------------- figures
 def _history(metric: str, rows: Sequence[Row]) -> str:
     with figure(8, 3.2) as (canvas, axes):
         for state, marker, color in (("complete", "o", COLORS[0]), ("pruned", "x", COLORS[3])):
-            some = [row for row in rows if row["state"] == state and _mean(row, metric) is not None]
-            axes.errorbar(
-                [r["number"] for r in some],
-                [100 * (_mean(r, metric) or 0) for r in some],
-                yerr=[100 * _spread(r, metric)["std"] for r in some],
-                fmt=marker,
-                color=color,
-                ms=4,
-                lw=1,
-                alpha=0.7,
-            )
-        done = [row for row in rows if row["state"] == "complete" and _mean(row, metric) is not None]
-        best = np.maximum.accumulate([100 * (_mean(r, metric) or 0) for r in done])
-        axes.step([r["number"] for r in done], best, where="post", color=COLORS[1], lw=1.5)
+            trials = _measured(rows, state, metric)
+            means, stds = _percents(trials, metric)
+            numbers = [row["number"] for row in trials]
+            axes.errorbar(numbers, means, yerr=stds, fmt=marker, color=color, ms=4, lw=1, alpha=0.7)
+        done = _measured(rows, "complete", metric)
+        best = np.maximum.accumulate(_percents(done, metric)[0])
+        axes.step([row["number"] for row in done], best, where="post", color=COLORS[1], lw=1.5)
         axes.set_xlabel("trial")
         axes.set_ylabel(f"{metric} (%)")
         return svg(canvas)
@@ -181,10 +106,10 @@ def _history(metric: str, rows: Sequence[Row]) -> str:
 
 def _front(metrics: Sequence[str], done: Sequence[Row], summary: dict[str, Any]) -> str:
     with figure(5, 4) as (canvas, axes):
-        points = np.array([[100 * (_mean(row, m) or 0) for m in metrics[:2]] for row in done])
-        axes.scatter(points[:, 0], points[:, 1], s=14, color=COLORS[0], alpha=0.5)
-        best = np.array([[100 * told["values"][m]["mean"] for m in metrics[:2]] for told in summary["front"]])
-        axes.plot(best[:, 0], best[:, 1], "-o", color=COLORS[1], ms=5)
+        x, y = (_percents(done, metric)[0] for metric in metrics[:2])
+        axes.scatter(x, y, s=14, color=COLORS[0], alpha=0.5)
+        front = np.array([[100 * trial["values"][m]["mean"] for m in metrics[:2]] for trial in summary["front"]])
+        axes.plot(front[:, 0], front[:, 1], "-o", color=COLORS[1], ms=5)
         axes.set_xlabel(f"{metrics[0]} (%)")
         axes.set_ylabel(f"{metrics[1]} (%)")
         return svg(canvas)
@@ -201,21 +126,15 @@ def _importance(shares: dict[str, float]) -> str:
 
 
 def _curve(metric: str, key: str, done: Sequence[Row]) -> str:
-    values, means, spreads = [], [], []
-    for row in done:
-        values.append(row["params"][key])
-        means.append(100 * (_mean(row, metric) or 0))
-        spreads.append(100 * _spread(row, metric)["std"])
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    names = [] if numbers else sorted({_short(v) for v in values})
-    places = np.array(values, float) if numbers else np.array([names.index(_short(v)) for v in values], float)
+    x, names = _coordinates([row["params"][key] for row in done])
+    means, stds = _percents(done, metric)
     with figure(5, 3.4) as (canvas, axes):
-        axes.errorbar(places, means, yerr=spreads, fmt="o", ms=3.5, lw=0.8, color=COLORS[0], alpha=0.55)
-        groups = bin_means(places, np.array(means))
-        if len(groups) > 1:
-            x, middle, width = (np.array(column) for column in zip(*groups, strict=True))
-            axes.plot(x, middle, color=COLORS[1], lw=1.8)
-            axes.fill_between(x, middle - width, middle + width, color=COLORS[1], alpha=0.2, lw=0)
+        axes.errorbar(x, means, yerr=stds, fmt="o", ms=3.5, lw=0.8, color=COLORS[0], alpha=0.55)
+        bins = bin_means(x, means)
+        if len(bins) > 1:
+            centre, mean, std = (np.array(column) for column in zip(*bins, strict=True))
+            axes.plot(centre, mean, color=COLORS[1], lw=1.8)
+            axes.fill_between(centre, mean - std, mean + std, color=COLORS[1], alpha=0.2, lw=0)
         if names:
             axes.set_xticks(range(len(names)), names)
         axes.set_xlabel(key)
@@ -223,43 +142,41 @@ def _curve(metric: str, key: str, done: Sequence[Row]) -> str:
         return svg(canvas)
 
 
-def bin_means(places: np.ndarray, values: np.ndarray) -> list[tuple[float, float, float]]:
-    """(place, mean, standard deviation) of the values at each place, or in `BINS` equally filled bins where places are many."""
-    order = np.argsort(places, kind="stable")
-    places, values = places[order], values[order]
-    distinct = np.unique(places)
-    if len(distinct) <= max(BINS, len(places) // 2):
-        parts = [np.flatnonzero(places == place) for place in distinct]
+def bin_means(x: np.ndarray, values: np.ndarray) -> list[tuple[float, float, float]]:
+    """Return (x, mean, standard deviation) of the values at each x, or in `BINS` equally filled bins if there are many x.
+
+    Args:
+        x, values: (N,).
+    """
+    order = np.argsort(x, kind="stable")
+    x, values = x[order], values[order]
+    distinct = np.unique(x)
+    if len(distinct) <= max(BINS, len(x) // 2):
+        parts = [np.flatnonzero(x == value) for value in distinct]
     else:
-        parts = [part for part in np.array_split(np.arange(len(places)), BINS) if len(part)]
-    return [(float(places[p].mean()), float(values[p].mean()), float(values[p].std(ddof=1)) if len(p) > 1 else 0.0) for p in parts]
+        parts = [part for part in np.array_split(np.arange(len(x)), BINS) if len(part)]
+    return [(float(x[p].mean()), float(values[p].mean()), float(values[p].std(ddof=1)) if len(p) > 1 else 0.0) for p in parts]
 
 
 def _parallel(metric: str, keys: Sequence[str], done: Sequence[Row]) -> str:
-    columns = []
+    heights, ends = [], []
     for key in keys:
-        values = [row["params"].get(key) for row in done]
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            numbers = np.array(values, float)
-            labels = (_short(numbers.min()), _short(numbers.max()))
-        else:
-            names = sorted({_short(v) for v in values})
-            numbers, labels = np.array([names.index(_short(v)) for v in values], float), (names[0], names[-1])
-        span = np.ptp(numbers) or 1.0
-        columns.append(((numbers - numbers.min()) / span, labels))
+        y, names = _coordinates([row["params"].get(key) for row in done])
+        heights.append((y - y.min()) / (np.ptp(y) or 1.0))
+        ends.append((names[0], names[-1]) if names else (_short(y.min()), _short(y.max())))
     scores = np.array([_mean(row, metric) or 0.0 for row in done])
     rank = (scores - scores.min()) / (np.ptp(scores) or 1.0)
+    heights, ends = [*heights, rank], [*ends, (f"{100 * scores.min():.1f}", f"{100 * scores.max():.1f}")]
     with figure(8, 3.4) as (canvas, axes):
         for i in np.argsort(rank):
             axes.plot(
-                range(len(keys) + 1),
-                [*(column[i] for column, _ in columns), rank[i]],
+                range(len(heights)),
+                [height[i] for height in heights],
                 lw=0.5 + 1.5 * rank[i] ** 3,
                 color=COLORS[0] if rank[i] > 0.5 else "0.6",
                 alpha=0.15 + 0.75 * rank[i] ** 2,
             )
-        axes.set_xticks(range(len(keys) + 1), [*(key.rpartition(".")[2] for key in keys), metric])
-        ends = [*(labels for _, labels in columns), (f"{100 * scores.min():.1f}", f"{100 * scores.max():.1f}")]
+        axes.set_xticks(range(len(heights)), [*(key.rpartition(".")[2] for key in keys), metric])
         for x, (low, high) in enumerate(ends):
             axes.axvline(x, color="0.8", lw=0.8, zorder=0)
             axes.text(x, -0.03, low, ha="center", va="top", fontsize=8)
@@ -269,10 +186,19 @@ def _parallel(metric: str, keys: Sequence[str], done: Sequence[Row]) -> str:
         return svg(canvas)
 
 
-# -------------------------------------------------------------------------------------------------------- values
-def _spread(row: Row, metric: str) -> dict[str, Any]:
-    from syn4seg.stages.results import spread
+def _coordinates(values: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
+    """Return the values as numbers (N,); values of other types as indices into their sorted names, which come second."""
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return np.array(values, float), []
+    names = sorted({_short(v) for v in values})
+    return np.array([names.index(_short(v)) for v in values], float), names
 
+
+def _measured(rows: Sequence[Row], state: str, metric: str) -> list[Row]:
+    return [row for row in rows if row["state"] == state and _mean(row, metric) is not None]
+
+
+def _spread(row: Row, metric: str) -> dict[str, Any]:
     return spread(list(row["draws"].get(metric, {}).values()))
 
 
@@ -280,10 +206,11 @@ def _mean(row: Row, metric: str) -> float | None:
     return _spread(row, metric)["mean"]
 
 
-def _percent(value: dict[str, Any]) -> str:
-    if value["mean"] is None:
-        return "-"
-    return f"{100 * value['mean']:.1f}" + (f" ± {100 * value['std']:.1f}" if value["n"] > 1 else "")
+def _percents(rows: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each trial over its draws, in percent, (N,) each."""
+    spreads = [_spread(row, metric) for row in rows]
+    percents = np.array([[100 * (values[key] or 0) for key in ("mean", "std")] for values in spreads]).reshape(-1, 2)
+    return percents[:, 0], percents[:, 1]
 
 
 def _short(value: Any) -> str:
