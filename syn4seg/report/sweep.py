@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from syn4seg.report.html import chart, environment
+from syn4seg.report.html import chart, environment, escape_invisible
 from syn4seg.report.style import COLORS, STYLE, figure, svg
 from syn4seg.stages.results import spread
 from syn4seg.store.files import write_atomically
@@ -214,4 +214,4 @@ def _percents(rows: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def _short(value: Any) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)[:60]
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else escape_invisible(str(value)[:60])

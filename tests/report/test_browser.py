@@ -22,30 +22,30 @@ from syn4seg.store.rundir import RunDir
 
 @pytest.fixture(scope="module")
 def run(finished, tmp_path_factory):
-    """A run whose report is written; one of its samples was rejected before SABR."""
+    """A run with a report; one of its samples was rejected before SABR."""
     root = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(finished[0], root)
-    made = RunDir(root)
-    row = next(r for r in read_records(made, 0).to_pylist() if not r["reason"])
-    record = made.draw(0).record(row["class"], row["sample_id"])
+    copy = RunDir(root)
+    row = next(r for r in read_records(copy, 0).to_pylist() if not r["reason"])
+    record = copy.draw(0).record(row["class"], row["sample_id"])
     rejected = json.loads(record.read_text()) | {"reason": "target_too_small"}
     record.write_text(json.dumps({key: value for key, value in rejected.items() if key != "label"}))
-    made.draw(0).label("label", row["class"], row["sample_id"]).unlink()
-    made.draw(0).manifest.unlink()
-    write_report(made, 0, None, lambda *_: None)
-    return made
+    copy.draw(0).label("label", row["class"], row["sample_id"]).unlink()
+    copy.draw(0).manifest.unlink()
+    write_report(copy, 0, None, lambda *_: None)
+    return copy
 
 
 class Watched:
-    """A page, with everything that it complained about or asked for."""
+    """A page, with its messages and errors, and the addresses that it requested."""
 
     def __init__(self, chromium, **options):
         self.context = chromium.new_context(viewport={"width": 1200, "height": 900}, **options)
         self.page = self.context.new_page()
-        self.said, self.asked = [], []
-        self.page.on("console", lambda m: self.said.append(m.text))
-        self.page.on("pageerror", lambda e: self.said.append(str(e)))
-        self.page.on("request", lambda r: self.asked.append(r.url))
+        self.messages, self.requests = [], []
+        self.page.on("console", lambda m: self.messages.append(m.text))
+        self.page.on("pageerror", lambda e: self.messages.append(str(e)))
+        self.page.on("request", lambda r: self.requests.append(r.url))
 
     def __enter__(self):
         return self
@@ -54,8 +54,8 @@ class Watched:
         self.context.close()
 
     def check(self):
-        assert self.said == []
-        assert [url for url in self.asked if not url.startswith(("file:", "blob:", "data:"))] == []
+        assert self.messages == []
+        assert [url for url in self.requests if not url.startswith(("file:", "blob:", "data:"))] == []
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ def watched(chromium, run):
         it.check()
 
 
-def shown(page):
+def card_count(page):
     return page.locator("#cards .card").count()
 
 
 def test_every_sample_that_has_an_image_is_in_the_gallery(watched, run):
     total = len(read_records(run, 0).to_pylist())
-    assert shown(watched.page) == total
+    assert card_count(watched.page) == total
     assert f"{total} of {total} samples" in watched.page.text_content("#count")
 
 
@@ -80,17 +80,17 @@ def test_filters_show_what_fits_them_and_nothing_else(watched, run):
     page, rows = watched.page, read_records(run, 0).to_pylist()
     name = rows[0]["class"]
     page.select_option("#class", name)
-    assert shown(page) == sum(row["class"] == name for row in rows)
+    assert card_count(page) == sum(row["class"] == name for row in rows)
     page.select_option("#class", "")
     for verdict, fits in (("accepted", lambda r: not r["reason"]), ("rejected", lambda r: r["reason"])):
         page.select_option("#reason", verdict)
-        wanted = sum(bool(fits(row)) for row in rows)
-        assert shown(page) == wanted
-        if not wanted:
+        expected = sum(bool(fits(row)) for row in rows)
+        assert card_count(page) == expected
+        if not expected:
             assert "No sample fits" in page.text_content("#cards")
     page.select_option("#reason", "")
     page.fill("#search", rows[-1]["sample_id"])
-    assert shown(page) == 1
+    assert card_count(page) == 1
     page.fill("#search", "")
     similar = {
         row["sample_id"]: [
@@ -102,8 +102,8 @@ def test_filters_show_what_fits_them_and_nothing_else(watched, run):
     }
     most = sorted(max(values) for values in similar.values() if values)[1]
     page.evaluate(f"const s = document.getElementById('score'); s.value = {most}; s.dispatchEvent(new Event('input'))")
-    at = float(page.input_value("#score"))
-    assert 0 < shown(page) == sum(max(values, default=-2) <= at for values in similar.values()) < len(similar)
+    limit = float(page.input_value("#score"))
+    assert 0 < card_count(page) == sum(max(values, default=-2) <= limit for values in similar.values()) < len(similar)
 
 
 def test_sorting_by_change_puts_the_most_changed_first(watched):
@@ -224,34 +224,34 @@ def test_what_needs_attention_comes_first(watched, run):
     assert shares[page.text_content("#title").split(": ")[1]] == min(shares.values())
     page.keyboard.press("Escape")
     page.select_option("#sort", "truth")
-    found = [float(text.split("IoU ")[1][:4]) for text in page.locator(".card .words").all_text_contents()]
-    assert found == sorted(found)
+    ious = [float(text.split("IoU ")[1][:4]) for text in page.locator(".card .words").all_text_contents()]
+    assert ious == sorted(ious)
 
 
 def colours(page, selector):
-    """Pixels of an element as the browser paints them."""
+    """Return the pixels of an element as the browser paints them, (H, W, 3)."""
     return np.array(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")).astype(int)
 
 
 def near(pixels, color):
-    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-    return (np.abs(pixels - wanted).max(-1) <= 3).mean()
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+    return (np.abs(pixels - rgb).max(-1) <= 3).mean()
 
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_who_decided_a_pixel_is_painted_as_the_labels_say(chromium, run, tmp_path, beside):
     """From the full pictures beside the page, by filters and differences, and from the thumbnails alone."""
-    place = run.root / "report.html"
+    target = run.root / "report.html"
     if not beside:
-        place = tmp_path / "alone.html"
-        shutil.copy(run.root / "report.html", place)
+        target = tmp_path / "copy.html"
+        shutil.copy(run.root / "report.html", target)
     sample = max(
         (s for page in read_pages(run, 0, read_records(run, 0)) for s in page if len(s.labels) == len(LABEL_COLUMNS)),
         key=lambda s: len(np.unique(provenance(s.labels))),
     )
     codes = provenance(sample.labels)
     with Watched(chromium) as it:
-        it.page.goto(place.as_uri())
+        it.page.goto(target.as_uri())
         it.page.fill("#search", sample.record["sample_id"])
         it.page.locator("#cards .card").first.click()
         it.page.keyboard.press("p")
@@ -293,7 +293,7 @@ def test_a_comparison_opens_and_shows_where_labels_differ(chromium, run, tmp_pat
     assert damage == []
     with Watched(chromium) as it:
         it.page.goto(Path(target).as_uri())
-        assert shown(it.page) == 1
+        assert card_count(it.page) == 1
         it.page.locator("#cards .card").first.click()
         assert "pixels have another label" in it.page.text_content("#story")
         it.check()
