@@ -23,15 +23,15 @@ SAMPLES, GROUP = 24, 4
 AUDIT = {"lambda_keep": 0.5, "nothing": None}
 
 
-def shown_of(run: RunDir) -> list:
-    """Every sample in the order of the plan, a row group per page."""
+def all_samples(run: RunDir) -> list:
+    """Return all samples in the order of the plan, a row group per page."""
     records = read_records(run, 0).sort_by([("batch", "ascending"), ("sample_id", "ascending")])
-    return [shown for page in read_pages(RunDir(run.root), 0, records, GROUP) for shown in page]
+    return [sample for page in read_pages(RunDir(run.root), 0, records, GROUP) for sample in page]
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Calls while samples are read: seconds slept, looks at a folder, row groups that could not be read."""
+    """The calls while samples are read: seconds slept, listings of a folder, row groups that could not be read."""
     slept, looked, failed = [], [], []
     look, group = PartStore.look, PartStore.group
 
@@ -68,12 +68,12 @@ def test_damaged_row_groups_are_read_once_each_without_waiting_and_cost_their_sa
         chunk = facts.row_group(group).column(facts.schema.names.index(column))
         data[chunk.data_page_offset + chunk.total_compressed_size - 9] ^= 0xFF  # in the last page
     part.write_bytes(data)
-    found, (slept, looked, failed) = shown_of(run), counted
+    samples, (slept, looked, failed) = all_samples(run), counted
     lost = {ids[i] for group in broken for i in range(group * GROUP, (group + 1) * GROUP)}
-    assert {shown.record["sample_id"] for shown in found if shown.damage} == lost
-    assert all((shown.image is None) == bool(shown.damage) == (not shown.labels) for shown in found)
-    assert all(shown.record["sample_id"] in shown.damage for shown in found if shown.damage)
-    assert all(shown.record["audit"] == AUDIT for shown in found)
+    assert {sample.record["sample_id"] for sample in samples if sample.damage} == lost
+    assert all((sample.image is None) == bool(sample.damage) == (not sample.labels) for sample in samples)
+    assert all(sample.record["sample_id"] in sample.damage for sample in samples if sample.damage)
+    assert all(sample.record["audit"] == AUDIT for sample in samples)
     assert slept == [] and sorted(failed) == [(part.name, group) for group in broken]
     assert len(looked) <= 2 + len(broken)
 
@@ -81,8 +81,8 @@ def test_damaged_row_groups_are_read_once_each_without_waiting_and_cost_their_sa
 def test_a_shard_without_its_end_is_looked_for_a_few_times_a_page_without_waiting(tmp_path, counted):
     run, part, _ = sharded(tmp_path, counted, "draws/0/labels")
     part.write_bytes(part.read_bytes()[:-100])
-    found, (slept, looked, _) = shown_of(run), counted
-    assert len(found) == SAMPLES and all(shown.damage and shown.record["audit"] == AUDIT for shown in found)
+    samples, (slept, looked, _) = all_samples(run), counted
+    assert len(samples) == SAMPLES and all(sample.damage and sample.record["audit"] == AUDIT for sample in samples)
     assert slept == [] and len(looked) <= 2 + 3 * SAMPLES // GROUP
 
 
@@ -97,8 +97,8 @@ def test_what_is_listed_and_gone_is_waited_for(tmp_path, counted, monkeypatch):
 
     monkeypatch.setattr(PartStore, "group", sometimes)
     records = read_records(run, 0).slice(0, 1)
-    ((shown,),) = read_pages(RunDir(run.root), 0, records)
-    assert shown.damage == "" and shown.image is not None and counted[0] == [0.3]
+    ((sample,),) = read_pages(RunDir(run.root), 0, records)
+    assert sample.damage == "" and sample.image is not None and counted[0] == [0.3]
 
 
 @pytest.mark.parametrize("audit", ['{"a": 1}', "no JSON", None])
@@ -106,16 +106,16 @@ def test_a_damaged_file_makes_nobody_read_the_others_again_and_keeps_what_the_re
     run, _, truth = made_run(tmp_path, reasons={})
     bad = next(iter(truth))
     run.draw(0).label("draft", truth[bad].class_name, bad).write_bytes(b"no picture")
-    read, seen = FileSamples._record, []
-    monkeypatch.setattr(FileSamples, "_record", lambda self, *at: seen.append(at) or read(self, *at))
+    read, calls = FileSamples._record, []
+    monkeypatch.setattr(FileSamples, "_record", lambda self, *place: calls.append(place) or read(self, *place))
     records = read_records(run, 0)
     texts = [audit if s == bad else "{}" for s in records["sample_id"].to_pylist()]
     records = records.set_column(records.column_names.index("audit"), "audit", pa.array(texts, pa.string()))
     (page,) = read_pages(run, 0, records)
-    assert len(seen) == len(page) == len(truth)
-    assert [shown.record["sample_id"] for shown in page if shown.damage] == [bad]
-    (shown,) = [shown for shown in page if shown.damage]
-    assert "draft" in shown.damage and shown.record["audit"] == ({"a": 1} if audit == '{"a": 1}' else {})
+    assert len(calls) == len(page) == len(truth)
+    assert [sample.record["sample_id"] for sample in page if sample.damage] == [bad]
+    (sample,) = [sample for sample in page if sample.damage]
+    assert "draft" in sample.damage and sample.record["audit"] == ({"a": 1} if audit == '{"a": 1}' else {})
 
 
 def test_without_results_and_data_set_the_novel_classes_have_the_names_of_their_prompts(tmp_path):
