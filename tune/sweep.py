@@ -43,7 +43,7 @@ def search_keys(
     cache_bytes: int,
     fail_fast: bool,
 ) -> None:
-    """Run or continues a sweep.
+    """Run or continue a sweep.
 
     Args:
         words: configuration and overrides as given at the command line; the first may be a finished run, whose stages are used.
@@ -56,22 +56,8 @@ def search_keys(
     spec = read_study(study_path(study, Path(syn4seg.__file__).parent / "configs" / "studies"), _changes(changes, objective))
     check_study(spec, config)
     StageCache(cache)  # refuses a URL
-    if out is not None and "://" in out:
-        raise UserError(
-            f"--out {out}: a sweep is kept in a folder of this machine or a network mount; the run that it begins "
-            "with may lie in an object store"
-        )
     count, at_once = trial_count(spec, trials or spec.trials), concurrency or spec.window
-    if at_once > spec.window:
-        raise UserError(
-            f"--concurrency {at_once}: the study's window is {spec.window}, the most trials at a time; "
-            f"begin the study with study.window={at_once}"
-        )
-    check(apply_overrides(config, spec.set))
-    for key, space in spec.space.items():
-        for value in [] if isinstance(space, Range) else space:
-            check(apply_overrides(config, {**spec.set, key: value}))
-    validation_images(spec, config)
+    _check_options(spec, config, out, at_once)
     display = Terminal()
     folder = SweepDir(Path(out) if out else Path("runs") / f"{config.name}-{Path(study).stem}")
     reference = _reference(words, folder)
@@ -116,6 +102,29 @@ def search_keys(
     sentences = [f"{metric}: {verdict(comparison)}." for metric, comparison in summary.get("comparison", {}).items()]
     write_sweep_report(folder.report, spec.model_dump(mode="json"), summary, _rows(spec, folder), sentences)
     print_summary(display, spec, folder, summary, time.perf_counter() - started)
+
+
+def _check_options(study: Study, config: Config, out: str | None, at_once: int) -> None:
+    """Check the options of a sweep and every listed value of its keys, before anything starts.
+
+    Raises:
+        UserError: `out` is a URL, more trials at a time than the window, or a value that cannot be run.
+    """
+    if out is not None and "://" in out:
+        raise UserError(
+            f"--out {out}: a sweep is kept in a folder of this machine or a network mount; the run that it begins "
+            "with may lie in an object store"
+        )
+    if at_once > study.window:
+        raise UserError(
+            f"--concurrency {at_once}: the study's window is {study.window}, the most trials at a time; "
+            f"begin the study with study.window={at_once}"
+        )
+    check(apply_overrides(config, study.set))
+    for key, space in study.space.items():
+        for value in [] if isinstance(space, Range) else space:
+            check(apply_overrides(config, {**study.set, key: value}))
+    validation_images(study, config)
 
 
 def _changes(changes: Sequence[str], objective: str | None) -> dict[str, Any]:
