@@ -107,10 +107,25 @@ def test_a_key_that_is_added_to_a_section_counts_without_being_listed(monkeypatc
     assert fingerprint(Config(), "labels") != before
 
 
+def test_the_order_of_sections_and_keys_changes_no_fingerprint(monkeypatch):
+    def fingerprints():
+        return [config_digest(Config()), *(fingerprint(Config(), stage) for stage in STAGES)]
+
+    before, science = fingerprints(), Config.science
+
+    def turned(self):
+        return {k: dict(reversed(v.items())) if isinstance(v, dict) else v for k, v in reversed(science(self).items())}
+
+    monkeypatch.setattr(Config, "science", turned)
+    assert fingerprints() == before and all(len(digest) == 16 for digest in before)
+
+
 def test_the_values_of_a_section_leave_out_what_is_named_and_nothing_else():
     labeling = Config().labeling
     whole, part = section_values(labeling), section_values(labeling, without=("beta",))
     assert {**part, "beta": labeling.beta} == whole
+    assert section_values(labeling, without=whole) == {}
+    assert section_values(Config().segmenter)["ppm_bins"] == [1, 2, 3, 6]  # plain JSON, no tuple
     with pytest.raises(AssertionError):
         section_values(labeling, without=("gone",))
 
@@ -133,3 +148,5 @@ def test_the_digest_of_a_source_changes_with_a_character_of_any_module_in_it(tmp
     (package / "one.py").write_text("NAME = 'One'\n")
     after = digests()
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True] and len({*before, *after}) == 5
+    (package / "two.py").write_text('"""A docstring."""\n# a comment\nNAME = (\n    "two"\n)\n')
+    assert digests()[2] == before[2]

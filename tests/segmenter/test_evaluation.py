@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.segmenter.backbones import load_backbone
 from syn4seg.segmenter.evaluation import (
+    Metrics,
     accumulate_confusion,
     boundary_iou,
     class_iou,
@@ -63,6 +65,10 @@ def test_every_figure_of_the_table_from_one_matrix():
     b, n = got["base"], got["novel"]
     assert got["mean"] == pytest.approx((b + n) / 2) and got["harmonic"] == pytest.approx(2 * b * n / (b + n))
     assert got["total"] == pytest.approx(sum(iou) / 6)
+    wider = got["base_with_background"]
+    assert got["harmonic_with_background"] == pytest.approx(2 * wider * n / (wider + n))
+    assert set(got) == set(Metrics.__annotations__)
+    assert metrics(np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1]]), 1, 1)["harmonic"] == pytest.approx(0.5)  # of two equal shares
 
 
 def test_an_absent_class_is_nan_and_leaves_the_means_alone():
@@ -71,6 +77,9 @@ def test_an_absent_class_is_nan_and_leaves_the_means_alone():
     assert math.isnan(got["per_class"][2]) and got["base"] == got["total"] == 1.0
     assert math.isnan(metrics(np.diag([5, 4, 3, 0]), 2, 1)["novel"])
     assert metrics(np.zeros((3, 3), np.int64) + np.eye(3, k=1, dtype=np.int64), 1, 1)["harmonic"] == 0
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        assert math.isnan(metrics(np.diag([5, 4, 3, 0]), 2, 1)["novel"])
     with pytest.raises(ValueError, match=r"expected \(5, 5\)"):
         metrics(matrix, 2, 2)
 
@@ -108,6 +117,20 @@ def test_boundary_iou_equals_a_loop_over_neighbourhoods(width):
     assert boundary_iou([truth], [truth], 4, width)[:3].tolist() == [1, 1, 1]
 
 
+def test_boundary_figures_add_up_over_images_and_absent_classes_are_nan():
+    wide, dot = np.zeros((2, 9, 9), np.uint8)
+    wide[2:7, 2:7], dot[4, 4] = 1, 2
+    with np.errstate(all="raise"):
+        apart = [boundary_iou([label], [truth], 4, 1) for label, truth in ((wide, wide), (dot, dot * 0), (dot, dot))]
+        both = boundary_iou([wide, dot, dot], [wide, dot * 0, dot], 4, 1)
+    assert apart[0][1] == 1 and apart[1][2] == 0 and apart[2][2] == 1 and np.isnan(apart[0][2:]).all()
+    assert both[1] == 1 and both[2] == 0.5 and math.isnan(both[3])
+    assert trimap_iou([wide, dot], [wide, wide], 3, 1)[1] == pytest.approx(0.5)
+    for measure in (boundary_iou, trimap_iou):
+        with pytest.raises(ValueError, match="zip"):
+            measure([wide, wide], [wide], 2, 1)
+
+
 def test_evaluation_counts_every_labelled_pixel_once_for_every_classifier():
     torch.manual_seed(0)
     dataset = EmbeddedDataset(1, 5)
@@ -122,7 +145,7 @@ def test_evaluation_counts_every_labelled_pixel_once_for_every_classifier():
     for name, predict in rows.items():
         alone = accumulate_confusion(iterate_queries(net, dataset, fold, dataset.val, canvas=Canvas(64)), {name: predict}, 17)
         assert abs(alone[name] - together[name]).sum() <= 8  # float16 features of other batches may turn a tie
-        assert together[name].sum() == 5 * 64 * 64
+        assert together[name].sum() == 5 * 64 * 64 and together[name].dtype == np.int64
     truth = np.bincount(np.concatenate([fold.to_index[dataset.mask(s)].ravel() for s in dataset.val]), minlength=17)
     assert np.array_equal(together["all"].sum(1), truth)
     some = accumulate_confusion(stored, rows, 17, lambda name, sample_id: name == "all" or sample_id == dataset.val[3])
@@ -165,6 +188,7 @@ def test_queries_of_any_shape_are_predicted_in_the_space_of_their_label(space, k
     perfect = Classifier(torch.tensor([[0.0], [-9.0], [9.0]]), torch.tensor([-1.0, 0.0, 0.0]))
     stored = list(iterate_queries(net, dataset, fold_of(dataset, 0), dataset.val, canvas=Canvas(24, kind), space=space))
     for query, sample_id in zip(stored, dataset.val, strict=True):
+        assert query.sample_id == sample_id
         assert query.label.shape == ((24, 24) if space == "canvas" else dataset.mask(sample_id).shape)
         assert predict_query(query, perfect).shape == query.label.shape
     got = metrics(accumulate_confusion(stored, {"x": predictor_of(perfect)}, 3)["x"], 1, 1)
