@@ -62,7 +62,8 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
     backbone = _build(name)
     if weights != "none":
         own = backbone.module.state_dict()
-        state = _fitting(own, _read_state(name, weights), name, weights)
+        imagenet = weights == "imagenet" and name in resnet.RESNETS
+        state = _fitting(own, resnet.imagenet_weights(name) if imagenet else read_weights(weights), name, weights)
         backbone.module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
     return backbone
 
@@ -145,12 +146,6 @@ def _build(name: str) -> Backbone:
     if name == "embedded":
         return Backbone(_Embedded(), _Embedded.channels, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     return Backbone(resnet.build_resnet(name), resnet.CHANNELS, resnet.STRIDE)
-
-
-def _read_state(name: str, weights: str) -> dict[str, Tensor]:
-    if weights == "imagenet" and name in resnet.RESNETS:
-        return resnet.imagenet_weights(name)
-    return read_weights(weights)
 
 
 def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weights: str) -> dict[str, Tensor]:

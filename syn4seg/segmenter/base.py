@@ -218,12 +218,7 @@ def _check_same_epoch(first: int, checkpoint: AnyPath | None, device: torch.devi
 
 
 def _train_epoch(
-    forward: Callable[[Tensor, tuple[int, int]], Tensor],
-    batches: Batches,
-    order: list[str],
-    epoch: int,
-    schedule: BaseSchedule,
-    optimizer: torch.optim.Optimizer,
+    forward: Forward, batches: Batches, order: list[str], epoch: int, schedule: BaseSchedule, optimizer: torch.optim.Optimizer
 ) -> tuple[float, np.ndarray]:
     """Train one pass over `order`; return the mean loss and the pixels per label, int64 (256,), of all processes together."""
     (rank, world), steps, summed = rank_and_world_size(), len(order) // schedule.batch, 0.0
@@ -264,6 +259,8 @@ def _rate(done: float, warmup: float) -> float:
     return (done / warmup if done < warmup else 1.0) * (1 - done) ** 0.9
 
 
+Forward = Callable[[Tensor, tuple[int, int]], Tensor]
+"""(input of the trained part, size in pixels) -> logits at that size."""
 Batches = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
 """(ids, epoch) -> what the network's trained part takes, and labels uint8 (N, H, W)."""
 

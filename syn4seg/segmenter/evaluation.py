@@ -141,11 +141,6 @@ def iterate_queries(
                 yield Query(sample_id, row, label, canvas, (label.shape[0], label.shape[1]))
 
 
-def predict_query(query: Query, classifier: Classifier) -> np.ndarray:
-    """Return class indices uint8, as large as the query's label."""
-    return scores_to_classes(query, classifier.pixels(query.features.to(classifier.weight)[None], query.canvas.size))
-
-
 def scores_to_classes(query: Query, scores: Tensor) -> np.ndarray:
     """Return class indices uint8, as large as the query's label, of scores (1, C, size, size) on its canvas."""
     if query.shape is not None:
@@ -186,7 +181,7 @@ def predictor_of(classifier: Classifier) -> Predictor:
 
     def predict(query: Query) -> np.ndarray:
         with torch.no_grad():
-            return predict_query(query, classifier)
+            return scores_to_classes(query, classifier.pixels(query.features.to(classifier.weight)[None], query.canvas.size))
 
     return predict
 

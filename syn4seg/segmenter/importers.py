@@ -27,6 +27,8 @@ from syn4seg.segmenter.network import Segmenter
 from syn4seg.segmenter.resnet import CHANNELS
 
 BINS = (1, 2, 3, 6)
+COUNTER = "num_batches_tracked"
+"""Of a batch norm; files of old torch versions have none."""
 STEM = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
 """Places of the stem's layers in `layer0`, where activations count too."""
 LAYERS = {6: 50, 23: 101}
@@ -97,7 +99,7 @@ def import_checkpoint(path: str | Path, classes: int | None = None) -> tuple[Seg
     )
     own = {k: v.shape for k, v in net.state_dict().items() if k not in ("weight", "bias")}
     names = {k: _public_name(k, name) for k in own}
-    tensors = {k: _tensor(state, names[k], what, shape) for k, shape in own.items() if _needed(names[k], state)}
+    tensors = {k: _tensor(state, names[k], what, shape) for k, shape in own.items() if names[k] in state or not k.endswith(COUNTER)}
     if name == "POP":
         pooled, deepest = tensors["bottleneck.0.weight"].split([net.ppm.channels - CHANNELS, CHANNELS], 1)
         tensors["bottleneck.0.weight"] = torch.cat([deepest, pooled], 1)
@@ -166,11 +168,6 @@ def _public_name(own: str, name: str) -> str:
     if name == "POP" and index == "4":  # no dropout stands before the projection
         index = "3"
     return f"{FAMILIES[name].bottleneck}.{index}.{leaf}"
-
-
-def _needed(public: str, state: dict[str, Tensor]) -> bool:
-    """Return whether a tensor is to be read; files of old torch versions have no batch counters."""
-    return public in state or not public.endswith("num_batches_tracked")
 
 
 def _tensor(state: dict[str, Tensor], public: str, what: str, shape: torch.Size | None = None) -> Tensor:

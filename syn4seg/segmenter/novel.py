@@ -290,7 +290,8 @@ class NovelTraining:
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = _logits(self.base, x)
-            allowed = _cells_without_novel(label, self.base_rows, x.shape[2:])
+            doubtful = (label >= self.base_rows).float()[:, None]  # pixels that are novel, or 255
+            allowed = F.adaptive_max_pool2d(doubtful, (x.shape[2], x.shape[3]))[:, 0] == 0
             loss = loss + self.schedule.distill * distillation(logits, before, allowed, all_reduce=all_reduce_sum)
         return loss
 
@@ -356,9 +357,3 @@ def _merged(batch: list[TrainingSample], base_rows: int, rows: int, schedule: No
             merged[n, base_rows:] = True
     merged[:, BACKGROUND] = True
     return merged
-
-
-def _cells_without_novel(label: Tensor, base_rows: int, grid: torch.Size) -> Tensor:
-    """Return bool (N, h, w), the cells in which every pixel is labelled background or base."""
-    doubt = (label >= base_rows).float()[:, None]  # novel, or 255
-    return F.adaptive_max_pool2d(doubt, (grid[0], grid[1]))[:, 0] == 0

@@ -22,7 +22,6 @@ from syn4seg.segmenter.evaluation import (
     confusion,
     iterate_queries,
     metrics,
-    predict_query,
     predictor_of,
     trimap_iou,
 )
@@ -190,6 +189,6 @@ def test_queries_of_any_shape_are_predicted_in_the_space_of_their_label(space, k
     for query, sample_id in zip(stored, dataset.val, strict=True):
         assert query.sample_id == sample_id
         assert query.label.shape == ((24, 24) if space == "canvas" else dataset.mask(sample_id).shape)
-        assert predict_query(query, perfect).shape == query.label.shape
+        assert predictor_of(perfect)(query).shape == query.label.shape
     got = metrics(accumulate_confusion(stored, {"x": predictor_of(perfect)}, 3)["x"], 1, 1)
     assert got["base"] > 0.88 and got["novel"] > 0.88
