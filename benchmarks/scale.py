@@ -4,11 +4,11 @@
 
 Nodes of 8 fake GPUs and 16 logical CPUs (`ray.cluster_utils`), all processes on this machine. Stages sleep for the times of the
 real models (`SECONDS`, assumed for one data-centre GPU at 1024 pixels, not measured here) divided by `--faster`, and hand on
-columns of the real shapes and types. Everything else is the program's own path: `run_stream`, `Guard`, `Ledger`, and `split`
+columns of the real shapes and types. Everything else is the program's own path: `run_stream`, `Guard`, `Ledger`, and `choose_sizes`
 for the sizes of the pools. Each configuration runs in a process of its own.
 
 Reported per configuration: seconds to the first block; rows/s of the steady state (whole waves, without the first
-three and the last, so that bursts cancel out) against `split`'s optimum; CPU milliseconds per block of the driver and of all Ray
+three and the last, so that bursts cancel out) against the optimum of `choose_sizes`; CPU milliseconds per block of the driver and of all Ray
 processes; blocks/s; and how many real GPUs that many blocks/s would serve.
 """
 
@@ -78,7 +78,7 @@ def stages(pools: dict, size: int, faster: float) -> list:
 
 
 def sized(nodes: list[dict[str, float]], batch: int, faster: float) -> tuple[dict, float]:
-    """Pools as `split` chooses them, and the rate in rows/s that they allow."""
+    """Pools as `choose_sizes` gives them, and the rate in rows/s that they allow."""
     from actors.balance import choose_sizes
     from syn4seg.config.sections import PoolConfig
 
