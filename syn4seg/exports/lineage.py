@@ -85,7 +85,7 @@ def lineage_row(record: dict[str, Any], common: dict[str, str], draw: int, split
     """Return a row of `LINEAGE`.
 
     Args:
-        record: as `Shown.record` has it.
+        record: as `GallerySample.record` has it.
         common: of `shared_columns`.
         split: empty for a sample without files.
         stage: the label that is exported, or empty.
