@@ -7,9 +7,9 @@ real models (`SECONDS`, assumed for one data-centre GPU at 1024 pixels, not meas
 columns of the real shapes and types. Everything else is the program's own path: `run_stream`, `Guard`, `Ledger`, and `choose_sizes`
 for the sizes of the pools. Each configuration runs in a process of its own.
 
-Reported per configuration: seconds to the first block; rows/s of the steady state (whole waves, without the first three and the
-last, so that bursts cancel out) against the optimum of `choose_sizes`; CPU milliseconds per block of the driver and of all Ray processes;
-blocks/s; and how many real GPUs that many blocks/s would serve.
+Reported per configuration: seconds to the first block; rows/s of the steady state (whole waves, without the first three
+and the last, so that bursts cancel out) against the optimum of `choose_sizes`; CPU milliseconds per block of the driver and
+of all Ray processes; blocks/s; and how many real GPUs that many blocks/s would serve.
 """
 
 from __future__ import annotations
