@@ -86,7 +86,7 @@ def preflight(operators: list[Operator], nodes: Sequence[Node], training: Traini
 def _misfit(pools: list[PoolRequest], nodes: Sequence[Node]) -> str:
     """Return why pools do not fit on the nodes, and what would."""
     requests = [pool.resources for pool in pools]
-    for resource in sorted({key for one in requests for key in one.needs if not key.startswith(ACCELERATOR)} | {"CPU"}):
+    for resource in sorted({key for request in requests for key in request.needs if not key.startswith(ACCELERATOR)} | {"CPU"}):
         spare = IO_CPUS if resource == "CPU" else 0.0
         total = sum(n.get(resource, 0.0) for n in nodes)
         need = sum(pool.resources.count * pool.need(resource) for pool in pools) + spare
@@ -103,7 +103,7 @@ def _misfit(pools: list[PoolRequest], nodes: Sequence[Node]) -> str:
                 f"{pool.key}.{pool.size_key}={pool.resources.count}: only {number} actors of {_binding(pool, nodes)} fit on "
                 f"the nodes; lower {pool.size_key}, or what one actor needs"
             )
-    parts = ", ".join(f"{one.name} {one.count} x ({_format_needs(one.needs)})" for one in requests)
+    parts = ", ".join(f"{r.name} {r.count} x ({_format_needs(r.needs)})" for r in requests)
     return (
         f"placement: the pools do not fit on the nodes together ({parts}; nodes: {_format_nodes(nodes)}), although their "
         "sums do: an actor lies on one node, a fraction of a GPU on one; " + _remedy(pools, nodes, "GPU")

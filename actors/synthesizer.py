@@ -100,12 +100,12 @@ class Synthesizer:
 
     def _generate(self, rows: Batch, batch: np.ndarray) -> list[Generated]:
         """Return what becomes of each row of one planned batch, generated in as few parts as fit into memory."""
-        from syn4seg.models.protocols import CarefulGenerator
+        from syn4seg.models.protocols import AuditingGenerator
 
         if self.generator is None:
             deadline.tick(extra=START_SECONDS)
             self.generator = self.load()
-            if isinstance(self.generator, CarefulGenerator):
+            if isinstance(self.generator, AuditingGenerator):
                 self.run.note_generator(self.generator.facts())
         done: list[Generated] = []
         extra = 0.0 if self.warm else START_SECONDS  # compiled models compile in their first call
@@ -134,7 +134,7 @@ class Synthesizer:
 
     def _attempt(self, rows: Batch, part: np.ndarray) -> tuple[GeneratedBatch | None, str, str]:
         """Generate rows as one batch; return it, or a line and a traceback: the error itself holds on to memory."""
-        from syn4seg.models.protocols import CarefulGenerator, GeneratedBatch
+        from syn4seg.models.protocols import AuditingGenerator, GeneratedBatch
 
         assert self.generator is not None
         arguments: Any = (
@@ -143,7 +143,7 @@ class Synthesizer:
             rows["noise_seed"][part].tolist(),
         )
         try:
-            if isinstance(self.generator, CarefulGenerator):
+            if isinstance(self.generator, AuditingGenerator):
                 batch = self.generator.make(*arguments)
             else:
                 batch = GeneratedBatch(*self.generator.generate(*arguments), [{}] * len(part))

@@ -71,9 +71,9 @@ class TrialObjective(ray_tune.Trainable):
         if self.scores is not None:
             self.scores.close()  # pyright: ignore[reportAttributeAccessIssue]
         kept = {metric: {str(draw): _number(of[metric]) for draw, of in draws.items()} for metric in METRICS}
-        made = self.cache.counts - self.before
+        counts = self.cache.counts - self.before
         stages: dict[str, dict[str, int]] = {}
-        for (stage, how), count in sorted(made.items()):
+        for (stage, how), count in sorted(counts.items()):
             stages.setdefault(stage, {})[how] = count
         record = {
             "number": self.parts["number"],

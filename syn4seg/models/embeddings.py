@@ -39,8 +39,8 @@ class Encoded:
 
     def rows(self, indices: Sequence[int]) -> Encoded:
         """Return the prompts `indices`, in that order; repeats are allowed."""
-        at = np.asarray(indices, np.int64)
-        return Encoded(self.pooled[at], self.sequence[at], self.empty_pooled, self.empty_sequence)
+        rows = np.asarray(indices, np.int64)
+        return Encoded(self.pooled[rows], self.sequence[rows], self.empty_pooled, self.empty_sequence)
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:

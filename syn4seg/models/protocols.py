@@ -55,7 +55,7 @@ class GeneratedBatch:
 
 
 @runtime_checkable
-class CarefulGenerator(ImageGenerator, Protocol):
+class AuditingGenerator(ImageGenerator, Protocol):
     """An image generator that tries a faulty image once more, in safer precision, and says so."""
 
     def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> GeneratedBatch:

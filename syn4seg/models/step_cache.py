@@ -80,12 +80,12 @@ class StepCache:
         out: list[Tensor] = [hidden_states] * rows
         for i, memory in enumerate(self.memories):
             self.chain.memory = memory
-            at = torch.arange(i, rows, images, device=hidden_states.device)
+            batch = torch.arange(i, rows, images, device=hidden_states.device)
             result = self._forward(
-                hidden_states=hidden_states[at],
-                encoder_hidden_states=encoder_hidden_states[at],
-                pooled_projections=pooled_projections[at],
-                timestep=timestep[at],
+                hidden_states=hidden_states[batch],
+                encoder_hidden_states=encoder_hidden_states[batch],
+                pooled_projections=pooled_projections[batch],
+                timestep=timestep[batch],
                 **options | {"return_dict": False},
             )[0]
             out[i::images] = result.split(1)

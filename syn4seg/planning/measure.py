@@ -214,7 +214,7 @@ class _Miniature:
         refine(images[:1], [results[0].relabeled])
         with self.timed("refinement", kind, len(images)):
             parts = [slice(i, i + some) for i in range(0, len(images), some)]
-            final = [label for at in parts for label, _ in refine(images[at], [m.relabeled for m in results[at]])]
+            final = [label for part in parts for label, _ in refine(images[part], [m.relabeled for m in results[part]])]
         labels = [[m.draft, m.kept, m.relabeled, label] for m, label in zip(results, final, strict=True)]
         sizes = np.array([[_png_bytes(label) for label in four] for four in labels], float)
         records = np.mean([len(str(m.audit)) for m in results]) + 700

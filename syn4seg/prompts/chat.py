@@ -137,7 +137,7 @@ class ChatAgent:
             )
         except Exception as error:  # noqa: BLE001 - whatever the HTTP library says of an address that it cannot use
             raise UserError(
-                f"{self._where()} cannot be used ({self._said(str(error))}); correct prompts.base_url, or the proxy "
+                f"{self._where()} cannot be used ({self._redact(str(error))}); correct prompts.base_url, or the proxy "
                 "in the environment"
             ) from None
         self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
@@ -182,7 +182,7 @@ class ChatAgent:
         try:
             content = _content(self.client.chat.completions.create(**body))
         except openai.APIStatusError as error:
-            status, reason = error.status_code, self._said(error.message)
+            status, reason = error.status_code, self._redact(error.message)
             if status in (400, 422) and self.takes_seed:
                 self.takes_seed = False
                 return self._ask(messages, seed)
@@ -194,7 +194,7 @@ class ChatAgent:
                 return _Answer(problem=nobody.format("no connection within prompts.timeout"))
             return _Answer(problem=f"no reply within {self.timeout:g} seconds", again=True)
         except openai.APIConnectionError as error:
-            return _Answer(problem=nobody.format(self._said(str(error.__cause__ or error))), again=self.has_answered)
+            return _Answer(problem=nobody.format(self._redact(str(error.__cause__ or error))), again=self.has_answered)
         except (openai.APIError, ValueError, RecursionError) as error:
             return _Answer(problem=f"the reply is not readable: {type(error).__name__}", again=True)
         if content is None:
@@ -217,7 +217,7 @@ class ChatAgent:
         """Return `text` without the key, should the endpoint repeat it."""
         return text.replace(self.endpoint.key, "***") if len(self.endpoint.key) >= SECRET else text
 
-    def _said(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         """Return an error of the endpoint in one short line without the key."""
         return " ".join(self._hidden(text).split())[:300]
 

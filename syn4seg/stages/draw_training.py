@@ -115,8 +115,8 @@ class DrawTraining:
 
     def take(self, final: bool) -> bool:
         """Give some newly finished samples to every row; return whether there were any. For `final` see `Arrivals.take`."""
-        taken = self.arrivals.take(READ_BATCH, final)
-        for plan_row, record, image in taken:
+        arrived = self.arrivals.take(READ_BATCH, final)
+        for plan_row, record, image in arrived:
             name, bank = plan_row["sample_id"], plan_row["bank"]
             labels = self.stage.training_labels(bank, record) if image is not None else {}
             features = weight = None
@@ -130,7 +130,7 @@ class DrawTraining:
                     if label is not None and features is not None:
                         sample = TrainingSample(name, features, label, "synthetic", weight)
                     training.record_verdict(name, label is not None, sample)
-        return bool(taken)
+        return bool(arrived)
 
     def step(self) -> bool:
         """Take one step of the row that is furthest behind; return False where it still lacks verdicts on its samples."""

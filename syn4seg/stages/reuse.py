@@ -36,7 +36,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     """Take from another run every stage whose fingerprint is the same, as hard links (copies across file systems and layouts).
 
     Returns:
-        Names of the stages taken: prompts, images, base.
+        Names of the stages reused: prompts, images, base.
 
     Raises:
         UserError: `old` is not a run.
@@ -53,7 +53,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
         "images": [f"images/{name}" for name in list_files(old.root / "images")] if same_layout else [],
         "base": ["checkpoints/base.safetensors", "checkpoints/base.json"],
     }
-    taken = []
+    reused = []
     for stage in names:
         if stage in changed or fingerprint(before, stage) != fingerprint(config, stage):
             continue
@@ -62,8 +62,8 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
         map_threads(lambda name: _link(old.root / name, new.root / name), names[stage])
         if stage == "images" and not same_layout:
             _copy_images(old, new, config)
-        taken.append(stage)
-    return taken
+        reused.append(stage)
+    return reused
 
 
 def _copy_images(old: RunDir, new: RunDir, config: Config) -> None:

@@ -75,14 +75,16 @@ class FileSamples:
     def read_images(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
         """Read images by id and location; None for one that is missing or damaged."""
 
-        def one(image: StoredImage) -> StoredImage | None:
+        def read(image: StoredImage) -> StoredImage | None:
             path = self.image(image.class_name, image.sample_id)
             try:
-                return StoredImage(image.sample_id, image.class_name, image.batch, read_image(path), read_notes(path), image.at)
+                return StoredImage(
+                    image.sample_id, image.class_name, image.batch, read_image(path), read_notes(path), image.location
+                )
             except DamagedError:
                 return None
 
-        return map_threads(one, images)
+        return map_threads(read, images)
 
     def find_written(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
         """Return images that an earlier call with the same ones may have kept since the stream began; None for others."""
@@ -96,13 +98,13 @@ class FileSamples:
         """
         check_run_exists(self.root)
 
-        def one(image: StoredImage) -> None:
+        def write(image: StoredImage) -> None:
             path = self.image(image.class_name, image.sample_id)
             if read_notes(path) != image.audit:
                 write_json(notes_file(path), image.audit)
             write_image(path, image.pixels)
 
-        map_threads(one, images)
+        map_threads(write, images)
 
     def image_digests(self) -> list[str]:
         """Return the digest of the pixels of every image, recomputed.
@@ -121,13 +123,13 @@ class FileSamples:
         """
         check_run_exists(self.root)
 
-        def one(sample: StoredSample) -> None:
+        def write(sample: StoredSample) -> None:
             name, sample_id = sample.record["class"], sample.record["sample_id"]
             for stage, label in sample.labels.items():
                 write_image(self.label(draw, stage, name, sample_id), label)
             write_json(self.record(draw, name, sample_id), sample.record)
 
-        map_threads(one, samples)
+        map_threads(write, samples)
 
     def records(self, draw: int) -> pa.Table:
         """Return every record of a draw, once each, sorted by sample id: columns `schema.RECORD`; damaged ones are left out."""
@@ -152,11 +154,11 @@ class FileSamples:
             notes: ids of the samples with a note in quarantined/.
         """
         records = drop_retried(self.records(draw), notes)
-        at = pc.binary_join_element_wise(records["class"], records["sample_id"], "/")
+        paths = pc.binary_join_element_wise(records["class"], records["sample_id"], "/")
         whole = pa.array(np.ones(len(records), bool))
         for key, folder in self._folders(draw).items():
             present = pa.array([f"{c}/{s}" for c, s in _by_class(list_files(folder), ".png")], pa.string())
-            whole = pc.and_(whole, pc.or_(pc.is_null(records[key]), pc.is_in(at, present)))
+            whole = pc.and_(whole, pc.or_(pc.is_null(records[key]), pc.is_in(paths, present)))
         return records.filter(whole).select(["sample_id", "reason", "image"])
 
     def _folders(self, draw: int) -> dict[str, AnyPath]:
@@ -189,7 +191,7 @@ class FileSamples:
         """Read finished samples as `read` does, but return the error of a damaged one in its place."""
 
         @catch_damaged
-        def one(row: dict[str, Any]) -> Pair:
+        def read(row: dict[str, Any]) -> Pair:
             name, sample = row["class"], row["sample_id"]
             record = self._record(draw, name, sample)
             if record is None:
@@ -199,7 +201,7 @@ class FileSamples:
             labels = {s: read_image(self.label(draw, s, name, sample)) for s in LABEL_COLUMNS if record.get(s)}
             return StoredSample(record, labels), read_image(self.image(name, sample)) if record.get("image") else None
 
-        return map_threads(one, rows)
+        return map_threads(read, rows)
 
     def locations(self, draw: int) -> pa.Table:
         """Return `sample_id` and `label_at` of finished samples: here the names say it, so there is nothing to look up."""
@@ -220,21 +222,21 @@ class FileSamples:
         for key in ("image", *LABEL_COLUMNS):
             expected = manifest[key].is_valid().to_pylist()
 
-            def one(at: tuple[str, str], key: str = key) -> str:
+            def digest(name: tuple[str, str], key: str = key) -> str:
                 with contextlib.suppress(DamagedError):
-                    return pixel_digest(read_image(self.image(*at) if key == "image" else self.label(draw, key, *at)))
+                    return pixel_digest(read_image(self.image(*name) if key == "image" else self.label(draw, key, *name)))
                 return ""
 
-            results = iter(map_threads(one, [at for at, is_expected in zip(names, expected, strict=True) if is_expected]))
+            results = iter(map_threads(digest, [name for name, is_expected in zip(names, expected, strict=True) if is_expected]))
             columns[key] = pa.array([next(results) if w else None for w in expected], pa.string())
         return pa.table(columns), []
 
     def _present_digests(self, draw: int, manifest: pa.Table) -> pa.Table:
-        at = pc.binary_join_element_wise(manifest["class"], manifest["sample_id"], "/")
+        paths = pc.binary_join_element_wise(manifest["class"], manifest["sample_id"], "/")
         columns = {}
         for key, folder in self._folders(draw).items():
             present = pa.array([f"{c}/{s}" for c, s in _by_class(list_files(folder), ".png")], pa.string())
-            columns[key] = pc.if_else(pc.or_(pc.is_in(at, present), pc.is_null(manifest[key])), manifest[key], "")
+            columns[key] = pc.if_else(pc.or_(pc.is_in(paths, present), pc.is_null(manifest[key])), manifest[key], "")
         return pa.table(columns)
 
     def compact(self, draw: int | None, whole: bool = True) -> None:

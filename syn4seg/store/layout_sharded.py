@@ -76,11 +76,11 @@ class ShardSamples:
     def images(self) -> pa.Table:
         """Return `sample_id` and `image_at` of every image that is there."""
         table = self._images.locations()
-        return pa.table({"sample_id": table["sample_id"], "image_at": table["at"]})
+        return pa.table({"sample_id": table["sample_id"], "image_at": table["location"]})
 
     def read_images(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
         """Read images by id and location; None for one that is missing or damaged."""
-        rows = self._images.rows([image.sample_id for image in images], [image.at for image in images])
+        rows = self._images.rows([image.sample_id for image in images], [image.location for image in images])
         return map_threads(lambda pair: _image(*pair), list(zip(images, rows, strict=True)))
 
     def find_written(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
@@ -174,7 +174,7 @@ class ShardSamples:
         images = {image.sample_id: stored for image, stored in zip(requests, self.read_images(requests), strict=True)}
 
         @catch_damaged
-        def one(pair: tuple[str, dict[str, Any] | None]) -> Pair:
+        def read(pair: tuple[str, dict[str, Any] | None]) -> Pair:
             sample, row = pair
             what, image = f"{self._labels(draw).folder}: {sample}", images.get(sample)
             if row is None:
@@ -185,12 +185,12 @@ class ShardSamples:
             record = {key: row[key] for key in RECORD.names if row[key] is not None} | {"audit": parse_json(row["audit"], what)}
             return StoredSample(record, labels), None if image is None else image.pixels
 
-        return map_threads(one, list(zip(ids, records, strict=True)))
+        return map_threads(read, list(zip(ids, records, strict=True)))
 
     def locations(self, draw: int) -> pa.Table:
         """Return `sample_id` and `label_at` of finished samples."""
         table = self._labels(draw).locations()
-        return pa.table({"sample_id": table["sample_id"], "label_at": table["at"]})
+        return pa.table({"sample_id": table["sample_id"], "label_at": table["location"]})
 
     def digests(self, draw: int, manifest: pa.Table, quick: bool) -> tuple[pa.Table, list[str]]:
         """Return what is there of what a manifest names; `quick` reads the digests that were written beside the pixels."""
@@ -220,7 +220,7 @@ def _image(request: StoredImage, row: dict[str, Any] | None) -> StoredImage | No
         return None
     if row is None or pixels is None or pixel_digest(pixels) != row["image"]:
         return None
-    return StoredImage(request.sample_id, request.class_name, request.batch, pixels, audit, request.at)
+    return StoredImage(request.sample_id, request.class_name, request.batch, pixels, audit, request.location)
 
 
 def _digest_column(manifest: pa.Table, key: str, table: pa.Table) -> pa.Array | pa.ChunkedArray:

@@ -109,7 +109,7 @@ class PartStore:
         fault = pc.starts_with(table["reason"], FAULT) if "reason" in columns else pa.chunked_array([[False] * len(table)])
         starts = np.cumsum([0, *(group.num_rows for group in groups)])
         batch = table["batch"][0].as_py() if len(table) else 0
-        return PartIndex(_one(table["sample_id"]), _one(fault), starts, batch or 0, frozenset(replaces))
+        return PartIndex(_combine(table["sample_id"]), _combine(fault), starts, batch or 0, frozenset(replaces))
 
     def locations(self) -> pa.Table:
         """Return `sample_id`, `at` ("FILE:GROUP:ROW") and `fault` of every sample, once: sound rows before faults."""
@@ -118,21 +118,21 @@ class PartStore:
             group = np.repeat(np.arange(len(index.starts) - 1), np.diff(index.starts))
             row = np.arange(len(group)) - index.starts[:-1][group]
             text = (pa.array(x, pa.int64()).cast(pa.string()) for x in (group, row))
-            at = pc.binary_join_element_wise(pa.array([name] * len(group), pa.string()), *text, ":")
-            parts.append(pa.table({"sample_id": index.ids, "at": at, "fault": index.faults}))
+            location = pc.binary_join_element_wise(pa.array([name] * len(group), pa.string()), *text, ":")
+            parts.append(pa.table({"sample_id": index.ids, "location": location, "fault": index.faults}))
         empty = pa.table(
-            {"sample_id": pa.array([], pa.string()), "at": pa.array([], pa.string()), "fault": pa.array([], pa.bool_())}
+            {"sample_id": pa.array([], pa.string()), "location": pa.array([], pa.string()), "fault": pa.array([], pa.bool_())}
         )
         return drop_duplicates(pa.concat_tables([empty, *parts]))
 
-    def rows(self, ids: Sequence[str], at: Sequence[str]) -> list[dict[str, Any] | None]:
+    def rows(self, ids: Sequence[str], locations: Sequence[str]) -> list[dict[str, Any] | None]:
         """Return the rows of samples, pixels still encoded; None for a sample that is not there or cannot be read.
 
         Args:
-            at: where each lay when the pass began, or ""; what has moved since is looked up.
+            locations: where each lay when the pass began, or ""; what has moved since is looked up.
         """
         results: dict[str, dict[str, Any]] = {}
-        places, damaged = dict(zip(ids, at, strict=True)), set[str]()
+        places, damaged = dict(zip(ids, locations, strict=True)), set[str]()
         for wait in (*WAITS[:2], 0):
             anew = not any(places.values())
             places |= self._locate([sample for sample, place in places.items() if not place])
@@ -153,10 +153,10 @@ class PartStore:
         requested = pa.array(ids, pa.string())
         sound, faults = {}, {}
         for name, index in self.look().items() if ids else ():
-            for at in np.flatnonzero(pc.is_in(index.ids, value_set=requested).to_numpy(zero_copy_only=False)).tolist():
-                group = int(np.searchsorted(index.starts, at, side="right")) - 1
-                kind = faults if index.faults[at].as_py() else sound
-                kind.setdefault(index.ids[at].as_py(), f"{name}:{group}:{at - index.starts[group]}")
+            for row in np.flatnonzero(pc.is_in(index.ids, value_set=requested).to_numpy(zero_copy_only=False)).tolist():
+                group = int(np.searchsorted(index.starts, row, side="right")) - 1
+                kind = faults if index.faults[row].as_py() else sound
+                kind.setdefault(index.ids[row].as_py(), f"{name}:{group}:{row - index.starts[group]}")
         return {sample: sound.get(sample) or faults.get(sample, "") for sample in ids}
 
     def _row(self, place: str, damaged: set[str]) -> dict[str, Any] | None:
@@ -312,7 +312,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def _combine(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
@@ -338,7 +338,7 @@ def drop_duplicates(table: pa.Table) -> pa.Table:
     fault = table["fault"] if "fault" in table.column_names else pa.chunked_array([np.zeros(len(table), bool)], pa.bool_())
     keys = pa.table({"sample_id": table["sample_id"], "fault": fault.cast(pa.int8()), "row": np.arange(len(table))})
     order = pc.sort_indices(keys, [("sample_id", "ascending"), ("fault", "ascending"), ("row", "ascending")])
-    ids = _one(table["sample_id"].take(order))
+    ids = _combine(table["sample_id"].take(order))
     first = np.ones(len(ids), bool)
     if len(ids) > 1:
         first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)

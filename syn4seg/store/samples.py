@@ -60,7 +60,7 @@ class StoredImage:
     batch: int
     pixels: np.ndarray
     audit: dict[str, Any]
-    at: str = ""
+    location: str = ""
     """Where it lies, as `images()` says; empty for a new one."""
 
 
@@ -79,13 +79,13 @@ Pair = tuple[StoredSample, np.ndarray | None]
 def catch_damaged(read: Callable[[In], Out]) -> Callable[[In], Out | DamagedError]:
     """Wrap `read` so that a `DamagedError` is returned, not raised; a `StoreError` is still raised."""
 
-    def one(item: In) -> Out | DamagedError:
+    def read_or_error(item: In) -> Out | DamagedError:
         try:
             return read(item)
         except DamagedError as error:
             return error
 
-    return one
+    return read_or_error
 
 
 def require_undamaged(results: list[Pair | DamagedError]) -> list[Pair]:

@@ -99,16 +99,16 @@ class StageCache:
         Raises:
             StoreError: the folder cannot be written.
         """
-        found = self.find(kind, key)
-        if found is None:
+        value = self.find(kind, key)
+        if value is None:
             path = self.path(kind, key)
             with self.lock(path):
-                found = self.find(kind, key)  # another process may have made it
-                if found is None:
+                value = self.find(kind, key)  # another process may have made it
+                if value is None:
                     self.counts[kind, "damaged"] += path.exists()
-                    found = make()
-                    self.put(kind, key, found)
-        return found
+                    value = make()
+                    self.put(kind, key, value)
+        return value
 
     def find(self, kind: str, key: Any) -> Arrays | None:
         """Return an entry, or None if it is missing or damaged."""
@@ -186,18 +186,18 @@ class StageCache:
 
     def entries(self) -> list[tuple[float, int, Path]]:
         """Return (last use, bytes, path) of every entry, the least recently used first; a run directory counts as one."""
-        found = []
+        entries = []
         for folder in self.root.iterdir() if self.root.is_dir() else ():
             if folder.name == RUNS:
                 for run in (p for p in folder.iterdir() if p.is_dir()):
                     with contextlib.suppress(FileNotFoundError):
                         size = sum(p.stat().st_size for p in run.rglob("*") if p.is_file())
-                        found.append((run.stat().st_mtime, size, run))
+                        entries.append((run.stat().st_mtime, size, run))
             elif folder.name != "locks" and folder.is_dir():
                 for path in (p for p in folder.iterdir() if p.name.endswith((SUFFIX, ".partial"))):
                     with contextlib.suppress(FileNotFoundError):
-                        found.append((path.stat().st_mtime, path.stat().st_size, path))
-        return sorted(found, key=lambda entry: (entry[0], entry[2]))
+                        entries.append((path.stat().st_mtime, path.stat().st_size, path))
+        return sorted(entries, key=lambda entry: (entry[0], entry[2]))
 
     def uses(self) -> list[EntryUse]:
         """Return the usage by kind."""
@@ -205,7 +205,8 @@ class StageCache:
         for entry in self.entries():
             by_stage.setdefault(entry[2].parent.name, []).append(entry)
         return [
-            EntryUse(kind, len(found), sum(size for _, size, _ in found), found[-1][0]) for kind, found in sorted(by_stage.items())
+            EntryUse(kind, len(entries), sum(size for _, size, _ in entries), entries[-1][0])
+            for kind, entries in sorted(by_stage.items())
         ]
 
     def prune(self, limit: int, kind: str | None = None, idle: float = 0.0) -> tuple[int, int]:
@@ -221,12 +222,12 @@ class StageCache:
         Returns:
             How many entries were deleted, and their bytes.
         """
-        found = [entry for entry in self.entries() if kind is None or entry[2].parent.name == kind]
-        total, gone, freed = sum(size for _, size, _ in found), 0, 0
+        entries = [entry for entry in self.entries() if kind is None or entry[2].parent.name == kind]
+        total, removed, freed = sum(size for _, size, _ in entries), 0, 0
         if total <= limit:
             return 0, 0
         self._drop_locks()
-        for used, size, path in sorted(found, key=lambda entry: entry[2].parent.name == RUNS):
+        for used, size, path in sorted(entries, key=lambda entry: entry[2].parent.name == RUNS):
             if total - freed <= SLACK * limit:
                 break
             if path.parent.name == RUNS and not (time.time() - used >= idle and self._drop_run(path)):
@@ -234,8 +235,8 @@ class StageCache:
             if path.parent.name != RUNS:
                 with explain_errors(path, "delete"):
                     path.unlink(missing_ok=True)
-            gone, freed = gone + 1, freed + size
-        return gone, freed
+            removed, freed = removed + 1, freed + size
+        return removed, freed
 
     def _drop_run(self, path: Path) -> bool:
         """Delete a run directory unless a process is making it; return whether it was deleted."""

@@ -42,7 +42,7 @@ class SyntheticImage:
     batch: int
     digest: str
     shape: tuple[int, int, int]
-    at: str
+    location: str
 
 
 def _version() -> str:
@@ -92,7 +92,7 @@ class RunContext:
                     shape = (*image.pixels.shape[:2], 3)
                     digest = pixel_digest(image.pixels)
                     ids = row["sample_id"], row["class_id"], image.class_name, image.batch
-                    images.append(SyntheticImage(*ids, digest, shape, image.at))
+                    images.append(SyntheticImage(*ids, digest, shape, image.location))
         return images
 
     def pixels(self, images: Sequence[SyntheticImage]) -> list[np.ndarray]:
@@ -101,7 +101,7 @@ class RunContext:
         Raises:
             UserError: one has been deleted or damaged since.
         """
-        requests = [StoredImage(m.sample_id, m.class_name, m.batch, np.zeros(0), {}, m.at) for m in images]
+        requests = [StoredImage(m.sample_id, m.class_name, m.batch, np.zeros(0), {}, m.location) for m in images]
         stored = self.run.samples.read_images(requests)
         for image, read in zip(images, stored, strict=True):
             if read is None or pixel_digest(read.pixels) != image.digest:
