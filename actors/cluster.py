@@ -46,7 +46,7 @@ def start_seconds() -> int:
 
 
 def store_bytes_for(placement: PlacementConfig) -> int:
-    """Return bytes of object store: its size on a cluster that is started here, what the stream may fill of a joined one.
+    """Return the bytes of object store: its size on a cluster that is started here, what the stream may fill of a joined one.
 
     Without `placement.object_store_gib` that is 1 GiB, or 30 % of what the joined cluster's living nodes have.
     """

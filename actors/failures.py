@@ -69,7 +69,8 @@ def _failure_in(error: BaseException) -> Failure | None:
             causes = [error]
 
     def is_loss(cause: BaseException) -> bool:
-        """Ray wraps what user code raised into a UserCodeException or, if it cannot be pickled, a plain RayError."""
+        """Return whether an error is the loss of a process. Ray wraps what user code raised into a UserCodeException or, if
+        it cannot be pickled, a plain RayError."""
         raised_by_ray = type(cause).__module__.startswith("ray.") and type(cause) not in (RayError, UserCodeException)
         return raised_by_ray or bool(LOST_PEER.search(str(cause)))
 

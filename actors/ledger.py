@@ -75,7 +75,8 @@ class Ledger:
         return self.failure
 
     def totals(self) -> dict[str, dict[str, float]]:
-        """Return by operator: rows, busy seconds (both also `warm_`), rejected and quarantined rows, calls that died, largest GPU
+        """Return the counts of every operator: rows, busy seconds (both also `warm_`), rejected and quarantined rows, calls
+        that died, largest GPU
         memory of an actor (bytes), and actors that were heard of in the last ten minutes."""
         now = time.monotonic()
         for operator, seen in self.seen.items():

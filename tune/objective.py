@@ -89,7 +89,7 @@ class TrialObjective(ray_tune.Trainable):
         return {"done": True, "report": len(self.reports), "record": json.dumps(to_json(record))}
 
     def _make_run(self, config: Config, path: Path) -> None:
-        """Return prompts, images and base checkpoint in a folder, in this process; what the reference run has already is linked."""
+        """Make prompts, images and base checkpoint in a folder, in this process; link what the reference run has already."""
         make_run(config, path, RunDir(self.parts["reference"]), self.parts["device"])
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -100,7 +100,7 @@ class TrialObjective(ray_tune.Trainable):
 
 
 def make_run(config: Config, path: Path, reference: RunDir, device: str) -> None:
-    """Make prompts, images and base checkpoint of a configuration, or goes on with it; stages that fit are taken from a run."""
+    """Make prompts, images and base checkpoint of a configuration, or go on with them; stages that fit are taken from a run."""
     from actors.pipeline import Pipeline
     from syn4seg.stages.checks import check
     from syn4seg.stages.setup import digest_inputs

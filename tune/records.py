@@ -43,7 +43,7 @@ class SweepDir:
         self.tensorboard = root / "tensorboard"
 
     def record(self, number: int) -> Path:
-        """Return path of a trial's record."""
+        """Return the path of a trial's record."""
         return self.root / "trials" / f"{number:05d}.json"
 
     def write(self, record: Record) -> None:
@@ -64,7 +64,7 @@ class SweepDir:
 
 
 def metric_value(record: Record, metric: str) -> float | None:
-    """Return mean of a metric over the draws of a trial, in [0, 1]; None where it has none."""
+    """Return the mean of a metric over the draws of a trial, in [0, 1]; None where it has none."""
     return spread(list(record["draws"].get(metric, {}).values()))["mean"]
 
 
@@ -221,7 +221,8 @@ def pareto_front(study: Study, done: Sequence[Record]) -> list[Record]:
 
 
 def importance(study: Study, records: Sequence[Record], objective: int = 0) -> dict[str, float]:
-    """Return share of each key in the variance of an objective (fANOVA, Hutter et al. 2014); empty with too few trials to tell."""
+    """Return the share of each key in the variance of an objective (fANOVA, Hutter et al. 2014); empty with too few trials
+    to tell."""
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 

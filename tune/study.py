@@ -69,7 +69,7 @@ def choose_params(study: Study, config: Config, number: int, ended: Mapping[int,
 
 
 def stop_below(study: Study, number: int, ended: Mapping[int, Record]) -> list[float | None]:
-    """Return by report, the objective below which trial `number` is stopped; None where it may go on whatever it is."""
+    """Return, for each report, the objective below which trial `number` is stopped; None where it may go on regardless."""
     share = QUANTILE[study.pruning]
     limits: list[float | None] = []
     for report in range(study.reports):
@@ -153,7 +153,7 @@ class Chooser(Searcher):
 
 
 def check_room(config: Config, concurrency: int) -> None:
-    """Join Ray and refuses more trials at a time than fit.
+    """Join Ray and refuse more trials at a time than fit.
 
     Raises:
         UserError: with how many fit.
@@ -179,7 +179,7 @@ def run_sweep(
     fail_fast: bool,
     on_record: Callable[[Record], None],
 ) -> dict[str, Any]:
-    """Run the trials that are missing, writes every result file, and returns the summary.
+    """Run the trials that are missing, write every result file, and return the summary.
 
     Args:
         reference: a run with prompts, images and base checkpoint of the configuration.

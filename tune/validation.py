@@ -84,7 +84,7 @@ def _corners(study: Study, config: Config) -> list[Config]:
 
 
 def open_sweep(sweep: SweepDir, study: Study, config: Config, resume: bool) -> None:
-    """Return the directory of a sweep, new or continued; writes config.yaml and study.json.
+    """Open the directory of a sweep, new or continued, and write config.yaml and study.json.
 
     Raises:
         UserError: a study is there and `resume` was not asked for, or it is another one (the differences are listed).

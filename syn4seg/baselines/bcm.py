@@ -111,7 +111,7 @@ class Bcm:
 
     @staticmethod
     def of(base: Classifier, cells: SupportCells, shots: int, seed: int) -> Bcm:
-        """Return the predictor of a support set; fits (1 or shots+1) regressions per parent, 50 more for the C of each."""
+        """Return the predictor of a support set; it fits (1 or shots+1) regressions per parent, 50 more for the C of each."""
         base = base.replaced(base.weight.detach(), base.bias.detach())
         labels, shot = cells.targets().cpu().numpy(), assign_shots(cells, shots)
         x = temper(cells.features).permute(0, 2, 3, 1).float().cpu().numpy()

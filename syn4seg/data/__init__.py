@@ -1,1 +1,1 @@
-"""Data sets: the embedded world and folders in VOC layout; folds and support draws."""
+"""Data sets: the embedded world, folders in VOC layout, PASCAL and COCO; folds and support draws."""

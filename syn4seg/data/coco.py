@@ -63,7 +63,7 @@ class CocoDataset(PreparedDataset):
         super().__init__(root, prepared_folder(root, masks), "train", f"syn4seg prepare coco {root}{option}")
 
     def image_path(self, sample_id: str) -> Path:
-        """train2014/ID.jpg or val2014/ID.jpg."""
+        """Return train2014/ID.jpg or val2014/ID.jpg."""
         return self.root / ("train2014" if "_train2014_" in sample_id else "val2014") / f"{sample_id}.jpg"
 
 

@@ -60,12 +60,12 @@ class PascalDataset(PreparedDataset):
         super().__init__(root, prepared_folder(root), train_list, f"syn4seg prepare pascal {root}")
 
     def image_path(self, sample_id: str) -> Path:
-        """VOC2012/JPEGImages/ID.jpg."""
+        """Return VOC2012/JPEGImages/ID.jpg."""
         return self._voc / "JPEGImages" / f"{sample_id}.jpg"
 
 
 def prepared_folder(root: Path) -> Path:
-    """Where `syn4seg prepare pascal` writes."""
+    """Return the folder that `syn4seg prepare pascal` writes."""
     return root / "syn4seg-pascal"
 
 

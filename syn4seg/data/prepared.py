@@ -203,7 +203,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Return size and SHA-256 of an official file."""
+    """Return the size and SHA-256 of an official file."""
     with path.open("rb") as f:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 

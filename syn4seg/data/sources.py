@@ -76,7 +76,7 @@ DATASETS = {
 
 
 def dataset_source(name: str) -> DatasetSource:
-    """The entry of `DATASETS` for a value of `data.source`.
+    """Return the entry of `DATASETS` for a value of `data.source`.
 
     Raises:
         UserError: there is none of that name.
@@ -89,7 +89,7 @@ def dataset_source(name: str) -> DatasetSource:
 
 
 def open_dataset(data: DataConfig) -> Dataset:
-    """The data set that a section `data` describes, whole.
+    """Open the data set that a section `data` describes, whole.
 
     Raises:
         UserError: `data.source` names none, `data.root` is missing, or the files are incomplete, not prepared or damaged.

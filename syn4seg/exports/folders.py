@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def voc(parts: Parts, target: Target, info: ExportInfo) -> None:
-    """JPEGImages/ID.png, SegmentationClass/ID.png with VOC's palette, ImageSets/Segmentation/SPLIT.txt."""
+    """Write JPEGImages/ID.png, SegmentationClass/ID.png with VOC's palette, ImageSets/Segmentation/SPLIT.txt."""
     colours = palette(256)
 
     def one(item: ExportSample) -> None:
@@ -60,7 +60,7 @@ DATASETS = {{
 
 
 def mmseg(parts: Parts, target: Target, info: ExportInfo) -> None:
-    """img_dir/SPLIT/ID.png, ann_dir/SPLIT/ID.png (plain 8-bit class indices, 255 ignored) and dataset.py."""
+    """Write img_dir/SPLIT/ID.png, ann_dir/SPLIT/ID.png (plain 8-bit class indices, 255 ignored) and dataset.py."""
     splits = []
 
     def one(item: ExportSample) -> None:

@@ -42,7 +42,8 @@ class Region:
 
 @dataclass(frozen=True)
 class Filtered:
-    """`kept`: label uint8 (H, W), 255 on free pixels. `regions`: every region of the draft, by ascending class."""
+    """The result of APF. `kept`: label uint8 (H, W), 255 on free pixels. `regions`: every region of the draft, by ascending
+    class."""
 
     kept: np.ndarray
     regions: list[Region]

@@ -39,7 +39,7 @@ class FusedAttention(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, H, W, C) to (B, H, W, C)."""
+        """Attend over x (B, H, W, C); the shape stays."""
         batch, height, width, _ = x.shape
         q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         grid = q.reshape(batch * self.heads, height, width, -1)

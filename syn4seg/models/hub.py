@@ -58,7 +58,7 @@ def locate_model(model: str, parts: tuple[str, ...], fetch: Fetch | None = None)
 
 
 def check(model: str) -> None:
-    """Return everything about a folder or hub id that can be said without loading weights or using the network.
+    """Check everything about a folder or hub id that can be checked without loading weights or using the network.
 
     A hub model passes if its snapshot in the cache is whole, or if it can still be fetched as far as one can tell here.
 
@@ -197,7 +197,7 @@ def _shards(path: Path) -> dict[str, set[str]]:
 
 
 def tensors_of(path: Path) -> set[str]:
-    """Return names of the tensors in a safetensors file, whose length must be what its header says.
+    """Return the names of the tensors in a safetensors file, whose length must be what its header says.
 
     Raises:
         UserError: it is cut short, too long, a Git LFS pointer or no safetensors file.

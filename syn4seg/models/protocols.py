@@ -59,7 +59,7 @@ class AuditingGenerator(ImageGenerator, Protocol):
     """An image generator that tries a faulty image once more, in safer precision, and says so."""
 
     def make(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> GeneratedBatch:
-        """Return as `generate`, with an audit."""
+        """Make N images as `generate` does, with an audit of each."""
         ...
 
 

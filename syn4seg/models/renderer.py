@@ -46,7 +46,7 @@ class Renderer:
     """Draws prompts of the embedded world."""
 
     def __init__(self, size: int):
-        """Return `size`: side of an image in pixels."""
+        """Take `size`, the side of an image in pixels."""
         self.size = size
 
     def generate(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> tuple[np.ndarray, list[str]]:

@@ -172,7 +172,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def encoder_shape(state: dict[str, Tensor], path: Path) -> tuple[int, int]:
-    """Return width and number of blocks of the image encoder in a state dict of ViT-B, ViT-L or ViT-H.
+    """Return the width and number of blocks of the image encoder in a state dict of ViT-B, ViT-L or ViT-H.
 
     Raises:
         UserError: it is of none of them.
@@ -230,7 +230,7 @@ def decode(sam: Sam, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]
 
 
 def resized_shape(height: int, width: int, longest: int) -> tuple[int, int]:
-    """Return height and width after scaling the longer side to `longest`, rounded half up as SAM does."""
+    """Return the height and width after scaling the longer side to `longest`, rounded half up as SAM does."""
     scale = longest / max(height, width)
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
@@ -248,7 +248,7 @@ class SamRefiner:
     """
 
     def __init__(self, sam: Sam, device: str | torch.device = "cpu", images_per_pass: int = 1):
-        """Return moves `sam` to `device`, for this refiner alone; its parameters stay float32 there.
+        """Move `sam` to `device`, for this refiner alone; its parameters stay float32 there.
 
         Args:
             images_per_pass: images in one pass of the encoder. Every pass has exactly that many, the last one padded by

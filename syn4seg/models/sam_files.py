@@ -45,7 +45,7 @@ EXPECTED = (
 
 
 def known_sam(path_or_name: str | Path) -> None:
-    """Check that a SAM is a known name, a file that is not empty, or a complete folder; opens and fetches nothing.
+    """Check that a SAM is a known name, a file that is not empty, or a complete folder; open and fetch nothing.
 
     Raises:
         UserError: it is none of them.
@@ -66,7 +66,8 @@ def known_sam(path_or_name: str | Path) -> None:
 
 
 def published_file(name: str) -> Path:
-    """Return path of the checkpoint `vit-b`, `vit-l` or `vit-h` in torch's hub cache; fetched, and its hash checked, if it is not
+    """Return the path of the checkpoint `vit-b`, `vit-l` or `vit-h` in torch's hub cache; fetched, and its hash checked, if
+    it is not
     there.
 
     Raises:

@@ -52,7 +52,7 @@ class JointAttention:
 
 
 def attention_backends(device: torch.device, dtype: torch.dtype, width: int) -> list[str]:
-    """Return names of the attention backends that run here on heads of `width` channels; kernels of the hub are left out."""
+    """Return the names of the attention backends that run here on heads of `width` channels; kernels of the hub are left out."""
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     names = [backend.value for backend in AttentionBackendName if not backend.value.endswith("_hub")]
@@ -60,7 +60,7 @@ def attention_backends(device: torch.device, dtype: torch.dtype, width: int) -> 
 
 
 def unavailable_reason(backend: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """Return  "" if the backend runs on a few tokens on this device, else what it says."""
+    """Return "" if the backend runs on a few tokens on this device, else what it says."""
     from diffusers.models import attention_dispatch as dispatch
 
     try:
@@ -109,7 +109,7 @@ def quantisation(speed: Speed) -> dict[str, Any]:
 
 
 def apply(speed: Speed, transformer: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Return weights, attention and compilation of a loaded transformer; the default changes nothing.
+    """Apply the weights, attention and compilation of `speed` to a loaded transformer; the default changes nothing.
 
     Raises:
         UserError: an attention backend that is unknown or does not run here.
@@ -131,7 +131,8 @@ def apply(speed: Speed, transformer: Any, device: torch.device, dtype: torch.dty
 
 @contextlib.contextmanager
 def in_float32(modules: list[nn.Module]) -> Iterator[None]:
-    """Inside, `modules` compute in float32, attention is torch's plain one and nothing is compiled; afterwards every tensor
+    """Let `modules` compute in float32 inside the block: attention is torch's plain one and nothing is compiled; afterwards
+    every tensor
     is what it was, bit for bit (a bfloat16 number is a float32 number)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

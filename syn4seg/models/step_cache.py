@@ -30,7 +30,7 @@ class Memory:
 
 
 def relative_change(now: Tensor, before: Tensor | None) -> float:
-    """Return mean absolute difference over the mean absolute value before: 0 if nothing changed; nan if something is."""
+    """Return the mean absolute difference over the mean absolute value before: 0 if nothing changed; nan if something is."""
     assert before is not None
     return ((now.float() - before.float()).abs().mean() / before.float().abs().mean()).item()
 

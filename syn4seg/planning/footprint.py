@@ -45,7 +45,7 @@ FORMULAS = {
 
 
 def memory_of(config: Config, facts: WorkloadFacts) -> dict[str, tuple[int, int]]:
-    """Return bytes of weights and of everything else, per stage and actor, after `FORMULAS`; on a GPU with a CUDA context."""
+    """Return the bytes of weights and of everything else, per stage and actor, after `FORMULAS`; on a GPU with a CUDA context."""
     net, side = segmenter_of(config, facts), config.segmenter.size
     logits = 4 * (1 + facts.base + facts.novel) * side**2
     step = step_images(config) * (4 * math.prod(net.features) + 6 * logits)
@@ -106,12 +106,12 @@ def _moments(config: Config) -> int:
 
 
 def feature_bytes(config: Config, facts: WorkloadFacts) -> int:
-    """Return bytes of the float16 features that the novel stage keeps."""
+    """Return the bytes of the float16 features that the novel stage keeps."""
     return 2 * math.prod(segmenter_of(config, facts).features) * cached_images(config, facts)
 
 
 def disk_of(config: Config, facts: WorkloadFacts, rates: Rates) -> dict[str, int]:
-    """Return bytes that each stage leaves in the run directory; images and labels by a measured sample where there is one.
+    """Return the bytes that each stage leaves in the run directory; images and labels by a measured sample where there is one.
 
     `features` are the features that do not fit in memory; their files are gone when the stage ends.
     """

@@ -93,7 +93,8 @@ def _device() -> tuple[str, Card]:
 
 
 class _Miniature:
-    """`found`: stage -> seconds per unit and peak bytes on the GPU; `files`: stage -> bytes per unit on disk."""
+    """A miniature of the run, timed stage by stage. `found`: stage -> seconds per unit and peak bytes on the GPU; `files`:
+    stage -> bytes per unit on disk."""
 
     def __init__(self, config: Config, count: int, folder: Path):
         self.config, self.count, self.folder = config, count, folder
@@ -119,7 +120,7 @@ class _Miniature:
         return kind, "cuda" if kind == "gpu" else "cpu"
 
     def images(self, fold: Fold | None) -> list[np.ndarray]:
-        """Encode prompts and makes whole generator batches; at least `count` images."""
+        """Encode prompts and make whole generator batches, of at least `count` images in all."""
         from syn4seg.models.generators import generator_source, load_generator, load_text_encoder
 
         make, (kind, device) = self.config.synthesis, self._on("encoding")
@@ -163,7 +164,7 @@ class _Miniature:
         return [decode_image(path) for path in paths[: self.count]]
 
     def labels(self, images: list[np.ndarray], dataset: Dataset, fold: Fold) -> None:
-        """Return everything behind the images, on small lists: base stage, support, labels, novel stage, queries."""
+        """Time everything behind the images, on small lists: base stage, support, labels, novel stage, queries."""
         from syn4seg.stages.base import make_base
         from syn4seg.stages.novel import NovelStage
 
@@ -222,7 +223,7 @@ class _Miniature:
         return labels
 
     def _novel(self, stage: Any, images: list[np.ndarray], labels: list[list[np.ndarray]]) -> None:
-        """Return features, classifiers and predictions."""
+        """Time features, classifiers and predictions."""
         from syn4seg.segmenter.novel import TrainingSample
         from syn4seg.stages.classifiers import initial_classifier, save_classifier, train_row
         from syn4seg.stages.rows import ROWS, rows_of

@@ -118,7 +118,7 @@ class Rates:
     about: str = ""
 
     def of(self, work: StageWork) -> tuple[float, str, Rate | None]:
-        """Return seconds of one unit, where that comes from, and the rate that fits exactly, if one does."""
+        """Return the seconds of one unit, where that comes from, and the rate that fits exactly, if one does."""
         same = [rate for rate in self.measured if (rate.stage, rate.kind) == (work.stage, work.kind)]
         for rate in same:
             if rate.what == work.what:

@@ -201,7 +201,7 @@ class GeneratorSize:
         return sum(2.0 * part.parameters * tokens for part, tokens in zip(self.text, self.tokens, strict=True))
 
     def image_flops(self, size: int, steps: int, guidance: float) -> float:
-        """Return FLOPs of one image: the transformer at every step, twice with guidance, and one VAE decoding."""
+        """Return the FLOPs of one image: the transformer at every step, twice with guidance, and one VAE decoding."""
         if not self.transformer:
             return 0.0
         passes = steps * (2 if guidance > 1 else 1)
@@ -214,17 +214,17 @@ class GeneratorSize:
         return 2 ** (len(self.vae["block_out_channels"]) - 1) * self.transformer["patch_size"]
 
     def image_bytes(self, width: float, transformer_width: float | None = None) -> int:
-        """Return bytes of a generator actor's weights; `transformer_width` where the transformer is quantised."""
+        """Return the bytes of a generator actor's weights; `transformer_width` where the transformer is quantised."""
         widths = {"transformer": transformer_width or width}
         return sum(part.bytes(widths.get(part.name, width)) for part in self.image)
 
     def text_bytes(self, width: float) -> int:
-        """Return bytes of the encoding actor's weights."""
+        """Return the bytes of the encoding actor's weights."""
         return sum(part.bytes(width) for part in self.text)
 
 
 def mmdit_flops(config: dict[str, Any], image_tokens: int, text_tokens: int) -> float:
-    """Return FLOPs of one forward pass of `SD3Transformer2DModel` for one image (without guidance).
+    """Return the FLOPs of one forward pass of `SD3Transformer2DModel` for one image (without guidance).
 
     Every linear layer is 2 x weights x tokens. A block has 12 d^2 weights per stream (query, key, value, output 4, the
     feed-forward 8) and 6 d^2 for its modulation, once per image; dual attention adds 4 and 3. The last block needs only
@@ -241,7 +241,7 @@ def mmdit_flops(config: dict[str, Any], image_tokens: int, text_tokens: int) -> 
 
 
 def decode_flops(vae: dict[str, Any], size: int) -> int:
-    """Return FLOPs of decoding one image of `size` pixels a side with the autoencoder of a vae/config.json."""
+    """Return the FLOPs of decoding one image of `size` pixels a side with the autoencoder of a vae/config.json."""
     return _decode_flops(json.dumps(vae), size)
 
 

@@ -83,7 +83,7 @@ def prompts_of(config: Config, facts: WorkloadFacts) -> int:
 
 
 def kind_of(config: Config, pool: PoolConfig | None = None) -> Kind:
-    """Return the device of a pool, or (None) of training: a GPU if `placement` has one anywhere."""
+    """Return the kind of device of a pool, or of training (`pool` None): a GPU if `placement` has one anywhere."""
     place = config.placement
     if place.device != "auto":
         return "gpu" if place.device == "cuda" else "cpu"
@@ -92,7 +92,7 @@ def kind_of(config: Config, pool: PoolConfig | None = None) -> Kind:
 
 
 def segmenter_of(config: Config, facts: WorkloadFacts, side: int | None = None) -> SegmenterSize:
-    """Return size of the configured segmenter with its base classifier, on its canvas or on crops of `side` pixels."""
+    """Return the size of the configured segmenter with its base classifier, on its canvas or on crops of `side` pixels."""
     net = config.segmenter
     return segmenter_size(net.backbone, 1 + facts.base, net.channels, net.ppm_bins, side or net.size)
 

@@ -66,7 +66,7 @@ def load_agent(
 
 
 def check_agent(agent: str, *, llm: str | None, base_url: str | None, key_variable: str) -> None:
-    """Return what can be said of an agent before anything loads and without network: its name, the key, the address, the folder.
+    """Check what can be said of an agent before anything loads, without the network: its name, the key, the address, the folder.
 
     Raises:
         UserError: as `load_agent`.

@@ -37,7 +37,7 @@ class Decisions(NamedTuple):
 
 
 def accept_in_order(candidates: np.ndarray, bank: np.ndarray, lambda_prompt: float, limit: int, block: int = 256) -> Decisions:
-    """Return greedy de-duplication in order of proposal: s = max over accepted u of u . phi(p), accepted iff s < lambda.
+    """De-duplicate greedily in order of proposal: s = max over accepted u of u . phi(p), accepted iff s < lambda.
 
     A candidate nearer to the threshold than float32 can resolve is decided in float64, so neither the block size nor
     the linear-algebra library has a say in what is accepted.
@@ -242,7 +242,7 @@ def judge(
 
 
 def refusal_before_encoding(text: str, class_name: str, seen: set[str]) -> str:
-    """Return why a text is not worth encoding, or ""; remembers it. Without a class name nothing is off class."""
+    """Return why a text is not worth encoding, or "", and remember the text. Without a class name nothing is off class."""
     key = " ".join(text.lower().split()).rstrip(" .")
     if not key:
         return EMPTY

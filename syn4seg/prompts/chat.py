@@ -110,7 +110,7 @@ class ChatAgent:
         timeout: float = 60.0,
         first_wait: float = 2.0,
     ):
-        """Return nothing is sent yet.
+        """Take the settings; nothing is sent yet.
 
         Args:
             model: its name at the endpoint.
@@ -232,7 +232,7 @@ def _content(reply: Any) -> str | None:
 
 
 def _retry_after(error: Any) -> float:
-    """Return seconds that the endpoint asks one to wait; 0 if it does not say."""
+    """Return the seconds that the endpoint asks one to wait; 0 if it does not say."""
     try:
         return max(0.0, float(error.response.headers.get("retry-after", 0)))
     except ValueError:

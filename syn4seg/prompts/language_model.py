@@ -24,7 +24,7 @@ _HINT = "a causal language model with safetensors weights, as transformers' save
 
 
 def check_folder(model: str) -> None:
-    """Return whether a model may be loaded, as far as one can tell without loading it or using the network.
+    """Check that a model may be loaded, as far as can be told without loading it or using the network.
 
     Raises:
         UserError: neither a folder nor a hub id; or a folder that is incomplete or damaged.

@@ -161,7 +161,7 @@ class RecordedAgent:
     """
 
     def __init__(self, agent: PromptAgent, folder: AnyPath):
-        """Return `folder`: holds CLASS.jsonl for every class; made when the first round is recorded."""
+        """Record in `folder`, which holds CLASS.jsonl for every class and is made with the first round."""
         self.agent, self.folder = agent, folder
         self.rounds: dict[str, list[list[str]]] = {}
 

@@ -207,7 +207,7 @@ def _mean(row: Row, metric: str) -> float | None:
 
 
 def _percents(rows: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each trial over its draws, in percent, (N,) each."""
+    """Return the mean and standard deviation of each trial over its draws, in percent, (N,) each."""
     spreads = [_spread(row, metric) for row in rows]
     percents = np.array([[100 * (values[key] or 0) for key in ("mean", "std")] for values in spreads]).reshape(-1, 2)
     return percents[:, 0], percents[:, 1]

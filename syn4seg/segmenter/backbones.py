@@ -127,7 +127,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _is_built_in(name: str) -> bool:
-    """Return False for a transformers backbone; raise UserError for a name that is neither."""
+    """Return whether a backbone is built in (False: transformers); raise UserError for a name that is neither."""
     if name == "embedded" or name in resnet.RESNETS:
         return True
     if not pretrained.may_be_pretrained(name):

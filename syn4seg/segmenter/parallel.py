@@ -103,7 +103,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Return a batch norm of x (N, C, H, W) over the rows of all processes, N the same in each, on any device.
+    """Apply a batch norm to x (N, C, H, W) over the rows of all processes, N the same in each, on any device.
 
     torch's own SyncBatchNorm is faster and for GPUs alone.
     """
@@ -126,13 +126,13 @@ def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def dropout(layer: nn.Dropout, x: Tensor) -> Tensor:
-    """Drop of x (N, ...) what one process would have dropped, given the same random state and N in every process."""
+    """Drop the elements of x (N, ...) that one process would have dropped, given the same random state and N in every process."""
     rank, world = rank_and_world_size()
     ones = torch.cat([torch.ones_like(x)] * world)  # keeps the order in memory, in which the mask is drawn
     return x * F.dropout(ones, layer.p)[rank::world]
 
 
 def dropout2d(layer: nn.Dropout2d, x: Tensor) -> Tensor:
-    """Drop of x (N, C, H, W) the channels that one process would have dropped, given the same random state and N in each."""
+    """Drop the channels of x (N, C, H, W) that one process would have dropped, given the same random state and N in each."""
     rank, world = rank_and_world_size()
     return x * F.dropout2d(x.new_ones(world * x.shape[0], x.shape[1], 1, 1), layer.p)[rank::world]

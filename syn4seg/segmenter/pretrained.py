@@ -156,7 +156,7 @@ def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
 
 
 def _normalisation(name: str) -> tuple[Triple, Triple] | None:
-    """Return mean and standard deviation as preprocessor_config.json has them."""
+    """Return the mean and standard deviation as preprocessor_config.json has them."""
     from transformers import ImageProcessingMixin
 
     try:

@@ -56,7 +56,7 @@ def audit_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list
 
 
 def _overlap(claim: str, images: list[str], forbidden: set[str], what: str) -> Finding:
-    """Return a leak if any of the images is forbidden; `what` ends the sentence "N of M ..."."""
+    """Return a finding: a leak if any of the images is forbidden; `what` ends the sentence "N of M ..."."""
     both = sorted(set(images) & forbidden)
     example = f", e.g. {both[0]}" if both else ""
     return Finding(claim, "LEAK" if both else "ok", f"{len(both)} of {len(images)} {what}{example}")

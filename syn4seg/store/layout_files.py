@@ -87,7 +87,7 @@ class FileSamples:
         return map_threads(read, images)
 
     def find_written(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
-        """Return images that an earlier call with the same ones may have kept since the stream began; None for others."""
+        """Return the stored copy of each image that an earlier call with the same ones may have kept, None for the others."""
         return self.read_images(images)
 
     def write_images(self, images: Sequence[StoredImage]) -> None:
@@ -240,7 +240,7 @@ class FileSamples:
         return pa.table(columns)
 
     def compact(self, draw: int | None, whole: bool = True) -> None:
-        """Return do nothing: files stay files."""
+        """Do nothing: files stay files."""
 
 
 def _by_class(sizes: dict[str, int], suffix: str) -> list[tuple[str, str]]:

@@ -84,7 +84,7 @@ class ShardSamples:
         return map_threads(lambda pair: _image(*pair), list(zip(images, rows, strict=True)))
 
     def find_written(self, images: Sequence[StoredImage]) -> list[StoredImage | None]:
-        """Return images that an earlier call with exactly the same ones kept as one part, if it has not been merged since."""
+        """Return the images of the part that an earlier call with exactly these ones kept, if it has not been merged since."""
         rows = {row["sample_id"]: row for row in self._images.part([image.sample_id for image in images])}
         return [_image(image, rows.get(image.sample_id)) for image in images]
 

@@ -230,7 +230,7 @@ class RunDir:
         write_json(self.root / "generators" / f"{name}.json", facts)
 
     def check(self, config: Config) -> None:
-        """Check that what is in the directory, if anything, belongs to the same science; writes nothing.
+        """Check that what is in the directory, if anything, belongs to the same science; write nothing.
 
         The section `evaluation` may differ: scores are the last stage, and results.json says how they were made.
 

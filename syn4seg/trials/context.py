@@ -34,7 +34,7 @@ IMAGES_PER_ENTRY = 64
 
 @dataclass(frozen=True)
 class SyntheticImage:
-    """A synthetic image of a run: id and target of its plan row, the digest of its pixels, its (H, W, 3), its location."""
+    """A synthetic image of a run: id and target of its plan row, the digest of its pixels, its shape (H, W, 3), its location."""
 
     sample_id: str
     target: int

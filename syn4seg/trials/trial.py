@@ -390,7 +390,7 @@ class _Trial:
 
 
 def _skip_non_finite() -> contextlib.suppress:
-    """Skip an image whose numbers are not finite, as a run quarantines it."""
+    """Return a context that skips an image whose numbers are not finite, as a run quarantines it."""
     return contextlib.suppress(FloatingPointError)
 
 

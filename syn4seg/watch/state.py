@@ -193,7 +193,7 @@ class Watcher:
         return None
 
     def _quarantined_ids(self, faults: int) -> tuple[str, ...]:
-        """Return the ids of three quarantined samples; lists the folder only when their number has changed and is not too large."""
+        """Return the ids of three quarantined samples; list the folder only when their number has changed and is not too large."""
         if faults != self.listed[0]:
             self.listed = faults, tuple(self.run.quarantined_ids()[:3]) if faults <= LISTED else ()
         return self.listed[1]
