@@ -18,6 +18,8 @@ from PIL import Image as Picture
 
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
+from syn4seg.exports.selection import ExportOptions
+from syn4seg.exports.writing import write
 from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.results import write_manifest
 from syn4seg.store.files import write_atomically
@@ -150,6 +152,12 @@ def _data(folder: Path, names: tuple[str, ...]) -> Path:
 
 def silent(*_: object) -> None:
     return None
+
+
+def export(run, config, to, format="voc", note=silent, warn=silent, shard_mb=None, name=None, **choice):
+    return write(
+        run, config, ExportOptions(**choice), str(to), format, shard_mb=shard_mb, name=name, note=note, warn=warn, progress=silent
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from actors.synthesizer import Importer, Synthesizer, audit_warnings, out_of_mem
 from actors.writer import QuarantineWriter
 from syn4seg.models.embeddings import Encoded, save_embeddings
 from syn4seg.models.generators import load_generator, load_text_encoder
-from syn4seg.models.protocols import CarefulGenerator, GeneratedBatch
+from syn4seg.models.protocols import AuditingGenerator, GeneratedBatch
 from syn4seg.store.files import read_json
 from syn4seg.store.images import read_image, write_image
 from syn4seg.store.rundir import RunDir
@@ -201,7 +201,7 @@ def test_a_process_that_ends_in_its_second_batch_leaves_the_images_of_the_first(
 
 def test_a_fault_mended_in_safer_precision_is_no_fault_and_the_audit_says_so(run):
     card = Careful(8)
-    assert isinstance(card, CarefulGenerator) and not isinstance(Card(8), CarefulGenerator)
+    assert isinstance(card, AuditingGenerator) and not isinstance(Card(8), AuditingGenerator)
     out, audits = synthesize(run, card, rows(1, 4))
     assert list(out["reason"]) == ["", "", FAULT + "synthesis: nan image", ""]
     assert audits == [

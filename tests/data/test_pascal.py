@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import zlib
 
 import numpy as np
@@ -14,33 +12,14 @@ from scipy.io import savemat
 
 from syn4seg.data.datasets import class_areas, fold_of
 from syn4seg.data.pascal import PascalDataset, derive_lists, read_ids, sbd_folder, sbd_mask, voc_folder
-from syn4seg.data.prepare import prepare_pascal
 from syn4seg.data.support import draw_support
 from syn4seg.errors import UserError
-from tests.official import CMYK, GREY, TURNED, truncate, write_pascal
-
-
-def _silent(*_):
-    pass
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pascal")
-    truth = write_pascal(root)
-    prepare_pascal(root, progress=_silent, note=_silent)
-    return root, truth
-
-
-@pytest.fixture
-def copied(made, tmp_path):
-    shutil.copytree(made[0], tmp_path / "data")
-    return tmp_path / "data"
+from tests.official import CMYK, GREY, TURNED, truncate
 
 
 @pytest.mark.parametrize("train_list", ["noduplicate", "trainaug"])
-def test_lists_masks_pixels_and_areas_are_those_of_the_official_files(made, train_list):
-    root, truth = made
+def test_lists_masks_pixels_and_areas_are_those_of_the_official_files(prepared_pascal, train_list):
+    root, truth = prepared_pascal
     dataset = PascalDataset(root, train_list)
     dataset.check()
     assert dataset.train == truth.lists[train_list] and dataset.val == truth.lists["val"]
@@ -53,8 +32,8 @@ def test_lists_masks_pixels_and_areas_are_those_of_the_official_files(made, trai
         assert dataset.pixels(sample_id) == counts
 
 
-def test_voc_masks_win_over_those_of_sbd_and_keep_their_borders(made):
-    root, truth = made
+def test_voc_masks_win_over_those_of_sbd_and_keep_their_borders(prepared_pascal):
+    root, truth = prepared_pascal
     dataset = PascalDataset(root, "trainaug")
     sbd = root / "benchmark_RELEASE" / "dataset" / "cls"
     both = [s for s in truth.masks if (sbd / f"{s}.mat").is_file() and (truth.masks[s] == 255).any()]
@@ -64,8 +43,8 @@ def test_voc_masks_win_over_those_of_sbd_and_keep_their_borders(made):
     assert all((sbd / f"{s}.mat").is_file() for s in only)
 
 
-def test_photos_are_rgb_in_the_orientation_of_their_masks(made):
-    root, truth = made
+def test_photos_are_rgb_in_the_orientation_of_their_masks(prepared_pascal):
+    root, truth = prepared_pascal
     dataset = PascalDataset(root, "trainaug")
     for sample_id in truth.images:
         image, drawn = dataset.image(sample_id), truth.images[sample_id]
@@ -105,8 +84,8 @@ def test_a_truncated_photo_and_one_of_too_many_pixels_are_named(copied, monkeypa
         dataset.image(dataset.train[0])
 
 
-def test_every_fold_draws_supports_from_both_lists(made):
-    dataset = PascalDataset(made[0])
+def test_every_fold_draws_supports_from_both_lists(prepared_pascal):
+    dataset = PascalDataset(prepared_pascal[0])
     for number in range(4):
         for source in ("train", "val"):
             fold = fold_of(dataset, number)
@@ -115,78 +94,15 @@ def test_every_fold_draws_supports_from_both_lists(made):
 
 
 # ------------------------------------------------------------------------------------------ what is refused
-def _no_manifest(folder):
-    (folder / "manifest.json").unlink()
-
-
-def _damaged_manifest(folder):
-    (folder / "manifest.json").write_text("{")
-
-
-def _old_format(folder):
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
-
-
-def _changed_list(folder):
-    path = folder / "lists" / "val.txt"
-    path.write_text(path.read_text()[:-1])
-
-
-def _cut_index(folder):
-    truncate(folder / "index.parquet")
-
-
-def _new_official_list(folder):
-    path = folder.parent / "benchmark_RELEASE" / "dataset" / "train.txt"
-    path.write_text(path.read_text()[12:])
-
-
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (_no_manifest, "is not prepared"),
-        (_damaged_manifest, "is damaged"),
-        (_old_format, "has format 0"),
-        (_changed_list, "is not the list that was prepared"),
-        (_cut_index, "missing or damaged"),
-        (_new_official_list, "is stale"),
-    ],
-)
-def test_an_unprepared_damaged_or_stale_folder_names_the_remedy(copied, harm, words):
-    harm(copied / "syn4seg-pascal")
-    with pytest.raises(UserError, match=rf"{words}.*run `syn4seg prepare pascal {copied}`"):
-        PascalDataset(copied)
-
-
-def test_official_lists_may_be_put_away_once_prepared(copied):
-    shutil.rmtree(copied / "benchmark_RELEASE")
-    assert PascalDataset(copied).train
-
-
-def test_missing_files_are_found_before_any_is_opened(copied):
-    dataset = PascalDataset(copied)
-    dataset.image_path(dataset.val[2]).unlink()
-    with pytest.raises(UserError, match=rf"{dataset.val[2]}\.jpg is missing, and 0 more"):
-        dataset.check()
-    shutil.rmtree(dataset.folder / "masks")
-    with pytest.raises(UserError, match=r"\.jpg is missing"):
-        dataset.check()
-    with pytest.raises(UserError, match=r"masks/.*\.png is missing.*prepare pascal"):
-        dataset.mask(dataset.train[0])
-    with pytest.raises(UserError, match="'2001_000001' is not in"):
-        dataset.mask("2001_000001")
-
-
-def test_places_and_lists_are_found_or_refused(tmp_path, made):
-    assert voc_folder(made[0] / "VOCdevkit" / "VOC2012") == made[0] / "VOCdevkit" / "VOC2012"
-    assert voc_folder(made[0] / "VOCdevkit") == made[0] / "VOCdevkit" / "VOC2012"
+def test_places_and_lists_are_found_or_refused(tmp_path, prepared_pascal):
+    assert voc_folder(prepared_pascal[0] / "VOCdevkit" / "VOC2012") == prepared_pascal[0] / "VOCdevkit" / "VOC2012"
+    assert voc_folder(prepared_pascal[0] / "VOCdevkit") == prepared_pascal[0] / "VOCdevkit" / "VOC2012"
     (tmp_path / "sbd").mkdir()
     assert sbd_folder(tmp_path) == tmp_path / "sbd" and voc_folder(tmp_path) is None
     with pytest.raises(UserError, match=r"holds no VOCdevkit/VOC2012.*2\.0 GB"):
         PascalDataset(tmp_path)
     with pytest.raises(UserError, match="list 'all' is none of"):
-        PascalDataset(made[0], "all")  # pyright: ignore[reportArgumentType]
+        PascalDataset(prepared_pascal[0], "all")  # pyright: ignore[reportArgumentType]
     for text in ("", "../../etc/passwd\n", "2007_000032\n2007_32\n"):
         (tmp_path / "train.txt").write_text(text)
         with pytest.raises(UserError, match=r"train\.txt"):

@@ -6,25 +6,11 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 
 from syn4seg.exports.formats import FORMATS
 from syn4seg.exports.lineage import PROJECT_LICENCE, licences, public_name
-from syn4seg.exports.selection import ExportOptions
-from syn4seg.exports.writing import write
 from syn4seg.store.images import pixel_digest
-from tests.shared_exports import FAULT, REJECTED, made_run, silent
-
-
-def export(run, config, to, format, **options) -> dict:
-    said = {key: options.pop(key, silent) for key in ("note", "warn")}
-    sizes = {key: options.pop(key) for key in ("shard_mb", "name") if key in options}
-    return write(run, config, ExportOptions(**options), str(to), format, progress=silent, **said, **sizes)
-
-
-@pytest.fixture(scope="module", params=["files", "sharded"])
-def made(request, tmp_path_factory):
-    return made_run(tmp_path_factory.mktemp(request.param), request.param)
+from tests.shared_exports import FAULT, REJECTED, export
 
 
 # --------------------------------------------------------------------------------------------- the lineage

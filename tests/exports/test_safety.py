@@ -13,21 +13,13 @@ import pytest
 
 from syn4seg.errors import UserError
 from syn4seg.exports.formats import FORMATS
-from syn4seg.exports.selection import ExportOptions
-from syn4seg.exports.writing import write
 from syn4seg.store.rundir import open_run
-from tests.shared_exports import REJECTED, made_run, silent
+from tests.shared_exports import REJECTED, export, made_run
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return made_run(tmp_path_factory.mktemp("made"))
-
-
-def export(run, config, to, format="voc", note=silent, warn=silent, shard_mb=None, name=None, **choice):
-    return write(
-        run, config, ExportOptions(**choice), str(to), format, shard_mb=shard_mb, name=name, note=note, warn=warn, progress=silent
-    )
 
 
 def syn4seg(*words):

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from syn4seg.exports.selection import ExportOptions
 from syn4seg.exports.sharded import split_shards
-from syn4seg.exports.writing import write
-from tests.shared_exports import READERS, compare, made_run, noise, silent
-
-
-def export(run, config, to, format, **options) -> dict:
-    said = {key: options.pop(key, silent) for key in ("note", "warn")}
-    sizes = {key: options.pop(key) for key in ("shard_mb", "name") if key in options}
-    return write(run, config, ExportOptions(**options), str(to), format, progress=silent, **said, **sizes)
+from tests.shared_exports import READERS, compare, export, made_run, noise
 
 
 @pytest.mark.parametrize("format", ["hf", "webdataset", "parquet"])

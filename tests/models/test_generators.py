@@ -17,7 +17,7 @@ from syn4seg.models import generators
 from syn4seg.models.embeddings import EmbeddingStore, Encoded, concatenate, save_embeddings
 from syn4seg.models.generators import load_generator, load_text_encoder
 from syn4seg.models.images import image_fault, to_uint8
-from syn4seg.models.protocols import CarefulGenerator, Speed
+from syn4seg.models.protocols import AuditingGenerator, Speed
 from syn4seg.store.tensors import TensorFile
 
 
@@ -162,9 +162,9 @@ def test_weights_that_were_not_shipped_are_an_error_that_names_the_alternative(t
 def test_every_generator_says_what_it_is_and_only_one_with_weights_tries_a_faulty_image_again():
     renderer = load_generator("renderer", steps=4, guidance=3.0, size=48)
     assert renderer.facts() == {"model": "renderer", "size": 48}
-    assert not isinstance(renderer, CarefulGenerator)
+    assert not isinstance(renderer, AuditingGenerator)
     packaged = load_generator("embedded-sd3", steps=4, guidance=3.0, size=64, device="cpu")
-    assert isinstance(packaged, CarefulGenerator)
+    assert isinstance(packaged, AuditingGenerator)
     assert packaged.facts() == {
         "model": "embedded-sd3",
         "revision": packaged.facts()["revision"],

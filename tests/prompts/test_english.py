@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from syn4seg.data import embedded
 from syn4seg.prompts.english import counted_phrase, mentions, spoken
 
 
@@ -32,9 +31,3 @@ def test_a_class_is_spoken_as_words():
 )
 def test_a_phrase_counts_things_in_their_own_units(count, adjective, name, phrase):
     assert counted_phrase(count, adjective, name) == phrase
-
-
-@pytest.mark.parametrize("name", embedded.CLASSES)
-def test_the_plural_in_a_sentence_of_the_embedded_world_names_its_class(name):
-    sentence = embedded.prompt_of(name, colour="red", pattern="plain", size="big", pose="upright", background="sand", count="two")
-    assert mentions(sentence, name)

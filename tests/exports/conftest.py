@@ -1,0 +1,12 @@
+"""Shared by the tests of the exports: a run made by hand, in both layouts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.shared_exports import made_run
+
+
+@pytest.fixture(scope="module", params=["files", "sharded"])
+def made(request, tmp_path_factory):
+    return made_run(tmp_path_factory.mktemp(request.param), request.param)

@@ -1,0 +1,28 @@
+"""Memory and disk of every stage, before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from syn4seg.config.loading import load
+from syn4seg.planning.footprint import memory_of
+from tests.shared_planning import FACTS, GIB, TRUE, lines
+
+
+def test_the_paper_s_models_give_sane_figures():
+    found = lines(load(None, TRUE))
+    assert found["synthesis"].weights / GIB == pytest.approx(15.33, abs=0.01), "transformer, positions and VAE"
+    assert found["encoding"].weights / GIB == pytest.approx(25.6 - 15.2, abs=0.1)
+    assert 15.4 < found["synthesis"].memory / GIB < 32 and found["refinement"].memory / GIB < 10
+    assert found["labeling"].weights / GIB == pytest.approx(0.245, abs=0.01) and 8 < found["base"].memory / GIB < 32
+    assert 3 < found["synthesis"].unit_seconds < 6, "28 steps at 1024 pixels on an H100"
+    assert found["encoding"].disk == (5 * 49 + 1) * (333 * 4096 + 2048) * 2
+    assert found["synthesis"].disk == pytest.approx(480 * 1024**2 * 14 / 8)
+
+
+def test_vae_slicing_and_smaller_batches_need_less_memory():
+    def synthesis(*words):
+        return sum(memory_of(load(None, [*TRUE, *words]), FACTS)["synthesis"])
+
+    assert synthesis("synthesis.vae_slicing=true") < synthesis() < synthesis("synthesis.batch=8")
+    assert synthesis("placement.device=cpu") > 1.9 * synthesis(), "float32 on a CPU"

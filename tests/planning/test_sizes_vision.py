@@ -1,0 +1,58 @@
+"""SAM and the segmenter counted against published numbers, torch's counter and a checkpoint file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from syn4seg.planning import sizes_vision
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "encode"), [("vit-b", 93.7, 0.972e12), ("vit-l", 312.3, 2.986e12), ("vit-h", 641.1, 5.961e12)]
+)
+def test_published_sams_count_as_published(name, millions, encode):
+    size = sizes_vision.sam_size(name)
+    assert size.part.parameters / 1e6 == pytest.approx(millions, abs=0.05)
+    assert size.encode_flops == pytest.approx(encode, rel=0.001) and size.tokens == 64 * 64
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet50", 23.5), ("resnet101", 42.5)])
+def test_backbones_count_as_torchvision_without_the_classifier(name, millions):
+    size = sizes_vision.segmenter_size(name, 16, 512, (1, 2, 3, 6), 417)
+    assert size.backbone.parameters / 1e6 == pytest.approx(millions, abs=0.05)
+    assert size.features == (512, 53, 53) and size.trunk == 4096 * 53 * 53
+
+
+def test_a_training_step_of_the_segmenter_costs_three_forward_passes_and_keeps_what_is_planned():
+    from syn4seg.segmenter.backbones import load_backbone
+    from syn4seg.segmenter.network import Segmenter
+
+    size, net = (
+        sizes_vision.segmenter_size("resnet50", 16, 64, (1, 2), 65),
+        Segmenter(load_backbone("resnet50", "none"), 16, 64, (1, 2)),
+    )
+    own, kept = {p.untyped_storage().data_ptr() for p in net.parameters()}, {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = net.train()(torch.randn(2, 3, 65, 65))
+        forward = counter.get_total_flops()
+        out.sum().backward()
+    assert forward == 2 * size.flops
+    assert counter.get_total_flops() == pytest.approx(3 * forward, rel=0.02)
+    assert sum(n for place, n in kept.items() if place not in own) / 2 == pytest.approx(4 * size.kept, rel=0.35)
+
+
+def test_a_sam_checkpoint_is_told_by_its_header(tmp_path):
+    from segment_anything import build_sam_vit_b
+
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in build_sam_vit_b().state_dict().items()}
+    path = tmp_path / "sam.pth"  # all tensors are views of one number, so the file is small
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, path)
+    assert path.stat().st_size < 2**20 and sizes_vision.sam_size(str(path)) == sizes_vision.sam_size("vit-b")

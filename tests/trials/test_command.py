@@ -1,0 +1,20 @@
+"""`syn4seg cache`: what it holds is counted stage by stage, and a stage can be deleted alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from syn4seg.trials.cache import StageCache
+
+
+def test_entries_are_counted_by_stage_and_one_stage_can_be_pruned_alone(tmp_path, syn4seg):
+    assert "empty" in "".join(syn4seg("cache", "ls", "--cache", tmp_path)[1:])
+    for stage, count in (("label", 3), ("draft", 1)):
+        for key in range(count):
+            StageCache(tmp_path).get(stage, key, lambda: {"x": np.zeros(4)})
+    code, *told = syn4seg("cache", "ls", "--cache", tmp_path)
+    rows = dict(words[:2] for line in "".join(told).splitlines() if len(words := line.replace("│", " ").split()) > 2)
+    assert code == 0 and (rows["label"], rows["draft"], rows["all"]) == ("3", "1", "4")
+    code, *told = syn4seg("cache", "prune", "--cache", tmp_path, "--stage", "label")
+    assert code == 0 and "deleted 3 entries" in "".join(told)
+    assert {use.kind: use.entries for use in StageCache(tmp_path).uses()} == {"draft": 1}
