@@ -30,7 +30,7 @@ def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None
     from syn4seg.data.sources import dataset_source
     from syn4seg.doctor import versions
     from syn4seg.loggers.following import check_loggers
-    from syn4seg.stages.checks import check, check_models
+    from syn4seg.stages.checks import check, check_files, check_models, note_checked_files
     from syn4seg.stages.reuse import reuse as take_over
     from syn4seg.stages.setup import digest_inputs, is_prepared
     from syn4seg.store.files import exists
@@ -50,6 +50,10 @@ def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None
         with display.bar(f"preparing {config.data.source}") as progress:
             prepare(config.data.root, config.data.masks, progress=progress, note=display.note)
     dataset, fold = check(config, run)
+    with display.bar("checking photos and masks") as progress:
+        warnings = check_files(config, dataset, fold, run, progress)
+    for warning in warnings:
+        display.note(f"warning: {warning}")
     inputs = digest_inputs(config)
     run.check_inputs(inputs)
     pipeline = Pipeline(config, run, dataset, fold, display)
@@ -59,6 +63,7 @@ def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None
         raise UserError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
     run.open(config)
     run.write_inputs(inputs)
+    note_checked_files(dataset, run)
     run.write_provenance(config, versions())
     if reuse is not None:
         taken = take_over(RunDir(reuse), run, config)

@@ -20,7 +20,7 @@ import numpy as np
 
 from actors import deadline
 from actors.columns import FAULT, Batch, array_column, map_rows, string_column, summarize_error
-from syn4seg.data.folder import decode_image
+from syn4seg.data.photos import decode_image
 from syn4seg.errors import StoreError
 from syn4seg.schema import PLAN
 from syn4seg.store.images import pixel_digest

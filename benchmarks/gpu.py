@@ -290,6 +290,7 @@ def text_parts(bench: Bench) -> dict[str, Any]:
     """Random text encoders with word-list tokenizers; T5 is left out where memory is short."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # `tools` is in no wheel
     from tools.generator import clip_tokenizer
 
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32

@@ -15,7 +15,7 @@ import numpy as np
 from syn4seg.config.loading import load
 from syn4seg.config.sections import DataConfig
 from syn4seg.data.datasets import class_areas
-from syn4seg.data.folder import decode_image, decode_mask
+from syn4seg.data.photos import decode_image, decode_mask
 from syn4seg.data.sources import DATASETS, DatasetSource
 from syn4seg.errors import UserError
 from syn4seg.stages.setup import load_dataset, support_of

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from syn4seg.config.loading import explained
 from syn4seg.config.sections import Count, Section, Whole
 from syn4seg.config.tree import Config, keys
+from syn4seg.config.yaml_text import decode_text, parse_yaml
 from syn4seg.errors import UserError
 from syn4seg.stages.results import METRICS
 
@@ -144,9 +144,9 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> Study:
         UserError: one line per wrong key.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--study {path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(decode_text(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--study {path}: not readable as YAML: {error}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("space"), dict) or not tree["space"]:
         raise UserError(f"--study {path}: expected `space: {{section.key: {{low: ..., high: ...}}}}` with at least one key")
     for name, space in tree["space"].items():

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import syn4seg
 from actors.cluster import connect
 from actors.command import open_pipeline
 from syn4seg.config.tree import Config
+from syn4seg.config.yaml_text import parse_yaml
 from syn4seg.errors import UserError
 from syn4seg.stages.checks import check
 from syn4seg.store.files import exists
@@ -134,7 +133,10 @@ def _changes(changes: Sequence[str], objective: str | None) -> dict[str, Any]:
         if not sign or key not in Study.model_fields or key in ("space", "set"):
             known = ", ".join(name for name in Study.model_fields if name not in ("space", "set"))
             raise UserError(f"{word}: expected study.KEY=VALUE with one of the keys {known}")
-        values[key] = yaml.safe_load(value)
+        try:
+            values[key] = parse_yaml(value)
+        except ValueError as error:
+            raise UserError(f"{word[:80]}: the value is not readable ({error})") from None
     if objective is not None:
         values["objective"] = [name.strip() for name in objective.split(",")]
         if len(values["objective"]) > 1:  # trials are stopped early by one value

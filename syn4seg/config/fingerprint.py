@@ -41,7 +41,13 @@ SUPPORT_KEYS = (
 NOT_READ = {
     "prompts": {
         *SUPPORT_KEYS,
-        *("data.train_list", "data.masks", "data.train_images", "data.support_reserve"),  # the plan needs class names alone
+        *(
+            "data.train_list",
+            "data.masks",
+            "data.exif",
+            "data.train_images",
+            "data.support_reserve",
+        ),  # the plan needs class names alone
         *("synthesis.steps", "synthesis.guidance", "synthesis.size", "synthesis.step_cache"),  # of the image model
         *("synthesis.compile", "synthesis.attention", "synthesis.vae_slicing", "synthesis.weights"),
     },

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from syn4seg.config.protocols import preset
 from syn4seg.config.tree import Config, keys
+from syn4seg.config.yaml_text import MAX_BYTES, decode_text, parse_yaml
 from syn4seg.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def _read(path: AnyPath) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"config {path}: no such file; expected a YAML file, or key=value overrides alone")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(decode_text(path.read_bytes() if path.stat().st_size <= MAX_BYTES else b"\x00"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"config {path}: not readable as YAML: {error}") from None
     if tree is None:
         return {}
     if isinstance(tree, dict) and tree.get("placement") == "auto":
@@ -73,9 +73,10 @@ def _read(path: AnyPath) -> dict[str, Any]:
 
 def _parse(key: str, value: str) -> Any:
     try:
-        parsed = yaml.safe_load(value) if value.strip() else None
-    except yaml.YAMLError:
-        raise UserError(f"{key}={value}: the value is not readable; quote it, for example {key}='\"text\"'") from None
+        parsed = parse_yaml(value) if value.strip() else None
+    except ValueError as error:
+        shown = value if len(value) <= 60 else f"{value[:57]}..."
+        raise UserError(f"{key}={shown}: the value is not readable ({error}); quote it, for example {key}='\"text\"'") from None
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
         try:
             return float(parsed)

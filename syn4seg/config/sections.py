@@ -33,8 +33,11 @@ class DataConfig(Section):
     """PASCAL's train list: the 5,953 images of BAM, DIaM and BCM, or the 10,582 of CAPL and POP."""
     masks: Literal["all_polygons", "first_polygon", "crowd255"] = "all_polygons"
     """COCO's masks: every polygon without crowds; DIaM's first polygon of each instance; or crowds as 255 (CAPL)."""
-    fold: Whole = 0
-    """Which fold's classes are novel."""
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    """`folder`: whether photos are turned by their EXIF orientation. `auto`: yes, unless only the photo as stored is as large as
+    its mask; a data set in which that cannot be told is refused."""
+    fold: Whole | str = 0
+    """Which fold's classes are novel: its number, or its name in the class table."""
     shots: Count = 1
     """Annotated images per novel class (K)."""
     draws: Count = 1

@@ -66,6 +66,8 @@ class Config(Section):
                 f"base.checkpoint is 'shipped', but data.source is {self.data.source!r}: checkpoints are "
                 "shipped for the embedded world only; set base.checkpoint=train, or a file"
             )
+        if self.base.checkpoint == "shipped" and not isinstance(self.data.fold, int):
+            raise ValueError(f"data.fold={self.data.fold}: the folds of the embedded world have numbers; set data.fold=0 to 3")
         return self
 
     def deviations(self) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, get_args
 import cv2
 import numpy as np
 
-from syn4seg.data.folder import MAX_PIXELS
+from syn4seg.data.photos import MAX_PIXELS
 from syn4seg.data.prepared import PreparedDataset
 from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED

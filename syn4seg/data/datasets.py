@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from syn4seg.data import embedded
+from syn4seg.data.class_table import fold_number
 from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
 
@@ -22,7 +23,8 @@ class Dataset(Protocol):
     """Images and masks by id. `folds[f]` are the novel dataset ids of fold f; everything else is base there.
 
     A data set may also have `pixels(sample_id)` (pixels per dataset id, from an index), `unpublished` (a line for each list that
-    is not the published one) and `manifest` (path of a file that changes whenever the data set does).
+    is not the published one), `manifest` (path of a file that changes whenever the data set does), `fold_names` (parallel to
+    `folds`), and `check_files` with `files_digest` (see `folder.FolderDataset`), where nobody has read its files before.
     """
 
     classes: tuple[str, ...]
@@ -86,15 +88,21 @@ class Fold:
         return range(1 + len(self.base), 1 + len(self.base) + len(self.novel))
 
 
-def fold_of(dataset: Dataset, number: int) -> Fold:
-    """Return fold `number` of a data set.
+def fold_of(dataset: Dataset, which: int | str) -> Fold:
+    """Return a fold of a data set by its number or its name: fold 2 is "fold2" or "2", wherever a class table lists it.
 
     Raises:
         UserError: there is no such fold.
     """
-    if not 0 <= number < len(dataset.folds):
-        raise UserError(f"fold {number} does not exist; this data set has folds 0..{len(dataset.folds) - 1}")
-    novel = tuple(sorted(dataset.folds[number]))
+    names: tuple[str, ...] = getattr(dataset, "fold_names", None) or tuple(f"fold{i}" for i in range(len(dataset.folds)))
+    numbers = [fold_number(name) for name in names]
+    if len(names) == 1 and numbers == [None]:
+        numbers = [0]  # the only fold needs no number
+    number = int(which) if str(which).isdecimal() and len(str(which)) < 10 else -1
+    places = [i for i, name in enumerate(names) if name == str(which)] or [i for i, n in enumerate(numbers) if n == number]
+    if not places:
+        raise UserError(f"fold {which!r} does not exist; this data set has the folds {', '.join(names[:20])}")
+    novel = tuple(sorted(dataset.folds[places[0]]))
     base = tuple(k for k in range(1, len(dataset.classes) + 1) if k not in novel)
     return Fold(tuple(dataset.classes), base, novel)
 

@@ -1,70 +1,96 @@
 """A data set in a folder (VOC layout), checked before anything heavy loads; masks are read as indices, never as colours.
 
-Layout (either name of each pair): `images/` or `JPEGImages/` with ID.jpg|jpeg|png, `masks/` or `SegmentationClass/` with
-ID.png, `train.txt` and `val.txt` in the root or in `ImageSets/Segmentation/`, and `classes.json` or `classes.yaml`:
-{"classes": [...], "folds_novel": {"fold0": [names], ...} or [[names], ...]}.
+Layout (either name of each pair): `images/` or `JPEGImages/` with photos (`photos.PHOTO_SUFFIXES`), `masks/` or
+`SegmentationClass/` with index masks (`photos.MASK_SUFFIXES`), `train.txt` and `val.txt` in the root or in
+`ImageSets/Segmentation/`, and `classes.json` or `classes.yaml` (`class_table`). An id is a file name without its suffix, with
+the folders below `images/` in front of it, if there are any.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import hashlib
+import os
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from syn4seg.data.class_table import read_class_table, read_text
 from syn4seg.data.datasets import class_areas
+from syn4seg.data.photos import (
+    LISTED,
+    MASK_SUFFIXES,
+    PHOTO_SUFFIXES,
+    Exif,
+    check_orientations,
+    decode_mask,
+    decode_photo,
+    list_pictures,
+    open_image,
+    orientation_evidence,
+)
 from syn4seg.errors import UserError
-from syn4seg.schema import BACKGROUND, UNLABELED
-
-MAX_PIXELS = 64_000_000
-LISTED = "replace the file or take its id off the list"
-_ID = re.compile(r"[^/\\\x00]+")
 
 
 class FolderDataset:
     """Photos and index masks under `root`.
 
+    Args:
+        exif: as in `photos.decode_photo`.
+
     Raises:
         UserError: a list, the class table or an id is missing or malformed; the message names the file and the remedy.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, exif: Exif = "auto"):
         self.root = Path(root)
+        self.exif: Exif = exif
         if not self.root.is_dir():
             raise UserError(f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json")
         self._images = _find(self.root, ("images", "JPEGImages"), "the folder of images")
         self._masks = _find(self.root, ("masks", "SegmentationClass"), "the folder of index masks (PNG)")
-        self.classes, self.folds = _read_classes(_find(self.root, ("classes.json", "classes.yaml"), "the class table"))
+        table = read_class_table(_find(self.root, ("classes.json", "classes.yaml", "classes.yml"), "the class table"))
+        self.classes, self.folds, self.fold_names = table.names, table.folds, table.fold_names
         self.train, self.val = (self._read_list(name) for name in ("train", "val"))
         self._areas: dict[str, dict[int, float]] = {}
 
     def _read_list(self, name: str) -> list[str]:
         path = _find(self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line")
-        ids = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not ids:
             raise UserError(f"{path} lists no id; expected one id per line, e.g. '0001'")
         for sample_id in ids:
-            if not _ID.fullmatch(sample_id) or ".." in sample_id or sample_id.startswith("."):
-                raise UserError(f"{path}: id {sample_id!r} is not a plain file name; expected ids without '/', '..' or a suffix")
+            if "\\" in sample_id or not sample_id.isprintable() or any(p.startswith(".") or not p for p in sample_id.split("/")):
+                raise UserError(
+                    f"{path}: id {sample_id[:80]!r} is not a plain file name; expected names without a suffix, such as '0001' or "
+                    "'city/0001', and no part that is empty or starts with '.'"
+                )
         if repeated := [s for s, count in Counter(ids).items() if count > 1]:
             raise UserError(f"{path}: id {repeated[0]!r} is listed twice; list every image once")
         return ids
 
-    def _image_path(self, sample_id: str) -> Path:
-        for suffix in (".jpg", ".jpeg", ".png", ".JPG"):
-            path = self._images / (sample_id + suffix)
-            if path.is_file():
-                return path
-        raise UserError(f"image {self._images / sample_id}.jpg (or .png) is missing; add it or take the id off its list")
+    @cached_property
+    def _photo_files(self) -> dict[str, list[Path]]:
+        return list_pictures(self._images, PHOTO_SUFFIXES)
+
+    @cached_property
+    def _mask_files(self) -> dict[str, list[Path]]:
+        return list_pictures(self._masks, MASK_SUFFIXES)
+
+    def _photo(self, sample_id: str) -> Path:
+        return _single(self._photo_files, sample_id, "image", self._images, PHOTO_SUFFIXES)
+
+    def _mask(self, sample_id: str) -> Path:
+        return _single(self._mask_files, sample_id, "mask", self._masks, MASK_SUFFIXES)
 
     def check(self) -> None:
         """Look for every listed file and for ids on both lists; open none.
 
         Raises:
-            UserError: a file is missing, or an id is on the train and on the val list.
+            UserError: a file is missing or there twice, or an id is on the train and on the val list.
         """
         both = sorted(set(self.train) & set(self.val))
         if both:
@@ -73,27 +99,76 @@ class FolderDataset:
                 "a val image must never be trained on"
             )
         for sample_id in (*self.train, *self.val):
-            self._image_path(sample_id)
-            if not (self._masks / f"{sample_id}.png").is_file():
-                raise UserError(f"mask {self._masks / sample_id}.png is missing; add it or take the id off its list")
+            self._photo(sample_id)
+            self._mask(sample_id)
 
-    def image(self, sample_id: str) -> np.ndarray:
-        """Return the RGB image uint8 (H, W, 3); EXIF orientation is applied only where the mask fits the turned image alone.
+    @property
+    def files_digest(self) -> str:
+        """A hash of what `check_files` depends on: names, sizes and times of every listed file, class table and `exif`."""
+        total = hashlib.blake2b(f"{self.exif}\x1f{self.classes}".encode(), digest_size=16)
+        for sample_id in (*self.train, *self.val):
+            for path in (self._photo(sample_id), self._mask(sample_id)):
+                facts = path.stat()
+                total.update(f"{path.relative_to(self.root)}\x1f{facts.st_size}\x1f{facts.st_mtime_ns}\x1e".encode())
+        return total.hexdigest()
+
+    def check_files(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Decode every listed photo and mask, several at a time.
+
+        Args:
+            progress: called with how many of how many have been read.
+
+        Returns:
+            A warning for every class that no mask of a list holds.
 
         Raises:
-            UserError: missing, unreadable or larger than `MAX_PIXELS`.
+            UserError: the first file that is damaged, of another size than its mask, or with a value that is no class; or photos
+                whose EXIF orientation no rule can decide (`photos.check_orientations`).
         """
-        with open_image(self._masks / f"{sample_id}.png") as mask:
+        ids, evidence = [*self.train, *self.val], []
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            try:
+                for count, found in enumerate(pool.map(self._read_pair, ids), 1):
+                    evidence.append(found)
+                    if progress is not None:
+                        progress(count, len(ids))
+            except UserError:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if self.exif == "auto":
+            check_orientations(evidence)
+        warnings = []
+        for name, listed in (("train", self.train), ("val", self.val)):
+            shown = {k for sample_id in listed for k in self._areas[sample_id]}
+            if absent := [c for k, c in enumerate(self.classes, 1) if k not in shown]:
+                warnings.append(f"no mask of the {name} list of {self.root} holds {', '.join(map(repr, absent))}")
+        return warnings
+
+    def _read_pair(self, sample_id: str) -> str:
+        """Read one mask and its photo; return the photo's `orientation_evidence`."""
+        mask = self.mask(sample_id)
+        self._areas[sample_id] = class_areas(mask)
+        size = mask.shape[1], mask.shape[0]
+        decode_photo(self._photo(sample_id), size, LISTED, self.exif)
+        return orientation_evidence(self._photo(sample_id), size)
+
+    def image(self, sample_id: str) -> np.ndarray:
+        """Return the RGB image uint8 (H, W, 3); EXIF orientation is applied as `photos.decode_photo` says.
+
+        Raises:
+            UserError: missing, unreadable or too large.
+        """
+        with open_image(self._mask(sample_id)) as mask:
             size = mask.size
-        return decode_photo(self._image_path(sample_id), size)
+        return decode_photo(self._photo(sample_id), size, LISTED, self.exif)
 
     def mask(self, sample_id: str) -> np.ndarray:
-        """Return dataset ids uint8 (H, W), from a palette or an 8-bit grey PNG.
+        """Return dataset ids uint8 (H, W), from a palette or a grey PNG, TIFF or BMP.
 
         Raises:
             UserError: missing, of another mode, or with a value that is no class.
         """
-        return decode_mask(self._masks / f"{sample_id}.png", len(self.classes))
+        return decode_mask(self._mask(sample_id), len(self.classes))
 
     def areas(self, sample_id: str) -> dict[int, float]:
         """Return the share of the image per dataset id; each mask is read once."""
@@ -102,87 +177,14 @@ class FolderDataset:
         return self._areas[sample_id]
 
 
-def decode_image(path: Path) -> np.ndarray:
-    """Return the RGB image uint8 (H, W, 3) of any image file, upright by its EXIF orientation.
-
-    Raises:
-        UserError: missing, unreadable or larger than `MAX_PIXELS`.
-    """
-    with open_image(path, "replace the file or take it out of the folder") as stored:
-        try:
-            return np.array(ImageOps.exif_transpose(stored).convert("RGB"))
-        except OSError as error:
-            raise UserError(f"{path} cannot be decoded ({error}); replace the file or take it out of the folder") from error
-
-
-def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED) -> np.ndarray:
-    """Return the RGB image uint8 (H, W, 3) of a photo (grey and CMYK included) in the orientation of its mask.
-
-    Pixels stay as they are stored where they fit; EXIF orientation is applied only where the turned image alone fits.
-
-    Args:
-        size: columns and rows of the mask.
-        remedy: what to do about a file that cannot be decoded.
-
-    Raises:
-        UserError: missing, unreadable, larger than `MAX_PIXELS`, or of another size than the mask.
-    """
-    with open_image(path, remedy) as stored:
-        try:
-            fitting = stored if stored.size == size else ImageOps.exif_transpose(stored)
-            if fitting.size != size:
-                raise UserError(
-                    f"{path} is {stored.size[0]}x{stored.size[1]} pixels but its mask {path.stem}.png is "
-                    f"{size[0]}x{size[1]}; they must have one size"
-                )
-            return np.array(fitting.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"{path} cannot be decoded ({error}); {remedy}") from error
-
-
-def decode_mask(path: Path, classes: int, remedy: str = LISTED) -> np.ndarray:
-    """Return dataset ids uint8 (H, W) of an index PNG: palette entries or grey values as stored, never colours.
-
-    Args:
-        classes: the largest id; 255 is allowed besides.
-        remedy: what to do about a file that cannot be decoded.
-
-    Raises:
-        UserError: missing, unreadable, of another mode, or with a value that is no class.
-    """
-    with open_image(path, remedy) as stored:
-        if stored.mode not in ("L", "P"):
-            raise UserError(f"{path} has mode {stored.mode}; expected an index PNG (mode P or L) whose pixel values are class ids")
-        try:
-            mask = np.array(stored)
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"{path} cannot be decoded ({error}); {remedy}") from error
-    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    wrong = [int(v) for v in values if v > classes and v != UNLABELED]
-    if wrong:
-        raise UserError(
-            f"{path} has the value {wrong[0]}; expected {BACKGROUND} (background), 1..{classes} (the classes in order) "
-            f"or {UNLABELED} (unlabeled): renumber the mask or extend the class table"
-        )
-    return mask
-
-
-def open_image(path: Path, remedy: str = LISTED) -> Image.Image:
-    """Open an image file and read its header; decode nothing yet.
-
-    Raises:
-        UserError: missing, not an image, or larger than `MAX_PIXELS`.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {remedy}")
-    try:
-        image = Image.open(path)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image ({error}); {remedy}") from error
-    if image.size[0] * image.size[1] > MAX_PIXELS:
-        image.close()
-        raise UserError(f"{path} has {image.size[0] * image.size[1]} pixels; expected at most {MAX_PIXELS}: shrink image and mask")
-    return image
+def _single(files: dict[str, list[Path]], sample_id: str, what: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
+    """Return the one file of an id."""
+    paths = files.get(sample_id, [])
+    if not paths:
+        raise UserError(f"{what} {folder / sample_id} ({', '.join(suffixes)}) is missing; add it or take the id off its list")
+    if len(paths) > 1:
+        raise UserError(f"{what} {sample_id!r} is there twice: {paths[0]} and {paths[1].name}; keep one of the two files")
+    return paths[0]
 
 
 def _find(root: Path, names: tuple[str, ...], what: str) -> Path:
@@ -190,33 +192,3 @@ def _find(root: Path, names: tuple[str, ...], what: str) -> Path:
     if path is None:
         raise UserError(f"{root} has no {' or '.join(names)} ({what}); add it")
     return path
-
-
-def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Return the class names and, per fold, the novel dataset ids."""
-    try:
-        if path.suffix == ".json":
-            table = json.loads(path.read_text())
-        else:
-            import yaml
-
-            table = yaml.safe_load(path.read_text())
-        names, folds = [str(n) for n in table["classes"]], table["folds_novel"]
-        folds = [list(map(str, f)) for f in (folds.values() if isinstance(folds, dict) else folds)]
-    except Exception as error:
-        raise UserError(
-            f'{path} is not a class table ({type(error).__name__}: {error}); expected {{"classes": [names], '
-            '"folds_novel": {"fold0": [names], ...}}'
-        ) from error
-    if not 0 < len(names) < UNLABELED or len(set(names)) != len(names):
-        raise UserError(f"{path}: 'classes' has {len(names)} entries; expected 1..254 different names")
-    if not folds:
-        raise UserError(f"{path}: 'folds_novel' is empty; expected at least one list of novel class names")
-    for number, fold in enumerate(folds):
-        unknown = [n for n in fold if n not in names]
-        if unknown or not fold or len(set(fold)) != len(fold) or len(fold) == len(names):
-            raise UserError(
-                f"{path}: fold {number} of 'folds_novel' is {fold}; expected different names out of 'classes', "
-                f"neither none nor all of them{f' ({unknown[0]!r} is unknown)' if unknown else ''}"
-            )
-    return tuple(names), tuple(tuple(sorted(names.index(n) + 1 for n in fold)) for fold in folds)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from syn4seg.data import coco, pascal
-from syn4seg.data.folder import decode_mask, decode_photo, open_image
+from syn4seg.data.photos import decode_mask, decode_photo, open_image
 from syn4seg.data.prepared import FORMAT, file_facts, index_row, write_index, write_list, write_manifest
 from syn4seg.data.published import COCO_ANNOTATIONS, COCO_IMAGES, SBD, VOC, Archive, compare, ids_digest
 from syn4seg.errors import UserError
@@ -243,4 +243,4 @@ def _check_photo(path: Path, shape: tuple[int, ...]) -> None:
         f.seek(-2, 2)
         complete = f.read() == b"\xff\xd9"  # a JPEG's end
     if not (fits and complete):
-        decode_photo(path, size, _AGAIN)
+        decode_photo(path, size, _AGAIN, "stored_first")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from syn4seg.data.folder import decode_mask, decode_photo
+from syn4seg.data.photos import decode_mask, decode_photo
 from syn4seg.data.published import ids_digest
 from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND, UNLABELED
@@ -142,7 +142,7 @@ class PreparedDataset(ABC):
             UserError: missing, unreadable, truncated or too large; the file is named.
         """
         height, width = self._shape[self._row_of(sample_id)]
-        return decode_photo(self.image_path(sample_id), (int(width), int(height)), "unpack its archive again")
+        return decode_photo(self.image_path(sample_id), (int(width), int(height)), "unpack its archive again", "stored_first")
 
     def mask(self, sample_id: str) -> np.ndarray:
         """Return dataset ids uint8 (H, W).

@@ -39,7 +39,7 @@ def _open_embedded(data: DataConfig) -> Dataset:
 def _open_folder(data: DataConfig) -> Dataset:
     from syn4seg.data.folder import FolderDataset
 
-    return FolderDataset(str(data.root))
+    return FolderDataset(str(data.root), data.exif)
 
 
 def _open_pascal(data: DataConfig) -> Dataset:

@@ -92,28 +92,64 @@ def draw_support(
         min_area, source, only_one_novel, min_pixels, reserve: as in `support_pools`.
 
     Returns:
-        Novel dataset id -> sorted image ids; no image serves two classes.
+        Novel dataset id -> sorted image ids; no image serves two classes. A choice that exists is found. A class with fewer than
+        `shots` images in all repeats them in turn, as DIaM does.
 
     Raises:
-        UserError: a class has fewer than `shots` images.
+        UserError: a class has no image, or only such as other classes need.
     """
     _check_shots(shots)
     pools = support_pools(dataset, fold, source, min_pixels, only_one_novel, min_area=min_area, reserve=reserve)
+    order = sorted(fold.novel, key=lambda k: (len(pools[k]), k))  # the scarcest class chooses first
     chosen: dict[int, list[str]] = {}
     taken: set[str] = set()
-    for k in sorted(fold.novel, key=lambda k: (len(pools[k]), k)):  # the scarcest class chooses first
+    for k in order:
         pool = [s for s in sorted(pools[k]) if s not in taken]
         if len(pool) < shots:
-            pixels = f", at least {min_pixels} pixels" if min_pixels else ""
-            raise UserError(
-                f"class {fold.names[k - 1]!r} has {len(pool)} support images in the {source} list, {shots} are needed "
-                f"(class area >= {min_area:g} of the image{pixels}{', no second novel class' if only_one_novel else ''}); "
-                "lower shots or min_area, or allow more than one novel class"
-            )
+            chosen = _matched(pools, order, shots, (seed, draw, source))
+            break
         rng = seeded("support", seed, draw, k, shots, source)
         chosen[k] = sorted(pool[i] for i in rng.permutation(len(pool))[:shots])
         taken.update(chosen[k])
-    return {k: chosen[k] for k in fold.novel}
+    for k in order:
+        if len(chosen[k]) < min(shots, max(1, len(pools[k]))):
+            pixels = f", at least {min_pixels} pixels" if min_pixels else ""
+            found = f"has {len(pools[k])} support images" + (", which other classes need too," if pools[k] else "")
+            raise UserError(
+                f"class {fold.names[k - 1]!r} {found} in the {source} list, {shots} are needed (class area >= {min_area:g} of the "
+                f"image{pixels}{', no second novel class' if only_one_novel else ''}); lower shots or min_area, or allow more than "
+                "one novel class"
+            )
+    return {k: [chosen[k][i % len(chosen[k])] for i in range(shots)] for k in fold.novel}
+
+
+def _matched(pools: dict[int, list[str]], order: list[int], shots: int, names: tuple[int, int, str]) -> dict[int, list[str]]:
+    """Return images for every class, none for two classes: as many of the `shots` as any choice could give.
+
+    Each class prefers its images in an order named by `names` (seed, draw, source); a class that finds nothing free has another
+    one take its next image instead (augmenting paths, so the choice is a maximum matching).
+    """
+    seed, draw, source = names
+    wishes = {}
+    for k in order:
+        pool = sorted(pools[k])
+        wishes[k] = [pool[i] for i in seeded("support", seed, draw, k, shots, source).permutation(len(pool))]
+    owner: dict[str, int] = {}
+
+    def give(k: int, seen: set[str]) -> bool:
+        for image in wishes[k]:
+            if image in seen or owner.get(image) == k:
+                continue
+            seen.add(image)
+            if image not in owner or give(owner[image], seen):
+                owner[image] = k
+                return True
+        return False
+
+    for _ in range(shots):
+        for k in order:
+            give(k, set())
+    return {k: sorted(image for image, other in owner.items() if other == k) for k in order}
 
 
 def pop_draw(pools: dict[int, list[str]], shots: int, seed: int) -> dict[int, list[str]]:

@@ -28,6 +28,7 @@ class Scores:
         total: mean over all classes and background.
         per_class: class index -> IoU, background (0) first.
         confusion: pixels, int64 (1+B+M, 1+B+M), row = label, column = prediction, in the order of `per_class`.
+        missed: labelled pixels, int64 (1+B+M,), for which the prediction is 255; they count as wrong.
     """
 
     base: float
@@ -39,6 +40,7 @@ class Scores:
     total: float
     per_class: dict[int, float]
     confusion: Array
+    missed: Array
 
 
 def evaluate(
@@ -58,7 +60,7 @@ def evaluate(
         base, novel: the class indices of each; background (0) belongs to neither.
 
     Returns:
-        `Scores`. Pixels that are 255 in label or prediction are left out.
+        `Scores`. Pixels that are 255 in the label are left out; where only the prediction is 255, it is wrong.
 
     Raises:
         ValueError: a class in two groups, a value that is no class, sizes or counts that differ, or no image.
@@ -73,20 +75,22 @@ def evaluate(
         raise ValueError(f"base is {groups['base']} and novel {groups['novel']}; expected different classes, at least one")
     table = np.full(256, -1, np.int16)
     table[[*classes, UNLABELED]] = [*range(len(classes)), UNLABELED]
-    matrix, kind, count, total = np.zeros((len(classes),) * 2, np.int64), None, 0, _length(labels)
+    matrix, missed = np.zeros((len(classes),) * 2, np.int64), np.zeros(len(classes), np.int64)
+    kind, count, total = None, 0, _length(labels)
     with reporting(progress, "images") as report:
         for count, (label, prediction) in enumerate(_pairs(labels, predictions), 1):
             truth = check_label_map(label, f"labels[{count - 1}]")
             guess = check_label_map(prediction, f"predictions[{count - 1}]", truth.shape)
             rows = [_to_rows(table, array, f"{name}[{count - 1}]") for name, array in (("labels", truth), ("predictions", guess))]
             matrix += evaluation.confusion(rows[1], rows[0], len(classes))
+            missed += evaluation.abstentions(rows[1], rows[0], len(classes))
             kind = label if kind is None else kind
             report(count, total)
     if not count:
         raise ValueError("labels is empty; expected at least one label map with its prediction")
-    figures: dict[str, Any] = {**evaluation.metrics(matrix, len(groups["base"]), len(groups["novel"]))}
+    figures: dict[str, Any] = {**evaluation.metrics(matrix, len(groups["base"]), len(groups["novel"]), missed)}
     figures["per_class"] = dict(zip(classes, figures["per_class"], strict=True))
-    return Scores(**figures, confusion=like_input(matrix, kind))
+    return Scores(**figures, confusion=like_input(matrix, kind), missed=like_input(missed, kind))
 
 
 def _indices(classes: Iterable[int], what: str) -> list[int]:
@@ -101,7 +105,7 @@ def _to_rows(table: np.ndarray, label: np.ndarray, what: str) -> np.ndarray:
     if (rows < 0).any():
         raise ValueError(
             f"{what} holds {label[rows < 0][0]}, which is neither background nor in base or novel; add it there, or "
-            "set its pixels to 255 to leave them out"
+            "set the pixels of the label to 255 to leave them out"
         )
     return rows.astype(np.uint8)
 

@@ -157,10 +157,10 @@ class _Miniature:
         return images
 
     def imported(self) -> list[np.ndarray]:
-        """Return the first images of the imported folder."""
-        from syn4seg.data.folder import decode_image
+        """Return some of the images that are imported."""
+        from syn4seg.data.photos import decode_image, list_pictures
 
-        paths = sorted(p for p in Path(str(self.config.synthesis.root)).glob("*/*") if p.suffix.lower() in (".jpg", ".png"))
+        paths = [path for same in list_pictures(Path(str(self.config.synthesis.root))).values() for path in same]
         return [decode_image(path) for path in paths[: self.count]]
 
     def labels(self, images: list[np.ndarray], dataset: Dataset, fold: Fold) -> None:

@@ -18,7 +18,7 @@ from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_
 from syn4seg.prompts.english import spoken
 from syn4seg.prompts.protocol import PromptAgent
 from syn4seg.store.files import append_line, exists, read_bytes, write_atomically
-from syn4seg.store.samples import checked_name
+from syn4seg.store.samples import escape_name
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -171,7 +171,7 @@ class RecordedAgent:
         Raises:
             UserError: the record is damaged, or the agent fails.
         """
-        path = self.folder / f"{checked_name(class_name, 'class')}.jsonl"
+        path = self.folder / f"{escape_name(class_name)}.jsonl"
         if class_name not in self.rounds:
             self.rounds[class_name] = _read_rounds(path, class_name)
         rounds = self.rounds[class_name]

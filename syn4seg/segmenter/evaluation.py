@@ -28,11 +28,22 @@ def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.nda
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
-def class_iou(matrix: np.ndarray) -> np.ndarray:
-    """Return intersection over union float64 (C,); nan for a class that is neither labelled nor predicted."""
+def abstentions(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """Return int64 (classes,): the labelled pixels of each class for which the prediction is 255, so that no class is named."""
+    return np.bincount(label[(label != UNLABELED) & (prediction == UNLABELED)], minlength=classes)
+
+
+def class_iou(matrix: np.ndarray, missed: np.ndarray | None = None) -> np.ndarray:
+    """Return intersection over union float64 (C,); nan for a class that no label holds, so that all rows average the same classes.
+
+    Args:
+        matrix: confusion (C, C).
+        missed: `abstentions` (C,), which belong to the union; None: there are none.
+    """
+    labelled = matrix.sum(1) + (0 if missed is None else missed)
     hits = np.diag(matrix).astype(np.float64)
-    union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
-    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    union = labelled + matrix.sum(0) - np.diag(matrix)
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=labelled > 0)
 
 
 class Metrics(TypedDict):
@@ -48,13 +59,14 @@ class Metrics(TypedDict):
     per_class: list[float]
 
 
-def metrics(matrix: np.ndarray, base: int, novel: int) -> Metrics:
+def metrics(matrix: np.ndarray, base: int, novel: int, missed: np.ndarray | None = None) -> Metrics:
     """Return every figure of a GFSS table, as shares in [0, 1] (method.md 6).
 
     Args:
         matrix: confusion (1+B+M, 1+B+M).
         base: B, the number of base classes.
         novel: M, the number of novel classes.
+        missed: as in `class_iou`.
 
     Returns:
         base (foreground only, DIaM), base_with_background (CAPL, POP), novel, mean = (base+novel)/2, total (mean over all
@@ -68,7 +80,7 @@ def metrics(matrix: np.ndarray, base: int, novel: int) -> Metrics:
         raise ValueError(
             f"confusion matrix is {matrix.shape}; expected {(1 + base + novel,) * 2} for {base} base and {novel} novel classes"
         )
-    iou = class_iou(matrix)
+    iou = class_iou(matrix, missed)
     b, n, with_background = _mean(iou[1 : 1 + base]), _mean(iou[1 + base :]), _mean(iou[: 1 + base])
     return {
         "base": b,

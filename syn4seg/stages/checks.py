@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from syn4seg.baselines import find_baseline
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import CLASSES
-from syn4seg.errors import UserError
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
+from syn4seg.store.files import read_json, write_json
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.samples import checked_name
+from syn4seg.store.samples import check_class_name
 
 
 def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
@@ -26,9 +29,17 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
         find_baseline(name)
     dataset, fold = setup.load_dataset(config)
     for name in fold.index_names:
-        checked_name(name, "class")
+        check_class_name(name)
+    canvas = setup.canvas_of(config)
     for draw in setup.draws_of(config):
-        setup.support_of(config, dataset, fold, draw)
+        for target, ids in setup.support_of(config, dataset, fold, draw).items():
+            for image_id in ids:
+                if not (canvas.label(dataset.mask(image_id)) == target).any():
+                    raise UserError(
+                        f"support image {image_id!r} of draw {draw}: class {fold.names[target - 1]!r} has no pixel left "
+                        f"on the canvas of {canvas.size} pixels; raise segmenter.size, data.min_support_area or "
+                        "data.min_support_pixels"
+                    )
     novel = [fold.names[k - 1] for k in fold.novel]
     if config.synthesis.source == "folder":
         for name in novel:
@@ -78,3 +89,53 @@ def check_models(config: Config, run: RunDir | None) -> None:
         known_sam(config.refinement.model)
     except UserError as error:
         raise UserError(f"refinement.model={config.refinement.model}: {error}") from None
+
+
+def check_files(
+    config: Config, dataset: Dataset, fold: Fold, run: RunDir, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """Read every photo and mask of the lists once, so that a bad one is found before anything trains; return warnings.
+
+    What was read before is not read again: its digest (names, sizes and times of the files) is kept in the run directory, by
+    `note_checked_files`, and in this process.
+
+    Args:
+        run: the run directory, which may not exist yet.
+        progress: called with how many of how many have been read.
+
+    Raises:
+        UserError: the first file that is damaged or does not fit.
+    """
+    warnings = []
+    look = getattr(dataset, "check_files", None)
+    if look is not None:
+        digest = dataset.files_digest  # pyright: ignore[reportAttributeAccessIssue]
+        if digest not in _CHECKED and digest != _noted(run):
+            warnings += look(progress)
+        _CHECKED.add(digest)
+    for draw in setup.draws_of(config):
+        for target, ids in setup.support_of(config, dataset, fold, draw).items():
+            if len(set(ids)) < len(ids):
+                name = fold.names[target - 1]
+                warnings.append(
+                    f"draw {draw}: class {name!r} has only {len(set(ids))} support images; they are repeated to {len(ids)}"
+                )
+    return warnings
+
+
+def note_checked_files(dataset: Dataset, run: RunDir) -> None:
+    """Keep in the run directory which files `check_files` has read."""
+    if (digest := getattr(dataset, "files_digest", None)) is not None and digest != _noted(run):
+        write_json(run.checked_files, {"files": digest})
+
+
+_CHECKED: set[str] = set()
+"""Digests of the files that this process has read and found sound."""
+
+
+def _noted(run: RunDir) -> str:
+    try:
+        noted = read_json(run.checked_files)
+    except (FileNotFoundError, DamagedError):
+        return ""
+    return str(noted.get("files", "")) if isinstance(noted, dict) else ""

@@ -22,6 +22,7 @@ from syn4seg.stages.rows import CLASS_NAME, HDIG
 from syn4seg.stages.setup import imported_files
 from syn4seg.store.files import exists
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import id_part
 from syn4seg.store.tables import write_parquet
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def make_plan(
     if exists(run.plan):
         return
     if config.synthesis.source == "folder":
-        table = _plan_import(config, fold)
+        table = _plan_import(config, fold, note)
     else:
         assert agent is not None and encoder is not None
         if not isinstance(agent, GrammarAgent):
@@ -88,16 +89,13 @@ def _plan_table(config: Config, groups: list[list[tuple[str, int, str, str, int]
     )
 
 
-def _slug(name: str) -> str:
-    return name.replace(" ", "_")
-
-
-def _plan_import(config: Config, fold: Fold) -> pa.Table:
+def _plan_import(config: Config, fold: Fold, note: Callable[[str], None]) -> pa.Table:
     groups = []
     for index in fold.novel_indices:
         name = fold.index_names[index]
         files = imported_files(config, name)
-        groups.append([(f"import-{_slug(name)}-{i:05d}", index, HDIG, path, -1) for i, path in enumerate(files)])
+        note(files.summary(name))
+        groups.append([(f"import-{id_part(name)}-{i:05d}", index, HDIG, path, -1) for i, path in enumerate(files.paths)])
     return _plan_table(config, groups)
 
 
@@ -133,7 +131,7 @@ def _plan_generation(
             used[CLASS_NAME] = [class_prompts[name]]
         for bank, prompts in used.items():
             repeated = itertools.islice(itertools.cycle(prompts), config.synthesis.images_per_class)
-            groups.append([(f"{bank}-{_slug(name)}-{i:05d}", index, bank, text, row[text]) for i, text in enumerate(repeated)])
+            groups.append([(f"{bank}-{id_part(name)}-{i:05d}", index, bank, text, row[text]) for i, text in enumerate(repeated)])
     return _plan_table(config, groups)
 
 

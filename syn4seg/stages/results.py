@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from syn4seg.config.fingerprint import config_digest
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
-from syn4seg.errors import UserError
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.schema import FAULT, LABEL_COLUMNS, RECORD
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.store.files import exists, explain_errors, write_json
 from syn4seg.store.rundir import Draw, RunDir, table_digest
-from syn4seg.store.samples import check_names
+from syn4seg.store.samples import check_class_name, check_names
 from syn4seg.store.tables import read_parquet, write_parquet
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
@@ -90,8 +90,12 @@ def _manifest(draw: Draw) -> pa.Table:
     """Return the columns of a draw's manifest that are compared, with the types of `RECORD`."""
     columns = pa.schema([RECORD.field(name) for name in ("sample_id", "class", "reason", "image", *LABEL_COLUMNS)])
     table = read_parquet(draw.manifest, columns.names).select(columns.names).cast(columns)
-    for name in ("sample_id", "class"):
-        check_names(table[name], f"{draw.manifest}: {name}")
+    check_names(table["sample_id"], f"{draw.manifest}: sample_id")
+    for name in pc.unique(table["class"]).to_pylist():
+        try:
+            check_class_name(name or "")
+        except UserError as error:
+            raise DamagedError(f"{draw.manifest}: {error}") from None
     return table
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold, fold_of
+from syn4seg.data.photos import PHOTO_SUFFIXES
 from syn4seg.data.sources import dataset_source, open_dataset
 from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, is_reserved, pop_draw, query_ids, support_pools
 from syn4seg.errors import UserError
 from syn4seg.models.device import resolve_device
 from syn4seg.seeds import seeded
+from syn4seg.store.samples import escape_name
 
 if TYPE_CHECKING:
     from syn4seg.models.protocols import Speed
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model")
 """Keys that may name files of this machine."""
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -114,20 +117,48 @@ def draws_of(config: Config) -> range:
     return range(config.data.first_draw, config.data.first_draw + config.data.draws)
 
 
-def imported_files(config: Config, name: str) -> list[str]:
-    """Return the paths below `synthesis.root` of the images to import for one class, sorted, at most `images_per_class`.
+@dataclass(frozen=True)
+class ImportedFiles:
+    """The images to import for one class.
+
+    Attributes:
+        paths: below `synthesis.root`, sorted.
+        available: images in the folder of the class.
+        ignored: names in it that are no images: hidden files, folders, other suffixes.
+    """
+
+    paths: list[str]
+    available: int
+    ignored: list[str]
+
+    def summary(self, name: str) -> str:
+        """Return a line that says what is imported and what is left out."""
+        text = f"{name}: {len(self.paths)} of {self.available} images imported"
+        if len(self.paths) < self.available:
+            text += ", a random sample (synthesis.images_per_class)"
+        return text + (f"; {len(self.ignored)} other files left out ({self.ignored[0]})" if self.ignored else "")
+
+
+def imported_files(config: Config, name: str) -> ImportedFiles:
+    """Return the images to import for one class: all, or `images_per_class` of them, drawn by the seed.
+
+    The folder of a class has its name, or the form of `escape_name` where the name cannot be a folder's.
 
     Raises:
         UserError: there is no folder or no image for the class.
     """
     root = Path(str(config.synthesis.root))
-    folder = root / name
-    if not folder.is_dir():
-        raise UserError(f"synthesis.root={root}: no folder for class {name!r}; expected {folder} with .jpg or .png images")
-    files = sorted(p.relative_to(root).as_posix() for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    names = [escape_name(name)] if re.search(r"[/\\]|^\.", name) else [name, escape_name(name)]
+    folder = next((root / n for n in names if (root / n).is_dir()), None)
+    if folder is None:
+        raise UserError(f"synthesis.root={root}: no folder for class {name!r}; expected {root / names[0]} with images in it")
+    entries = sorted(folder.iterdir(), key=lambda path: path.name)
+    files = [p for p in entries if p.suffix.lower() in PHOTO_SUFFIXES and p.name[0] != "." and p.is_file()]
     if not files:
-        raise UserError(f"synthesis.root={root}: {folder} holds no image; expected .jpg, .jpeg or .png files")
-    return files[: config.synthesis.images_per_class]
+        raise UserError(f"synthesis.root={root}: {folder} holds no image; expected files {', '.join(PHOTO_SUFFIXES)}")
+    chosen = seeded("import", config.seed, name).permutation(len(files))[: config.synthesis.images_per_class]
+    paths = [files[i].relative_to(root).as_posix() for i in sorted(chosen)]
+    return ImportedFiles(paths, len(files), [p.name for p in entries if p not in set(files)])
 
 
 def digest_inputs(config: Config) -> dict[str, str]:
@@ -163,7 +194,7 @@ def speed_of(config: Config) -> Speed:
     return Speed(**{key: getattr(config.synthesis, key) for key in Speed.__dataclass_fields__})
 
 
-def shipped_base(fold: int) -> Path:
+def shipped_base(fold: int | str) -> Path:
     """Return the path of the packaged base checkpoint of a fold of the embedded world."""
     return WEIGHTS / "base" / f"fold{fold}.safetensors"
 

@@ -16,6 +16,7 @@ from syn4seg.data.support import support_label
 from syn4seg.errors import UserError
 from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, support_prototypes
+from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.seeds import seeded
 from syn4seg.stages.setup import base_images, canvas_of, support_of
 from syn4seg.store.files import exists, write_atomically, write_json
@@ -115,9 +116,10 @@ def support_samples(
 
     canvas, samples = canvas_of(config), []
     for target, ids in support.items():
-        for image_id, feature in zip(ids, features(ids), strict=True):
+        for shot, (image_id, feature) in enumerate(zip(ids, features(ids), strict=True)):
             label = support_label(dataset.mask(image_id), fold, target, base_in_support=config.data.base_in_support)
-            samples.append(TrainingSample(f"{target}-{image_id}", feature, canvas.label(label), "support"))
+            name = f"{target}-{image_id}" + (f"+{ids[:shot].count(image_id)}" if image_id in ids[:shot] else "")
+            samples.append(TrainingSample(name, feature, canvas.label(label), "support"))
     return samples
 
 
@@ -200,13 +202,25 @@ def _prototypes(
             segmenter.classifier.pixels(s.features.to(segmenter.weight)[None], config.segmenter.size)[0].argmax(0).byte()
             for s in support
         ]
-    background = background_prototype(features, labels, [p.cpu().numpy() for p in predictions])
+    background = _background(features, labels, [p.cpu().numpy() for p in predictions], images)
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
     features, labels = _arrays(images)
     present = [i for i in range(1, 1 + len(fold.base)) if any((label == i).any() for label in labels)]
     if present:
         base[np.array(present) - 1] = support_prototypes(features, labels, present)
     return np.concatenate([background[None], base, novel]).astype(np.float32)
+
+
+def _background(
+    features: list[np.ndarray], labels: list[np.ndarray], predictions: list[np.ndarray], images: list[TrainingSample]
+) -> np.ndarray:
+    """Return the background prototype (D,) from the first of these that has a background pixel: support pixels on which the base
+    model agrees, all support pixels, base training images; zero for data in which every pixel has a class."""
+    agreed = [np.where(base == BACKGROUND, label, UNLABELED) for label, base in zip(labels, predictions, strict=True)]
+    for maps, masks in ((features, agreed), (features, labels), _arrays(images)):
+        if any((mask == BACKGROUND).any() for mask in masks):
+            return background_prototype(maps, masks)
+    return np.zeros(features[0].shape[0], np.float32)
 
 
 def _arrays(samples: list[TrainingSample]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -1,6 +1,6 @@
 """Samples as files, `layout: files`: a PNG per image and label, a JSON record per sample and draw.
 
-    RUN/images/CLASS/ID.png (and ID.json, if there is anything to say about how it was made)
+    RUN/images/CLASS/ID.png (CLASS as `escape_name` writes it; and ID.json, if there is anything to say about how it was made)
     RUN/draws/K/labels/CLASS/ID.png  stages/{draft,kept,relabeled}/CLASS/ID.png  records/CLASS/ID.json
 
 The record is written last: it says that the sample is done in that draw, labelled or rejected with its reason. A record of a
@@ -31,6 +31,7 @@ from syn4seg.store.samples import (
     catch_damaged,
     check_run_exists,
     drop_retried,
+    escape_name,
     notes_file,
     read_notes,
     record_table,
@@ -50,17 +51,17 @@ class FileSamples:
 
     def image(self, class_name: str, sample_id: str) -> AnyPath:
         """Return the path of a synthetic image."""
-        return self.root / "images" / class_name / f"{sample_id}.png"
+        return self.root / "images" / escape_name(class_name) / f"{sample_id}.png"
 
     def label(self, draw: int, stage: str, class_name: str, sample_id: str) -> AnyPath:
         """Return the path of a label image; `stage` is one of `schema.LABEL_COLUMNS`."""
         assert stage in LABEL_COLUMNS, stage
         folder = "labels" if stage == "label" else f"stages/{stage}"
-        return self.root / "draws" / str(draw) / folder / class_name / f"{sample_id}.png"
+        return self.root / "draws" / str(draw) / folder / escape_name(class_name) / f"{sample_id}.png"
 
     def record(self, draw: int, class_name: str, sample_id: str) -> AnyPath:
         """Return the path of a sample's record; its existence means done."""
-        return self.root / "draws" / str(draw) / "records" / class_name / f"{sample_id}.json"
+        return self.root / "draws" / str(draw) / "records" / escape_name(class_name) / f"{sample_id}.json"
 
     def images(self) -> pa.Table:
         """Return `sample_id` and `image_at` (which `read_images` needs) of every image that is there."""
@@ -113,7 +114,7 @@ class FileSamples:
             DamagedError: an image is damaged.
         """
         names = _by_class(list_files(self.root / "images"), ".png")
-        return map_threads(lambda name: pixel_digest(read_image(self.image(*name))), sorted(names))
+        return map_threads(lambda name: pixel_digest(read_image(self.root / "images" / name[0] / f"{name[1]}.png")), sorted(names))
 
     def write(self, draw: int, samples: Sequence[StoredSample]) -> None:
         """Keep what a draw knows of samples: labels first, the record last.
@@ -137,14 +138,18 @@ class FileSamples:
         rows = [row for row in map_threads(lambda name: self._record(draw, *name), names) if row]
         return record_table(sorted(rows, key=lambda row: row["sample_id"]))
 
-    def _record(self, draw: int, class_name: str, sample_id: str) -> dict[str, Any] | None:
+    def _record_file(self, draw: int, folder: str, sample_id: str) -> AnyPath:
+        return self.root / "draws" / str(draw) / "records" / folder / f"{sample_id}.json"
+
+    def _record(self, draw: int, folder: str, sample_id: str) -> dict[str, Any] | None:
+        """Return the record that lies in the folder of a class (`escape_name`); None if it is damaged, or of another program."""
         try:
-            row = read_json(self.record(draw, class_name, sample_id))
-            if (row["class"], row["sample_id"]) != (class_name, sample_id) or not isinstance(row["reason"], str):
+            row = read_json(self._record_file(draw, folder, sample_id))
+            if (escape_name(row["class"]), row["sample_id"]) != (folder, sample_id) or not isinstance(row["reason"], str):
                 return None
             record_table([row])
-        except (FileNotFoundError, DamagedError, TypeError, KeyError, ValueError, OverflowError, pa.ArrowException):
-            return None  # damaged, or of another program
+        except (FileNotFoundError, DamagedError, TypeError, KeyError, ValueError, AttributeError, OverflowError, pa.ArrowException):
+            return None
         return row
 
     def complete(self, draw: int, notes: Sequence[str]) -> pa.Table:
@@ -154,7 +159,7 @@ class FileSamples:
             notes: ids of the samples with a note in quarantined/.
         """
         records = drop_retried(self.records(draw), notes)
-        paths = pc.binary_join_element_wise(records["class"], records["sample_id"], "/")
+        paths = pc.binary_join_element_wise(_folders_of(records["class"]), records["sample_id"], "/")
         whole = pa.array(np.ones(len(records), bool))
         for key, folder in self._folders(draw).items():
             present = pa.array([f"{c}/{s}" for c, s in _by_class(list_files(folder), ".png")], pa.string())
@@ -193,7 +198,7 @@ class FileSamples:
         @catch_damaged
         def read(row: dict[str, Any]) -> Pair:
             name, sample = row["class"], row["sample_id"]
-            record = self._record(draw, name, sample)
+            record = self._record(draw, escape_name(name), sample)
             if record is None:
                 raise DamagedError(
                     f"{self.record(draw, name, sample)}: missing or damaged; delete it and run the same command again"
@@ -232,7 +237,7 @@ class FileSamples:
         return pa.table(columns), []
 
     def _present_digests(self, draw: int, manifest: pa.Table) -> pa.Table:
-        paths = pc.binary_join_element_wise(manifest["class"], manifest["sample_id"], "/")
+        paths = pc.binary_join_element_wise(_folders_of(manifest["class"]), manifest["sample_id"], "/")
         columns = {}
         for key, folder in self._folders(draw).items():
             present = pa.array([f"{c}/{s}" for c, s in _by_class(list_files(folder), ".png")], pa.string())
@@ -243,8 +248,13 @@ class FileSamples:
         """Do nothing: files stay files."""
 
 
+def _folders_of(classes: pa.ChunkedArray) -> pa.Array:
+    """Return the folder of each class of a column."""
+    return pa.array([escape_name(name) for name in classes.to_pylist()], pa.string())
+
+
 def _by_class(sizes: dict[str, int], suffix: str) -> list[tuple[str, str]]:
-    """Return (class, sample id) of every file CLASS/ID.suffix that is not empty and has safe names."""
+    """Return (folder of a class, sample id) of every file FOLDER/ID.suffix that is not empty and has safe names."""
     names = []
     for path, size in sizes.items():
         parts = path.removesuffix(suffix).split("/")

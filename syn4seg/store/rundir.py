@@ -1,6 +1,7 @@
 """The run directory, in a folder or an object store: every path of a run, the plan, the records, the digest.
 
-    RUN/config.yaml inputs.json provenance.json results.json metrics.jsonl prompts.parquet embeddings.safetensors plan.parquet
+    RUN/config.yaml inputs.json checked_files.json provenance.json results.json metrics.jsonl
+    RUN/prompts.parquet embeddings.safetensors plan.parquet
     RUN/proposals/CLASS.jsonl (of a language model)  generators/HASH.json (how an image model was run)  quarantined/ID.json
     RUN/checkpoints/{base.safetensors,base.json}  images/... (see `layout_files.py`, `layout_sharded.py`)
     RUN/draws/K/support.json support.safetensors queries.json manifest.parquet checkpoints/ROW.safetensors labels/... records/...
@@ -23,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from pydantic import ValidationError
 
 from syn4seg.config.fingerprint import UPSTREAM, fingerprint
 from syn4seg.config.loading import explained
 from syn4seg.config.tree import Config, annotated, differences
+from syn4seg.config.yaml_text import decode_text, parse_yaml
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.store.files import (
     append_line,
@@ -130,6 +131,7 @@ class RunDir:
         self.config = self.root / "config.yaml"
         self.provenance = self.root / "provenance.json"
         self.inputs = self.root / "inputs.json"
+        self.checked_files = self.root / "checked_files.json"
         self.prompts = self.root / "prompts.parquet"
         self.embeddings = self.root / "embeddings.safetensors"
         self.plan = self.root / "plan.parquet"
@@ -159,8 +161,8 @@ class RunDir:
         if not exists(self.config):
             return None
         try:
-            return Config.model_validate(yaml.safe_load(read_bytes(self.config, 2**20)))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            return Config.model_validate(parse_yaml(decode_text(read_bytes(self.config, 2**20))))
+        except ValueError as error:
             reason = explained(error.errors()[0]) if isinstance(error, ValidationError) else one_line(error)
             raise DamagedError(
                 f"{self.config}: damaged, or of another version ({reason}); put the old file back, or use another --out"

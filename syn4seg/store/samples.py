@@ -4,10 +4,12 @@
 # (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +24,17 @@ from syn4seg.store.files import In, Out, read_json, to_json
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}"
+NAME = r"[A-Za-z0-9=][A-Za-z0-9 ._+=-]{0,199}"
 _SAFE = re.compile(NAME)
+_LONGEST = 120
+"""Characters of the longest escaped name; of a longer one the rest is a hash."""
 
 
 def checked_name(name: str, what: str) -> str:
     """Return `name` if it is safe as one part of a path.
 
     Raises:
-        UserError: it is empty, starts with a dot, or has other characters than letters, digits, space and ._+-
+        UserError: it is empty, starts with a dot, or has other characters than letters, digits, space and ._+=-
     """
     if not _SAFE.fullmatch(name):
         raise UserError(_unsafe(name, what))
@@ -39,7 +43,7 @@ def checked_name(name: str, what: str) -> str:
 
 def _unsafe(name: str, what: str) -> str:
     return (
-        f"{what} {name!r}: cannot be part of a file name; expected letters, digits, space or ._+-, "
+        f"{what} {name[:80]!r}: cannot be part of a file name; expected letters, digits, space or ._+=-, "
         "not starting with a dot; rename it"
     )
 
@@ -49,6 +53,40 @@ def check_names(names: pa.ChunkedArray | pa.Array, what: str) -> None:
     safe = pc.fill_null(pc.match_substring_regex(names, f"^(?:{NAME})$"), False)
     if not pc.all(safe).as_py() and len(names):
         raise DamagedError(_unsafe(names.filter(pc.invert(safe))[0].as_py() or "", what))
+
+
+def check_class_name(name: str) -> None:
+    """Check a class name: 1 to 200 printable characters of any script, no space at the ends.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not 0 < len(name) <= 200 or name != name.strip() or not name.isprintable():
+        raise UserError(f"class {name[:80]!r}: expected 1 to 200 printable characters without a space at the ends; rename it")
+
+
+@lru_cache(maxsize=4096)
+def escape_name(name: str) -> str:
+    """Return a class name as part of a path; different names give different parts, also where only ASCII is safe.
+
+    Letters, digits, space and ._+- stay; any other byte of UTF-8 becomes =XX, as does a sign at either end. Of a long name the
+    rest is a hash.
+    """
+    data = name.encode("utf-8", "surrogatepass")
+    parts = []
+    for i, byte in enumerate(data):
+        end = i in (0, len(data) - 1)
+        plain = chr(byte) if byte < 128 else ""
+        parts.append(plain if plain.isalnum() or (plain in set(" ._+-") and plain and not end) else f"={byte:02X}")
+    escaped = "".join(parts)
+    if len(escaped) <= _LONGEST:
+        return escaped
+    return f"{re.sub('=.?$', '', escaped[: _LONGEST - 18])}=h{hashlib.blake2b(data, digest_size=8).hexdigest()}"
+
+
+def id_part(name: str) -> str:
+    """Return a class name as part of a sample id: `escape_name` with "_" for a space, and no dot; different for different names."""
+    return escape_name(name).replace("_", "=5F").replace(".", "=2E").replace(" ", "_")
 
 
 @dataclass(frozen=True)

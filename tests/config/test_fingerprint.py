@@ -32,7 +32,7 @@ FIRST = {
 """Section -> the first stages that change with it, written down independently of the code."""
 EXCEPTIONS = {
     **{key: {"prompts", "base"} for key in ["data.source", "data.root", "data.fold"]},
-    **{key: {"base"} for key in ["data.train_images", "data.train_list", "data.masks", "data.support_reserve"]},
+    **{key: {"base"} for key in ["data.train_images", "data.train_list", "data.masks", "data.exif", "data.support_reserve"]},
     **{key: set() for key in ["data.draws", "data.first_draw", "prompts.timeout", "prompts.base_url", "prompts.key_variable"]},
     **{
         key: {"prompts"}

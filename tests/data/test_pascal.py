@@ -70,7 +70,7 @@ def test_a_photo_is_turned_by_exif_only_where_that_alone_fits(copied):
     assert image.shape == (rows, columns, 3)
     assert image[: rows // 4].mean() > 250 and image[rows // 2 :].mean() < 5
     Image.fromarray(turned[:-1]).save(dataset.image_path(sample_id), exif=exif)
-    with pytest.raises(UserError, match=rf"{sample_id}\.jpg is {rows}x{columns - 1} pixels but its mask"):
+    with pytest.raises(UserError, match=rf"{sample_id}\.jpg is {rows}x{columns - 1} pixels as stored, .* but its mask"):
         dataset.image(sample_id)
 
 
@@ -79,7 +79,7 @@ def test_a_truncated_photo_and_one_of_too_many_pixels_are_named(copied, monkeypa
     truncate(dataset.image_path(dataset.train[3]))
     with pytest.raises(UserError, match=rf"{dataset.train[3]}\.jpg cannot be decoded .*unpack its archive again"):
         dataset.image(dataset.train[3])
-    monkeypatch.setattr("syn4seg.data.folder.MAX_PIXELS", 1000)
+    monkeypatch.setattr("syn4seg.data.photos.MAX_PIXELS", 1000)
     with pytest.raises(UserError, match="expected at most 1000"):
         dataset.image(dataset.train[0])
 

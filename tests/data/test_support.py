@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from pathlib import Path
 
@@ -55,9 +56,57 @@ def test_a_draw_depends_on_its_names_alone():
     assert any(o != a for o in others)
 
 
+class _Listed:
+    """A data set of masks that hold the classes of a table, a row of pixels each."""
+
+    train = ()
+
+    def __init__(self, shown):
+        self.val, self.shown = sorted(shown), shown
+
+    def areas(self, sample_id):
+        return dict.fromkeys(self.shown[sample_id], 0.1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_choice_is_found_wherever_one_exists(seed):
+    rng = np.random.default_rng(seed)
+    fold = Fold(("x", "y", "z", "base"), (4,), (1, 2, 3))
+    shown = {f"{i}": set((np.flatnonzero(rng.random(3) < 0.5) + 1).tolist()) for i in range(int(rng.integers(2, 7)))}
+    shots = int(rng.integers(1, 3))
+    exists = any(
+        all(k in shown[image] for k, image in zip([1, 2, 3] * shots, some, strict=True))
+        for some in itertools.permutations(shown, 3 * shots)
+    )
+    pools = {k: {s for s in shown if k in shown[s]} for k in fold.novel}
+    for draw in range(5):
+        try:
+            support = draw_support(_Listed(shown), fold, shots, draw, seed=1, min_area=0, only_one_novel=False)
+        except UserError:
+            assert not exists
+            continue
+        assert all(len(ids) == shots and set(ids) <= pools[k] for k, ids in support.items())
+        assert sum(len(set(ids)) for ids in support.values()) == len({s for ids in support.values() for s in ids})
+        if not exists:  # a small pool is repeated, whole
+            assert any(len(pools[k]) < shots and set(support[k]) == pools[k] for k in fold.novel)
+
+
+def test_the_case_of_three_images_never_fails():
+    fold, shown = Fold(("x", "y", "z", "base"), (4,), (1, 2, 3)), {"a": {1, 2}, "b": {2, 3}, "c": {2, 3}}
+    draws = [draw_support(_Listed(shown), fold, 1, d, seed=0, min_area=0, only_one_novel=False) for d in range(20)]
+    assert all(d[1] == ["a"] and sorted(d[2] + d[3]) == ["b", "c"] for d in draws) and len({str(d) for d in draws}) == 2
+
+
+def test_a_pool_smaller_than_the_shots_is_repeated_in_turn():
+    fold, shown = Fold(("x", "y"), (2,), (1,)), {"a": {1}, "b": {1}, "c": set()}
+    assert draw_support(_Listed(shown), fold, 5, 0, seed=0, min_area=0) == {1: ["a", "b", "a", "b", "a"]}
+
+
 def test_too_few_images_name_class_found_needed_and_remedy():
-    with pytest.raises(UserError, match=r"class '\w+' has \d+ support images in the val list, 50 are needed.*lower shots"):
-        draw_support(DATASET, FOLD, 50, 0, seed=1)
+    with pytest.raises(UserError, match=r"class '\w+' has 0 support images in the val list, 5 are needed.*lower shots"):
+        draw_support(DATASET, FOLD, 5, 0, seed=1, min_area=0.99)
+    with pytest.raises(UserError, match="has 1 support images, which other classes need too"):
+        draw_support(_Listed({"a": {1, 2}}), Fold(("x", "y", "b"), (3,), (1, 2)), 1, 0, seed=1, min_area=0, only_one_novel=False)
     with pytest.raises(UserError, match="shots = 0"):
         draw_support(DATASET, FOLD, 0, 0, seed=1)
 

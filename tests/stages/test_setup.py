@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from syn4seg.config.loading import load
@@ -81,9 +83,18 @@ def test_imported_files_are_images_in_order_and_not_more_than_asked_for(small, t
     (tmp_path / "ball").mkdir()
     with pytest.raises(UserError, match="holds no image"):
         imported_files(config, "ball")
-    for name in ("c.PNG", "a.jpg", "b.jpeg", "notes.txt"):
+    names = [f"{i}{suffix}" for i, suffix in enumerate((".PNG", ".jpg", ".JPEG", ".webp", ".bmp", ".TIF"))]
+    for name in (*names, "notes.txt", "._0.PNG", "Thumbs.db"):
         (tmp_path / "ball" / name).touch()
-    assert imported_files(config, "ball") == ["ball/a.jpg", "ball/b.jpeg"]
+    (tmp_path / "ball" / "folder.png").mkdir()
+    some = imported_files(config, "ball")
+    assert len(some.paths) == 2 and some.paths == sorted(some.paths) and {Path(p).name for p in some.paths} < set(names)
+    assert some.available == 6 and sorted(some.ignored) == ["._0.PNG", "Thumbs.db", "folder.png", "notes.txt"]
+    assert some.summary("ball").startswith("ball: 2 of 6 images imported, a random sample") and "4 other files" in some.summary(
+        "ball"
+    )
+    draws = {tuple(imported_files(config.model_copy(update={"seed": seed}), "ball").paths) for seed in range(20)}
+    assert len(draws) > 5 and imported_files(config, "ball") == some  # a sample named by the seed, not the first names
 
 
 def test_only_official_data_sets_are_prepared(small, tmp_path):

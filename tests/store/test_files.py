@@ -152,10 +152,10 @@ def test_a_manifest_that_points_elsewhere_is_refused(finish, fresh, small):
     run, names = fresh
     finish(load(None, small), run, names)
     good = pq.read_table(run.draw(0).manifest)
-    for key in ("class", "sample_id"):
-        column = ["../../../../etc", *good[key].to_pylist()[1:]]
+    for key, words in (("class", "printable characters"), ("sample_id", "cannot be part of a file name")):
+        column = ["../../../../etc\n", *good[key].to_pylist()[1:]]
         pq.write_table(good.set_column(good.column_names.index(key), key, pa.array(column)), run.draw(0).manifest)
-        with pytest.raises(UserError, match=r"manifest\.parquet: .*cannot be part of a file name"):
+        with pytest.raises(UserError, match=rf"manifest\.parquet: .*{words}"):
             verify_run(run)
     pq.write_table(good.drop_columns(["image"]), run.draw(0).manifest)
     with pytest.raises(UserError, match=r"manifest\.parquet: has no column 'image'"):

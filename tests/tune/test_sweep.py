@@ -166,19 +166,3 @@ def test_several_objectives_stop_no_trial_early():
 
     assert _changes([], "novel, base") == {"objective": ["novel", "base"], "pruning": "none"}
     assert _changes(["study.window=4"], "novel") == {"objective": ["novel"], "window": 4}
-
-
-@pytest.mark.slow
-def test_a_new_search_key_is_one_line_of_yaml_and_changes_only_what_depends_on_it():
-    from examples.extending_search import STUDY, main
-    from syn4seg.config.tree import keys
-
-    packaged = Path(__file__).parents[2].glob("syn4seg/configs/studies/*.yaml")
-    assert "refinement.margin" in keys() and not any("refinement.margin" in path.read_text() for path in packaged)
-    assert len([line for line in STUDY.read_text().splitlines() if "refinement.margin" in line]) == 1
-    records = main()
-    assert [r["state"] for r in records.values()] == ["complete"] * 3
-    assert len({r["params"]["refinement.margin"] for r in records.values()}) == 3
-    for record in (records[1], records[2]):
-        assert {kind for kind, counts in record["stages"].items() if counts.get("made")} >= {"masks", "label"}
-        assert not record["stages"]["embedding"].get("made") and not record["stages"].get("dense", {}).get("made")
