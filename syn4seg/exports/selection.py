@@ -26,6 +26,7 @@ from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import table_digest
+from syn4seg.store.seals import check_seal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +96,8 @@ class Selection:
         if options.only not in ONLY:
             raise UserError(f"--only {options.only}: expected {' or '.join(ONLY)}")
         self.run, self.options = run, options
+        for path in (run.config, run.plan, run.prompts, run.provenance, run.draw(options.draw).manifest):
+            check_seal(path)
         self.names, self.common = exact_class_names(run, config), shared_columns(run, config)
         records, plan = _of_draw(run, options.draw), read_planned_samples(run)
         self._check_names(records)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.store.files import as_path, atomic_file
+from syn4seg.store.files import as_path
+from syn4seg.store.seals import sealed_file
 from syn4seg.store.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def save_embeddings(path: AnyPath, encoded: Encoded) -> None:
     """Write one safetensors file, complete or not at all; bfloat16 where that loses no bit, else float32."""
     from safetensors.torch import save_file
 
-    with atomic_file(path) as partial:
+    with sealed_file(path) as partial:
         save_file({name: _compact(values) for name, values in vars(encoded).items()}, partial)
 
 

@@ -9,16 +9,24 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import threading
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
+
+import httpx2 as httpx  # the HTTP library of openai
 
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.models.protocols import PromptWorld
 from syn4seg.prompts.proposals import build_messages, parse_reply
 
+if TYPE_CHECKING:
+    import openai
+
 OPENAI = "https://api.openai.com/v1"
+MAX_BYTES = 4_000_000  # of a reply
 TRIES = 4  # times that a round is asked for
 SILENT_ROUNDS = 5  # rounds in a row without a reply after which the endpoint counts as dead
 LONGEST_WAIT = 60.0  # seconds, also where the endpoint asks for more
@@ -120,27 +128,33 @@ class ChatAgent:
         Raises:
             UserError: as `endpoint`.
         """
-        import openai
-
         self.model, self.seed, self.key_variable, self.timeout = model, seed, key_variable, timeout
         self.per_round, self.temperature, self.first_wait = per_round, temperature, first_wait
         self.world: PromptWorld = world
         self.endpoint = endpoint(base_url, key_variable)
-        http = openai.DefaultHttpxClient(trust_env=False) if self.endpoint.is_local else None  # no proxy to oneself
+        self.client = self._open()
+        self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
+
+    def _open(self) -> openai.OpenAI:
+        """Return a client that follows no redirect, asks for no compressed replies, and uses no proxy to this machine."""
+        import openai
+
         try:
-            self.client = openai.OpenAI(
+            return openai.OpenAI(
                 api_key=self.endpoint.key or "none",
                 base_url=self.endpoint.address,
-                timeout=timeout,
+                timeout=self.timeout,
                 max_retries=0,
-                http_client=http,
+                default_headers={"Accept-Encoding": "identity"},
+                http_client=openai.DefaultHttpxClient(
+                    trust_env=not self.endpoint.is_local, follow_redirects=False, event_hooks={"response": [_bound]}
+                ),
             )
         except Exception as error:  # noqa: BLE001 - whatever the HTTP library says of an address that it cannot use
             raise UserError(
                 f"{self._where()} cannot be used ({self._redact(str(error))}); correct prompts.base_url, or the proxy "
                 "in the environment"
             ) from None
-        self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """Return one round of prompts; none if the endpoint does not answer in time or its reply holds none.
@@ -179,8 +193,14 @@ class ChatAgent:
         body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": self.temperature}
         body |= {"seed": seed} if self.takes_seed else {}
         nobody = f"{self._where()}: nobody answers there ({{}}); start the endpoint, or correct prompts.base_url"
+        client = self.client
+        watch = threading.Timer(self.timeout, client.close)  # the HTTP library limits each read, not the whole reply
+        watch.start()
+        started = time.monotonic()
         try:
-            content = _content(self.client.chat.completions.create(**body))
+            content = _content(client.chat.completions.create(**body))
+        except _UnwantedReply as error:
+            return _Answer(problem=str(error), again=True)
         except openai.APIStatusError as error:
             status, reason = error.status_code, self._redact(error.message)
             if status in (400, 422) and self.takes_seed:
@@ -194,9 +214,17 @@ class ChatAgent:
                 return _Answer(problem=nobody.format("no connection within prompts.timeout"))
             return _Answer(problem=f"no reply within {self.timeout:g} seconds", again=True)
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, _UnwantedReply):
+                return _Answer(problem=str(error.__cause__), again=True)
+            if time.monotonic() - started >= self.timeout:
+                return _Answer(problem=f"no whole reply within {self.timeout:g} seconds", again=True)
             return _Answer(problem=nobody.format(self._redact(str(error.__cause__ or error))), again=self.has_answered)
         except (openai.APIError, ValueError, RecursionError) as error:
             return _Answer(problem=f"the reply is not readable: {type(error).__name__}", again=True)
+        finally:
+            watch.cancel()
+            if time.monotonic() - started >= self.timeout:
+                self.client = self._open()
         if content is None:
             return _Answer(problem="the reply is no chat completion; prompts.base_url most often ends in /v1", again=True)
         return _Answer(self._hidden(content))
@@ -220,6 +248,42 @@ class ChatAgent:
     def _redact(self, text: str) -> str:
         """Return an error of the endpoint in one short line without the key."""
         return " ".join(self._hidden(text).split())[:300]
+
+
+class _UnwantedReply(Exception):
+    """A reply that is compressed or too large; it says so in one line."""
+
+
+def _bound(response: httpx.Response) -> None:
+    """Limit a reply before anything decodes it.
+
+    Raises:
+        _UnwantedReply: it is compressed; while it is read: it has more than `MAX_BYTES`.
+    """
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise _UnwantedReply(f"the reply is compressed ({encoding[:20]}), which was not asked for")
+    if isinstance(response.stream, httpx.SyncByteStream):
+        response.stream = _BoundedStream(response.stream)
+
+
+class _BoundedStream(httpx.SyncByteStream):
+    """The bytes of a reply, up to `MAX_BYTES`."""
+
+    def __init__(self, stream: httpx.SyncByteStream):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in self.stream:
+            size += len(chunk)
+            if size > MAX_BYTES:
+                raise _UnwantedReply(f"the reply has more than {MAX_BYTES:,} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.stream.close()
 
 
 def _content(reply: Any) -> str | None:

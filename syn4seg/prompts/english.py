@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import Any
 
 _SPOKEN = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "TV monitor", "tv": "TV"}
-_PLURALS = {
-    "person": "people",
-    "sheep": "sheep",
-    "fish": "fish",
-    "mouse": "mice",
-    "knife": "knives",
-    "deer": "deer",
-    "skis": "skis",
-    "scissors": "scissors",
-    "broccoli": "broccoli",
-}
-_MEASURES = {"skis": ("pair", "pairs"), "scissors": ("pair", "pairs"), "broccoli": ("head", "heads")}
+_PAIRS = (
+    "binoculars, earrings, eyeglasses, glasses, goggles, headphones, jeans, leggings, pants, pliers, pyjamas, scissors, shorts, "
+    "skis, sunglasses, tights, tongs, trousers, tweezers"
+)
+_MEASURES = {name: ("pair", "pairs") for name in _PAIRS.split(", ")} | {"broccoli": ("head", "heads")}
+"""Nouns that are counted by another one."""
 
 
 def spoken(class_name: str) -> str:
@@ -25,24 +21,33 @@ def spoken(class_name: str) -> str:
     return _SPOKEN.get(name.lower(), name)
 
 
+@lru_cache
+def _inflect() -> Any:
+    import inflect
+
+    return inflect.engine()
+
+
+@lru_cache(maxsize=4096)
 def _plural(noun: str) -> str:
     head, _, last = noun.rpartition(" ")
-    if last.lower() in _PLURALS:
-        last = _PLURALS[last.lower()]
-    elif re.search(r"(s|x|z|ch|sh)$", last):
-        last += "es"
-    elif re.search(r"[^aeiou]y$", last):
-        last = last[:-1] + "ies"
-    else:
-        last += "s"
-    return f"{head} {last}".strip()
+    if not last or last.lower() in _MEASURES:
+        return noun
+    plural = f"{last}s" if _is_acronym(last) else _inflect().plural_noun(last) or last
+    return f"{head} {plural}".strip()
 
 
+@lru_cache(maxsize=4096)
 def _article(words: str) -> str:
-    """Prefix "a" or "an", by sound as far as spelling tells it."""
-    silent_h, like_you = (re.match(r"(hour|honest|heir)", words, re.I), re.match(r"(uni[^nm]|us[ei]|eu|one\b)", words, re.I))
-    vowel = words[:1].lower() in tuple("aeiou")
-    return f"an {words}" if silent_h or (vowel and not like_you) else f"a {words}"
+    """Prefix "a" or "an", by sound."""
+    first = words.partition(" ")[0]
+    if _is_acronym(first):
+        return f"{'an' if first[0] in 'AEFHILMNORSX' else 'a'} {words}"
+    return _inflect().a(words) if first[:1].isascii() and first[:1].isalnum() else f"a {words}"
+
+
+def _is_acronym(word: str) -> bool:
+    return len(word) > 1 and word.isascii() and word.isalpha() and word.isupper()
 
 
 def counted_phrase(count: str, adjective: str, class_name: str) -> str:

@@ -83,11 +83,29 @@ def parse_reply(reply: str, count: int) -> list[str]:
     Read are a JSON array, or an object with one inside, also behind a code fence, amid chatter or cut short; else numbered or
     bulleted lines; else all lines. A longer text is cut where the bank sees that it was too long.
     """
-    text = re.sub(r"<think>.*?(</think>|\Z)", " ", reply[:MAX_REPLY], flags=re.DOTALL)
+    text = _answer_of(reply)[:MAX_REPLY]
     for texts in (_in_json(text), _in_cut_json(text), _in_lines(text)):
         if texts:
             return [_clean(item) for item in texts[:count]]
     return []
+
+
+_TAGS = "think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad|seed:think"
+_END_OF_DRAFT = re.compile(
+    rf"</\s*(?:{_TAGS})\s*>|\[/(?:{_TAGS})\]|\u25c1/think\u25b7|<\|end_of_thought\|>|<\|channel\|>\s*final\s*<\|message\|>",
+    re.IGNORECASE,
+)
+_START_OF_DRAFT = re.compile(
+    rf"<\s*(?:{_TAGS})\b[^<>]*>|\[(?:{_TAGS})\]|\u25c1think\u25b7|<\|begin_of_thought\|>|<\|channel\|>\s*analysis", re.IGNORECASE
+)
+
+
+def _answer_of(reply: str) -> str:
+    """Return a reply without the draft of a reasoning model: what follows the last end of one, up to a start without an end."""
+    ends = list(_END_OF_DRAFT.finditer(reply))
+    answer = reply[ends[-1].end() :] if ends else reply
+    start = _START_OF_DRAFT.search(answer)
+    return answer[: start.start()] if start else answer
 
 
 def _clean(text: str) -> str:

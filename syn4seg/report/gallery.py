@@ -23,6 +23,7 @@ from syn4seg.schema import FAULT, LABEL_COLUMNS
 from syn4seg.store.files import map_threads
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.samples import escape_name
 
 PAGE = 16
 """Number of samples whose full pictures are in memory at a time."""
@@ -167,6 +168,7 @@ def describe_sample(sample: GallerySample) -> dict[str, Any]:
     item = {
         "id": record["sample_id"],
         "class": record["class"],
+        **({"folder": folder} if (folder := escape_name(record["class"])) != record["class"] else {}),
         "k": target,
         "reason": record.get("reason", ""),
         "prompt": record["prompt"],
@@ -202,7 +204,7 @@ def full_image_paths(run: RunDir, draw: int) -> dict[str, str] | None:
     """Return layer -> path of the full pictures, relative to the run directory, with {class} and {id}; None for shards."""
     if not isinstance(run.samples, FileSamples):
         return None
-    paths = {"image": run.samples.image("{class}", "{id}")}
-    paths |= {stage: run.samples.label(draw, stage, "{class}", "{id}") for stage in LABEL_COLUMNS}
+    paths = {"image": run.samples.image("CLASS", "{id}")}
+    paths |= {stage: run.samples.label(draw, stage, "CLASS", "{id}") for stage in LABEL_COLUMNS}
     skipped = len(run.root.parts)
-    return {layer: "/".join(path.parts[skipped:]) for layer, path in paths.items()}
+    return {layer: "/".join(path.parts[skipped:]).replace("/CLASS/", "/{class}/") for layer, path in paths.items()}

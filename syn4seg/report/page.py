@@ -22,6 +22,7 @@ from syn4seg.report.sheets import WHO, WHO_COLORS, class_colors
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import as_path, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import broken_seals
 from syn4seg.terminal import TITLES, format_percent, result_notes, sort_rows, table_columns
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
         settings={"min_agreement": config.refinement.min_agreement},
     )
     quarantined, damage = _quarantine_notes(run)
-    damage = gallery.damage + damage
+    damage = [*broken_seals(run.root, missing=False), *gallery.damage, *damage]
     values |= _values(run, config, draw, records, names) | {"damage": damage, "map": prompt_map, "quarantined": quarantined}
     write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
     return target, damage

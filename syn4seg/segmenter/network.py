@@ -7,6 +7,7 @@ stage, features are computed once and many classifiers are tried on them: `Class
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -185,12 +186,20 @@ def frozen_features(segmenter: Segmenter, images: np.ndarray, *, batch: int = 32
     return torch.cat(parts)
 
 
-def save_segmenter(segmenter: Segmenter, path: str | AnyPath, *, backbone: str, facts: dict[str, object]) -> None:
+def save_segmenter(
+    segmenter: Segmenter,
+    path: str | AnyPath,
+    *,
+    backbone: str,
+    facts: dict[str, object],
+    write: Callable[[AnyPath, bytes], None] = write_atomically,
+) -> None:
     """Write float16 safetensors; `load_segmenter` needs nothing else.
 
     Args:
         backbone: the name given to `load_backbone`.
         facts: kept in the file's header under "facts" (JSON).
+        write: puts the bytes there; `seals.write_sealed` for a file of a run.
     """
     from safetensors.torch import save
 
@@ -206,7 +215,7 @@ def save_segmenter(segmenter: Segmenter, path: str | AnyPath, *, backbone: str, 
         "project": len(segmenter.bottleneck) > 4,
     }
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
-    write_atomically(as_path(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
+    write(as_path(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
 
 
 def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:

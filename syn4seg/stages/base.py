@@ -13,8 +13,9 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.sources import EMBEDDED_TRAIN
 from syn4seg.errors import UserError
 from syn4seg.stages.setup import base_images, canvas_of, shipped_base, training_device
-from syn4seg.store.files import exists, write_atomically, write_json
+from syn4seg.store.files import exists
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed, write_sealed_json
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.network import Segmenter
@@ -49,7 +50,7 @@ def make_base(
         _check_network(config, fold, "base.checkpoint=shipped", _header(path))
         images = [f"train-{i:06d}" for i in range(EMBEDDED_TRAIN)]
         _write_facts(run, images, origin="packaged", rule="all", label_pixels=None)
-        write_atomically(run.base, path.read_bytes())
+        write_sealed(run.base, path.read_bytes())
     elif config.base.checkpoint == "train":
 
         def report(facts: dict[str, Any]) -> None:
@@ -72,13 +73,13 @@ def make_base(
 
 def _write_facts(run: RunDir, images: list[str] | None, chosen: str = "the last epoch", **facts: Any) -> None:
     """Write base.json: the training images (None: not known), how the checkpoint was chosen, and the other facts."""
-    write_json(run.base_facts, {"images": images, "chosen": chosen, **facts})
+    write_sealed_json(run.base_facts, {"images": images, "chosen": chosen, **facts})
 
 
 def _save(network: Segmenter, config: Config, run: RunDir, facts: dict[str, Any]) -> None:
     from syn4seg.segmenter.network import save_segmenter
 
-    save_segmenter(network, run.base, backbone=config.segmenter.backbone, facts=facts)
+    save_segmenter(network, run.base, backbone=config.segmenter.backbone, facts=facts, write=write_sealed)
 
 
 def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, device: str, report: Report) -> None:

@@ -11,9 +11,10 @@ from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
-from syn4seg.store.files import read_json, write_json
+from syn4seg.store.files import read_json
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import check_class_name
+from syn4seg.store.seals import write_sealed_json
 
 
 def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
@@ -126,7 +127,7 @@ def check_files(
 def note_checked_files(dataset: Dataset, run: RunDir) -> None:
     """Keep in the run directory which files `check_files` has read."""
     if (digest := getattr(dataset, "files_digest", None)) is not None and digest != _noted(run):
-        write_json(run.checked_files, {"files": digest})
+        write_sealed_json(run.checked_files, {"files": digest})
 
 
 _CHECKED: set[str] = set()

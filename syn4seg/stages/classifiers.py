@@ -13,7 +13,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.errors import UserError
 from syn4seg.stages.setup import training_device
-from syn4seg.store.files import write_atomically
+from syn4seg.store.seals import write_sealed
 from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def save_classifier(path: AnyPath, classifier: Classifier, learned: str = "") ->
 
     tensors = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
     facts = json.dumps({"cosine": classifier.cosine, "align_corners": classifier.align_corners, "learned": learned})
-    write_atomically(path, save(tensors, metadata={"facts": facts}))  # of several keys the order would be random
+    write_sealed(path, save(tensors, metadata={"facts": facts}))  # of several keys the order would be random
 
 
 def load_classifier(path: AnyPath) -> Classifier:

@@ -19,9 +19,10 @@ from syn4seg.errors import DamagedError, UserError
 from syn4seg.schema import FAULT, LABEL_COLUMNS, RECORD
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
-from syn4seg.store.files import exists, explain_errors, write_json
+from syn4seg.store.files import exists, explain_errors
 from syn4seg.store.rundir import Draw, RunDir, table_digest
 from syn4seg.store.samples import check_class_name, check_names
+from syn4seg.store.seals import broken_seals, write_sealed_json
 from syn4seg.store.tables import read_parquet, write_parquet
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
@@ -54,8 +55,9 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
     draws = [draw for draw in run.draws() if exists(draw.manifest)]
     if not draws:
         raise UserError(f"{run.root}: no manifest; expected a run that has finished `refine`; run the same command to finish it")
+    problems = broken_seals(run.root)
     planned = read_planned_samples(run)["sample_id"]
-    problems = [
+    problems += [
         f"draw {draw.number}: has no manifest; run the same command again to finish it"
         for draw in run.draws()
         if draw not in draws and _begun(draw)
@@ -68,6 +70,8 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
         problems += [f"draw {draw.number}: {s} is in the manifest more than once" for s in twice]
         for missing in (_difference(planned, ids), _difference(ids, planned)):
             problems += [f"draw {draw.number}: {s} is in the plan or the manifest, but not in both" for s in missing]
+        if not quick:
+            problems += _changed_records(draw)
         digests, damaged = samples.digests(draw.number, table, quick)
         problems += [line for line in damaged if line not in problems]
         for key in ("image", *LABEL_COLUMNS):
@@ -78,6 +82,21 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
         columns.append((names, pc.fill_null(digests["image"], ""), labels))
     chunks = ([chunk for part in column for chunk in part.chunks] for column in zip(*columns, strict=True))
     return table_digest(*(pa.chunked_array(c, pa.string()) for c in chunks)), problems
+
+
+def _changed_records(draw: Draw) -> list[str]:
+    """Return a line for every sample whose record does not say what the manifest says."""
+    columns = [name for name in RECORD.names if name not in ("image", *LABEL_COLUMNS)]  # those are compared with the pixels
+    recorded, listed = draw.table(), read_parquet(draw.manifest, columns)
+    rows = pc.index_in(listed["sample_id"], value_set=recorded["sample_id"].combine_chunks())
+    listed, recorded = listed.filter(rows.is_valid()), recorded.take(rows.drop_null())
+    lines = []
+    for name in columns[1:]:
+        kind = RECORD.field(name).type
+        same = pc.equal(*(pc.fill_null(table[name].cast(kind), "" if kind == pa.string() else -1) for table in (recorded, listed)))
+        for sample in recorded["sample_id"].filter(pc.invert(same)).to_pylist():
+            lines.append(f"draw {draw.number}: {name} of {sample} is another one in its record than in the manifest")
+    return lines
 
 
 def _begun(draw: Draw) -> bool:
@@ -214,7 +233,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write results.json, return it, and log the mean of every row and metric; `unpublished` as in `summarise`."""
     results = summarise(config, fold, matrices, unpublished) | {"funnel": funnel(run)}
-    write_json(run.results, results)
+    write_sealed_json(run.results, results)
     rows = results["rows"] | {name: baseline["metrics"] for name, baseline in results["baselines"].items()}
     run.log(stage="results", **{row: {metric: values[metric]["mean"] for metric in METRICS} for row, values in rows.items()})
     return results

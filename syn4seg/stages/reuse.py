@@ -18,6 +18,7 @@ from syn4seg.errors import UserError
 from syn4seg.store.files import MAX_TABLE, exists, list_files, map_threads, read_bytes, read_json, write_atomically
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import StoredImage
+from syn4seg.store.seals import copy_seal
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -88,6 +89,7 @@ def _bytes(path: AnyPath) -> bytes:
 def _link(source: AnyPath, target: AnyPath) -> None:
     if exists(target) or not exists(source):
         return
+    copy_seal(source, target)
     if isinstance(source, Path) and isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):

@@ -18,9 +18,9 @@ from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.rows import BASELINE, rows_of
 from syn4seg.stages.setup import canvas_of, draws_of, queries_of, support_of
 from syn4seg.stages.support import Registration, feature_extractor, support_samples
-from syn4seg.store.files import write_json
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed_json
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.evaluation import Predictor
@@ -123,7 +123,7 @@ def score_run(
     """
     queries = queries_by_draw(config, dataset, fold)
     for draw, of_draw in queries.items():
-        write_json(run.draw(draw).queries, of_draw)
+        write_sealed_json(run.draw(draw).queries, of_draw)
     in_any_draw = set().union(*queries.values())
     ids = [s for s in dataset.val if s in in_any_draw]
     total: Matrices = {}
@@ -138,7 +138,7 @@ def score_run(
     for (draw, row), matrix in total.items():
         by_draw.setdefault(draw, {})[row] = matrix
     for draw, rows in by_draw.items():
-        write_json(run.draw(draw).root / "confusion.json", rows)
+        write_sealed_json(run.draw(draw).root / "confusion.json", rows)
     return by_draw
 
 

@@ -19,8 +19,9 @@ from syn4seg.labeling.prototypes import background_prototype, support_prototypes
 from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.seeds import seeded
 from syn4seg.stages.setup import base_images, canvas_of, support_of
-from syn4seg.store.files import exists, write_atomically, write_json
+from syn4seg.store.files import exists
 from syn4seg.store.rundir import Draw, RunDir
+from syn4seg.store.seals import write_sealed, write_sealed_json
 from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Registration:
         tensors = {k: np.ascontiguousarray(getattr(self, k)) for k in ("weight", "bias", "prototypes")}
         thresholds = {str(k): v for k, v in self.thresholds.items()}
         facts = {"thresholds": thresholds, "cosine": self.cosine, "align_corners": self.align_corners}
-        write_atomically(draw.support, save(tensors, metadata={"facts": json.dumps(facts)}))  # several keys have no fixed order
+        write_sealed(draw.support, save(tensors, metadata={"facts": json.dumps(facts)}))  # several keys have no fixed order
 
     @staticmethod
     def load(draw: Draw) -> Registration:
@@ -160,7 +161,7 @@ def register(
     support = support_of(config, dataset, fold, draw)
     samples = support_samples(config, dataset, fold, support, feature_extractor(config, segmenter, dataset))
     registration = compute_registration(config, segmenter, fold, samples, base, draw)
-    write_json(
+    write_sealed_json(
         paths.support_json,
         {
             "draw": draw,

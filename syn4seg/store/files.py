@@ -266,7 +266,12 @@ def append_line(path: AnyPath, line: str) -> None:
 
 def write_json(path: AnyPath, value: Any) -> None:
     """Write plain JSON atomically; nan is written as null, as JSON has no nan."""
-    write_atomically(path, (json.dumps(to_json(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_atomically(path, to_json_bytes(value))
+
+
+def to_json_bytes(value: Any) -> bytes:
+    """Return a value as the text of a JSON file; nan becomes null."""
+    return (json.dumps(to_json(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def to_json(value: Any) -> Any:
@@ -357,6 +362,13 @@ def _local_listing(folder: Path) -> dict[str, int]:
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                             sizes[below + entry.name] = entry.stat().st_size
     return sizes
+
+
+def list_names(folder: AnyPath) -> list[str]:
+    """Return the sorted names in a folder; none if there is no such folder."""
+    with explain_errors(folder, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted({path.name for path in folder.iterdir()})
+    return []
 
 
 def count_partial_files(folder: AnyPath) -> int:

@@ -38,18 +38,18 @@ from syn4seg.store.files import (
     exists,
     explain_errors,
     list_files,
+    list_names,
     map_threads,
     one_line,
     parse_json,
     read_bytes,
     read_json,
     to_json,
-    write_atomically,
-    write_json,
 )
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.layout_sharded import ShardSamples
 from syn4seg.store.samples import Pair, StoredSample, check_names
+from syn4seg.store.seals import check_seal, write_sealed, write_sealed_json
 from syn4seg.store.tables import read_parquet
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ class RunDir:
         if lacking:
             raise DamagedError(f"{self.plan}: has no column {min(lacking)!r}; this program did not write it")
         check_names(plan["sample_id"], f"{self.plan}: sample")
+        check_seal(self.plan)
         return plan
 
     def has_images(self) -> bool:
@@ -217,10 +218,8 @@ class RunDir:
 
     def draws(self) -> list[Draw]:
         """Return the draws that have a folder, in order."""
-        with explain_errors(self.root, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            names = {p.name for p in (self.root / "draws").iterdir()}
-            return [self.draw(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
-        return []
+        names = list_names(self.root / "draws")
+        return [self.draw(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
 
     def log(self, **values: Any) -> None:
         """Add one line to metrics.jsonl, with its time (Unix seconds); for the driver alone, since no file has two writers."""
@@ -229,7 +228,7 @@ class RunDir:
     def note_generator(self, facts: dict[str, Any]) -> None:
         """Keep how an image model was run, in a file named by the facts: every actor with the same facts writes the same."""
         name = hashlib.blake2b(json.dumps(to_json(facts), sort_keys=True).encode(), digest_size=8).hexdigest()
-        write_json(self.root / "generators" / f"{name}.json", facts)
+        write_sealed_json(self.root / "generators" / f"{name}.json", facts)
 
     def check(self, config: Config) -> None:
         """Check that what is in the directory, if anything, belongs to the same science; write nothing.
@@ -261,7 +260,7 @@ class RunDir:
     def open(self, config: Config) -> None:
         """Check the directory (see `check`), then create it and its config.yaml."""
         self.check(config)
-        write_atomically(self.config, annotated(config).encode())
+        write_sealed(self.config, annotated(config).encode())
         self._layout = config.layout
 
     def check_inputs(self, inputs: dict[str, str]) -> None:
@@ -284,14 +283,14 @@ class RunDir:
     def write_inputs(self, inputs: dict[str, str]) -> None:
         """Keep the digests of the run's inputs, those known already and new ones."""
         stored = read_json(self.inputs) if exists(self.inputs) else {}
-        write_json(self.inputs, inputs | stored)
+        write_sealed_json(self.inputs, inputs | stored)
 
     def write_provenance(self, config: Config, versions: dict[str, str]) -> None:
         """Write what made the run: versions at its first start and the fingerprint of each stage; no user name, path or secret."""
         if exists(self.provenance):
             versions = read_json(self.provenance)["versions"]
         stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
-        write_json(self.provenance, {"versions": versions, "fingerprints": stages})
+        write_sealed_json(self.provenance, {"versions": versions, "fingerprints": stages})
 
 
 def open_run(place: str) -> RunDir:

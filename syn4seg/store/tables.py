@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from syn4seg.errors import DamagedError
-from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, retry_stale, write_atomically
+from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, retry_stale
+from syn4seg.store.seals import write_sealed
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -24,10 +25,10 @@ MAX_ROWS = 50_000_000
 
 
 def write_parquet(path: AnyPath, table: pa.Table) -> None:
-    """Write a table atomically."""
+    """Write a table and its seal, each atomically."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_sealed(path, sink.getvalue().to_pybytes())
 
 
 class Columns:

@@ -11,6 +11,7 @@ import numpy as np
 
 from syn4seg.errors import DamagedError, StoreError
 from syn4seg.store.files import MAX_TABLE, explain_errors, read_bytes, retry_stale
+from syn4seg.store.seals import check_seal
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +27,12 @@ def read_tensors(path: AnyPath) -> tuple[dict[str, torch.Tensor], dict[str, str]
 
     Raises:
         FileNotFoundError: it is not there.
-        DamagedError: it is not a safetensors file, or damaged.
+        DamagedError: it is not a safetensors file, damaged, or not the one that was written (`seals`).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
+    check_seal(path)
     data = read_bytes(path, MAX_TABLE)
     facts = _header(data[:8], lambda size: data[8 : 8 + size], f"{path}").get("__metadata__", {})
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import http.server
 import json
 import logging
@@ -298,13 +300,60 @@ def test_a_word_that_stands_for_no_key_does_not_mangle_the_replies(monkeypatch: 
         assert server.headers[0]["authorization"] == "Bearer x"
 
 
-def test_the_key_does_not_follow_a_redirect_to_another_server():
+def test_a_redirect_is_refused_and_nothing_is_sent_there():
     with Endpoint(said(STAR)) as other:
         moved = 307, {"Location": f"{other.url}/chat/completions"}, b""
-        with Endpoint(moved) as server:
+        with Endpoint(moved) as server, pytest.raises(UserError, match="refuses the request"):
             agent(server).propose("star", 0, [], [])
-        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-        assert other.headers and all(KEY not in str(headers) for headers in other.headers)
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}" and not other.headers
+
+
+class Raw:
+    """A server that sends bytes of its own, a chunk at a time, until the other side hangs up."""
+
+    def __init__(self, head: bytes, chunk: bytes, pause: float = 0.0):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url, self.sent = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1", 0
+        self.parts = head, chunk, pause
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            head, chunk, pause = self.parts
+            with contextlib.suppress(OSError), connection:
+                connection.recv(65536)
+                connection.sendall(head)
+                while self.sent < 200_000_000:
+                    connection.sendall(chunk)
+                    self.sent += len(chunk)
+                    time.sleep(pause)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object):
+        self.socket.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "chunk", "pause", "problem"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n", 0.2, "no whole reply within"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", b" ", 0.2, "no whole reply within"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4000000000\r\n\r\n", b" " * 65536, 0.0, "more than 4,000,000 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", gzip.compress(b"0" * 10**6), 0.0, "compressed"),
+    ],
+)
+def test_a_reply_without_end_costs_one_deadline_and_a_few_megabytes(head, chunk, pause, problem):
+    with Raw(head, chunk, pause) as server:
+        asked, started = agent(server, timeout=1.0), time.monotonic()
+        answers = [asked._ask([{"role": "user", "content": "x"}], 0) for _ in range(2)]
+        assert all(problem in answer.problem and answer.again for answer in answers), answers
+        assert time.monotonic() - started < 8 and server.sent < 100_000_000
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,14 @@ def test_the_embedded_world_tells_its_words():
         json.dumps({str(i): p for i, p in enumerate(THREE)}),
         "\n".join(json.dumps({"prompt": p}) for p in THREE),
         '<think>The user wants ["a", "b"]. Hm.</think>\n' + json.dumps(THREE),
+        'Hm, ["a", "b"]? No.</think>' + json.dumps(THREE),  # a template that opens the draft itself
+        '<thinking>["a"]</thinking>' + json.dumps(THREE),
+        '<Reasoning effort="high">["a"]</Reasoning>' + json.dumps(THREE),
+        '[THINK]["a"][/THINK]' + json.dumps(THREE),
+        '<|channel|>analysis<|message|>["a"]<|end|><|start|>assistant<|channel|>final<|message|>' + json.dumps(THREE),
+        '<think>["a"]</think>["b"]<think>["c"]</think>' + json.dumps(THREE),
+        "<think>" + "x" * 100_000 + "</think>" + json.dumps(THREE),
+        json.dumps(THREE) + '<think>["a"',
         json.dumps(THREE)[:-1] + ",]",  # a comma too many
         json.dumps(THREE) + ' and ["a fourth"]',
         json.dumps([*THREE, "cut in the mid"])[:-10],
@@ -228,11 +236,10 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_the_run_goe
     assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["../bus", "a/b", "", ".bus"])
+@pytest.mark.parametrize("name", ["../bus", "a/b", "/etc/bus", ".bus"])
 def test_a_class_name_never_leads_out_of_the_folder(tmp_path: Path, name: str):
-    with pytest.raises(UserError, match="class"):
-        ask(RecordedAgent(Counting(), tmp_path / "in"), 1, name)
-    assert list(tmp_path.iterdir()) == []
+    ask(RecordedAgent(Counting(), tmp_path / "in"), 1, name)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"] and len(list((tmp_path / "in").iterdir())) == 1
 
 
 def test_the_bank_refuses_what_was_cut_for_its_length_and_says_so():

@@ -15,6 +15,7 @@ from syn4seg.stages.checks import check
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.setup import base_images, support_of
 from syn4seg.stages.support import Registration, keep_thresholds, shuffled_base_images, support_samples
+from syn4seg.store.seals import write_sealed
 
 
 def test_registration_survives_its_file(fresh, small):
@@ -48,7 +49,7 @@ def test_a_registration_of_an_older_version_is_read(fresh, flags):
     draw = run.draw(0)
     registration = Registration.load(draw)
     tensors = {key: getattr(registration, key) for key in ("weight", "bias", "prototypes")}
-    draw.support.write_bytes(save(tensors, metadata={"thresholds": json.dumps({"13": 0.5, "14": 0.75}), **flags}))
+    write_sealed(draw.support, save(tensors, metadata={"thresholds": json.dumps({"13": 0.5, "14": 0.75}), **flags}))
     again = Registration.load(draw)
     assert again.thresholds == {13: 0.5, 14: 0.75} and np.array_equal(again.weight, registration.weight)
     assert (again.cosine, again.align_corners) == (bool(flags), bool(flags))

@@ -16,6 +16,7 @@ from syn4seg.errors import StoreError, UserError
 from syn4seg.stages.results import verify_run
 from syn4seg.store.files import count_partial_files, write_atomically
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.tables import write_parquet
 
 
 def quiet(*_):
@@ -182,5 +183,5 @@ def test_verify_names_a_sample_that_a_manifest_holds_twice(finish, fresh, small,
     finish(load(None, small), run, names)
     manifest = run.draw(0).manifest
     table = pq.read_table(manifest)
-    pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), manifest)
+    write_parquet(manifest, pa.concat_tables([table, table.slice(3, 1)]))
     assert verify_run(run, quick)[1] == [f"draw 0: {table['sample_id'][3]} is in the manifest more than once"]

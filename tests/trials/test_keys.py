@@ -43,7 +43,9 @@ CHANGES = {
 }
 """A changed key -> the kinds of entries that are made anew; all others are found."""
 NOT_HERE = {
-    **dict.fromkeys(("data.source", "data.root", "data.fold", "data.train_list", "data.masks"), "another data set or base stage"),
+    **dict.fromkeys(
+        ("data.source", "data.root", "data.fold", "data.train_list", "data.masks", "data.exif"), "another data set or base stage"
+    ),
     **dict.fromkeys(("data.train_images", "data.support_reserve"), "changes the base stage"),
     "data.support_from": "draws from the val list, which has too few images here",
     "data.first_draw": "other draws, so no entry of a draw is shared",

@@ -66,7 +66,7 @@
   // Full pictures. Pixels of a file beside the page cannot be read by a script, so labels are coloured by a filter, and what a
   // stage changed is the difference of two labels, laid over each other.
   const place = (item, layer) => data.files[layer].split("/").map((part) =>
-    encodeURIComponent(part.replace("{class}", item.class).replace("{id}", item.id))).join("/");
+    encodeURIComponent(part.replace("{class}", item.folder || item.class).replace("{id}", item.id))).join("/");
   const picture = (item, layer, name, done) => {
     const node = make("img", { class: name, alt: "" });
     node.addEventListener("load", () => done && done(node));
