@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run install test lint mutate docs clean
+.PHONY: run install test lint mutate hostile docs clean
 
 run: $(BIN)/.installed        ## the main job: the whole method on the embedded world
 	$(BIN)/syn4seg run embedded $(ARGS)
@@ -16,6 +16,9 @@ lint: $(BIN)/.installed       ## style, import contracts, types
 
 mutate: $(BIN)/.installed     ## mutation testing of labels, metrics, losses and fingerprints; what survives is listed at the end
 	$(BIN)/mutmut run $(ARGS) && $(BIN)/mutmut results
+
+hostile: $(BIN)/.installed    ## 1,500 hostile or damaged inputs; counts and every traceback, hang or file outside
+	$(BIN)/python -m tests.hostile.inputs $(ARGS)
 
 install: $(BIN)/.installed    ## .venv with everything in it
 

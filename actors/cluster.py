@@ -6,6 +6,7 @@ the environment says otherwise, asks for a token that this process and its child
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from actors import ray_private
+from actors import WORKING_FOLDER, ray_private
 from syn4seg.config.sections import PlacementConfig
 from syn4seg.errors import UserError
 
@@ -114,16 +115,43 @@ def _start(placement: PlacementConfig) -> None:
         return
     ray_private.use_loopback_only()
     cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=store_bytes_for(placement),
-        _node_ip_address="127.0.0.1",
-        _temp_dir=os.environ.get("RAY_TMPDIR") or str(_private_folder() / "ray"),
-    )
+    os.environ[WORKING_FOLDER] = os.getcwd()  # for Ray's processes alone
+    try:
+        with contextlib.chdir(_private_folder()):  # Ray puts this directory first on the path of its processes
+            _start_here(placement, cpus)
+    finally:
+        del os.environ[WORKING_FOLDER]
+
+
+def _start_here(placement: PlacementConfig, cpus: int) -> None:
+    """Start Ray on this machine; a second time where the first one was too slow for Ray's own limits.
+
+    Raises:
+        UserError: it does not start.
+    """
+    import ray
+
+    for attempt in (1, 2):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=store_bytes_for(placement),
+                _node_ip_address="127.0.0.1",
+                _temp_dir=os.environ.get("RAY_TMPDIR") or str(_private_folder() / "ray"),
+            )
+            return
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises when its processes do not answer in time
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if attempt == 2:
+                raise UserError(
+                    f"Ray did not start on this machine, twice ({' '.join(str(error).split())[:200]}); it may be too busy: run the "
+                    "same command again later, or with placement.runner=inline, which needs no Ray"
+                ) from None
 
 
 def _private_folder() -> Path:

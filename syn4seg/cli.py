@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 import typer
 
 from actors.command import evaluate, prompts, refine, run, synthesize, train
 from syn4seg.doctor import doctor
-from syn4seg.errors import Interrupted, catch_signals, describe_error
+from syn4seg.errors import Interrupted, catch_signals, describe_error, interruption
 from syn4seg.exports.command import export
 from syn4seg.options import Settings, read_config
 from syn4seg.planning.command import plan
@@ -51,7 +50,6 @@ app.add_typer(cache, name="cache")
 def main() -> None:
     """Run a verb: a mistake that a person can mend is one message and exit code 2, a fault of ours 3, Ctrl-C 130."""
     catch_signals()
-    sys.path.insert(0, str(Path.cwd()))  # segmenter.backbone may name a module of the user's
     try:
         app()
     except Interrupted as stop:
@@ -60,6 +58,10 @@ def main() -> None:
             print(message, file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - every exception ends as one line
+        if stop := interruption(error):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            print(stop, file=sys.stderr)
+            sys.exit(130)
         code, line = describe_error(error)
         print(f"error: {line}", file=sys.stderr)
         sys.exit(code)

@@ -52,6 +52,16 @@ def catch_signals() -> None:
         signal.signal(number, interrupt)
 
 
+def interruption(error: BaseException) -> Interrupted | None:
+    """Return the interruption that another exception hides: compiled code may turn it into a SystemError."""
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None or isinstance(seen, Interrupted):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 def describe_error(error: Exception) -> tuple[int, str]:
     """Return the exit code and the line that end a command.
 

@@ -10,6 +10,35 @@ BACKGROUND = 0
 UNLABELED = 255
 """Label value that every loss and every metric ignores."""
 
+PLAN_FILE = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("class_id", pa.int32()),
+        ("bank", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_row", pa.int32()),
+        ("noise_seed", pa.int64()),
+        ("batch", pa.int32()),
+        ("padding", pa.bool_()),
+    ]
+)
+"""Columns of plan.parquet: every sample that a run will make, and the padding of the last generator batch."""
+
+PROMPTS_FILE = pa.schema(
+    [
+        ("class", pa.string()),
+        ("class_id", pa.int64()),
+        ("bank", pa.string()),
+        ("prompt", pa.string()),
+        ("order", pa.int64()),
+        ("accepted", pa.bool_()),
+        ("similarity", pa.float64()),
+        ("nearest", pa.string()),
+        ("why", pa.string()),
+    ]
+)
+"""Columns of prompts.parquet: every candidate of every class with its verdict."""
+
 PLAN = ("sample_id", "class_id", "prompt", "prompt_row", "noise_seed", "batch", "todo", "image_at", "reason", "traceback")
 """Columns with which a row enters the stream: `prompt_row` is the row of the prompt in the embedding store, `batch` the generator
 batch that the sample belongs to, `todo` whether this pass still has to finish it, `image_at` where its image lies, empty if

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from syn4seg.errors import Interrupted
-from syn4seg.options import Reuse, Settings, read_config
+from syn4seg.options import Reuse, Settings, Trust, read_config
 
 
 def sweep(
@@ -28,6 +28,7 @@ def sweep(
     cache: Annotated[str, typer.Option(help="Folder of the stage cache, shared by studies.")] = "runs/cache",
     cache_gib: Annotated[float, typer.Option(min=0.01, help="The cache is kept below this size.")] = 20.0,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Search keys of the configuration with Ray Tune and Optuna; a trial recomputes only what its keys change.
 
@@ -39,7 +40,7 @@ def sweep(
     changes = [word for word in words if word.startswith("study.")]
     try:
         search_keys(
-            read_config([word for word in words if word not in changes]),
+            read_config([word for word in words if word not in changes], trusted=trust),
             words=words,
             study=study,
             changes=changes,

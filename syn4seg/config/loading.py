@@ -109,4 +109,6 @@ def explained(error: Any) -> str:
     known = keys()
     base = next((key[:i] for i in range(len(key), 0, -1) if key[:i] in known), key)
     doc = f" ({' '.join(known[base].description.split())})" if base in known and known[base].description else ""
-    return f"{base}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}{doc}"
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"{base}={shown}: {error['msg'][0].lower()}{error['msg'][1:]}{doc}"

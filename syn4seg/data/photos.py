@@ -53,10 +53,10 @@ def list_pictures(folder: Path, suffixes: tuple[str, ...] = PHOTO_SUFFIXES) -> d
 def _visible_files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if not path.name.startswith("."):
-            if path.is_dir():
-                yield from _visible_files(path)
-            else:
+            if not path.is_dir():
                 yield path
+            elif not path.is_symlink():  # it may lead in a circle
+                yield from _visible_files(path)
 
 
 def decode_image(path: Path, remedy: str = "replace the file or take it out of the folder") -> np.ndarray:

@@ -27,9 +27,11 @@ def export(
     from syn4seg.config.loading import load
     from syn4seg.exports.selection import ExportOptions
     from syn4seg.exports.writing import write
+    from syn4seg.store.files import check_writable
     from syn4seg.store.rundir import open_run
     from syn4seg.terminal import Terminal
 
+    check_writable(to, "--to")
     display, run = Terminal(), open_run(run_dir)
     selected = tuple(dict.fromkeys(word.strip() for word in (classes or "").split(",") if word.strip()))
     with display.bar(f"exporting {format}") as progress:

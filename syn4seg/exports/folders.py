@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from syn4seg.exports.info import ExportInfo, Parts, palette
+from syn4seg.schema import UNLABELED
 from syn4seg.store.files import map_threads
 from syn4seg.store.images import encode_image
 
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
 
 
 def voc(parts: Parts, target: Target, info: ExportInfo) -> None:
-    """Write JPEGImages/ID.png, SegmentationClass/ID.png with VOC's palette, ImageSets/Segmentation/SPLIT.txt."""
+    """Write JPEGImages/ID.png, SegmentationClass/ID.png with VOC's palette, ImageSets/Segmentation/SPLIT.txt, labelmap.txt.
+
+    labelmap.txt holds the names and colours, as CVAT and datumaro read them: without it they take VOC's own twenty classes.
+    """
     colours = palette(256)
+    names = [*enumerate(info.classes), (UNLABELED, "ignored")]
+    lines = [f"{name.replace(':', ' ')}:{','.join(map(str, colours[i]))}::" for i, name in names]
+    target.write("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]).encode())
 
     def one(item: ExportSample) -> None:
         target.write(f"JPEGImages/{item.sample_id}.png", encode_image(item.image))

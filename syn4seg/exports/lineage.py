@@ -14,7 +14,9 @@ import pyarrow as pa
 from syn4seg.config.fingerprint import UPSTREAM, config_digest
 from syn4seg.config.tree import Config
 from syn4seg.schema import FAULT
-from syn4seg.store.files import exists, list_files, read_json, to_json
+from syn4seg.store.files import exists, to_json
+from syn4seg.store.listing import list_files
+from syn4seg.store.readback import Facts, Provenance, read_checked
 
 if TYPE_CHECKING:
     from syn4seg.store.rundir import RunDir
@@ -59,9 +61,9 @@ def public_name(model: str) -> str:
 
 def shared_columns(run: RunDir, config: Config) -> dict[str, str]:
     """Return the columns of `LINEAGE` that are the same for every sample of a run."""
-    provenance = read_json(run.provenance) if exists(run.provenance) else {}
+    provenance = read_checked(run.provenance, Provenance) if exists(run.provenance) else {}
     notes = sorted(name for name in list_files(run.root / "generators") if name.endswith(".json"))
-    facts = [read_json(run.root / "generators" / name) for name in notes]
+    facts = [read_checked(run.root / "generators" / name, Facts) for name in notes]
     generator = public_name(config.synthesis.model) if config.synthesis.source == "generate" else "imported images"
     revisions = sorted({str(fact["revision"]) for fact in facts if "revision" in fact})
     if not revisions and generator in PACKAGED:

@@ -102,8 +102,9 @@ class Selection:
         records, plan = _of_draw(run, options.draw), read_planned_samples(run)
         self._check_names(records)
         if options.classes:
-            records = records.filter(pc.is_in(records["class"], pa.array(self._check_classes(options.classes, plan))))
-            plan = plan.filter(pc.is_in(plan["class_id"], pa.array([self.names.index(c) for c in options.classes], pa.int32())))
+            chosen = self._check_classes(options.classes, plan)
+            records = records.filter(pc.is_in(records["class"], pa.array(chosen)))
+            plan = plan.filter(pc.is_in(plan["class_id"], pa.array([self.names.index(c) for c in chosen], pa.int32())))
         self.finished, self.planned = len(records), len(plan)
         self.reasons = Counter(verdict_of(reason) for reason in records["reason"].to_pylist())
         if options.only == "accepted":
@@ -163,10 +164,14 @@ class Selection:
 
     def _check_classes(self, classes: tuple[str, ...], plan: pa.Table) -> list[str]:
         novel = [self.names[index] for index in sorted(set(plan["class_id"].to_pylist()))]
-        for name in classes:
-            if name not in novel:
-                raise UserError(f"--classes {name}: not a novel class of this run; expected some of {', '.join(novel)}")
-        return list(classes)
+        words, chosen = list(classes), []
+        while words:  # a name may hold commas itself
+            ends = [n for n in range(len(words), 0, -1) if _joined(words[:n]) in map(_joined, ([name] for name in novel))]
+            if not ends:
+                raise UserError(f"--classes {words[0]}: not a novel class of this run; expected some of {', '.join(novel)}")
+            chosen.append(next(name for name in novel if _joined([name]) == _joined(words[: ends[0]])))
+            words = words[ends[0] :]
+        return chosen
 
     def _check_names(self, records: pa.Table) -> None:
         for pair in records.group_by(["class", "class_id"]).aggregate([]).to_pylist():
@@ -176,6 +181,11 @@ class Selection:
                     f"{self.run.root}: its records call class {index} {name!r}, which the data set does not; "
                     "put the data set back that the run was made with (data.root, data.fold)"
                 )
+
+
+def _joined(words: list[str]) -> str:
+    """Return words between commas as one text, without the spaces around the commas."""
+    return ",".join(part.strip() for word in words for part in word.split(","))
 
 
 def _of_draw(run: RunDir, draw: int) -> pa.Table:

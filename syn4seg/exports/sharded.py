@@ -82,9 +82,13 @@ def parquet(parts: Parts, target: Target, info: ExportInfo) -> None:
 def huggingface(parts: Parts, target: Target, info: ExportInfo) -> None:
     """Write data/SPLIT-00000.parquet..., with Image features `image` and `label`, and README.md, which is the data set card."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([*LINEAGE, ("image", kind), ("label", kind)])
-    features = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in LINEAGE}
+    columns = [
+        field.with_type(pa.int64()) if field.name == "class_id" else field for field in LINEAGE
+    ]  # a ClassLabel is 64 bits wide
+    schema = pa.schema([*columns, ("image", kind), ("label", kind)])
+    features: dict[str, Any] = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in LINEAGE}
     features |= {name: {"_type": "Image"} for name in ("image", "label")}
+    features["class_id"] = {"names": list(info.classes), "_type": "ClassLabel"}
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     counts = _tables(parts, target, info, schema, lambda data, name: {"bytes": data, "path": name})
     target.write("README.md", card(info, counts).encode())

@@ -13,17 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.errors import UserError
-from syn4seg.store.files import (
-    as_path,
-    atomic_file,
-    check_reachable,
-    exists,
-    list_files,
-    read_json,
-    remove,
-    write_atomically,
-    write_json,
-)
+from syn4seg.store.files import as_path, atomic_file, check_reachable, exists, remove, write_atomically, write_json
+from syn4seg.store.listing import list_files
+from syn4seg.store.readback import Facts, read_checked
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -62,11 +54,11 @@ class Target:
         """
         files = list_files(self.root)
         if DONE in files:
-            old = read_json(self.root / DONE)
+            old = read_checked(self.root / DONE, Facts)
             self._check_same(old.get("export"), identity)
             return old
         if BEGUN in files:
-            self._check_same(read_json(self.root / BEGUN), identity)
+            self._check_same(read_checked(self.root / BEGUN, Facts), identity)
             for name in sorted(set(files) - {BEGUN}):
                 remove(self.root / name)
             if isinstance(self.root, Path):

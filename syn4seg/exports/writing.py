@@ -19,7 +19,8 @@ from syn4seg.exports.lineage import LINEAGE, licences
 from syn4seg.exports.selection import ExportOptions, Selection
 from syn4seg.exports.target import Target
 from syn4seg.schema import UNLABELED
-from syn4seg.store.files import exists, read_json
+from syn4seg.store.files import exists
+from syn4seg.store.readback import Provenance, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import checked_name
 
@@ -88,7 +89,7 @@ def write(
             "finished": selection.finished,
             "planned": selection.planned,
             "licences": info.licences,
-            "provenance": read_json(run.provenance) if exists(run.provenance) else {},
+            "provenance": read_checked(run.provenance, Provenance) if exists(run.provenance) else {},
         }
     )
     return counts

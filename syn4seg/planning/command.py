@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from syn4seg.options import Settings, read_config
+from syn4seg.options import Settings, Trust, read_config
 
 
 def plan(
@@ -17,6 +17,7 @@ def plan(
     measure: Annotated[int, typer.Option(help="Measure this many images of every stage here first.")] = 0,
     card: Annotated[str, typer.Option(help="GPU for stated rates: h200, h100, a100, l40s, l4, 4090.")] = "h100",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: Trust = False,
 ) -> None:
     """What a run would make and cost: images, GPU-hours, memory per actor, disk per stage. Starts nothing."""
     from rich.box import SIMPLE_HEAD
@@ -27,7 +28,7 @@ def plan(
     from syn4seg.planning.measure import plan_run
     from syn4seg.stages.setup import is_prepared
 
-    config = read_config(settings)
+    config = read_config(settings, trusted=trust)
     estimate = plan_run(config, rates, measure, card)
     if as_json:
         print(json.dumps(estimate.as_json(), indent=1))

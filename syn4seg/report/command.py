@@ -15,9 +15,11 @@ def report(
 ) -> None:
     """Write one HTML page about a run: results, funnel, prompts, every label with who decided each pixel."""
     from syn4seg.report.page import write_report
+    from syn4seg.store.files import check_writable
     from syn4seg.store.rundir import open_run
     from syn4seg.terminal import Terminal
 
+    check_writable(to or run_dir, "--to" if to else "RUN")
     display = Terminal()
     with display.bar("samples") as progress:
         target, damage = write_report(open_run(run_dir), draw, to, progress)
@@ -32,9 +34,11 @@ def compare(
 ) -> None:
     """Write one HTML page about what differs between runs: settings, scores, classes, funnel, labels."""
     from syn4seg.report.compare import write_comparison
+    from syn4seg.store.files import check_writable
     from syn4seg.store.rundir import open_run
     from syn4seg.terminal import Terminal
 
+    check_writable(to, "--to")
     display = Terminal()
     with display.bar("samples") as progress:
         target, lines, damage = write_comparison([open_run(place) for place in runs], draw, to, progress)

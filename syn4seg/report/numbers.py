@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.report.reading import Truth, read_pages
-from syn4seg.schema import FAULT, LABEL_COLUMNS, UNLABELED
+from syn4seg.schema import FAULT, LABEL_COLUMNS, PROMPTS_FILE, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import HDIG
 from syn4seg.stages.setup import draws_of
-from syn4seg.store.files import MAX_TABLE, exists, read_bytes, read_json
+from syn4seg.store.files import MAX_TABLE, exists, read_bytes
+from syn4seg.store.readback import Results, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
 from syn4seg.watch.state import parse_line
@@ -43,7 +44,7 @@ def read_metrics(run: RunDir) -> list[dict[str, Any]]:
 
 def read_results(run: RunDir) -> dict[str, Any] | None:
     """Return results.json, or None before there is one."""
-    return read_json(run.results) if exists(run.results) else None
+    return read_checked(run.results, Results) if exists(run.results) else None
 
 
 def run_progress(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
@@ -65,7 +66,7 @@ def count_funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[st
     """Return (step, number that passed, {reason: number that did not}) from prompts to labels, for the records of one draw."""
     steps: list[tuple[str, int, dict[str, int]]] = []
     if exists(run.prompts):
-        table = read_parquet(run.prompts)
+        table = _prompts(run)
         reasons = Counter(table.filter(pc.equal(table["bank"], HDIG))["why"].to_pylist())
         steps.append(("prompts accepted", reasons.pop("", 0), dict(reasons)))
     reasons = Counter(records["reason"].to_pylist())
@@ -123,7 +124,7 @@ def prompt_banks(run: RunDir) -> list[dict[str, Any]]:
     """Return for each class its accepted and refused prompts (similarity, nearest, why), and the diversity of the bank."""
     if not exists(run.prompts):
         return []
-    table = read_parquet(run.prompts)
+    table = _prompts(run)
     lines = (line for line in read_metrics(run) if line.get("stage") == "prompts" and "class_name" in line)
     diversity = {line["class_name"]: line for line in lines}
     banks = []
@@ -151,7 +152,7 @@ def prompt_map(run: RunDir) -> list[dict[str, Any]]:
 
     if not (exists(run.plan) and exists(run.embeddings) and exists(run.prompts)):
         return []
-    plan, names = read_planned_samples(run), {row["class_id"]: row["class"] for row in read_parquet(run.prompts).to_pylist()}
+    plan, names = (read_planned_samples(run), {row["class_id"]: row["class"] for row in _prompts(run).to_pylist()})
     limit, counts = max(1, min(48, PROMPTS // max(1, len(names)))), Counter[int]()
     prompts: dict[tuple[int, int], str] = {}
     for index, prompt, row in zip(*(plan[c].to_pylist() for c in ("class_id", "prompt", "prompt_row")), strict=True):
@@ -280,3 +281,8 @@ def loss_curves(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[np.ndarray, 
         for name, curve in curves.items()
     }
     return {name: (points[:, 0], points[:, 1]) for name, points in thin.items()}
+
+
+def _prompts(run: RunDir) -> pa.Table:
+    """Return prompts.parquet."""
+    return read_parquet(run.prompts, schema=PROMPTS_FILE)

@@ -20,7 +20,8 @@ from syn4seg.report.html import REASON_TEXTS, chart, environment, gallery_sectio
 from syn4seg.report.reading import STAGE_TITLES, class_names, read_records
 from syn4seg.report.sheets import WHO, WHO_COLORS, class_colors
 from syn4seg.stages.setup import draws_of
-from syn4seg.store.files import as_path, read_json, write_atomically
+from syn4seg.store.files import as_path, write_atomically
+from syn4seg.store.readback import Facts, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.seals import broken_seals
 from syn4seg.terminal import TITLES, format_percent, result_notes, sort_rows, table_columns
@@ -107,7 +108,7 @@ def _quarantine_notes(run: RunDir) -> tuple[list[str], list[str]]:
     lines, damage = [], []
     for sample_id in run.quarantined_ids()[:NOTES]:
         try:
-            note = read_json(run.quarantined(sample_id))
+            note = read_checked(run.quarantined(sample_id), Facts)
             lines.append(f"{sample_id}: {note['reason'] if isinstance(note, dict) else note}")
         except (DamagedError, KeyError, FileNotFoundError) as error:
             damage.append(f"{run.quarantined(sample_id)}: damaged ({error}); delete it, and the sample is made again")

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from syn4seg.config.tree import Config
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.schema import BACKGROUND, RECORD, UNLABELED
-from syn4seg.store.files import exists, read_json
+from syn4seg.schema import BACKGROUND, PROMPTS_FILE, RECORD, UNLABELED
+from syn4seg.store.files import exists
+from syn4seg.store.readback import ClassNames, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
 
@@ -59,7 +60,7 @@ def class_names(run: RunDir, config: Config) -> tuple[str, ...]:
     except UserError:
         if not exists(run.prompts):
             return ("background",)
-    novel = read_parquet(run.prompts, ["class_id", "class"])
+    novel = read_parquet(run.prompts, ["class_id", "class"], PROMPTS_FILE)
     novel = novel.filter(pc.and_(pc.greater(novel["class_id"], BACKGROUND), pc.less(novel["class_id"], UNLABELED)))
     names = dict(zip(novel["class_id"].to_pylist(), novel["class"].to_pylist(), strict=True)) | {BACKGROUND: "background"}
     return tuple(names.get(index, f"class {index}") for index in range(max(names) + 1))
@@ -71,7 +72,7 @@ def exact_class_names(run: RunDir, config: Config) -> tuple[str, ...]:
     Raises:
         UserError: the run has no results yet and the data set is missing.
     """
-    if exists(run.results) and (names := read_json(run.results).get("classes")):
+    if exists(run.results) and (names := read_checked(run.results, ClassNames)["classes"]):
         return tuple(names)
     from syn4seg.stages.setup import load_dataset
 
@@ -87,7 +88,7 @@ def read_records(run: RunDir, draw: int) -> pa.Table:
     manifest = run.draw(draw).manifest
     if not exists(manifest):
         return run.draw(draw).table()
-    table = read_parquet(manifest)
+    table = read_parquet(manifest, schema=RECORD)
     if missing := set(RECORD.names) - set(table.column_names):
         raise UserError(f"{manifest}: has no column {min(missing)!r}; delete it and run the same command again")
     return table.select(RECORD.names).cast(RECORD).sort_by("sample_id")

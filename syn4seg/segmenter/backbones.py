@@ -6,7 +6,6 @@ transformers AutoBackbone folder or hub id (`pretrained.py`), and "package.modul
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import zipfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from syn4seg.errors import UserError
 from syn4seg.segmenter import pretrained, resnet
+from syn4seg.trust import check_trusted, import_trusted, search_current_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,7 +51,8 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
             backbones carry their own.
 
     Raises:
-        UserError: unknown name, missing file, or weights of another network; whatever a factory raises goes on as it is.
+        UserError: unknown name, missing file, weights of another network, or code that nobody named (`syn4seg.trust`); whatever
+            a factory raises goes on as it is.
     """
     if ":" in name:
         return _from_factory(name, weights)
@@ -211,9 +212,8 @@ class _Embedded(nn.Module):
 
 
 def _from_factory(name: str, weights: str) -> Backbone:
-    package, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(package), attribute)
+        factory = import_trusted(name)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"backbone {name!r} cannot be imported ({error}); expected 'package.module:factory', importable from where you run"
@@ -229,6 +229,8 @@ def _from_factory(name: str, weights: str) -> Backbone:
 
 
 def _check_factory(name: str, weights: str) -> None:
+    check_trusted(name)
+    search_current_folder()
     package = name.partition(":")[0]
     try:
         spec = importlib.util.find_spec(package)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from syn4seg.errors import DamagedError, UserError
@@ -186,6 +187,19 @@ def frozen_features(segmenter: Segmenter, images: np.ndarray, *, batch: int = 32
     return torch.cat(parts)
 
 
+class _Shape(BaseModel):
+    """The header of a segmenter checkpoint: what its network is built of."""
+
+    backbone: str
+    classes: Annotated[int, Field(ge=1, le=65_536)]
+    channels: Annotated[int, Field(ge=1, le=65_536)]
+    ppm_bins: Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(max_length=16)]
+    cosine: bool
+    align_corners: bool = False
+    pool_align_corners: bool | None = None
+    project: bool = False
+
+
 def save_segmenter(
     segmenter: Segmenter,
     path: str | AnyPath,
@@ -236,16 +250,23 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
         raise UserError(
             f"{str(path)!r} is no segmenter checkpoint: its header has no 'network'; expected a file of `save_segmenter`"
         )
-    shape = json.loads(header["network"])
+    try:
+        shape, facts = _Shape.model_validate_json(header["network"]), json.loads(header.get("facts", "{}"))
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no object")
+    except ValueError as error:
+        raise UserError(
+            f"{str(path)!r} is no segmenter checkpoint ({' '.join(str(error).split())[:200]}); take a complete file"
+        ) from None
     net = Segmenter(
-        load_backbone(shape["backbone"], "none"),
-        shape["classes"],
-        shape["channels"],
-        tuple(shape["ppm_bins"]),
-        cosine=shape["cosine"],
-        align_corners=shape.get("align_corners", False),
-        pool_align_corners=shape.get("pool_align_corners"),
-        project=shape.get("project", False),
+        load_backbone(shape.backbone, "none"),
+        shape.classes,
+        shape.channels,
+        shape.ppm_bins,
+        cosine=shape.cosine,
+        align_corners=shape.align_corners,
+        pool_align_corners=shape.pool_align_corners,
+        project=shape.project,
     )
     try:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -254,4 +275,4 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
             f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
             f"({' '.join(str(error).split())[:200]}); take a complete file"
         ) from None
-    return net.eval(), json.loads(header["facts"])
+    return net.eval(), facts

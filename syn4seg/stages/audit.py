@@ -13,8 +13,9 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.stages.setup import draws_of
-from syn4seg.store.files import exists, read_json
+from syn4seg.store.files import exists
 from syn4seg.store.images import pixel_digest
+from syn4seg.store.readback import BaseFacts, Names, SupportFacts, read_checked
 from syn4seg.store.rundir import Draw, RunDir
 from syn4seg.store.tables import read_parquet
 
@@ -44,7 +45,7 @@ def audit_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list
     missing = [p for p in (run.base_facts, *(d.support_json for d in draws)) if not exists(p)]
     if missing:
         raise UserError(f"{missing[0]}: missing; the audit reads the records of a run that has finished `syn4seg refine`")
-    base, records = read_json(run.base_facts), [read_json(d.support_json) for d in draws]
+    base, records = read_checked(run.base_facts, BaseFacts), [read_checked(d.support_json, SupportFacts) for d in draws]
     support = {image_id for record in records for ids in record["support"].values() for image_id in ids}
     return [
         *_audit_base(config, base, dataset, fold, support),
@@ -123,7 +124,7 @@ def _audit_draw(draw: Draw, record: dict, dataset: Dataset) -> list[Finding]:
     claim = f"{name}: no support image is a query"
     if not exists(draw.queries):
         return [*findings, Finding(claim, "unknown", "not evaluated yet")]
-    queries = set(read_json(draw.queries))
+    queries = set(read_checked(draw.queries, Names))
     findings.append(_overlap(claim, support, queries, "support images are queries"))
     if record.get("support_from") == "train":
         findings.append(_overlap(f"{name}: no support image is on the val list", support, val, f"support {on_val}"))

@@ -11,7 +11,7 @@ from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
-from syn4seg.store.files import read_json
+from syn4seg.store.readback import Facts, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import check_class_name
 from syn4seg.store.seals import write_sealed_json
@@ -136,7 +136,7 @@ _CHECKED: set[str] = set()
 
 def _noted(run: RunDir) -> str:
     try:
-        noted = read_json(run.checked_files)
+        noted = read_checked(run.checked_files, Facts)
     except (FileNotFoundError, DamagedError):
         return ""
-    return str(noted.get("files", "")) if isinstance(noted, dict) else ""
+    return str(noted.get("files", ""))

@@ -11,7 +11,7 @@ import numpy as np
 
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
-from syn4seg.errors import UserError
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.stages.setup import training_device
 from syn4seg.store.seals import write_sealed
 from syn4seg.store.tensors import read_tensors
@@ -119,15 +119,18 @@ def load_classifier(path: AnyPath) -> Classifier:
         raise UserError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating") from None
     if "facts" not in header:
         raise UserError(f"{path}: no classifier of this version; delete it, and run the same command again")
-    facts = json.loads(header["facts"])
-    return Classifier(tensors["weight"], tensors["bias"], facts["cosine"], facts["align_corners"])
+    try:
+        facts = json.loads(header["facts"])
+        return Classifier(tensors["weight"], tensors["bias"], bool(facts["cosine"]), bool(facts["align_corners"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: no classifier ({type(error).__name__}); delete it, and run the same command again") from None
 
 
 def read_learned_digest(path: AnyPath) -> str | None:
     """Return the digest of the samples that a classifier was trained on (see `save_classifier`); None without a classifier."""
     try:
         return json.loads(read_tensors(path)[1]["facts"])["learned"]
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, KeyError, ValueError, TypeError):
         return None
 
 

@@ -17,7 +17,7 @@ def verify(
 ) -> None:
     """Recompute every image's and label's digest; fail on any mismatch with the manifest."""
     from syn4seg.stages.results import verify_run
-    from syn4seg.store.files import count_partial_files
+    from syn4seg.store.listing import count_partial_files
     from syn4seg.store.rundir import open_run
 
     run = open_run(run_dir)

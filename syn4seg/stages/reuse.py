@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 from syn4seg.config.fingerprint import fingerprint
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.store.files import MAX_TABLE, exists, list_files, map_threads, read_bytes, read_json, write_atomically
+from syn4seg.store.files import MAX_TABLE, exists, map_threads, read_bytes, write_atomically
+from syn4seg.store.listing import list_files
+from syn4seg.store.readback import Inputs, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import StoredImage
 from syn4seg.store.seals import copy_seal
@@ -45,7 +47,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     before = old.stored()
     if before is None:
         raise UserError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
-    old_inputs, new_inputs = (read_json(run.inputs) if exists(run.inputs) else {} for run in (old, new))
+    old_inputs, new_inputs = (read_checked(run.inputs, Inputs) if exists(run.inputs) else {} for run in (old, new))
     changed = {stage for key, stage in INPUT_STAGES.items() if old_inputs.get(key) != new_inputs.get(key)}
     same_layout = before.layout == config.layout
     names = {

@@ -13,7 +13,7 @@ from syn4seg.config.sections import SupportQuantile
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.support import support_label
-from syn4seg.errors import UserError
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, support_prototypes
 from syn4seg.schema import BACKGROUND, UNLABELED
@@ -73,11 +73,14 @@ class Registration:
             raise UserError(
                 f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
             ) from None
-        facts = json.loads(header["facts"]) if "facts" in header else {key: json.loads(text) for key, text in header.items()}
-        arrays = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
-        thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
-        flags = {key: facts.get(key, False) for key in ("cosine", "align_corners")}
-        return Registration(**arrays, thresholds=thresholds, **flags)
+        try:
+            facts = json.loads(header["facts"]) if "facts" in header else {key: json.loads(text) for key, text in header.items()}
+            arrays = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
+            thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
+            flags = [bool(facts.get(key, False)) for key in ("cosine", "align_corners")]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{draw.support}: no registration ({type(error).__name__}); delete it and run again") from None
+        return Registration(**arrays, thresholds=thresholds, cosine=flags[0], align_corners=flags[1])
 
     def classifier_on(self, device: torch.device | str) -> Classifier:
         """Return the classifier on a device."""

@@ -14,13 +14,14 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -44,6 +45,9 @@ WAITS = (0.1, 0.3, 0.9)
 """Seconds before each further try to read a file that went stale or was merged meanwhile."""
 
 _APPENDING = threading.Lock()
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+_MODE = 0o666 & ~_UMASK
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -135,10 +139,48 @@ def explain_errors(path: AnyPath, doing: str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno == errno.ESTALE and doing == "read":
             raise StaleFileError(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
+        remedy = _REMEDIES.get(getattr(error, "errno", 0), _ANY_REMEDY)
         raise StoreError(
-            f"{path}: cannot be {doing} ({one_line(error)}{_free(path)}); make room there, or mend the rights or the "
-            "connection, and run the same command again, which goes on from here"
+            f"{path}: cannot be {doing} ({one_line(error)}{_free(path)}); {remedy}, and run the same command again, which goes on "
+            "from here"
         ) from error
+
+
+_ANY_REMEDY = "make room there, or mend the rights or the connection"
+_REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or raise the quota",
+    errno.EACCES: "mend the rights there",
+    errno.EPERM: "mend the rights there",
+    errno.EROFS: "choose a place that is not mounted read-only",
+    errno.ENOTDIR: "choose a place whose parents are folders",
+    errno.EISDIR: "choose a name that is no folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "choose a file system without that limit",
+}
+
+
+def check_writable(place: str, option: str) -> None:
+    """Check that something can be written at a path of this machine, before any work is done for it; a URL passes.
+
+    Args:
+        place: a file or folder, which need not exist.
+        option: the option that names it, for the message.
+
+    Raises:
+        UserError: a part of the path is a file, or the folder that exists is not writable.
+    """
+    path = as_path(place)
+    if not isinstance(path, Path):
+        return
+    try:
+        folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {place[:200]}: is no usable path ({one_line(error)}); choose another one") from None
+    if not folder.is_dir() and folder != path.absolute():
+        raise UserError(f"{option} {place}: {folder} is a file, so nothing can lie below it; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK if folder.is_dir() else os.W_OK):
+        raise UserError(f"{option} {place}: {folder} is not writable for you; mend its rights, or choose another place")
 
 
 def _free(path: AnyPath) -> str:
@@ -238,6 +280,8 @@ def atomic_file(path: AnyPath) -> Iterator[Path]:
         try:
             yield partial
             with partial.open("rb+") as f:
+                if os.fstat(f.fileno()).st_mode & 0o777 != _MODE:  # some libraries make files for the owner alone
+                    os.fchmod(f.fileno(), _MODE)
                 os.fsync(f.fileno())
             os.replace(partial, path)
         finally:
@@ -289,6 +333,22 @@ def to_json(value: Any) -> Any:
     return bool(value) if isinstance(value, np.bool_) else value
 
 
+def open_regular(path: AnyPath) -> IO[bytes]:
+    """Open a regular file, or an object of a store, for reading; a pipe or a device never makes anybody wait.
+
+    Raises:
+        OSError: it cannot be opened.
+        DamagedError: it is something else.
+    """
+    _check_regular(path, path.stat())
+    return path.open("rb")
+
+
+def _check_regular(path: AnyPath, facts: Any) -> None:
+    if isinstance(path, Path) and not stat.S_ISREG(facts.st_mode):
+        raise DamagedError(f"{path}: is no regular file; this program did not write it")
+
+
 def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
     """Return the whole of a file.
 
@@ -300,9 +360,12 @@ def read_bytes(path: AnyPath, limit: int = MAX_FILE) -> bytes:
 
     def read() -> bytes:
         with explain_errors(path, "read"):
-            size = path.stat().st_size
-            if size > limit:
-                raise DamagedError(f"{path}: has {size:,} bytes, at most {limit:,} were expected; this program did not write it")
+            facts = path.stat()
+            _check_regular(path, facts)
+            if facts.st_size > limit:
+                raise DamagedError(
+                    f"{path}: has {facts.st_size:,} bytes, at most {limit:,} were expected; this program did not write it"
+                )
             return path.read_bytes()
 
     return retry_stale(path, read)
@@ -331,46 +394,3 @@ def parse_json(data: bytes | str, what: str) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         raise DamagedError(f"{what}: damaged; delete it and run the same command again to make it anew") from None
-
-
-def list_files(folder: AnyPath) -> dict[str, int]:
-    """Return the size in bytes of every file below `folder`, by path; what starts with a dot (`.partial` files) is left out."""
-    if not isinstance(folder, Path):
-        prefix = folder.path.strip("/") + "/"
-        with explain_errors(folder, "read"):
-            try:
-                entries: Any = folder.fs.find(folder.path, detail=True)
-            except FileNotFoundError:
-                return {}
-        below = {name.strip("/").removeprefix(prefix): facts["size"] for name, facts in entries.items()}
-        return {name: size for name, size in below.items() if not any(part.startswith(".") for part in name.split("/"))}
-    return retry_stale(folder, lambda: _local_listing(folder))
-
-
-def _local_listing(folder: Path) -> dict[str, int]:
-    sizes, open_folders = {}, [("", str(folder))]
-    with explain_errors(folder, "read"):
-        while open_folders:
-            below, name = open_folders.pop()
-            with contextlib.suppress(FileNotFoundError), os.scandir(name) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        open_folders.append((f"{below}{entry.name}/", entry.path))
-                    else:
-                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                            sizes[below + entry.name] = entry.stat().st_size
-    return sizes
-
-
-def list_names(folder: AnyPath) -> list[str]:
-    """Return the sorted names in a folder; none if there is no such folder."""
-    with explain_errors(folder, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return sorted({path.name for path in folder.iterdir()})
-    return []
-
-
-def count_partial_files(folder: AnyPath) -> int:
-    """Return how many `.partial` files crashes have left below a folder."""
-    return sum(1 for _ in folder.rglob(".*.partial")) if isinstance(folder, Path) else 0

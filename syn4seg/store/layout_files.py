@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
 from syn4seg.schema import FAULT, LABEL_COLUMNS
-from syn4seg.store.files import list_files, map_threads, read_json, write_json
+from syn4seg.store.files import map_threads, read_json, write_json
 from syn4seg.store.images import pixel_digest, read_image, write_image
+from syn4seg.store.listing import list_files
 from syn4seg.store.samples import (
     _SAFE,
     Pair,

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 
 from syn4seg.errors import DamagedError, StoreError
 from syn4seg.schema import FAULT
-from syn4seg.store.files import MAX_TABLE, WAITS, atomic_file, list_files, map_threads, parse_json, remove, write_atomically
+from syn4seg.store.files import MAX_TABLE, WAITS, atomic_file, map_threads, parse_json, remove, write_atomically
 from syn4seg.store.images import decode_image, pixel_digest
+from syn4seg.store.listing import list_files
 from syn4seg.store.samples import check_names
 from syn4seg.store.tables import open_parquet
 

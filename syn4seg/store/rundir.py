@@ -31,26 +31,26 @@ from syn4seg.config.loading import explained
 from syn4seg.config.tree import Config, annotated, differences
 from syn4seg.config.yaml_text import decode_text, parse_yaml
 from syn4seg.errors import DamagedError, UserError
+from syn4seg.schema import PLAN_FILE
 from syn4seg.store.files import (
     append_line,
     as_path,
     check_reachable,
     exists,
     explain_errors,
-    list_files,
-    list_names,
     map_threads,
     one_line,
     parse_json,
     read_bytes,
-    read_json,
     to_json,
 )
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.layout_sharded import ShardSamples
+from syn4seg.store.listing import list_files, list_names
+from syn4seg.store.readback import Facts, Inputs, Provenance, read_checked
 from syn4seg.store.samples import Pair, StoredSample, check_names
 from syn4seg.store.seals import check_seal, write_sealed, write_sealed_json
-from syn4seg.store.tables import read_parquet
+from syn4seg.store.tables import check_types, read_parquet
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -184,7 +184,7 @@ class RunDir:
     def quarantine(self) -> dict[str, dict[str, Any]]:
         """Return the notes of the quarantined samples, by id."""
         names = self.quarantined_ids()
-        return dict(zip(names, map_threads(lambda name: read_json(self.root / "quarantined" / f"{name}.json"), names), strict=True))
+        return dict(zip(names, map_threads(lambda name: read_checked(self.quarantined(name), Facts), names), strict=True))
 
     def read_plan(self) -> pa.Table:
         """Return the plan as it was written, padding included.
@@ -201,6 +201,7 @@ class RunDir:
         lacking = {"sample_id", "class_id", "batch", "padding"} - set(plan.column_names)
         if lacking:
             raise DamagedError(f"{self.plan}: has no column {min(lacking)!r}; this program did not write it")
+        check_types(self.plan, plan, PLAN_FILE)
         check_names(plan["sample_id"], f"{self.plan}: sample")
         check_seal(self.plan)
         return plan
@@ -274,7 +275,7 @@ class RunDir:
         """
         if not exists(self.inputs):
             return
-        for key, digest in read_json(self.inputs).items():
+        for key, digest in read_checked(self.inputs, Inputs).items():
             if inputs.get(key, digest) != digest:
                 raise UserError(
                     f"{key}: other files are there than when {self.root} was begun; put the old ones back, or use another --out"
@@ -282,13 +283,13 @@ class RunDir:
 
     def write_inputs(self, inputs: dict[str, str]) -> None:
         """Keep the digests of the run's inputs, those known already and new ones."""
-        stored = read_json(self.inputs) if exists(self.inputs) else {}
+        stored = read_checked(self.inputs, Inputs) if exists(self.inputs) else {}
         write_sealed_json(self.inputs, inputs | stored)
 
     def write_provenance(self, config: Config, versions: dict[str, str]) -> None:
         """Write what made the run: versions at its first start and the fingerprint of each stage; no user name, path or secret."""
         if exists(self.provenance):
-            versions = read_json(self.provenance)["versions"]
+            versions = read_checked(self.provenance, Provenance)["versions"]
         stages = {stage: fingerprint(config, stage) for stage in UPSTREAM}
         write_sealed_json(self.provenance, {"versions": versions, "fingerprints": stages})
 
@@ -303,7 +304,21 @@ def open_run(place: str) -> RunDir:
     check_reachable(run.root)
     if not exists(run.config):
         raise UserError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+    refuse_sweep(run)
     return run
+
+
+def refuse_sweep(run: RunDir) -> None:
+    """Refuse the directory of a sweep where a run is expected.
+
+    Raises:
+        UserError: it is one.
+    """
+    if exists(run.root / "study.json"):
+        raise UserError(
+            f"{run.root}: a sweep, not a run; its page is {run.root}/report.html, and {run.root}/run is the run that its trials "
+            "start from"
+        )
 
 
 def _has_files(root: AnyPath) -> bool:

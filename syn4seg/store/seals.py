@@ -20,12 +20,13 @@ from syn4seg.store.files import (
     atomic_file,
     exists,
     explain_errors,
-    list_names,
+    open_regular,
     read_json,
     to_json_bytes,
     write_atomically,
     write_json,
 )
+from syn4seg.store.listing import list_names
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -121,7 +122,7 @@ def _write_seal(path: AnyPath, digest: str) -> None:
 
 def _digest(path: AnyPath) -> str:
     total = hashlib.blake2b(digest_size=16)
-    with explain_errors(path, "read"), path.open("rb") as file:
+    with explain_errors(path, "read"), open_regular(path) as file:
         while data := file.read(_CHUNK):
             total.update(data)
     return total.hexdigest()

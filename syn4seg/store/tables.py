@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from syn4seg.errors import DamagedError
-from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, retry_stale
+from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, open_regular, retry_stale
 from syn4seg.store.seals import write_sealed
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def open_parquet(path: AnyPath) -> Iterator[Columns]:
     """
     with explain_errors(path, "read"), contextlib.ExitStack() as stack:
         try:
-            opened = stack.enter_context(path.open("rb") if isinstance(path, Path) else path.fs.open(path.path, "rb"))
+            opened = stack.enter_context(open_regular(path) if isinstance(path, Path) else path.fs.open(path.path, "rb"))
             yield Columns(path, opened)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and (error.errno or (not isinstance(path, Path) and not _of_arrow(error))):
@@ -122,8 +122,23 @@ def _of_arrow(error: BaseException) -> bool:
     return frame is not None and "pyarrow" in frame.tb_frame.f_code.co_filename
 
 
-def read_parquet(path: AnyPath, columns: list[str] | None = None) -> pa.Table:
+def check_types(path: AnyPath, table: pa.Table, schema: pa.Schema) -> None:
+    """Check that the columns of a table have the types of a schema; columns that only one of the two has do not matter.
+
+    Raises:
+        DamagedError: one has another type.
+    """
+    for field in schema:
+        kind = table.schema.field(field.name).type if field.name in table.column_names else field.type
+        if kind != field.type and not (pa.types.is_integer(kind) and pa.types.is_integer(field.type)):
+            raise DamagedError(f"{path}: column {field.name!r} is {kind}, expected {field.type}; this program did not write it")
+
+
+def read_parquet(path: AnyPath, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
     """Return a table, or some of its columns.
+
+    Args:
+        schema: types that its columns must have, see `check_types`.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -134,4 +149,6 @@ def read_parquet(path: AnyPath, columns: list[str] | None = None) -> pa.Table:
         with open_parquet(path) as file:
             return file.read(columns)
 
-    return retry_stale(path, read)
+    table = retry_stale(path, read)
+    check_types(path, table, schema or pa.schema([]))
+    return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from syn4seg.errors import DamagedError, StoreError
-from syn4seg.store.files import MAX_TABLE, explain_errors, read_bytes, retry_stale
+from syn4seg.store.files import MAX_TABLE, explain_errors, open_regular, read_bytes, retry_stale
 from syn4seg.store.seals import check_seal
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class TensorFile:
     def _open(self) -> tuple[int, bytes, dict[str, Any]]:
         with explain_errors(self.path, "read"):
             size = self.path.stat().st_size
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 start = file.read(8)
                 return size, start, _header(start, file.read, f"{self.path}")
 

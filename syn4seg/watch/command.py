@@ -18,9 +18,12 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
 ) -> None:
     """Show how far a run is, until it is finished; reads only its directory, so any terminal or machine will do."""
+    from syn4seg.store.rundir import refuse_sweep
     from syn4seg.watch.screen import follow
 
+    run = reach_run(run_dir)
+    refuse_sweep(run)
     try:
-        follow(reach_run(run_dir), interval, once)
+        follow(run, interval, once)
     except Interrupted:
         raise Interrupted("") from None  # only the display was stopped

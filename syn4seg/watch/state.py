@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 
-from syn4seg.schema import FAULT
-from syn4seg.store.files import exists, explain_errors, read_json, retry_stale
+from syn4seg.schema import FAULT, PLAN_FILE
+from syn4seg.store.files import exists, explain_errors, retry_stale
+from syn4seg.store.readback import Results, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.tables import read_parquet
 from syn4seg.watch.timeline import PHASES, StageLoad, Timeline, WorkItem, finite_number
@@ -157,14 +158,14 @@ class Watcher:
             self.timeline, lines = Timeline(), self.reader.read_new() or []
         self.timeline.add_lines(lines)
         if self.planned is None and exists(self.run.plan):
-            self.planned = pc.sum(pc.invert(read_parquet(self.run.plan, ["padding"])["padding"])).as_py() or 0
+            self.planned = pc.sum(pc.invert(read_parquet(self.run.plan, ["padding"], PLAN_FILE)["padding"])).as_py() or 0
         return self._state(now)
 
     def _state(self, now: float) -> State:
         timeline = self.timeline
         kind, phase, results = "running", timeline.phase_title(), None
         if not timeline.phase and timeline.ended in LAST and exists(self.run.results):
-            kind, phase, results = "finished", "finished", read_json(self.run.results)
+            kind, phase, results = "finished", "finished", read_checked(self.run.results, Results)
         elif not timeline.phase and timeline.ended:
             kind, phase = "idle", f"nothing is under way; done: {PHASES[timeline.ended]}"
         loads = timeline.stage_loads()

@@ -13,6 +13,7 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.report.compare import write_comparison
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed
 
 
 def test_runs_of_other_classes_are_not_compared(run, tmp_path, small):
@@ -26,7 +27,7 @@ def test_a_comparison_tells_settings_scores_and_labels_that_differ(run, tmp_path
     other = RunDir(tmp_path / "other")
     shutil.copytree(run.root, other.root)
     text = other.config.read_text()
-    other.config.write_text(re.sub(r"(?m)^(\s*beta: ).*$", r"\g<1>0.25", text))
+    write_sealed(other.config, re.sub(r"(?m)^(\s*beta: ).*$", r"\g<1>0.25", text).encode())
     results = json.loads(other.results.read_text())
     last = list(results["rows"])[-1]
     results["rows"][last]["novel"]["mean"] += 0.1

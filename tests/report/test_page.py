@@ -20,6 +20,7 @@ from syn4seg.report.reading import read_records
 from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed
 from syn4seg.terminal import TITLES
 from tests.shared_reports import data_of, page_of, spoil
 
@@ -55,7 +56,9 @@ def test_the_same_run_gives_the_same_page(run):
 
 def test_a_run_whose_first_draw_is_another_is_reported_and_finished(run):
     text = run.config.read_text()
-    run.config.write_text(re.sub(r"(?m)^(\s*first_draw: ).*$", r"\g<1>3", re.sub(r"(?m)^(\s*draws: ).*$", r"\g<1>1", text)))
+    write_sealed(
+        run.config, re.sub(r"(?m)^(\s*first_draw: ).*$", r"\g<1>3", re.sub(r"(?m)^(\s*draws: ).*$", r"\g<1>1", text)).encode()
+    )
     (run.root / "draws/0").rename(run.root / "draws/3")
     again = RunDir(run.root)
     target, damage = write_report(again, None, None, lambda *_: None)

@@ -17,6 +17,7 @@ from syn4seg.report.reading import class_names, exact_class_names, read_pages, r
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.parquet_parts import PartStore
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed
 from tests.shared_exports import made_run
 
 SAMPLES, GROUP = 24, 4
@@ -138,6 +139,6 @@ def test_an_unfinished_run_without_its_data_set_has_a_report(finished, tmp_path)
     run = RunDir(tmp_path / "run")
     run.results.unlink()
     config = load(run.config, ["data.source=folder", f"data.root={tmp_path}/none", "base.checkpoint=train"])
-    run.config.write_text(annotated(config))
+    write_sealed(run.config, annotated(config).encode())
     target, damage = write_report(RunDir(run.root), 0, None, lambda *_: None)
     assert not damage and "class 1" in target.read_text()

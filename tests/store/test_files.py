@@ -14,8 +14,9 @@ from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
 from syn4seg.errors import StoreError, UserError
 from syn4seg.stages.results import verify_run
-from syn4seg.store.files import count_partial_files, write_atomically
+from syn4seg.store.listing import count_partial_files
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed
 from syn4seg.store.tables import write_parquet
 
 
@@ -50,7 +51,7 @@ def test_a_full_disk_stops_the_stream_and_the_same_command_goes_on(finish, prepa
     original, names = prepared
     shutil.copytree(original.root, disk / "run")
     config = load(None, [*small, f"layout={layout}", "placement.synthesis.batch=5"])
-    write_atomically(disk / "run" / "config.yaml", annotated(config).encode())
+    write_sealed(disk / "run" / "config.yaml", annotated(config).encode())
     other = fill(disk, leave)
     with pytest.raises(
         StoreError, match=r"cannot be written \(No space left on device; [\d.,]+ MiB free\).*same command"
@@ -85,7 +86,9 @@ def test_a_read_only_target_is_one_sentence(prepared, small, disk):
     original, names = prepared
     shutil.copytree(original.root, disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    with pytest.raises(StoreError, match=r"cannot be written \(Read-only file system.*mend the rights"):
+    with pytest.raises(
+        StoreError, match=r"cannot be written \(Read-only file system.*choose a place that is not mounted read-only"
+    ):
         stream(load(None, small), RunDir(disk / "run"), names, 0, quiet)
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
 
@@ -94,7 +97,7 @@ def test_a_read_only_target_is_one_sentence(prepared, small, disk):
 def test_a_run_directory_that_is_taken_away_is_not_made_anew_in_its_place(fresh, small, layout):
     run, names = fresh
     config = load(None, [*small, f"layout={layout}", "placement.synthesis.batch=5"])
-    write_atomically(run.config, annotated(config).encode())
+    write_sealed(run.config, annotated(config).encode())
 
     def take_away(done, *_):
         if done == 5:

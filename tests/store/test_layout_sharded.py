@@ -15,11 +15,12 @@ from syn4seg.config.tree import annotated
 from syn4seg.errors import UserError
 from syn4seg.stages.results import verify_run
 from syn4seg.stages.reuse import reuse
-from syn4seg.store.files import as_path, write_atomically, write_json
+from syn4seg.store.files import as_path, write_json
 from syn4seg.store.images import pixel_digest
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.layout_sharded import ShardSamples
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed
 from tests.shared_samples import expect, fill, image_of, sample_of
 
 BOTH = pytest.mark.parametrize("kind", [FileSamples, ShardSamples])
@@ -75,7 +76,7 @@ def test_a_damaged_image_in_a_shard_is_seen_and_made_again_on_the_way(tmp_path):
 def sharded(run: RunDir, small, *keys):
     """The same prepared run, begun sharded."""
     config = load(None, [*small, "layout=sharded", *keys])
-    write_atomically(run.config, annotated(config).encode())
+    write_sealed(run.config, annotated(config).encode())
     return config, RunDir(run.root)
 
 

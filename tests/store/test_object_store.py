@@ -17,7 +17,8 @@ from syn4seg import cli
 from syn4seg.config.loading import load
 from syn4seg.errors import Interrupted
 from syn4seg.stages.results import verify_run
-from syn4seg.store.files import as_path, list_files, read_json
+from syn4seg.store.files import as_path, read_json
+from syn4seg.store.listing import list_files
 from syn4seg.store.rundir import RunDir
 
 pytestmark = pytest.mark.slow
