@@ -54,6 +54,11 @@ class TextModels:
         """Encode as `TextEncoder.encode` does."""
         return self.encoder.encode(prompts)
 
+    def cut_at(self, prompts: list[str]) -> list[int]:
+        """Return as `DiffusionTextEncoder.cut_at`; 0 for an encoder that reads everything."""
+        cut_at = getattr(self.encoder, "cut_at", None)
+        return cut_at(prompts) if cut_at is not None else [0] * len(prompts)
+
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """Propose as `PromptAgent.propose` does, by the local language model."""
         return self.agent.propose(class_name, round_index, accepted, refused)
@@ -68,6 +73,10 @@ class RemoteTextModels:
     def encode(self, prompts: list[str]) -> Encoded:
         """Encode as `TextEncoder.encode` does."""
         return _result(self.actor.encode.remote(prompts))
+
+    def cut_at(self, prompts: list[str]) -> list[int]:
+        """Return as `TextModels.cut_at`."""
+        return _result(self.actor.cut_at.remote(prompts))
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """Propose as `PromptAgent.propose` does, by the local language model."""

@@ -66,6 +66,13 @@ class DiffusionTextEncoder:
         every = Encoded(np.concatenate(pooled), np.concatenate(sequence), pooled[0][:1], sequence[0][:1])
         return every.rows([at[text] for text in prompts])
 
+    def cut_at(self, prompts: list[str]) -> list[int]:
+        """Return for each prompt 0, or the number of tokens after which the pooled embedding no longer reads it."""
+        tokenizer = self.pipeline.tokenizer
+        limit = int(tokenizer.model_max_length)
+        lengths = (len(ids) for ids in tokenizer(prompts, truncation=True, max_length=limit + 1).input_ids)
+        return [limit if length > limit else 0 for length in lengths]
+
 
 class DiffusionGenerator:
     """Transformer, VAE and scheduler of a Stable Diffusion 3 pipeline: embeddings to images."""

@@ -167,6 +167,7 @@ def build_bank(
     size: int,
     lambda_prompt: float,
     patience: int,
+    cut_at: Callable[[list[str]], list[int]] | None = None,
 ) -> Bank:
     """Ask the agent for rounds of prompts until `size` are accepted, or `patience` candidates in a row were not.
 
@@ -175,6 +176,8 @@ def build_bank(
     Args:
         encode: texts -> float32 (N, E), L2-normalised (see `unit_rows`).
         lambda_prompt: a prompt whose similarity is below this is accepted; the first one always is.
+        cut_at: texts -> for each 0, or the tokens after which the encoder does not read on: such a text is not blamed for what it
+            has in common with another one up to there, but for its length.
 
     Raises:
         UserError: `size`, `patience` or `lambda_prompt` out of range, or an embedding that is not of unit length.
@@ -193,7 +196,10 @@ def build_bank(
         texts = agent.propose(class_name, rounds, [c.text for c in accepted], [(c.text, c.why) for c in refused])
         unread = [refusal_before_encoding(text, class_name, seen) for text in texts]
         verdicts = judge(texts, unread, encode, vectors, lambda_prompt, size - len(accepted))
-        for text, (why, similarity, nearest, vector) in zip(texts, verdicts, strict=False):
+        for text, (verdict, similarity, nearest, vector) in zip(texts, verdicts, strict=False):
+            why = verdict
+            if why == NEAR and cut_at is not None and (limit := cut_at([text])[0]):
+                why = f"cut at {limit} tokens"
             order, near = len(accepted) + len(refused), accepted[nearest].text if nearest >= 0 else ""
             candidate = Candidate(text, order, similarity if nearest >= 0 else None, near, why)
             (refused if why else accepted).append(candidate)

@@ -118,8 +118,13 @@ def _plan_generation(
     class_prompts = {name: plain_prompt(name, world) for name in names}
     class_embeddings = dict(zip(names, encode(list(class_prompts.values())), strict=True))
     banks: dict[str, Bank] = {}
+    cut_at = getattr(encoder, "cut_at", None)
     for name in names:
-        banks[name] = build_bank(agent, encode, name, size=hdig.bank_size, lambda_prompt=hdig.lambda_prompt, patience=hdig.patience)
+        limits = {"size": hdig.bank_size, "lambda_prompt": hdig.lambda_prompt, "patience": hdig.patience}
+        banks[name] = build_bank(agent, encode, name, **limits, cut_at=cut_at)
+        cut = [limit for limit in cut_at([c.text for c in banks[name].accepted]) if limit] if cut_at is not None else []
+        if cut:
+            note(f"warning: {name}: {len(cut)} accepted prompts are longer than the {cut[0]} tokens that the text encoder reads")
         _report(run, note, banks[name], class_embeddings[name])
     texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *class_prompts.values()]))
     save_embeddings(run.embeddings, concatenate([encoded[text] for text in texts]))

@@ -208,6 +208,14 @@ def test_a_file_cut_short_is_an_error_that_names_the_file(folder, tmp_path):
             half(str(tmp_path / "cut"))
 
 
+def test_a_prompt_beyond_the_tokens_that_are_read_is_said_to_be_cut(encoder):
+    limit = encoder.pipeline.tokenizer.model_max_length
+    short, long = "a star", "a star " * limit
+    other = f"{long} on sand"
+    assert encoder.cut_at([short, long, other]) == [0, limit, limit]
+    assert np.array_equal(encoder.encode([long]).pooled, encoder.encode([other]).pooled)  # what is cut is not read
+
+
 @pytest.mark.parametrize(("part", "half"), [("vae", load), ("transformer", load), ("text_encoder", DiffusionTextEncoder)])
 def test_weights_that_lack_are_an_error_and_never_invented(folder, tmp_path, part, half):
     from safetensors.torch import load_file, save_file

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from syn4seg.errors import UserError
 from syn4seg.prompts import bank as bank_module
-from syn4seg.prompts.bank import accept_in_order, build_bank, diversity, unit_rows
+from syn4seg.prompts.bank import NEAR, accept_in_order, build_bank, diversity, unit_rows
 from syn4seg.prompts.grammar import GrammarAgent
 
 
@@ -250,3 +250,23 @@ def test_vendi_counts_the_different_prompts():
 def test_the_reasons_are_distinct_words():
     reasons = {bank_module.EMPTY, bank_module.REPEATED, bank_module.OFF_CLASS, bank_module.NEAR}
     assert len(reasons) == 4 and "" not in reasons
+
+
+def test_a_prompt_that_the_encoder_cuts_is_not_called_a_near_duplicate():
+    texts = ["a star on sand in the morning light", "a star on sand in the evening rain", "a star on sand"]
+
+    class Three:
+        def propose(self, class_name, round_index, accepted, refused):
+            return texts if round_index == 0 else []
+
+    def encode(some):
+        return unit_rows(np.stack([np.eye(8, dtype=np.float32)[0] for _ in some]))  # the first four words are all it reads
+
+    def cut_at(some):
+        return [4 if len(text.split()) > 4 else 0 for text in some]
+
+    limits = {"size": 3, "lambda_prompt": 0.9, "patience": 4}
+    bank = build_bank(Three(), encode, "star", **limits, cut_at=cut_at)
+    assert [c.why for c in (*bank.accepted, *bank.refused)] == ["", "cut at 4 tokens", NEAR]
+    assert "1 cut at 4 tokens" in bank.warning
+    assert [c.why for c in build_bank(Three(), encode, "star", **limits).refused] == [NEAR, NEAR]
