@@ -148,3 +148,15 @@ def test_both_signals_interrupt(number):
     finally:
         for n, handler in handlers.items():
             signal.signal(n, handler)
+
+
+def test_an_interrupt_that_compiled_code_has_wrapped_is_still_an_interrupt(syn4seg, tmp_path, monkeypatch, traceback_folder):
+    def wraps(*_):
+        try:
+            raise Interrupted("stopped; the same command goes on from here")
+        except Interrupted as stop:
+            raise SystemError("<method> returned a result with an exception set") from stop
+
+    monkeypatch.setattr(RunDir, "open", wraps)
+    assert prompts(syn4seg, tmp_path) == (130, "stopped; the same command goes on from here\n")
+    assert list(traceback_folder.iterdir()) == []

@@ -174,6 +174,8 @@ def check_writable(place: str, option: str) -> None:
     if not isinstance(path, Path):
         return
     try:
+        if "\x00" in place:
+            raise ValueError("a zero byte")
         folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     except (OSError, ValueError) as error:
         raise UserError(f"{option} {place[:200]}: is no usable path ({one_line(error)}); choose another one") from None

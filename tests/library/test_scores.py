@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 import syn4seg
@@ -57,3 +58,25 @@ def test_one_map_and_a_stack_of_maps_are_images_too_and_absent_classes_are_nan(c
     np.testing.assert_array_equal(many.confusion, 3 * one.confusion)
     said = capsys.readouterr()
     assert said.out == "" and "images" in said.err
+
+
+def test_a_prediction_of_255_is_wrong_and_no_way_to_be_left_out():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (40, 40)).astype(np.uint8)
+    guess = np.where(rng.random((40, 40)) < 0.6, truth, (truth + 1) % 3).astype(np.uint8)
+    abstaining = np.where(guess == truth, guess, 255).astype(np.uint8)
+    scores = syn4seg.evaluate([truth], [abstaining], base=[1], novel=[2])
+    slow = [((truth == k) & (abstaining == k)).sum() / ((truth == k) | (abstaining == k)).sum() for k in range(3)]
+    assert [scores.per_class[k] for k in range(3)] == pytest.approx(slow) and max(slow) < 0.7
+    assert scores.missed.tolist() == [int(((truth == k) & (abstaining == 255)).sum()) for k in range(3)]
+    truth[:, :20] = 255  # what the truth leaves out is left out, whatever was predicted
+    again = syn4seg.evaluate([truth[:, 20:]], [abstaining[:, 20:]], base=[1], novel=[2])
+    assert syn4seg.evaluate([truth], [abstaining], base=[1], novel=[2]).per_class == again.per_class
+
+
+def test_rows_of_one_table_average_the_classes_that_the_truth_holds():
+    truth = np.array([[0, 1, 1, 2]], np.uint8)
+    right, invented = truth.copy(), np.array([[0, 1, 3, 2]], np.uint8)
+    figures = [syn4seg.evaluate([truth], [guess], base=[1, 3], novel=[2]) for guess in (right, invented)]
+    assert all(np.isnan(f.per_class[3]) for f in figures)
+    assert figures[0].base == 1.0 and figures[1].base == 0.5  # of class 1 alone

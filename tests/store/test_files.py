@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 from actors.graph import stream
 from syn4seg.config.loading import load
 from syn4seg.config.tree import annotated
-from syn4seg.errors import StoreError, UserError
+from syn4seg.errors import DamagedError, StoreError, UserError
 from syn4seg.stages.results import verify_run
+from syn4seg.store.files import atomic_file, check_writable, explain_errors, read_bytes
 from syn4seg.store.listing import count_partial_files
-from syn4seg.store.rundir import RunDir
+from syn4seg.store.rundir import RunDir, open_run
 from syn4seg.store.seals import write_sealed
 from syn4seg.store.tables import write_parquet
 
@@ -188,3 +191,52 @@ def test_verify_names_a_sample_that_a_manifest_holds_twice(finish, fresh, small,
     table = pq.read_table(manifest)
     write_parquet(manifest, pa.concat_tables([table, table.slice(3, 1)]))
     assert verify_run(run, quick)[1] == [f"draw 0: {table['sample_id'][3]} is in the manifest more than once"]
+
+
+def test_a_destination_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "new" / "deeper", tmp_path / "file", tmp_path):
+        check_writable(str(place), "--to")
+    check_writable("s3://bucket/run", "--to")
+    for place, words in (
+        (tmp_path / "file" / "below", "is a file"),
+        ("x" * 300 + "/y", "is no usable path"),
+        ("a\x00b", "is no usable path"),
+    ):
+        with pytest.raises(UserError, match=f"--to .*{words}"):
+            check_writable(str(place), "--to")
+    monkeypatch.setattr("os.access", lambda *_: False)  # the superuser may write everywhere
+    with pytest.raises(UserError, match=r"--to .* is not writable for you"):
+        check_writable(str(tmp_path / "new"), "--to")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EACCES, "mend the rights there")]
+)
+def test_the_remedy_fits_the_cause(tmp_path, code, remedy):
+    with pytest.raises(StoreError, match=remedy) as refused, explain_errors(tmp_path / "x", "written"):
+        raise OSError(code, os.strerror(code))
+    assert ("make room" in str(refused.value)) == (code == errno.ENOSPC)
+
+
+def test_files_have_the_modes_of_the_umask_whoever_made_them(tmp_path):
+    with atomic_file(tmp_path / "x") as partial:
+        partial.touch(mode=0o600)
+    plain = tmp_path / "y"
+    plain.write_text("")
+    assert (tmp_path / "x").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_pipe_or_a_device_is_no_file_of_a_run(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(DamagedError, match="is no regular file"):
+            read_bytes(tmp_path / name)
+
+
+def test_the_directory_of_a_sweep_is_no_run_and_says_where_the_page_is(tmp_path):
+    for name in ("config.yaml", "study.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=r"a sweep, not a run; its page is .*report\.html"):
+        open_run(str(tmp_path))
