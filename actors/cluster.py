@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import sys
@@ -21,6 +22,8 @@ from actors import WORKING_FOLDER, ray_private
 from syn4seg.config.sections import PlacementConfig
 from syn4seg.errors import UserError
 
+KEPT_SESSIONS = 3
+"""Ended sessions of Ray whose logs are kept."""
 UNLIMITED_NODES = 64
 """Nodes of a type that an autoscaler may start without any limit are counted up to this many."""
 DEFAULT_STORE_GIB = 1.0
@@ -131,6 +134,7 @@ def _start_here(placement: PlacementConfig, cpus: int) -> None:
     """
     import ray
 
+    _drop_old_sessions(_private_folder() / "ray")
     for attempt in (1, 2):
         try:
             ray.init(
@@ -152,6 +156,19 @@ def _start_here(placement: PlacementConfig, cpus: int) -> None:
                     f"Ray did not start on this machine, twice ({' '.join(str(error).split())[:200]}); it may be too busy: run the "
                     "same command again later, or with placement.runner=inline, which needs no Ray"
                 ) from None
+
+
+def _drop_old_sessions(folder: Path) -> None:
+    """Delete what Ray keeps of ended commands (logs and sockets), but for the last `KEPT_SESSIONS`.
+
+    Args:
+        folder: private to this user; a session is named by its date and by the process of its command.
+    """
+    import psutil
+
+    ended = [p for p in sorted(folder.glob("session_2*_*")) if not psutil.pid_exists(int(p.name.rpartition("_")[2] or 0))]
+    for path in ended[:-KEPT_SESSIONS]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _private_folder() -> Path:

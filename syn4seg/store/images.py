@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import threading
 from typing import TYPE_CHECKING
 
 import cv2
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Pixels of the largest image or label that is read from a run."""
+LARGE = 16_000_000
+"""Pixels above which images are decoded one at a time, whatever the number of threads, so that memory stays bounded."""
+_ONE_LARGE = threading.Lock()
 
 
 def encode_image(pixels: np.ndarray) -> bytes:
@@ -38,10 +43,11 @@ def decode_image(data: bytes, what: str = "image") -> np.ndarray:
     columns, rows = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
     if rows * columns > MAX_PIXELS:
         raise DamagedError(f"{what}: claims {columns} x {rows} pixels; at most {MAX_PIXELS:,} were expected")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise DamagedError(broken)
-    return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
+    with _ONE_LARGE if rows * columns > LARGE else contextlib.nullcontext():
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise DamagedError(broken)
+        return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
 
 
 def write_image(path: AnyPath, pixels: np.ndarray) -> None:

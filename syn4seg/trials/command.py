@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from syn4seg.errors import UserError
+
 cache = typer.Typer(no_args_is_help=True, help="The stage cache of sweeps: what it holds, and making room.")
 Folder = Annotated[str, typer.Option("--cache", help="Folder of the cache.")]
 
@@ -37,12 +39,17 @@ def list_cache(cache: Folder = "runs/cache") -> None:
 @cache.command("prune")
 def prune_cache(
     cache: Folder = "runs/cache",
-    max_gib: Annotated[float, typer.Option(min=0, help="Delete the least recently used entries until this is left.")] = 0.0,
+    max_gib: Annotated[
+        float | None,
+        typer.Option(min=0, help="Delete the least recently used entries until this is left; 0: all.", show_default=False),
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="Only entries of this stage.", show_default=False)] = None,
 ) -> None:
     """Delete the least recently used entries; whatever is asked for again is made again."""
     from syn4seg.terminal import Terminal
     from syn4seg.trials.cache import StageCache
 
-    count, freed = StageCache(cache).prune(int(max_gib * 2**30), stage)
+    if max_gib is None and stage is None:
+        raise UserError("cache prune: --max-gib is not given; say how much may stay (0 deletes all), or name a --stage")
+    count, freed = StageCache(cache).prune(int((max_gib or 0) * 2**30), stage)
     Terminal().note(f"deleted {count} entries, {freed / 2**20:.1f} MiB")

@@ -205,3 +205,36 @@ def test_a_line_reaches_a_pipe_at_once_and_is_not_broken_into_several():
         assert child.stdout.readline() == "x" * 300 + " " + "y" * 300 + "\n"  # the child is still waiting for input
         assert child.poll() is None
         child.stdin.write("\n")
+
+
+def test_ended_sessions_of_ray_do_not_pile_up(tmp_path):
+    from actors.cluster import KEPT_SESSIONS, _drop_old_sessions
+
+    dead = [tmp_path / f"session_2026-11-2{day}_10-00-00_000000_{2**22 + day}" for day in range(1, 8)]
+    alive = tmp_path / f"session_2026-11-20_10-00-00_000000_{os.getpid()}"
+    for folder in (*dead, alive, tmp_path / "prom_metrics"):
+        (folder / "logs").mkdir(parents=True)
+    (tmp_path / "session_latest").symlink_to(alive)
+    _drop_old_sessions(tmp_path)
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {alive.name, "session_latest", "prom_metrics", *(p.name for p in dead[-KEPT_SESSIONS:])}
+
+
+def test_ray_that_does_not_start_is_tried_once_more_and_then_one_sentence(monkeypatch, tmp_path):
+    import ray
+
+    from actors.cluster import _start_here
+    from syn4seg.config.sections import PlacementConfig
+
+    calls = []
+
+    def slow(**_):
+        calls.append(1)
+        raise RuntimeError("raylet did not\nanswer in time")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(
+        UserError, match=r"Ray did not start on this machine, twice \(raylet did not answer in time\).*placement\.runner=inline"
+    ):
+        _start_here(PlacementConfig(), 4)
+    assert len(calls) == 2

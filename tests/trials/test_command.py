@@ -18,3 +18,12 @@ def test_entries_are_counted_by_stage_and_one_stage_can_be_pruned_alone(tmp_path
     code, *told = syn4seg("cache", "prune", "--cache", tmp_path, "--stage", "label")
     assert code == 0 and "deleted 3 entries" in "".join(told)
     assert {use.kind: use.entries for use in StageCache(tmp_path).uses()} == {"draft": 1}
+
+
+def test_pruning_without_a_bound_is_refused_and_deletes_nothing(tmp_path, syn4seg):
+    StageCache(tmp_path).put("label", {"n": 1}, {"x": np.zeros(3)})
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    code, _, complaint = syn4seg("cache", "prune", "--cache", tmp_path)
+    assert code == 2 and "--max-gib is not given" in complaint and sorted(p.name for p in tmp_path.rglob("*")) == before
+    assert syn4seg("cache", "prune", "--cache", tmp_path, "--max-gib", "0")[0] == 0
+    assert not list(tmp_path.rglob("*.bin"))
