@@ -135,7 +135,7 @@ def _ordered(path: Path, classes: dict[Any, Any]) -> list[Any]:
     """Return the names in the order of their ids, of an object name -> id or id -> name; id 0 must be the background."""
     pairs = []
     for key, value in classes.items():
-        if isinstance(value, str) and (isinstance(key, int) or re.fullmatch(r"\d{1,3}", str(key))):
+        if isinstance(value, str) and ((isinstance(key, int) and not isinstance(key, bool)) or re.fullmatch(r"\d{1,3}", str(key))):
             pairs.append((int(key), value))
         elif isinstance(key, str) and isinstance(value, int) and not isinstance(value, bool):
             pairs.append((value, key))
