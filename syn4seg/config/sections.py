@@ -90,6 +90,8 @@ class PromptsConfig(Section):
     """Prompts wanted per novel class."""
     lambda_prompt: Cosine = 0.97
     """A prompt is accepted iff its largest cosine to an accepted one is below this (HDIG)."""
+    names: dict[str, str] = {}
+    """How classes are called in prompts where their names in the data set say something else: `{mouse: computer mouse}`."""
     patience: Count = 400
     """Stop after this many candidates in a row without an acceptance."""
 

@@ -179,12 +179,18 @@ def accumulate_confusion(
         predictors: by name, e.g. (draw, row); `predictor_of` makes one of a classifier.
         classes: 1+B+M, also where a classifier has the base rows only.
         counts: (name of the predictor, id of the query) -> whether this query is one of this predictor's.
+
+    Raises:
+        ValueError: a predictor names no class (255) for a labelled pixel.
     """
     total = {name: np.zeros((classes, classes), np.int64) for name in predictors}
     for query in stream:
         for name, predict in predictors.items():
             if counts(name, query.sample_id):
-                total[name] += confusion(predict(query), query.label, classes)
+                prediction = predict(query)
+                if abstentions(prediction, query.label, classes).any():
+                    raise ValueError(f"the predictor {name} returned {UNLABELED} for labelled pixels; expected a class for each")
+                total[name] += confusion(prediction, query.label, classes)
     return total
 
 

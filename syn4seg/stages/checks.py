@@ -42,6 +42,8 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
                         "data.min_support_pixels"
                     )
     novel = [fold.names[k - 1] for k in fold.novel]
+    if unknown := sorted(set(config.prompts.names) - set(fold.names)):
+        raise UserError(f"prompts.names: {unknown[0]!r} is no class of the data set; expected some of {', '.join(fold.names[:20])}")
     if config.synthesis.source == "folder":
         for name in novel:
             setup.imported_files(config, name)

@@ -115,17 +115,18 @@ def _plan_generation(
         return unit_rows(embeddings.pooled)
 
     names, hdig = [fold.index_names[i] for i in fold.novel_indices], config.prompts
-    class_prompts = {name: plain_prompt(name, world) for name in names}
+    spoken = {name: hdig.names.get(name, name) if world == "natural" else name for name in names}
+    class_prompts = {name: plain_prompt(spoken[name], world) for name in names}
     class_embeddings = dict(zip(names, encode(list(class_prompts.values())), strict=True))
     banks: dict[str, Bank] = {}
     cut_at = getattr(encoder, "cut_at", None)
     for name in names:
         limits = {"size": hdig.bank_size, "lambda_prompt": hdig.lambda_prompt, "patience": hdig.patience}
-        banks[name] = build_bank(agent, encode, name, **limits, cut_at=cut_at)
+        banks[name] = build_bank(agent, encode, spoken[name], **limits, cut_at=cut_at)
         cut = [limit for limit in cut_at([c.text for c in banks[name].accepted]) if limit] if cut_at is not None else []
         if cut:
             note(f"warning: {name}: {len(cut)} accepted prompts are longer than the {cut[0]} tokens that the text encoder reads")
-        _report(run, note, banks[name], class_embeddings[name])
+        _report(run, note, name, banks[name], class_embeddings[name])
     texts = list(dict.fromkeys([*(c.text for b in banks.values() for c in b.accepted), *class_prompts.values()]))
     save_embeddings(run.embeddings, concatenate([encoded[text] for text in texts]))
     write_parquet(run.prompts, _prompt_table(fold, banks, class_prompts))
@@ -140,9 +141,9 @@ def _plan_generation(
     return _plan_table(config, groups)
 
 
-def _report(run: RunDir, note: Callable[[str], None], bank: Bank, class_embedding: np.ndarray) -> None:
+def _report(run: RunDir, note: Callable[[str], None], name: str, bank: Bank, class_embedding: np.ndarray) -> None:
     """Note and log how diverse a bank is, beside its class-name prompt (float32 (E,)) repeated as often."""
-    name, count = bank.class_name, len(bank.accepted)
+    count = len(bank.accepted)
     if not count:
         raise UserError(
             f"{bank.warning}. Nothing can be generated for this class. What a language model proposed is in "

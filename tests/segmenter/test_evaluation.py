@@ -16,6 +16,8 @@ from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.segmenter.backbones import load_backbone
 from syn4seg.segmenter.evaluation import (
     Metrics,
+    Query,
+    abstentions,
     accumulate_confusion,
     boundary_iou,
     class_iou,
@@ -192,3 +194,13 @@ def test_queries_of_any_shape_are_predicted_in_the_space_of_their_label(space, k
         assert predictor_of(perfect)(query).shape == query.label.shape
     got = metrics(accumulate_confusion(stored, {"x": predictor_of(perfect)}, 3)["x"], 1, 1)
     assert got["base"] > 0.88 and got["novel"] > 0.88
+
+
+def test_a_predictor_may_not_leave_out_pixels_that_it_would_get_wrong():
+    label = np.array([[0, 1, 255]], np.uint8)
+    query = Query("a", torch.zeros(1), label, Canvas(3))
+    complete, abstaining = np.array([[0, 1, 255]], np.uint8), np.array([[0, 255, 1]], np.uint8)
+    assert accumulate_confusion([query], {"x": lambda _: complete}, 2)["x"].tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ValueError, match="the predictor x returned 255 for labelled pixels"):
+        accumulate_confusion([query], {"x": lambda _: abstaining}, 2)
+    assert abstentions(abstaining, label, 2).tolist() == [0, 1]

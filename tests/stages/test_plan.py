@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -12,6 +13,7 @@ import pytest
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
+from syn4seg.models import generators
 from syn4seg.models.embeddings import EmbeddingStore
 from syn4seg.models.renderer import BagOfWords
 from syn4seg.prompts.bank import unit_rows
@@ -178,3 +180,23 @@ def test_imported_images_need_neither_agent_nor_encoder(small, tmp_path):
         "heart/a.png",
         "moon/a.png",
     ]
+
+
+def test_a_class_is_asked_for_by_the_name_that_one_says_and_stored_under_its_own(small, tmp_path, monkeypatch):
+    source = generators.generator_source
+    monkeypatch.setattr(generators, "generator_source", lambda name: dataclasses.replace(source(name), world="natural"))
+
+    class Echo:
+        def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
+            return [f"a {class_name} number {round_index}"]
+
+    config = load(None, [*small, "prompts.names={ball: round thing}", "prompts.lambda_prompt=0.999", "prompts.patience=3"])
+    run = RunDir(tmp_path / "run")
+    planned_by(config, run, Echo())
+    rows = pq.read_table(run.prompts).to_pylist()
+    assert {r["class"] for r in rows} == {"ball", "donut", "moon", "heart"}
+    assert all("round thing" in r["prompt"] for r in rows if r["class"] == "ball")
+    assert not any("round thing" in r["prompt"] for r in rows if r["class"] != "ball")
+    assert all("-ball-" in r["sample_id"] for r in pq.read_table(run.plan).to_pylist() if "round thing" in r["prompt"])
+    with pytest.raises(UserError, match=r"prompts\.names: 'mouse' is no class of the data set"):
+        check(load(None, [*small, "prompts.names={mouse: computer mouse}"]))
