@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -151,6 +152,8 @@ def ray_cluster():
     from actors.cluster import connect
     from syn4seg.config.sections import PlacementConfig
 
+    root = str(Path(__file__).parents[1])  # for functions of the tests that run in its processes
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     connect(PlacementConfig())
     yield
     import ray

@@ -13,6 +13,7 @@ from syn4seg.data.folder import FolderDataset
 from syn4seg.errors import UserError
 from syn4seg.stages.checks import check
 from syn4seg.stages.setup import support_of
+from syn4seg.trust import trust
 
 REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
 pytestmark = pytest.mark.skipif(not (REFERENCE / "ccp").is_dir(), reason=f"no photos at {REFERENCE / 'ccp'}")
@@ -74,6 +75,7 @@ def test_the_real_backbone_tells_photos_apart_from_noise(photos):
     def hits(name: str) -> float:
         """Share of labelled foreground pixels of one photo that the nearest prototype of five others names correctly."""
         torch.manual_seed(0)
+        trust("examples.mobilenet:mobilenet_v2")
         backbone = load_backbone("examples.mobilenet:mobilenet_v2", name)
         module = backbone.module.eval()
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))

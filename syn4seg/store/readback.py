@@ -83,11 +83,7 @@ class BaseFacts(_Form):
 class SupportFacts(_Form):
     """draws/K/support.json."""
 
-    draw: int
-    shots: int
     support: dict[str, list[str]]
-    lambda_keep: dict[str, float]
-    support_from: str
     replayed: list[str]
     base_prototypes_from: list[str]
 

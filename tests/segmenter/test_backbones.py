@@ -13,6 +13,12 @@ from torch import nn
 
 from syn4seg.errors import UserError
 from syn4seg.segmenter.backbones import IMAGENET_MEAN, IMAGENET_STD, check_backbone, load_backbone, read_weights
+from syn4seg.trust import VARIABLE, trust
+
+
+@pytest.fixture(autouse=True)
+def own_trust(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
 
 
 @pytest.mark.parametrize(("name", "side"), [("embedded", 64), ("resnet50", 33), ("resnet50-deep", 33)])
@@ -68,6 +74,8 @@ def test_a_factory_is_imported_by_name_and_must_tell_its_facts(tmp_path, monkeyp
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+    for name in ("my_nets:good", "my_nets:bad", "my_nets:none", "no_such_module:x"):
+        trust(name)
     backbone = load_backbone("my_nets:good", "path")
     assert (backbone.channels, backbone.stride, backbone.module.weights) == (7, 2, "path")
     with pytest.raises(UserError, match="without channels, mean, std"):
@@ -217,6 +225,8 @@ def test_the_check_finds_what_loading_would_and_loads_nothing(tmp_path, monkeypa
         for call in (check_backbone, load_backbone):
             with pytest.raises(UserError, match=message):
                 call(name, str(weights))
+    for name in ("no_such_module:x", "my_checked_nets:x"):
+        trust(name)
     with pytest.raises(UserError, match="no module 'no_such_module'"):
         check_backbone("no_such_module:x")
     (tmp_path / "my_checked_nets.py").write_text("raise RuntimeError('imported')\n")
@@ -251,6 +261,7 @@ def test_the_mobilenet_example_pads_as_tensorflow_does():
 def test_the_mobilenet_example_is_a_backbone(tmp_path):
     from safetensors.torch import save_file
 
+    trust("examples.mobilenet:mobilenet_v2")
     backbone = load_backbone("examples.mobilenet:mobilenet_v2")
     with torch.no_grad():
         assert backbone.module(torch.zeros(1, 3, 60, 44)).shape == (1, backbone.channels, 8, 6)
