@@ -166,7 +166,8 @@ def _drop_old_sessions(folder: Path) -> None:
     """
     import psutil
 
-    ended = [p for p in sorted(folder.glob("session_2*_*")) if not psutil.pid_exists(int(p.name.rpartition("_")[2] or 0))]
+    processes = {p: p.name.rpartition("_")[2] for p in sorted(folder.glob("session_2*_*"))}
+    ended = [p for p, number in processes.items() if number.isdecimal() and not psutil.pid_exists(int(number))]
     for path in ended[:-KEPT_SESSIONS]:
         shutil.rmtree(path, ignore_errors=True)
 

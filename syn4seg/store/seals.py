@@ -114,9 +114,14 @@ def _seal_of(path: AnyPath) -> AnyPath:
 
 
 def _write_seal(path: AnyPath, digest: str) -> None:
-    seal = _seal_of(path)
-    before = read_json(seal) if exists(seal) else []
-    last = [d for d in before[:1] if isinstance(d, str) and d != digest] if isinstance(before, list) else []
+    seal, last = _seal_of(path), []
+    if exists(path):  # what lies there stays right until it is replaced, however often a crash comes in between
+        try:
+            before = read_json(seal) if exists(seal) else None
+        except DamagedError:
+            before = None
+        current = _digest(path)
+        last = [current] if current != digest and (not isinstance(before, list) or current in before) else []
     write_json(seal, [digest, *last])
 
 

@@ -11,11 +11,16 @@ import pytest
 
 from syn4seg.errors import DamagedError
 from syn4seg.stages.results import verify_run
+from syn4seg.store import seals
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.seals import broken_seals, check_seal, copy_seal, write_sealed
 
 
-def test_a_file_passes_as_it_was_written_and_as_it_was_before_alone(tmp_path):
+def _stop(*_):
+    raise OSError("stopped")
+
+
+def test_a_file_passes_as_it_was_written_and_as_it_was_before_alone(tmp_path, monkeypatch):
     path = tmp_path / "a.bin"
     for data in (b"one", b"two", b"two", b"three"):
         write_sealed(path, data)
@@ -26,6 +31,15 @@ def test_a_file_passes_as_it_was_written_and_as_it_was_before_alone(tmp_path):
         path.write_bytes(other)
         with pytest.raises(DamagedError, match=r"a\.bin: its content is not what was written"):
             check_seal(path)
+    path.write_bytes(b"two")
+    for _ in range(3):  # and again, each time between the seal and the file
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="stopped"):
+            patch.setattr(seals, "write_atomically", _stop)
+            write_sealed(path, b"three")
+        check_seal(path)
+    (tmp_path / ".seals" / "a.bin.json").write_text("{")  # a damaged seal holds nobody up
+    write_sealed(path, b"three")
+    path.write_bytes(b"three ")
     copy_seal(path, tmp_path / "b.bin")
     (tmp_path / "b.bin").write_bytes(b"three")
     check_seal(tmp_path / "b.bin")
