@@ -17,10 +17,12 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from actors import WORKING_FOLDER, ray_private
 from syn4seg.config.sections import PlacementConfig
 from syn4seg.errors import UserError
+from syn4seg.trust import VARIABLE
 
 KEPT_SESSIONS = 3
 """Ended sessions of Ray whose logs are kept."""
@@ -210,7 +212,9 @@ def _join(address: str) -> None:
             f"{setting}: nothing answers there ({error}); start the cluster (`ray start --head`), or use `local`"
         ) from None
     try:
-        ray.init(address=head, logging_level=logging.ERROR, log_to_driver=False)
+        trusted = {VARIABLE: os.environ[VARIABLE]} if os.environ.get(VARIABLE) else {}  # other machines do not inherit it
+        runtime: dict[str, Any] = {"runtime_env": {"env_vars": trusted}} if trusted else {}
+        ray.init(address=head, logging_level=logging.ERROR, log_to_driver=False, **runtime)
     except (ConnectionError, RuntimeError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -238,3 +238,21 @@ def test_ray_that_does_not_start_is_tried_once_more_and_then_one_sentence(monkey
     ):
         _start_here(PlacementConfig(), 4)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("trusted", ["", "my_nets:tiny"])
+def test_the_processes_of_a_joined_cluster_learn_which_code_the_person_named(monkeypatch, trusted):
+    import ray
+
+    from syn4seg.trust import VARIABLE
+
+    given = {}
+    monkeypatch.setenv(VARIABLE, trusted)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(cluster.ray_private, "head_address", lambda _: address)
+        connect(PlacementConfig(address=address))
+    assert given["address"] == address
+    assert given.get("runtime_env") == ({"env_vars": {VARIABLE: trusted}} if trusted else None)
