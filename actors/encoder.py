@@ -139,10 +139,11 @@ def prompt_agent(config: Config, encoder: TextEncoder) -> PromptAgent:
 
 
 def _agent(config: Config, device: str) -> PromptAgent:
-    settings = config.prompts
+    settings, world = config.prompts, generator_source(config.synthesis.model).world
+    words = (settings.words(name) for name in settings.names) if world == "natural" else ()
     return load_agent(
         settings.agent,
-        world=generator_source(config.synthesis.model).world,
+        world=world,
         seed=config.seed,
         llm=settings.llm,
         base_url=settings.base_url,
@@ -151,4 +152,5 @@ def _agent(config: Config, device: str) -> PromptAgent:
         temperature=settings.temperature,
         timeout=settings.timeout,
         device=device,
+        words={one.name: one for one in words},
     )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from syn4seg.config.class_words import ClassWords, read_names
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
@@ -90,10 +92,22 @@ class PromptsConfig(Section):
     """Prompts wanted per novel class."""
     lambda_prompt: Cosine = 0.97
     """A prompt is accepted iff its largest cosine to an accepted one is below this (HDIG)."""
-    names: dict[str, str] = {}
-    """How classes are called in prompts where their names in the data set say something else: `{mouse: computer mouse}`."""
+    names: dict[str, ClassWords] = {}
+    """How classes are called in prompts where their names in the data set say something else: `{mouse: computer mouse}`, or
+    `{mouse: {name: computer mouse, synonyms: [pc mouse], definition: the hand-held device that moves a pointer}}`. A prompt may
+    use a synonym instead of the name; language models are told the synonyms and the definition."""
     patience: Count = 400
     """Stop after this many candidates in a row without an acceptance."""
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _names_are_words(cls, value: Any) -> Any:
+        return read_names(value)
+
+    def words(self, class_name: str) -> ClassWords:
+        """Return the words for a class, its own name where no other is given."""
+        given = self.names.get(class_name, ClassWords())
+        return given if given.name else given.model_copy(update={"name": class_name})
 
     @model_validator(mode="after")
     def _llm_is_given_and_no_key(self) -> PromptsConfig:

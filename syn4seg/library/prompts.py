@@ -21,6 +21,7 @@ class PromptBank:
     Args:
         lambda_prompt: a prompt whose largest cosine to the accepted ones is below this is accepted; the first one always is.
         class_name: refuse prompts that do not name this class.
+        synonyms: other names for the class that a prompt may have instead.
         encoder: texts -> embeddings (N, E), any length of rows; not needed by who gives embeddings.
 
     Attributes:
@@ -30,9 +31,17 @@ class PromptBank:
     Source: HDIG, method.md 1; decides as `syn4seg.prompts.bank.build_bank`.
     """
 
-    def __init__(self, lambda_prompt: float = 0.97, *, class_name: str = "", encoder: Callable[[list[str]], Array] | None = None):
+    def __init__(
+        self,
+        lambda_prompt: float = 0.97,
+        *,
+        class_name: str = "",
+        synonyms: Sequence[str] = (),
+        encoder: Callable[[list[str]], Array] | None = None,
+    ):
         check_number(lambda_prompt, "lambda_prompt", -1, 1, above=True)
         self.lambda_prompt, self.class_name, self.encoder = lambda_prompt, class_name, encoder
+        self.synonyms = tuple(synonyms)
         self.accepted: list[Candidate] = []
         self.refused: list[Candidate] = []
         self._seen: set[str] = set()
@@ -79,7 +88,7 @@ class PromptBank:
 
     def _decide(self, texts: list[str], rows: np.ndarray | None) -> list[Candidate]:
         seen = set(self._seen)  # kept only once the encoder has not failed
-        unread = [refusal_before_encoding(text, self.class_name, seen) for text in texts]
+        unread = [refusal_before_encoding(text, self.class_name, seen, self.synonyms) for text in texts]
 
         def encode(fresh: list[str]) -> np.ndarray:
             if rows is not None:

@@ -9,6 +9,9 @@ animal runs, a pizza does not).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from syn4seg.config.class_words import ClassWords
 from syn4seg.errors import UserError
 from syn4seg.models.protocols import PromptWorld
 from syn4seg.prompts.grammar import GrammarAgent
@@ -27,6 +30,7 @@ def load_agent(
     temperature: float = 1.0,
     timeout: float = 60.0,
     device: str = "auto",
+    words: Mapping[str, ClassWords] | None = None,
 ) -> PromptAgent:
     """Return the agent of a name.
 
@@ -39,13 +43,14 @@ def load_agent(
         temperature: of a language model's sampling; 0 takes the likeliest word.
         timeout: seconds to wait for the endpoint.
         device: "auto" (a GPU if there is one), "cpu" or "cuda", for "transformers".
+        words: synonyms and definitions, by the name under which a class is asked for; none where there are none.
 
     Raises:
         UserError: another name, no `llm`, no key, or a model that is not there or cannot be read; says what to do.
     """
     check_agent(agent, llm=llm, base_url=base_url, key_variable=key_variable)
     if agent == "grammar":
-        return GrammarAgent(world=world, seed=seed)
+        return GrammarAgent(world=world, seed=seed, words=words or {})
     assert llm is not None
     if agent == "chat":
         from syn4seg.prompts.chat import ChatAgent
@@ -59,10 +64,13 @@ def load_agent(
             per_round=per_round,
             temperature=temperature,
             timeout=timeout,
+            words=words or {},
         )
     from syn4seg.prompts.language_model import LanguageModelAgent
 
-    return LanguageModelAgent(llm, world=world, seed=seed, per_round=per_round, temperature=temperature, device=device)
+    return LanguageModelAgent(
+        llm, world=world, seed=seed, per_round=per_round, temperature=temperature, device=device, words=words or {}
+    )
 
 
 def check_agent(agent: str, *, llm: str | None, base_url: str | None, key_variable: str) -> None:

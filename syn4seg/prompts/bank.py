@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -167,6 +167,7 @@ def build_bank(
     size: int,
     lambda_prompt: float,
     patience: int,
+    synonyms: Sequence[str] = (),
     cut_at: Callable[[list[str]], list[int]] | None = None,
 ) -> Bank:
     """Ask the agent for rounds of prompts until `size` are accepted, or `patience` candidates in a row were not.
@@ -176,6 +177,7 @@ def build_bank(
     Args:
         encode: texts -> float32 (N, E), L2-normalised (see `unit_rows`).
         lambda_prompt: a prompt whose similarity is below this is accepted; the first one always is.
+        synonyms: other names for the class; a prompt that has one of them is on class.
         cut_at: texts -> for each 0, or the tokens after which the encoder does not read on: such a text is not blamed for what it
             has in common with another one up to there, but for its length.
 
@@ -194,7 +196,7 @@ def build_bank(
     idle, rounds = 0, 0
     while len(accepted) < size and idle < patience:
         texts = agent.propose(class_name, rounds, [c.text for c in accepted], [(c.text, c.why) for c in refused])
-        unread = [refusal_before_encoding(text, class_name, seen) for text in texts]
+        unread = [refusal_before_encoding(text, class_name, seen, synonyms) for text in texts]
         verdicts = judge(texts, unread, encode, vectors, lambda_prompt, size - len(accepted))
         for text, (verdict, similarity, nearest, vector) in zip(texts, verdicts, strict=False):
             why = verdict
@@ -247,8 +249,12 @@ def judge(
     return verdicts
 
 
-def refusal_before_encoding(text: str, class_name: str, seen: set[str]) -> str:
-    """Return why a text is not worth encoding, or "", and remember the text. Without a class name nothing is off class."""
+def refusal_before_encoding(text: str, class_name: str, seen: set[str], synonyms: Sequence[str] = ()) -> str:
+    """Return why a text is not worth encoding, or "", and remember the text. Without a class name nothing is off class.
+
+    Args:
+        synonyms: other names for the class, as good as its name.
+    """
     key = " ".join(text.lower().split()).rstrip(" .")
     if not key:
         return EMPTY
@@ -257,7 +263,7 @@ def refusal_before_encoding(text: str, class_name: str, seen: set[str]) -> str:
     seen.add(key)
     if len(text) > LONGEST:
         return TOO_LONG
-    return "" if not class_name or mentions(text, class_name) else OFF_CLASS
+    return "" if not class_name or any(mentions(text, name) for name in (class_name, *synonyms)) else OFF_CLASS
 
 
 def _shortfall(

@@ -11,12 +11,13 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2 as httpx  # the HTTP library of openai
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.models.protocols import PromptWorld
@@ -117,6 +118,7 @@ class ChatAgent:
         temperature: float = 1.0,
         timeout: float = 60.0,
         first_wait: float = 2.0,
+        words: Mapping[str, ClassWords] = {},
     ):
         """Take the settings; nothing is sent yet.
 
@@ -124,6 +126,7 @@ class ChatAgent:
             model: its name at the endpoint.
             seed: sent with every request, hashed with class and round, to endpoints that take one.
             first_wait: seconds before the second try; doubled for every further one.
+            words: synonyms and definitions, by the name under which a class is asked for.
 
         Raises:
             UserError: as `endpoint`.
@@ -131,6 +134,7 @@ class ChatAgent:
         self.model, self.seed, self.key_variable, self.timeout = model, seed, key_variable, timeout
         self.per_round, self.temperature, self.first_wait = per_round, temperature, first_wait
         self.world: PromptWorld = world
+        self.words = words
         self.endpoint = endpoint(base_url, key_variable)
         self.client = self._open()
         self.takes_seed, self.has_answered, self.silent_rounds = True, False, 0
@@ -162,7 +166,7 @@ class ChatAgent:
         Raises:
             UserError: the endpoint refuses the request, nobody is there, or it has been silent for `SILENT_ROUNDS` rounds.
         """
-        messages = build_messages(class_name, self.world, self.per_round, accepted, refused)
+        messages = build_messages(class_name, self.world, self.per_round, accepted, refused, words=self.words.get(class_name))
         seed = int(embedded.seeded("chat", self.seed, class_name, round_index).integers(2**31))
         answer = _Answer()
         for attempt in range(TRIES):

@@ -8,11 +8,13 @@ for any class name, with words that suit the kind of thing (an animal runs, a pi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.models.protocols import PromptWorld
@@ -47,11 +49,14 @@ class GrammarAgent:
         world: "embedded" for `embedded.prompt_of`'s sentences (1,152 per class), "natural" for English (over 500,000).
         seed: names the order in which the sentences come.
         per_round: prompts per round, at least 1.
+        words: synonyms, by the name under which a class is asked for: natural sentences use all names of a class alike often. A
+            class without synonyms has the same sentences in the same order as without this.
     """
 
     world: PromptWorld
     seed: int
     per_round: int = 64
+    words: Mapping[str, ClassWords] = field(default_factory=dict, hash=False)
 
     def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
         """Return prompts `per_round * round_index` onwards of the class; fewer, then none, once the grammar is exhausted.
@@ -62,12 +67,13 @@ class GrammarAgent:
             UserError: `class_name` is not of this world.
         """
         _check_world(class_name, self.world)
-        words = _embedded_words() if self.world == "embedded" else _natural_words(class_name)
+        names = (class_name, *self.words.get(class_name, ClassWords()).synonyms)
+        words = _embedded_words() if self.world == "embedded" else _natural_words(names)
         shape = tuple(map(len, words))
         order = _order(self.seed, self.world, class_name, math.prod(shape))
         part = order[round_index * self.per_round : (round_index + 1) * self.per_round]
         picks = [[w[d] for w, d in zip(words, digits, strict=True)] for digits in zip(*np.unravel_index(part, shape), strict=True)]
-        return [_embedded_sentence(class_name, p) if self.world == "embedded" else _sentence(class_name, p) for p in picks]
+        return [_embedded_sentence(class_name, p) if self.world == "embedded" else _sentence(p) for p in picks]
 
 
 @lru_cache(maxsize=2)  # a permutation of a million takes 30 ms, and an agent serves one class after another
@@ -91,12 +97,13 @@ def _embedded_sentence(class_name: str, pick: list[str]) -> str:
     return embedded.prompt_of(class_name, colour=colour, pattern=pattern, size=size, pose=pose, background=background, count=count)
 
 
-def _natural_words(class_name: str) -> tuple[tuple[str, ...], ...]:
-    noun = spoken(class_name).lower()
-    kind = next((k for k in KINDS if noun in k.names), THING)
-    return (OPENINGS, COUNTS, kind.adjectives, kind.states, kind.places, VIEWS, LIGHTS)
+def _natural_words(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Return the word lists for a class; its kind is that of the first of its names which is listed."""
+    nouns = [spoken(name).lower() for name in names]
+    kind = next((k for noun in nouns for k in KINDS if noun in k.names), THING)
+    return (OPENINGS, COUNTS, kind.adjectives, kind.states, kind.places, VIEWS, LIGHTS, names)
 
 
-def _sentence(class_name: str, pick: list[str]) -> str:
-    opening, count, adjective, state, place, view, light = pick
+def _sentence(pick: list[str]) -> str:
+    opening, count, adjective, state, place, view, light, class_name = pick
     return f"{opening} {counted_phrase(count, adjective, class_name)} {state} {place}, {view}, {light}"

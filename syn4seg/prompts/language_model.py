@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.models.device import resolve_device
@@ -81,13 +83,22 @@ class LanguageModelAgent:
     """Samples prompts from a causal language model; a round is a pure function of seed, class, round and what came before."""
 
     def __init__(
-        self, model: str, *, world: PromptWorld, seed: int, per_round: int = 16, temperature: float = 1.0, device: str = "auto"
+        self,
+        model: str,
+        *,
+        world: PromptWorld,
+        seed: int,
+        per_round: int = 16,
+        temperature: float = 1.0,
+        device: str = "auto",
+        words: Mapping[str, ClassWords] = {},
     ):
         """Load a folder or hub id: bfloat16 on a GPU, float32 on the CPU.
 
         Args:
             temperature: 0 takes the likeliest word.
             device: "auto" (a GPU if there is one), "cpu" or "cuda".
+            words: synonyms and definitions, by the name under which a class is asked for.
 
         Raises:
             UserError: the model is not there, gated, incomplete or of another kind.
@@ -96,6 +107,7 @@ class LanguageModelAgent:
 
         self.name, self.seed, self.per_round, self.temperature = model, seed, per_round, temperature
         self.world: PromptWorld = world
+        self.words = words
         check_folder(model)
         folder = _located(model)
         check_folder(str(folder))
@@ -137,7 +149,7 @@ class LanguageModelAgent:
         limit = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         length = 0
         for shown in (SHOWN, 10, 3, 0):
-            messages = build_messages(class_name, self.world, self.per_round, accepted, refused, shown)
+            messages = build_messages(class_name, self.world, self.per_round, accepted, refused, shown, self.words.get(class_name))
             text, begun = self._as_text(messages)
             tokens = self.tokenizer(text, add_special_tokens=bool(begun), return_tensors="pt").input_ids
             length = tokens.shape[1]

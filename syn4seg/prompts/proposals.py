@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.models.protocols import PromptWorld
@@ -34,7 +35,13 @@ _REASONS = {
 
 
 def build_messages(
-    class_name: str, world: PromptWorld, count: int, accepted: list[str], refused: list[tuple[str, str]], shown: int = SHOWN
+    class_name: str,
+    world: PromptWorld,
+    count: int,
+    accepted: list[str],
+    refused: list[tuple[str, str]],
+    shown: int = SHOWN,
+    words: ClassWords | None = None,
 ) -> list[dict[str, str]]:
     """Return the system and the user message that ask for `count` prompts of a class.
 
@@ -42,16 +49,18 @@ def build_messages(
         accepted: the bank so far.
         refused: (prompt, why) so far.
         shown: how many of the latest of each are in the message.
+        words: synonyms and the definition of the class, where there are any.
     """
-    name = spoken(class_name)
+    name, words = spoken(class_name), words or ClassWords()
+    allowed = "".join(f' or "{spoken(synonym)}"' for synonym in words.synonyms)
     system = (
         "You write prompts for a text-to-image model. Its images will train a network that finds one kind of object in "
         "photos, so together they must show that object in as many different ways as real photos do. Reply with a JSON "
         "array of strings and nothing else."
     )
     lines = [
-        f'Write {count} prompts for images of "{name}". Every prompt:',
-        f'- names "{name}" (or its plural) in these words, as the main thing in the image;',
+        f'Write {count} prompts for images of "{name}"{f" ({words.definition})" if words.definition else ""}. Every prompt:',
+        f'- names "{name}"{allowed} (or its plural) in these words, as the main thing in the image;',
         f"- is one English phrase of 5 to 30 words (at most {LONGEST} characters);",
         "- describes a realistic photo, not a drawing, a logo or a text.",
         "Make the prompts as different from each other as you can: vary scene and background, viewpoint, distance and size in "

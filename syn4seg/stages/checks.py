@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from syn4seg.baselines import find_baseline
+from syn4seg.config.class_words import clash
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.embedded import CLASSES
@@ -44,6 +45,8 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     novel = [fold.names[k - 1] for k in fold.novel]
     if unknown := sorted(set(config.prompts.names) - set(fold.names)):
         raise UserError(f"prompts.names: {unknown[0]!r} is no class of the data set; expected some of {', '.join(fold.names[:20])}")
+    if same := clash(config.prompts.names, fold.names):
+        raise UserError(same)
     if config.synthesis.source == "folder":
         for name in novel:
             setup.imported_files(config, name)

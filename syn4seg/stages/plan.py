@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.errors import UserError
@@ -115,14 +116,16 @@ def _plan_generation(
         return unit_rows(embeddings.pooled)
 
     names, hdig = [fold.index_names[i] for i in fold.novel_indices], config.prompts
-    spoken = {name: hdig.names.get(name, name) if world == "natural" else name for name in names}
-    class_prompts = {name: plain_prompt(spoken[name], world) for name in names}
+    words = {name: hdig.words(name) if world == "natural" else ClassWords(name=name) for name in names}
+    if world != "natural" and set(names) & set(hdig.names):
+        note(f"warning: prompts.names is not used: synthesis.model={config.synthesis.model} knows its own names of classes alone")
+    class_prompts = {name: plain_prompt(words[name].name, world) for name in names}
     class_embeddings = dict(zip(names, encode(list(class_prompts.values())), strict=True))
     banks: dict[str, Bank] = {}
     cut_at = getattr(encoder, "cut_at", None)
     for name in names:
         limits = {"size": hdig.bank_size, "lambda_prompt": hdig.lambda_prompt, "patience": hdig.patience}
-        banks[name] = build_bank(agent, encode, spoken[name], **limits, cut_at=cut_at)
+        banks[name] = build_bank(agent, encode, words[name].name, **limits, synonyms=words[name].synonyms, cut_at=cut_at)
         cut = [limit for limit in cut_at([c.text for c in banks[name].accepted]) if limit] if cut_at is not None else []
         if cut:
             note(f"warning: {name}: {len(cut)} accepted prompts are longer than the {cut[0]} tokens that the text encoder reads")

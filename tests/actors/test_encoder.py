@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors import encoder as encoder_module
 from actors.encoder import RemoteTextModels, TextModels, prompt_agent, text_encoder
+from syn4seg.config.class_words import ClassWords
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError, WorkerError
@@ -70,6 +73,17 @@ def test_the_grammar_proposes_in_this_process_and_a_local_language_model_beside_
     assert agent.propose("star", 0, [], []) == GrammarAgent(world="embedded", seed=0).propose("star", 0, [], [])
     local = config(INLINE, "prompts.agent=transformers", "prompts.llm=some/model")
     assert prompt_agent(local, models) is models
+
+
+def test_the_agent_knows_the_words_of_a_class_by_the_name_under_which_it_is_asked(monkeypatch):
+    source = encoder_module.generator_source
+    told = config(INLINE, "prompts.names={ball: {name: round thing, synonyms: [sphere]}, moon: {definition: a crescent}}")
+    assert prompt_agent(told, TextModels(told)).words == {}, "the embedded world has its own names"
+    monkeypatch.setattr(encoder_module, "generator_source", lambda name: dataclasses.replace(source(name), world="natural"))
+    assert prompt_agent(told, TextModels(told)).words == {
+        "round thing": ClassWords(name="round thing", synonyms=("sphere",)),
+        "moon": ClassWords(name="moon", definition="a crescent"),
+    }
 
 
 def test_a_proposal_reaches_the_agent_with_everything_that_it_may_see():

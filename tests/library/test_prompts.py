@@ -8,7 +8,7 @@ import torch
 
 import syn4seg
 from syn4seg.labeling.prototypes import normalize
-from syn4seg.prompts.bank import NEAR, build_bank, unit_rows
+from syn4seg.prompts.bank import NEAR, OFF_CLASS, build_bank, unit_rows
 from syn4seg.seeds import seeded
 
 
@@ -60,6 +60,13 @@ def test_a_bank_decides_as_the_bank_of_a_run_in_any_batches(as_tensor, batch):
     assert bank.prompts == [c.text for c in found if not c.why]
     assert isinstance(bank.embeddings, torch.Tensor if as_tensor else np.ndarray)
     assert told[-1] == (len(texts), len(texts)) and len(told) == -(-len(texts) // batch)
+
+
+def test_a_bank_takes_a_synonym_for_the_name():
+    texts, rows = ["a computer mouse", "two trackballs", "a rat"], np.eye(3)
+    bank = syn4seg.PromptBank(0.9, class_name="computer mouse", synonyms=["trackball"])
+    assert [c.why for c in bank.offer(texts, rows)] == ["", "", OFF_CLASS]
+    assert [c.why for c in syn4seg.PromptBank(0.9, class_name="computer mouse").offer(texts, rows)] == ["", OFF_CLASS, OFF_CLASS]
 
 
 def test_a_bank_whose_encoder_failed_is_as_it_was():

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.errors import UserError
 from syn4seg.prompts.agents import check_agent, load_agent
 from syn4seg.prompts.chat import ChatAgent
 from syn4seg.prompts.grammar import GrammarAgent
 
+WORDS = {"mouse": ClassWords(name="mouse", synonyms=("trackball",))}
+
 
 def test_the_grammar_is_loaded_by_name_and_needs_neither_model_nor_key():
     check_agent("grammar", llm=None, base_url="nonsense", key_variable="")
     assert load_agent("grammar", world="natural", seed=3, per_round=2) == GrammarAgent("natural", 3)
+    assert load_agent("grammar", world="natural", seed=3, words=WORDS) == GrammarAgent("natural", 3, words=WORDS)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,10 @@ def test_a_chat_agent_gets_every_setting_and_sends_nothing():
             per_round=5,
             temperature=0.5,
             timeout=7,
+            words=WORDS,
         )
         with pytest.raises(TimeoutError):
             server.accept()
     assert isinstance(agent, ChatAgent) and agent.endpoint == (url, True, "")
     settings = (agent.model, agent.world, agent.seed, agent.per_round, agent.temperature, agent.timeout)
-    assert settings == ("gpt", "natural", 3, 5, 0.5, 7)
+    assert settings == ("gpt", "natural", 3, 5, 0.5, 7) and agent.words == WORDS

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from syn4seg.errors import UserError
 from syn4seg.prompts import bank as bank_module
-from syn4seg.prompts.bank import NEAR, accept_in_order, build_bank, diversity, unit_rows
+from syn4seg.prompts.bank import NEAR, OFF_CLASS, accept_in_order, build_bank, diversity, unit_rows
 from syn4seg.prompts.grammar import GrammarAgent
 
 
@@ -196,6 +196,19 @@ def test_the_agent_sees_what_was_accepted_and_what_was_refused_and_why():
         (["a red star"], [("a boat", "off class")]),
         (["a red star", "two green stars at sea"], [("a boat", "off class")]),
     ]
+
+
+def test_a_synonym_names_the_class_and_only_where_it_is_given():
+    rounds = [["a pc mouse on a desk", "two trackballs", "a red computer mouse", "a mousetrap in a cellar", "a rat"]]
+
+    def refused(**synonyms) -> list[tuple[str, str]]:
+        limits = {"size": 9, "lambda_prompt": 0.99, "patience": 4}
+        bank = build_bank(ScriptedAgent(rounds), hashed, "computer mouse", **limits, **synonyms)
+        return [(c.text, c.why) for c in bank.refused]
+
+    off = [("a mousetrap in a cellar", OFF_CLASS), ("a rat", OFF_CLASS)]
+    assert refused(synonyms=("pc mouse", "trackball")) == off
+    assert refused() == [("a pc mouse on a desk", OFF_CLASS), ("two trackballs", OFF_CLASS), *off]
 
 
 def test_refused_texts_are_never_encoded_nor_any_text_twice():

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.models.renderer import BagOfWords
@@ -165,6 +166,16 @@ def test_the_endpoint_is_told_what_was_too_close_to_what_was_accepted():
         assert NEAR in [c.why for c in bank.refused]
         assert '"on sand a red star": too similar to an accepted prompt' in server.question(1)
         assert "Refused" not in server.question(0) and "Accepted" not in server.question(0)
+
+
+def test_the_endpoint_is_told_synonyms_and_definition_of_the_class_that_has_them():
+    words = {"star": ClassWords(name="star", synonyms=("asterisk",), definition="a shape with five tips")}
+    with Endpoint(said(STAR)) as server:
+        asked = agent(server, words=words)
+        asked.propose("star", 0, [], [])
+        asked.propose("moon", 0, [], [])
+        assert '"star" (a shape with five tips)' in server.question(0) and 'names "star" or "asterisk"' in server.question(0)
+        assert '"moon". Every' in server.question(1) and "asterisk" not in server.question(1)
 
 
 def test_a_request_names_model_temperature_and_a_seed_of_its_own():

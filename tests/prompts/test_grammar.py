@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.prompts.english import mentions
 from syn4seg.prompts.grammar import GrammarAgent, plain_prompt
+from syn4seg.prompts.words import KINDS
 
 NAMES = (
     "aeroplane",
@@ -34,6 +36,13 @@ NAMES = (
     "mouse",
     "teddy bear",
 )
+
+
+FIRST_OF_DOG = [
+    "a candid photo of a black dog running on a beach, seen from above, bright midday sun",
+    "a detailed photo of an old dog lying down on a hill, from the side, backlit",
+]
+"""As commit f613532 proposed them: the bytes of a run hang on them."""
 
 
 def everything(agent: GrammarAgent, name: str, rounds: int) -> list[str]:
@@ -115,6 +124,33 @@ def test_words_of_a_round_are_spread_over_the_grammar():
     prompts = GrammarAgent("natural", 0, 1000).propose("dog", 0, [], [])
     nights = np.mean([p.endswith("at night") for p in prompts])
     assert 0.06 < nights < 0.20  # one of eight lights
+
+
+def test_synonyms_take_turns_with_the_name_and_a_class_without_any_keeps_its_sentences():
+    words = {"mouse": ClassWords(name="mouse", synonyms=("pc mouse", "trackball"))}
+    plain, rich = GrammarAgent("natural", 3, 600), GrammarAgent("natural", 3, 600, words)
+    prompts = rich.propose("mouse", 0, [], [])
+    assert prompts == GrammarAgent("natural", 3, 600, words).propose("mouse", 0, [], []) != plain.propose("mouse", 0, [], [])
+    shares = [
+        np.mean([mentions(p, name) and (name != "mouse" or not mentions(p, "pc mouse")) for p in prompts])
+        for name in ("mouse", "pc mouse", "trackball")
+    ]
+    assert sum(shares) == pytest.approx(1) and min(shares) > 0.25, "every sentence has one name, each as often"
+    assert any(" two " in p and "trackballs" in p for p in prompts)
+    assert rich.propose("dog", 1, [], []) == plain.propose("dog", 1, [], [])
+    assert GrammarAgent("embedded", 3, words={"star": words["mouse"]}).propose("star", 0, [], []) == GrammarAgent(
+        "embedded", 3
+    ).propose("star", 0, [], [])
+
+
+def test_the_first_sentences_of_a_class_stay_what_they_were():
+    assert GrammarAgent("natural", 0, 2).propose("dog", 0, [], []) == FIRST_OF_DOG
+
+
+def test_a_thing_of_an_unknown_name_is_of_the_kind_of_its_synonym():
+    prompts = GrammarAgent("natural", 0, 200, {"moggy": ClassWords(name="moggy", synonyms=("cat",))}).propose("moggy", 0, [], [])
+    kind = next(kind for kind in KINDS if "cat" in kind.names)
+    assert all(any(state in p for state in kind.states) for p in prompts)
 
 
 def test_the_class_name_prompt_of_each_world():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.errors import UserError
 from syn4seg.models.renderer import BagOfWords
 from syn4seg.prompts.agents import check_agent, load_agent
@@ -202,6 +203,12 @@ def test_the_model_is_asked_in_its_own_template(babbler: Path, tmp_path: Path):
     assert merged == f"<|user|>{system}\n\n{user}</s><|assistant|>"
     plain = question(agent(saved(tmp_path / "none", None)))
     assert plain.endswith(f"{system}\n\n{user}\n[") and "<|" not in plain
+
+
+def test_the_model_is_told_synonyms_and_definition(babbler: Path):
+    words = {"bus": ClassWords(name="bus", synonyms=("coach",), definition="a long vehicle for many people")}
+    text = question(agent(babbler, words=words))
+    assert '"bus" (a long vehicle for many people)' in text and 'names "bus" or "coach"' in text
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content + 3 }}", "{{ 1 / 0 }}", "{% for %}", "{{ '' }}", "{{ x.y.z }}"])

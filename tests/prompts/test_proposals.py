@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from syn4seg.config.class_words import ClassWords
 from syn4seg.data import embedded
 from syn4seg.errors import StoreError, UserError
 from syn4seg.prompts.bank import EMPTY, LONGEST, NEAR, OFF_CLASS, REPEATED, TOO_LONG, build_bank
@@ -54,6 +55,15 @@ def test_the_question_does_not_grow_for_ever():
     assert sum('"a bad bus' in line for line in text.splitlines()) == SHOWN
     assert "number 999" in text and "number 969" not in text
     assert question(accepted=many, refused=[], shown=0) == question()
+
+
+def test_the_question_tells_synonyms_and_definition_where_there_are_any():
+    words = ClassWords(name="mouse", synonyms=("pc_mouse", "trackball"), definition="the device that moves a pointer")
+    text = question(class_name="mouse", words=words)
+    assert 'images of "mouse" (the device that moves a pointer). Every prompt' in text
+    assert '- names "mouse" or "pc mouse" or "trackball" (or its plural) in these words' in text
+    assert question(words=ClassWords(name="bus")) == question(), "a name alone changes nothing"
+    assert " or " not in question().splitlines()[1]
 
 
 def test_the_embedded_world_tells_its_words():

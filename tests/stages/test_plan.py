@@ -200,3 +200,22 @@ def test_a_class_is_asked_for_by_the_name_that_one_says_and_stored_under_its_own
     assert all("-ball-" in r["sample_id"] for r in pq.read_table(run.plan).to_pylist() if "round thing" in r["prompt"])
     with pytest.raises(UserError, match=r"prompts\.names: 'mouse' is no class of the data set"):
         check(load(None, [*small, "prompts.names={mouse: computer mouse}"]))
+    with pytest.raises(UserError, match=r"prompts\.names\.ball: 'star' is another class of the data set"):
+        check(load(None, [*small, "prompts.names={ball: {synonyms: [star]}}"]))
+
+
+def test_a_prompt_with_a_synonym_is_planned_for_its_class(small, tmp_path, monkeypatch):
+    class Trackballs:
+        def propose(self, class_name: str, round_index: int, accepted: list[str], refused: list[tuple[str, str]]) -> list[str]:
+            return [f"{class_name} {round_index}", f"two spheres {round_index}"]
+
+    limits = [*small, "prompts.lambda_prompt=0.999", "prompts.patience=3", "prompts.bank_size=2"]
+    synonyms = "prompts.names={ball: {synonyms: [sphere]}}"
+    notes = planned_by(load(None, [*limits, synonyms]), RunDir(tmp_path / "embedded"), Trackballs())
+    assert any("prompts.names is not used: synthesis.model=renderer knows its own names" in line for line in notes)
+    source = generators.generator_source
+    monkeypatch.setattr(generators, "generator_source", lambda name: dataclasses.replace(source(name), world="natural"))
+    notes = planned_by(load(None, [*limits, synonyms]), run := RunDir(tmp_path / "natural"), Trackballs())
+    assert not any("prompts.names" in line for line in notes)
+    told = {(r["class"], r["prompt"]): r["why"] for r in pq.read_table(run.prompts).to_pylist()}
+    assert told["ball", "two spheres 0"] == "" and told["moon", "two spheres 0"] == "off class"
