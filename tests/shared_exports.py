@@ -177,7 +177,7 @@ def read_voc(folder: Path, split: str) -> Read:
 
 
 def read_coco(folder: Path, split: str) -> Read:
-    """Panoptic: the label out of the PNG of segment ids and its JSON; 0 is COCO's VOID."""
+    """Panoptic: the label out of the PNG of segment ids and its JSON; 0 is COCO's VOID, and what is no thing is background."""
     from pycocotools.coco import COCO
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -188,7 +188,7 @@ def read_coco(folder: Path, split: str) -> Read:
         ids, label = red + 256 * green + 65536 * blue, np.full(red.shape, 255, np.uint8)
         for segment in entry["segments_info"]:
             assert (ids == segment["id"]).sum() == segment["area"]
-            label[ids == segment["id"]] = segment["category_id"]
+            label[ids == segment["id"]] = segment["category_id"] if coco.cats[segment["category_id"]]["isthing"] else 0
         assert set(np.unique(ids)) - {0} == {segment["id"] for segment in entry["segments_info"]}
         assert label.shape == (image["height"], image["width"])
         yield image["lineage"]["sample_id"], pixels(folder / "images" / image["file_name"]), label

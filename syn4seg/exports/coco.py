@@ -1,6 +1,8 @@
 """COCO: panoptic (every pixel) and instances (foreground). There is no instance truth: an instance is a connected component.
 
-Category ids are label values. In panoptic PNGs 0 is unlabeled (255), 1 the background, 2... the components of the image.
+Category ids of classes are label values. The background is stuff (isthing 0) of the panoptic files, under the id after the last
+class: 0 stands for "no label" in the tools that turn a panoptic file into semantic maps. In panoptic PNGs 0 is unlabeled (255),
+1 the background, 2... the components of the image.
 The annotations of a panoptic file have an `id` and a `category_id` (of the image's novel class) more than COCO's own, which
 pycocotools cannot open.
 """
@@ -34,14 +36,15 @@ TRUTH = "instances are 8-connected components of each class in the label: there 
 
 def coco(parts: Parts, target: Target, info: ExportInfo) -> None:
     """Write images/ID.png, annotations/{instances,panoptic}_SPLIT.json and annotations/panoptic_SPLIT/ID.png."""
-    image_id, segment_id = itertools.count(1), itertools.count(1)
+    image_id, segment_id, background = itertools.count(1), itertools.count(1), len(info.classes)
     for split, some in itertools.groupby(parts, key=itemgetter(0)):
         with (
             _lists(target, f"annotations/instances_{split}.json", _head(info, things_only=True)) as instances,
             _lists(target, f"annotations/panoptic_{split}.json", _head(info, things_only=False)) as panoptic,
         ):
             for _, items in some:
-                for item, annotations in zip(items, map_threads(lambda item: _write_images(item, target), items), strict=True):
+                written = map_threads(lambda item: _write_images(item, target, background), items)
+                for item, annotations in zip(items, written, strict=True):
                     number = next(image_id)
                     image = _image(item, number)
                     instances.add("images", image)
@@ -53,9 +56,9 @@ def coco(parts: Parts, target: Target, info: ExportInfo) -> None:
 
 
 class _Annotations:
-    """The two kinds of annotations of one label."""
+    """The two kinds of annotations of one label; `background` is the category id of its background."""
 
-    def __init__(self, label: np.ndarray):
+    def __init__(self, label: np.ndarray, background: int):
         regions = find_components(label)
         self.instances = [
             {"category_id": int(category), "segmentation": rle, "area": int(area), "bbox": _box(box), "iscrowd": 0}
@@ -70,12 +73,12 @@ class _Annotations:
         if len(ground):
             (top, left), (bottom, right) = ground.min(0), ground.max(0) + 1
             box = _box([left, top, right, bottom])
-            whole = {"id": 1, "category_id": BACKGROUND, "area": len(ground), "bbox": box, "iscrowd": 0}
+            whole = {"id": 1, "category_id": background, "area": len(ground), "bbox": box, "iscrowd": 0}
             self.segments.insert(0, whole)
 
 
-def _write_images(item: ExportSample, target: Target) -> _Annotations:
-    annotations, name = _Annotations(item.label), f"{item.sample_id}.png"
+def _write_images(item: ExportSample, target: Target, background: int) -> _Annotations:
+    annotations, name = _Annotations(item.label, background), f"{item.sample_id}.png"
     shifts = np.array([0, 8, 16])
     target.write(f"images/{name}", encode_image(item.image))
     ids = (annotations.pixels[..., None] >> shifts & 255).astype(np.uint8)  # R + 256 G + 65536 B
@@ -117,13 +120,17 @@ def _head(info: ExportInfo, things_only: bool) -> dict[str, Any]:
     text = "; ".join(f"{model}: {licence}" for model, licence in info.licences.items())
     colours = palette(len(info.classes)).tolist()
     categories = [
-        {"id": i, "name": name, "supercategory": "" if i else "background", "isthing": int(i > 0), "color": colours[i]}
+        {"id": i, "name": name, "supercategory": "", "isthing": 1, "color": colours[i]}
         for i, name in enumerate(info.classes)
+        if i != BACKGROUND
     ]
+    if not things_only:
+        name, colour = info.classes[BACKGROUND], colours[BACKGROUND]
+        categories.append({"id": len(info.classes), "name": name, "supercategory": name, "isthing": 0, "color": colour})
     return {
         "info": {"description": f"{info.name}; {TRUTH}; unlabeled is {UNLABELED} in the label and 0 in panoptic PNGs"},
         "licenses": [{"id": 1, "name": text, "url": ""}],
-        "categories": categories[int(things_only) :],
+        "categories": categories,
     }
 
 

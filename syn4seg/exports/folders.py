@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,12 @@ def voc(parts: Parts, target: Target, info: ExportInfo) -> None:
 
     labelmap.txt holds the names and colours, as CVAT and datumaro read them: without it they take VOC's own twenty classes.
     """
-    colours = palette(256)
-    names = [*enumerate(info.classes), (UNLABELED, "ignored")]
-    lines = [f"{name.replace(':', ' ')}:{','.join(map(str, colours[i]))}::" for i, name in names]
+    colours, names = palette(256), labelmap_names([*info.classes, "ignored"])
+    values = [*range(len(info.classes)), UNLABELED]
+    lines = [f"{name}:{','.join(map(str, colours[value]))}::" for name, value in zip(names, values, strict=True)]
     target.write("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]).encode())
+    if renamed := [f"{there!r} for {name!r}" for name, there in zip(info.classes, names, strict=False) if name != there]:
+        info.note(f"labelmap.txt cannot hold every sign: it has {', '.join(renamed)}; classes.json has the names as they are")
 
     def one(item: ExportSample) -> None:
         target.write(f"JPEGImages/{item.sample_id}.png", encode_image(item.image))
@@ -38,6 +41,29 @@ def voc(parts: Parts, target: Target, info: ExportInfo) -> None:
             for _, items in some:
                 map_threads(one, items)
                 ids.writelines(f"{item.sample_id}\n" for item in items)
+
+
+def labelmap_names(names: Sequence[str]) -> list[str]:
+    """Return names as VOC's labelmap.txt can hold them (`name:r,g,b:parts:actions` in lines, `#` begins a comment), all different.
+
+    The form has no way to quote: a colon becomes a hyphen, what does not print a space, and `#` in front gets a `_` before it.
+    """
+    taken, kept = {name for name in names if _fits_labelmap(name)}, set()
+    found = []
+    for name in names:
+        if name not in taken or name in kept:
+            plain = " ".join("".join(c if c.isprintable() else " " for c in name.replace(":", "-")).split())
+            plain = f"_{plain}" if plain.startswith("#") or not plain else plain
+            tries = itertools.chain([plain], (f"{plain} ({i})" for i in itertools.count(2)))
+            name = next(one for one in tries if one not in taken)
+        taken.add(name)
+        kept.add(name)
+        found.append(name)
+    return found
+
+
+def _fits_labelmap(name: str) -> bool:
+    return bool(name) and ":" not in name and not name.startswith("#") and name.isprintable() and name == name.strip()
 
 
 def _palette_png(label: np.ndarray, colours: np.ndarray) -> bytes:

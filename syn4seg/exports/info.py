@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class ExportInfo:
         shard_bytes: of images and labels in one shard, about.
         licences: by model.
         common: columns of `LINEAGE` that are the same for all samples.
+        note: called with a line that the user should read.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ExportInfo:
     shard_bytes: int
     licences: dict[str, str]
     common: dict[str, str]
+    note: Callable[[str], None] = lambda line: None
 
 
 def palette(count: int) -> np.ndarray:

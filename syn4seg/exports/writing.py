@@ -66,7 +66,7 @@ def write(
         )
     shard_mb = shard_mb or SHARD_MB
     title = checked_name(name or config.name, "--name")
-    info = ExportInfo(title, selection.names, shard_mb * 10**6, licences(selection.common), selection.common)
+    info = ExportInfo(title, selection.names, shard_mb * 10**6, licences(selection.common), selection.common, note)
     identity = asdict(options) | {
         "format": format,
         "name": title,

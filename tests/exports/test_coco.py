@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 
 import numpy as np
 from scipy import ndimage
 
-from tests.shared_exports import export
+from syn4seg.exports.coco import _Annotations
+from tests.shared_exports import export, pixels
 
 
 def test_instances_are_the_connected_components_of_each_class(made, tmp_path):
@@ -28,3 +30,55 @@ def test_instances_are_the_connected_components_of_each_class(made, tmp_path):
         for one in coco.imgToAnns[image["id"]]:
             assert one["area"] == mask.area(one["segmentation"]) and one["bbox"] == mask.toBbox(one["segmentation"]).tolist()
     assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
+
+
+# By the rules of panopticapi (which is not on the package index): `pq_compute`, and `panoptic2semantic_segmentation`.
+def read_panoptic(folder, split):
+    """Yield the categories, then (label that was exported, segment ids of the PNG, segments) of every image."""
+    about = json.loads((folder / "annotations" / f"panoptic_{split}.json").read_text())
+    yield {one["id"]: one for one in about["categories"]}
+    images = {image["id"]: image for image in about["images"]}
+    for entry in about["annotations"]:
+        colours = pixels(folder / "annotations" / f"panoptic_{split}" / entry["file_name"]).astype(np.int64)
+        yield images[entry["image_id"]]["lineage"]["sample_id"], colours @ [1, 256, 256**2], entry["segments_info"]
+
+
+def test_the_background_is_stuff_and_unlabeled_is_void_by_the_rules_of_panopticapi(made, tmp_path):
+    run, config, truth = made
+    export(run, config, tmp_path / "out", "coco")
+    categories, *images = read_panoptic(tmp_path / "out", "train")
+    assert [(k, c["name"], c["isthing"]) for k, c in categories.items()] == [
+        *((k, name, 1) for k, name in enumerate(["cat", "dog", "toy car", "bird.x"], 1)),
+        (5, "background", 0),
+    ]
+    assert len(images) == 12
+    for sample_id, ids, segments in images:
+        label, areas = truth[sample_id].label, dict(zip(*np.unique(ids, return_counts=True), strict=True))
+        void = areas.pop(0)
+        assert void == (label == 255).sum() > 0
+        assert {s["id"]: s["area"] for s in segments} == areas and all(s["category_id"] in categories for s in segments)
+        assert all(s["iscrowd"] == 0 for s in segments)
+        ground = [s for s in segments if categories[s["category_id"]]["isthing"] == 0]
+        assert len(ground) == 1 and ((ids == ground[0]["id"]) == (label == 0)).all()
+        semantic = np.zeros(ids.shape, np.uint8)
+        for segment in segments:
+            semantic[ids == segment["id"]] = segment["category_id"]
+        assert ((semantic == 0) == (label == 255)).all(), "as a semantic map, 0 is what has no label, and nothing else"
+
+
+def test_instances_have_things_alone_and_pycocotools_knows_the_background_of_the_panoptic_file(made, tmp_path):
+    from pycocotools.coco import COCO
+
+    run, config, _ = made
+    export(run, config, tmp_path / "out", "coco")
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = {kind: COCO(tmp_path / "out" / "annotations" / f"{kind}_train.json") for kind in ("instances", "panoptic")}
+    assert found["instances"].getCatIds() == [1, 2, 3, 4]
+    assert found["panoptic"].getCatIds(catNms=["background"]) == found["panoptic"].getCatIds(supNms=["background"]) == [5]
+    assert not any(k in found["panoptic"].cats for k in (0, 255))
+
+
+def test_a_label_without_background_or_without_any_label_has_no_such_segment(tmp_path):
+    assert [s["category_id"] for s in _Annotations(np.full((4, 4), 2, np.uint8), 5).segments] == [2]
+    assert _Annotations(np.full((4, 4), 255, np.uint8), 5).segments == []
+    assert not _Annotations(np.full((4, 4), 255, np.uint8), 5).pixels.any()
