@@ -233,6 +233,47 @@ def test_the_first_two_commands_run_on_a_machine_with_make(small, tmp_path):
     assert json.loads((tmp_path / "run" / "results.json").read_text())["funnel"]["planned"] == 8
 
 
+BACKEND = """
+import zipfile
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    files = {
+        "stub-0.dist-info/METADATA": "Metadata-Version: 2.1\\nName: stub\\nVersion: 0\\nProvides-Extra: dev\\n",
+        "stub-0.dist-info/WHEEL": "Wheel-Version: 1.0\\nGenerator: stub\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+        "stub-0.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(f"{wheel_directory}/stub-0-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+    return "stub-0-py3-none-any.whl"
+"""
+"""Builds a project without a line in it, so that an installation needs neither network nor time."""
+
+
+def test_make_install_heals_an_environment_without_pip(tmp_path):
+    if shutil.which("make") is None or subprocess.run([sys.executable, "-c", "import ensurepip"], check=False).returncode:
+        pytest.skip("no make, or this Python makes no environments")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "stub_backend.py").write_text(BACKEND)
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "stub_backend"\nbackend-path = ["."]\n'
+        '[project]\nname = "stub"\nversion = "0"\noptional-dependencies.dev = []\n'
+    )
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-m", "venv", "--without-pip", str(tmp_path / ".venv")], check=True, timeout=120)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "PIP"))} | {"PIP_NO_INDEX": "1"}
+    make = ["make", "install", f"PYTHON={base}"]
+    done = subprocess.run(make, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / ".venv/bin/.installed").is_file()
+    found = subprocess.run(
+        [tmp_path / ".venv/bin/python", "-m", "pip", "show", "stub"], env=clean, capture_output=True, check=False
+    )
+    assert found.returncode == 0
+    again = subprocess.run(make, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 0 and "pip install" not in again.stdout
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -305,6 +346,44 @@ PATH = re.compile(r"(?<![\w/.*-])((?:benchmarks|docs|tests|examples|configs|syn4
 def test_every_path_of_this_project_that_a_document_names_is_there(page):
     for path in PATH.findall(page.read_text()):
         assert list(ROOT.glob(path)), f"{page.name}: {path}"
+
+
+def promised_tests(text: str) -> list[str]:
+    """Return what the last column of the tables of promises names as a test: files, `FILE::FUNCTION`, and `make` targets."""
+    tables = re.findall(r"^\| promise \| how \| test \|\n\|[ -|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    cells = [row.rstrip(" |").rsplit(" | ", 1)[1] for table in tables for row in table.splitlines()]
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def missing_test(name: str) -> bool:
+    """Whether a test that is named is not there: no such file, function, script or target."""
+    if target := re.fullmatch(r"make (\w+)", name):
+        return not re.search(rf"^{target[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    if name.startswith("--"):  # an option of the script that the cell names before it
+        return not any(name in path.read_text() for path in (ROOT / "tests").glob("*.py") if path != Path(__file__))
+    path, _, function = name.removeprefix("python ").split(" ")[0].partition("::")
+    file = ROOT / path
+    if not path.startswith("tests/") or not file.is_file():
+        return True
+    return function not in names_of(file) if function else not any(n.startswith(("test_", "main")) for n in names_of(file))
+
+
+def test_every_test_that_a_promise_names_is_there():
+    named_tests = promised_tests((ROOT / "README.md").read_text())
+    assert len(named_tests) >= 16 and sum("::" in name for name in named_tests) >= 6
+    assert [name for name in named_tests if missing_test(name)] == []
+
+
+def test_a_test_that_is_not_there_is_seen():
+    names = [
+        "tests/test_none.py",
+        "tests/test_trust.py::test_none",
+        "make nothing",
+        "docs/log.md",
+        "python tests/none.py --x",
+        "--no-such",
+    ]
+    assert all(map(missing_test, names))
 
 
 # -------------------------------------------------------------------------------------------------------- the formalities

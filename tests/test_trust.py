@@ -41,6 +41,14 @@ def test_code_that_a_run_names_is_refused_in_every_way_to_name_the_run(run):
                 use("os:system")
 
 
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_the_command_line_refuses_the_code_of_a_received_run(run, syn4seg, tmp_path, verb):
+    where = [run, "--out", tmp_path / "new"] if verb == "run" else [run]
+    code, _, complaint = syn4seg(verb, *where, "data.source=embedded", "placement.runner=inline")
+    assert code == 2 and "segmenter.backbone=os:system" in complaint and "--trust" in complaint
+    assert not (tmp_path / "new").exists()
+
+
 def test_code_that_the_person_names_is_run(run, tmp_path):
     for words, trusted in (
         ([str(run), "segmenter.backbone=os:system"], False),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from syn4seg.errors import UserError
+from syn4seg.errors import DamagedError, UserError
 from syn4seg.options import Run
 
 
@@ -21,7 +21,11 @@ def verify(
     from syn4seg.store.rundir import open_run
 
     run = open_run(run_dir)
-    digest, problems = verify_run(run, quick)
+    try:
+        digest, problems = verify_run(run, quick)
+    except DamagedError as error:  # plan or manifest: nothing else can be compared with it
+        print(f"{error}\n1 mismatch, and nothing else could be compared", file=sys.stderr)
+        raise typer.Exit(1) from None
     for line in problems:
         print(line, file=sys.stderr)
     if quick:

@@ -85,12 +85,13 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
 
 
 def _changed_records(draw: Draw) -> list[str]:
-    """Return a line for every sample whose record does not say what the manifest says."""
+    """Return a line for every sample whose record is not readable, or does not say what the manifest says."""
     columns = [name for name in RECORD.names if name not in ("image", *LABEL_COLUMNS)]  # those are compared with the pixels
     recorded, listed = draw.table(), read_parquet(draw.manifest, columns)
     rows = pc.index_in(listed["sample_id"], value_set=recorded["sample_id"].combine_chunks())
+    without = listed["sample_id"].filter(rows.is_null()).to_pylist()
+    lines = [f"draw {draw.number}: the record of {sample} is missing or damaged" for sample in without]
     listed, recorded = listed.filter(rows.is_valid()), recorded.take(rows.drop_null())
-    lines = []
     for name in columns[1:]:
         kind = RECORD.field(name).type
         same = pc.equal(*(pc.fill_null(table[name].cast(kind), "" if kind == pa.string() else -1) for table in (recorded, listed)))

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def list_files(folder: AnyPath) -> dict[str, int]:
-    """Return the size in bytes of every file below `folder`, by path; what starts with a dot (`.partial` files) is left out."""
+    """Return the size in bytes of every file below `folder`, by path; what starts with a dot (`.partial` files) is left out.
+
+    A link to a folder is followed, but not one that leads back to a folder in which it lies: it would never end.
+    """
     if not isinstance(folder, Path):
         prefix = folder.path.strip("/") + "/"
         with explain_errors(folder, "read"):
@@ -36,12 +39,19 @@ def _local_listing(folder: Path) -> dict[str, int]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
+                    if entry.is_dir() and _leads_back(entry, name):
+                        continue
                     if entry.is_dir():
                         open_folders.append((f"{below}{entry.name}/", entry.path))
                     else:
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                             sizes[below + entry.name] = entry.stat().st_size
     return sizes
+
+
+def _leads_back(entry: os.DirEntry[str], folder: str) -> bool:
+    """Return whether an entry of a folder is a link to that folder or one above it."""
+    return entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry.path))
 
 
 def list_names(folder: AnyPath) -> list[str]:

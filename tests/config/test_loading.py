@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -32,6 +33,24 @@ def test_a_wrong_override_is_one_error_that_names_key_value_and_expectation(over
         load(None, [override])
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["evaluation.mean=!!bool foo", "seed=!!int ''", "seed=!!timestamp foo", f"seed={'[' * 500}"])
+def test_a_value_that_is_no_plain_yaml_is_one_line_that_names_the_key(override):
+    with pytest.raises(UserError) as error:
+        load(None, [override])
+    key = override.partition("=")[0]
+    assert str(error.value).startswith(f"{key}=") and "quote it" in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_text_that_grows_behind_its_aliases_is_refused_within_a_second(tmp_path):
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "bomb.yaml").write_text("\n".join([f"a0: &a0 [{', '.join('x' * 9)}]", *levels, "seed: *a8", ""]))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"bomb\.yaml: not readable as YAML: stands for more than 50,000 values"):
+        load(tmp_path / "bomb.yaml")
+    assert time.monotonic() - started < 1
 
 
 def test_a_wrong_file_is_explained(tmp_path):

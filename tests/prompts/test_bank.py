@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syn4seg.errors import UserError
+from syn4seg.models.generators import load_text_encoder
 from syn4seg.prompts import bank as bank_module
 from syn4seg.prompts.bank import NEAR, OFF_CLASS, accept_in_order, build_bank, diversity, unit_rows
 from syn4seg.prompts.grammar import GrammarAgent
@@ -263,6 +264,28 @@ def test_vendi_counts_the_different_prompts():
 def test_the_reasons_are_distinct_words():
     reasons = {bank_module.EMPTY, bank_module.REPEATED, bank_module.OFF_CLASS, bank_module.NEAR}
     assert len(reasons) == 4 and "" not in reasons
+
+
+def test_long_prompts_of_the_packaged_model_are_said_to_be_cut_at_its_twelve_tokens():
+    encoder = load_text_encoder("embedded-sd3")
+    begin = "a big red star on sand and a big red star on sand and a"  # more than twelve tokens
+    one, two = (f"{begin} {end * 60}"[:274] for end in ("moon ", "ball "))
+    assert len(one) == len(two) == 274 and one != two and encoder.cut_at([one, "a star"]) == [12, 0]
+
+    class Both:
+        def propose(self, class_name, round_index, accepted, refused):
+            return [one, two] if round_index == 0 else []
+
+    bank = build_bank(
+        Both(),
+        lambda texts: unit_rows(encoder.encode(texts).pooled),
+        "star",
+        size=2,
+        lambda_prompt=0.97,
+        patience=2,
+        cut_at=encoder.cut_at,
+    )
+    assert [c.text for c in bank.accepted] == [one] and [(c.text, c.why) for c in bank.refused] == [(two, "cut at 12 tokens")]
 
 
 def test_a_prompt_that_the_encoder_cuts_is_not_called_a_near_duplicate():

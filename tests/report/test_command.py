@@ -27,6 +27,14 @@ def test_what_cannot_be_written_or_read_is_one_message(run, tmp_path):
         assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr, words
 
 
+def test_the_page_of_a_sweep_is_left_alone_and_named(tmp_path):
+    for name, text in (("config.yaml", "{}"), ("study.json", "{}"), ("report.html", "the sweep's page")):
+        (tmp_path / name).write_text(text)
+    done = command("report", tmp_path)
+    assert done.returncode == 2 and f"a sweep, not a run; its page is {tmp_path / 'report.html'}" in done.stderr
+    assert (tmp_path / "report.html").read_text() == "the sweep's page"
+
+
 def test_a_full_disk_leaves_the_old_page(run):
     (run.root / "report.html").write_text("old")
     full = command("report", run.root, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
