@@ -386,6 +386,38 @@ def test_a_test_that_is_not_there_is_seen():
     assert all(map(missing_test, names))
 
 
+def printed_texts() -> str:
+    """Return every text in the code, a line each, with `\x00` where a value is put in: what can be printed."""
+    lines = []
+    for path in (p for room in ("syn4seg", "actors", "tune") for p in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\x00" for part in node.values)
+                lines.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                lines.append(node.value)
+    return "\n".join(line.replace("\n", " ") for line in lines)
+
+
+def unprinted_messages(page: str) -> list[str]:
+    """Return the messages in the headings of a page that no text of the code has; `...` stands for anything in one text."""
+    texts, messages = printed_texts(), re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+    patterns = {m: ".*?".join(re.escape(part) for part in re.split(r"\s*\.\.\.\s*", m) if part) for m in messages}
+    return [message for message, pattern in patterns.items() if not re.search(pattern, texts)]
+
+
+def test_every_message_of_the_troubleshooting_page_can_be_printed():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert len(re.findall(r"^### `.+`$", page, re.MULTILINE)) >= 12
+    assert unprinted_messages(page) == []
+    assert "](docs/troubleshooting.md)" in (ROOT / "README.md").read_text()
+
+
+def test_a_message_that_is_never_printed_is_seen():
+    page = "### `...: unknown key`\n### `unknown ... lock`\n### `placement needs ... the cluster lacks`\n"
+    assert unprinted_messages(page) == ["unknown ... lock", "placement needs ... the cluster lacks"]
+
+
 # -------------------------------------------------------------------------------------------------------- the formalities
 def test_the_citation_is_a_citation_file():
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
