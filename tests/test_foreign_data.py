@@ -168,5 +168,7 @@ def test_of_an_import_folder_the_companions_of_another_system_are_no_images(fore
         folder = root.parent / "import" / name
         (folder / "._0.png").write_bytes(b"\x00\x05\x16\x07" * 1000)
         (folder / "1.png").rename(folder / "z.png")
-    assert syn4seg("synthesize", *keys, "synthesis.images_per_class=1", "--out", out)[0] == 0
+    code, said, complaint = syn4seg("synthesize", *keys, "synthesis.images_per_class=1", "--out", out)
+    told = "".join((said + complaint).split())
+    assert code == 0 and told.count("1of2imagesimported") == told.count("1otherfilesleftout(._0.png)") == 2
     assert len(list(out.rglob("images/*/*.png"))) == 2 and not list(out.rglob("quarantined/*"))
