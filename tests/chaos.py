@@ -6,7 +6,7 @@
 A kill is SIGKILL: of an actor, of a node with everything on it, of a node's raylet alone (what it ran has to end by itself), of the
 driver, of the head's GCS alone, of the whole cluster with the driver. Moments are counted in images made, not in seconds, so that
 they fall into the work on any machine. Actors, nodes and raylets must not cost the driver. Without its GCS the driver has to end by
-itself, and not with 0; after a lost driver, GCS or cluster the same command is given again.
+itself, with 0 only if everything was made already; after a lost driver, GCS or cluster the same command is given again.
 """
 
 from __future__ import annotations
@@ -262,13 +262,14 @@ def disturb(run: Run, kinds: list[str], rng: random.Random, gap: int) -> Counter
         else:
             if kind == "gcs":
                 run.site.kill_gcs()
-                code = run.finish(limit=RECONNECT + 120)
-                assert code != 0, f"the driver ended with 0 without its GCS:\n{run.log.read_text()[-4000:]}"
-                log(f"--- the driver ended with {code} without its GCS")
+                made_all = run.finish(limit=RECONNECT + 120) == 0
             else:
                 run.kill_driver()
+                made_all = False
             run.site.kill_all()
             run.site.start()
+            if made_all:  # too late for this run, which `check` looks at
+                break
             run.start()
         log(f"--- killed: {kind}, after {run.generated()} images")
         done[kinds.pop(0)] += 1
