@@ -54,8 +54,9 @@ def test_what_another_machine_writes_stays_for_a_day_and_what_is_no_unfinished_f
     others = [tmp_path / name for name in ("x", ".x.partial", ".x.mine.partial", ".x.00000000000000000000.part")]
     for path in (young, old, *others):
         path.write_bytes(b"half")
+    then = time.time() - 2 * IDLE
     for path in (old, *others):
-        os.utime(path, (time.time() - 2 * IDLE,) * 2)
+        os.utime(path, (then, then))
     remove_abandoned(tmp_path)
     assert names(tmp_path) == sorted(path.name for path in (young, *others))
     remove_abandoned(tmp_path / "not there")
