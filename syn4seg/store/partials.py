@@ -16,10 +16,6 @@ import re
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from syn4seg.store.files import AnyPath
 
 IDLE = 86_400.0
 """Seconds without a write after which a file of an unknown process counts as abandoned."""
@@ -43,8 +39,13 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_OWNER}{os.getpid() & 0xFFFFFF:06x}{secrets.token_hex(4)}.partial")
 
 
-def remove_abandoned(folder: AnyPath, name: str | None = None) -> None:
-    """Delete the unfinished files of a folder (of a file `name` only, if given) whose writers are gone. Object stores have none."""
+def remove_abandoned(folder: object, name: str | None = None) -> None:
+    """Delete unfinished files whose writers are gone.
+
+    Args:
+        folder: path of a folder; one in an object store has no such files.
+        name: of the file whose unfinished ones are deleted; None: of every file in the folder.
+    """
     if not isinstance(folder, Path):
         return
     for path in folder.glob(f".{'*' if name is None else glob.escape(name)}.{'?' * 20}.partial"):

@@ -108,7 +108,11 @@ def test_processes_that_ask_at_the_same_time_make_an_entry_once(tmp_path):
 
 
 def die_while_writing(root):
-    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    def die(self: Path, target: object) -> Path:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+    Path.replace = die
     StageCache(root).get("label", {"k": 1}, lambda: {"x": np.arange(4)})
 
 
