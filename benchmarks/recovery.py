@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from syn4seg.store.rundir import RunDir
 from tests import chaos
 
+KINDS = ("actor", "node", "driver", "cluster")
 BEFORE, AFTER = 12, 9
 
 
@@ -87,12 +88,12 @@ def main() -> None:
     args = parser.parse_args()
     result: dict[str, Any] = machine() | {"seconds_per_image": args.seconds, "generator_actors": 2, "batch": 3, "kills": {}}
     keys = [*chaos.KEYS, f"synthesis.images_per_class={args.images}"]
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in chaos.KINDS}
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         site = chaos.Site()
         try:
             for number in range(args.repeat):
-                for kind in chaos.KINDS:
+                for kind in KINDS:
                     found[kind].append(measure(Path(folder) / f"{kind}{number}", site, kind, keys, args.seconds, args.images))
                     print(kind, found[kind][-1], flush=True)
         finally:

@@ -1,11 +1,12 @@
 """Kills what can be killed while a run goes on, at seeded moments, and checks that nothing is lost, doubled or changed.
 
-    python tests/chaos.py --kills 50 --seed 1 --images 24      (the nightly run; the suite does 5)
+    python tests/chaos.py --kills 50 --seed 1 --images 24      (the nightly run; the suite does 6)
     python tests/chaos.py --matrix --full                      (every size, layout and cluster; the suite does two of them)
 
-A kill is SIGKILL: of an actor, of a node with everything on it, of the driver, of the whole cluster with the driver. Moments are
-counted in images made, not in seconds, so that they fall into the work on any machine. Actors and nodes must not cost the driver;
-after a lost driver or cluster the same command is given again.
+A kill is SIGKILL: of an actor, of a node with everything on it, of a node's raylet alone (what it ran has to end by itself), of the
+driver, of the head's GCS alone, of the whole cluster with the driver. Moments are counted in images made, not in seconds, so that
+they fall into the work on any machine. Actors, nodes and raylets must not cost the driver. Without its GCS the driver has to end by
+itself, with 0 only if everything was made already; after a lost driver, GCS or cluster the same command is given again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-KINDS = ("actor", "node", "driver", "cluster")
+KINDS = ("actor", "node", "raylet", "driver", "gcs", "cluster")
+RECONNECT = 10
+"""Seconds for which Ray's processes look for a lost GCS; Ray's own default is 60."""
 KEYS = (
     "prompts.bank_size=3",
     "synthesis.batch=3",
@@ -79,6 +82,7 @@ class Site:
 
     def __init__(self, nodes: int = 2, cpus: int = 3):
         self.count, self.cpus, self.cluster = nodes, cpus, None
+        self.orphans: list[psutil.Process] = []
         self.start()
 
     def start(self) -> None:
@@ -141,11 +145,28 @@ class Site:
         kill(leftover)
         self.add()
 
+    def kill_raylet(self, rng: random.Random) -> None:
+        """Kill the raylet of one worker node and nothing else there, then add another node."""
+        assert self.cluster is not None
+        node = rng.choice(sorted(self.cluster.worker_nodes, key=lambda n: n.node_id))
+        raylet, *others = self.processes(node)
+        kill([raylet])
+        self.orphans += others
+        self.cluster.worker_nodes.remove(node)
+        self.add()
+
+    def kill_gcs(self) -> None:
+        """Kill the GCS and nothing else; the cluster is lost."""
+        assert self.cluster is not None and self.cluster.head_node is not None
+        (gcs,) = self.cluster.head_node.all_processes["gcs_server"]
+        kill([psutil.Process(gcs.process.pid)])
+
     def kill_all(self) -> None:
-        """Kill every process of the cluster."""
+        """Kill every process of the cluster, and what lost raylets have left."""
         assert self.cluster is not None
         nodes = [*self.cluster.worker_nodes, *([self.cluster.head_node] if self.cluster.head_node else [])]
-        kill([process for node in nodes for process in self.processes(node)])
+        kill([*self.orphans, *(process for node in nodes for process in self.processes(node))])
+        self.orphans = []
         for node in nodes:
             with contextlib.suppress(Exception):
                 node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
@@ -233,13 +254,22 @@ def disturb(run: Run, kinds: list[str], rng: random.Random, gap: int) -> Counter
                 continue
         elif kind == "node":
             run.site.kill_node(rng)
+        elif kind == "raylet":
+            run.site.kill_raylet(rng)
         elif kind == "driver":
             run.kill_driver()
             run.start()
         else:
-            run.kill_driver()
+            if kind == "gcs":
+                run.site.kill_gcs()
+                made_all = run.finish(limit=RECONNECT + 120) == 0
+            else:
+                run.kill_driver()
+                made_all = False
             run.site.kill_all()
             run.site.start()
+            if made_all:  # too late for this run, which `check` looks at
+                break
             run.start()
         log(f"--- killed: {kind}, after {run.generated()} images")
         done[kinds.pop(0)] += 1
@@ -401,6 +431,7 @@ if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # before Ray is imported: every port on loopback only
+    os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT)}
     if sys.argv[1:2] == ["--drive"]:
         drive(sys.argv[2], float(sys.argv[3]), sys.argv[4:])
     else:

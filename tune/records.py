@@ -9,6 +9,7 @@ Records are written whole or not at all; everything else is made again from them
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ class SweepDir:
         self.run, self.best = root / "run", root / "best.yaml"
         self.table, self.journal = root / "trials.parquet", root / "study.journal"
         self.summary, self.report = root / "summary.json", root / "report.html"
-        self.tensorboard = root / "tensorboard"
+        self.tensorboard, self.scratch = root / "tensorboard", root / ".scratch"
 
     def record(self, number: int) -> Path:
         """Return the path of a trial's record."""
@@ -73,7 +74,7 @@ def optuna_trial(study: Study, record: Record) -> optuna.trial.FrozenTrial | Non
     from optuna.trial import TrialState, create_trial
 
     space = distributions(study)
-    if not all(space[key]._contains(space[key].to_internal_repr(value)) for key, value in record["params"].items()):
+    if not all(_is_in(space[key], value) for key, value in record["params"].items()):
         return None
     objective = study.metrics
     values = [metric_value(record, metric) for metric in objective]
@@ -93,6 +94,14 @@ def optuna_trial(study: Study, record: Record) -> optuna.trial.FrozenTrial | Non
     )
 
 
+def _is_in(space: Any, value: Any) -> bool:
+    """Return whether a value lies in a distribution of Optuna's, which raises an error about a value that its list lacks."""
+    try:
+        return space._contains(space.to_internal_repr(value))
+    except ValueError:
+        return False
+
+
 def optuna_study(study: Study, records: Sequence[Record], storage: Any = None, sampler: Any = None) -> optuna.Study:
     """Return an Optuna study of ended trials, in the order of their numbers."""
     import optuna
@@ -106,13 +115,17 @@ def optuna_study(study: Study, records: Sequence[Record], storage: Any = None, s
 
 
 def write_tensorboard(sweep: SweepDir, record: Record) -> None:
-    """Write the scalars of a trial over its reports, its final metrics, and its values by key, under tensorboard/NUMBER."""
+    """Write the scalars of a trial over its reports, its final metrics, and its values by key, under tensorboard/NUMBER.
+
+    The folder is made in `scratch`, so it is there whole or not at all.
+    """
     from tensorboardX import SummaryWriter
 
     folder = sweep.tensorboard / f"{record['number']:05d}"
     if folder.exists():
         return
-    with SummaryWriter(str(folder), write_to_disk=True) as writer:
+    partial = sweep.scratch / folder.name
+    with SummaryWriter(str(partial), write_to_disk=True) as writer:
         for step, report in enumerate(record["reports"], 1):
             for metric, value in report.items():
                 if value is not None:
@@ -121,15 +134,20 @@ def write_tensorboard(sweep: SweepDir, record: Record) -> None:
         params = {key: v if isinstance(v, bool | int | float | str) else json.dumps(v) for key, v in record["params"].items()}
         if values:
             writer.add_hparams(params, {f"final/{m}": value for m, value in values.items()}, name="values")
+    sweep.tensorboard.mkdir(exist_ok=True)
+    partial.rename(folder)
 
 
 def write_results(sweep: SweepDir, study: Study) -> dict[str, Any]:
     """Write trials.parquet, study.journal and summary.json from the records; return the summary."""
     records = [record for _, record in sorted(sweep.records().items())]
     write_parquet(sweep.table, trial_table(study, records))
+    shutil.rmtree(sweep.scratch, ignore_errors=True)  # what a killed process left there
+    sweep.scratch.mkdir(exist_ok=True)
     for record in records:
         write_tensorboard(sweep, record)
     _write_journal(sweep, study, records)
+    shutil.rmtree(sweep.scratch, ignore_errors=True)
     summary = summarise(study, records)
     write_json(sweep.summary, summary)
     return summary
@@ -151,17 +169,18 @@ def trial_table(study: Study, records: Sequence[Record]) -> pa.Table:
 
 
 def _write_journal(sweep: SweepDir, study: Study, records: Sequence[Record]) -> None:
-    """Write the file of Optuna itself, for optuna-dashboard and optuna.visualization: JournalStorage(JournalFileBackend(PATH))."""
+    """Write the file of Optuna itself, for optuna-dashboard and optuna.visualization: JournalStorage(JournalFileBackend(PATH)).
+
+    Optuna waits for the lock beside its file, half a minute or for ever if a killed process held it: so it is made in `scratch`.
+    """
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    partial = sweep.journal.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
+    partial = sweep.scratch / sweep.journal.name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls this storage experimental
         optuna_study(study, records, optuna.storages.JournalStorage(JournalFileBackend(str(partial))))
     partial.replace(sweep.journal)
-    Path(str(partial) + ".lock").unlink(missing_ok=True)
 
 
 def summarise(study: Study, records: Sequence[Record]) -> dict[str, Any]:

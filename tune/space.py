@@ -8,6 +8,7 @@ space:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -262,9 +263,17 @@ def as_choice(value: Any) -> Any:
 
 
 def from_choices(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by key, of what Optuna has chosen."""
+    """Return values by key, of what Optuna has chosen, or of the configuration's own values, which a list need not have."""
     choices = {key: {as_choice(v): v for v in space} for key, space in study.space.items() if not isinstance(space, Range)}
-    return {key: choices[key][value] if key in choices else value for key, value in params.items()}
+    return {key: choices.get(key, {}).get(value, _from_text(value)) for key, value in params.items()}
+
+
+def _from_text(value: Any) -> Any:
+    """Return a list or a mapping of its text of `as_choice`; everything else as it is."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def grid(study: Study) -> list[dict[str, Any]]:

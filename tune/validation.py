@@ -7,8 +7,10 @@ from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
 from syn4seg.stages.setup import draws_of, load_dataset, support_of
 from syn4seg.stages.support import shuffled_base_images
-from syn4seg.store.files import read_json, write_atomically, write_json
+from syn4seg.store.files import read_bytes, read_json, write_atomically, write_json
+from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import FOLDER
 from tune.records import SweepDir
 from tune.space import Range, Study, apply_overrides, grid
 
@@ -89,7 +91,7 @@ def open_sweep(sweep: SweepDir, study: Study, config: Config, resume: bool) -> N
     Raises:
         UserError: a study is there and `resume` was not asked for, or it is another one (the differences are listed).
     """
-    settings = study.model_dump(mode="json")
+    settings, text = study.model_dump(mode="json"), annotated(config).encode()
     if sweep.study.exists():
         if not resume:
             raise UserError(f"--out {sweep.root}: holds a study already; add --resume to go on with it, or use another --out")
@@ -106,10 +108,25 @@ def open_sweep(sweep: SweepDir, study: Study, config: Config, resume: bool) -> N
             )
     elif resume:
         raise UserError(f"--resume: there is no study in {sweep.root}; leave --resume out to begin one")
-    elif sweep.root.is_dir() and any(sweep.root.iterdir()):
+    elif _holds_more(sweep, text):
         raise UserError(f"--out {sweep.root}: not empty and not a study; choose another folder")
-    write_atomically(sweep.config, annotated(config).encode())
+    for folder in (sweep.root, sweep.root / FOLDER, sweep.record(0).parent):
+        remove_abandoned(folder)
+    write_atomically(sweep.config, text)
     write_json(sweep.study, settings)
+
+
+def _holds_more(sweep: SweepDir, text: bytes) -> bool:
+    """Return whether a folder holds anything else than a process may have left that died before it wrote study.json.
+
+    Args:
+        text: of the configuration that is to be written.
+    """
+    for path in sweep.root.iterdir() if sweep.root.is_dir() else ():
+        unfinished = path.name.startswith((f".{sweep.config.name}.", f".{sweep.study.name}.")) and path.name.endswith(".partial")
+        if not unfinished and not (path == sweep.config and path.is_file() and read_bytes(path) == text):
+            return True
+    return False
 
 
 def _measured(config: Config) -> dict[str, int]:

@@ -22,6 +22,7 @@ from syn4seg.data.published import COCO_ANNOTATIONS, COCO_IMAGES, SBD, VOC, Arch
 from syn4seg.errors import UserError
 from syn4seg.store.files import write_atomically, write_json
 from syn4seg.store.images import write_image
+from syn4seg.store.partials import remove_abandoned
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -166,6 +167,8 @@ def _prepare(
     facts = {path.relative_to(root).as_posix(): file_facts(path) for path in sources}
     classes = pascal.CLASSES if dataset == "pascal" else coco.CLASSES
     begun = {"format": FORMAT, "variant": variant, "sources": facts}
+    for part in (folder, folder / "masks", folder / "lists"):
+        remove_abandoned(part)
     rows, bad, kept = _masks(folder, jobs, len(classes), _begun_from_same_files(folder, begun), progress)
     report = folder / "bad-files.txt"
     if bad:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from syn4seg.errors import UserError
 from syn4seg.store.files import as_path, atomic_file, check_reachable, exists, remove, write_atomically, write_json
 from syn4seg.store.listing import list_files
+from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.readback import Facts, read_checked
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Target:
         if DONE in files:
             old = read_checked(self.root / DONE, Facts)
             self._check_same(old.get("export"), identity)
+            if BEGUN in files:  # a crash came between the two
+                remove(self.root / BEGUN)
             return old
         if BEGUN in files:
             self._check_same(read_checked(self.root / BEGUN, Facts), identity)
@@ -66,6 +69,7 @@ class Target:
                     remove(path)
         elif files:
             raise UserError(f"--to {self.root}: holds {len(files)} files and is no export ({min(files)}); choose another folder")
+        remove_abandoned(self.root, BEGUN)
         write_json(self.root / BEGUN, identity)
         return None
 

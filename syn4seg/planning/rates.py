@@ -159,7 +159,9 @@ def stated_rates(gpu: str = "H100", utilisation: float = UTILISATION) -> Rates:
 def write_rates(path: Path, rates: Rates) -> None:
     """Write measured rates, complete or not at all."""
     from syn4seg.store.files import write_json
+    from syn4seg.store.partials import remove_abandoned
 
+    remove_abandoned(path.parent, path.name)
     write_json(
         path,
         {

@@ -22,6 +22,7 @@ from syn4seg.report.reading import GallerySample, exact_class_names, read_pages,
 from syn4seg.report.sheets import class_colors
 from syn4seg.schema import FAULT, UNLABELED
 from syn4seg.store.files import as_path, write_atomically
+from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import TITLES, format_percent, sort_rows, table_columns
 
@@ -85,6 +86,7 @@ def write_comparison(
         "warnings": _warnings(results, labels),
     }
     target = as_path(to)
+    remove_abandoned(target.parent, target.name)
     write_atomically(target, environment().get_template("compare.html").render(values).encode("utf-8"))
     return target, [*sentences, *matched], gallery.damage
 

@@ -21,6 +21,7 @@ from syn4seg.report.reading import STAGE_TITLES, class_names, read_records
 from syn4seg.report.sheets import WHO, WHO_COLORS, class_colors
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import as_path, write_atomically
+from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.readback import Facts, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.seals import broken_seals
@@ -75,6 +76,7 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
     quarantined, damage = _quarantine_notes(run)
     damage = [*broken_seals(run.root, missing=False), *gallery.damage, *damage]
     values |= _values(run, config, draw, records, names) | {"damage": damage, "map": prompt_map, "quarantined": quarantined}
+    remove_abandoned(target.parent, target.name)
     write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
     return target, damage
 

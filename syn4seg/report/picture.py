@@ -20,6 +20,7 @@ from syn4seg.report.sheets import class_colors, rgb_of
 from syn4seg.schema import BACKGROUND, LABEL_COLUMNS, UNLABELED
 from syn4seg.store.files import write_atomically
 from syn4seg.store.images import encode_image
+from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.rundir import RunDir, open_run
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class Picture:
         if suffix not in (".png", ".html"):
             raise UserError(f"path is {str(path)!r}; expected a name that ends with .png or .html")
         page = f"<!doctype html>\n<meta charset='utf-8'>\n{self._repr_html_()}\n"
+        remove_abandoned(Path(path).parent, Path(path).name)
         write_atomically(Path(path), self._repr_png_() if suffix == ".png" else page.encode())
 
     def _repr_html_(self) -> str:

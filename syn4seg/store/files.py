@@ -12,7 +12,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -28,6 +27,7 @@ from urllib.request import url2pathname
 import numpy as np
 
 from syn4seg.errors import DamagedError, StoreError, UserError
+from syn4seg.store.partials import partial_path
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -278,7 +278,7 @@ def atomic_file(path: AnyPath) -> Iterator[Path]:
                 path.fs.put_file(str(partial), path.path)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        partial = partial_path(path)
         try:
             yield partial
             with partial.open("rb+") as f:

@@ -171,7 +171,7 @@ class StageCache:
 
     def _write(self, path: Path, arrays: Arrays) -> None:
         data = encode(arrays)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f"{path.name}.partial")  # one writer at a time, and the next one's if this one dies
         with explain_errors(path, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +105,29 @@ def test_processes_that_ask_at_the_same_time_make_an_entry_once(tmp_path):
         process.join(60)
         assert process.exitcode == 0
     assert (tmp_path / "notes").read_text().splitlines() == ["made"] * 3
+
+
+def die_while_writing(root):
+    def die(self: Path, target: object) -> Path:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+    Path.replace = die
+    StageCache(root).get("label", {"k": 1}, lambda: {"x": np.arange(4)})
+
+
+def test_what_killed_processes_left_of_an_entry_does_not_pile_up(tmp_path):
+    for _ in range(2):
+        process = multiprocessing.get_context("spawn").Process(target=die_while_writing, args=(tmp_path,))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert StageCache(tmp_path).find("label", {"k": 1}) is None
+        assert len(list((tmp_path / "label").iterdir())) == 1
+    counts: list[int] = []
+    StageCache(tmp_path).get("label", {"k": 1}, made_by(counts))
+    assert len(counts) == 1
+    assert [path.suffix for path in (tmp_path / "label").iterdir()] == [SUFFIX]
 
 
 def test_the_least_recently_used_entries_make_room_and_runs_go_last(tmp_path):

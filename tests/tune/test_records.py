@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from syn4seg.config.loading import load
 from tests.shared_study import record, study_of
 from tune.records import SweepDir, compare_with_default, importance, optuna_study, pareto_front, summarise
-from tune.space import Study
+from tune.space import Study, from_choices
+from tune.study import choose_params
 
 
 def test_best_default_and_the_spread_between_them():
@@ -53,6 +55,19 @@ def test_values_outside_of_the_space_are_kept_and_not_learned_from():
     made = [record(0, {"labeling.beta": 0.5}), record(1, {"labeling.beta": 0.9})]
     assert len(optuna_study(study, made).trials) == 1
     assert summarise(study, made)["default"]["number"] == 0
+
+
+def test_a_list_need_not_have_the_value_of_the_configuration():
+    config = load(None, ["labeling.lambda_keep={support_quantile: 0.1}"])
+    study = Study.model_validate({"space": {"labeling.beta": [0.2, 0.8], "labeling.lambda_keep": [0.3]}, "sampler": "grid"})
+    first = choose_params(study, config, 0, {})
+    assert first is not None
+    own = {"labeling.beta": 0.5, "labeling.lambda_keep": {"support_quantile": 0.1}}
+    assert from_choices(study, first) == own
+    made = [record(0, first), record(1, {"labeling.beta": 0.2, "labeling.lambda_keep": 0.3})]
+    assert [t.user_attrs["number"] for t in optuna_study(study, made).trials] == [1]
+    assert summarise(study, made)["default"]["params"] == own
+    assert choose_params(study.model_copy(update={"sampler": "tpe", "startup": 1, "window": 1}), config, 2, dict(enumerate(made)))
 
 
 def test_a_damaged_record_counts_as_a_trial_that_is_to_be_made(tmp_path):

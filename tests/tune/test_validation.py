@@ -52,3 +52,10 @@ def test_a_study_goes_on_only_as_it_was_begun(tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="not empty and not a study"):
         open_sweep(SweepDir(tmp_path / "other"), study, config, resume=False)
+    sweep.study.unlink()  # as when a process dies before it is written
+    open_sweep(sweep, study, config, resume=False)
+    sweep.study.unlink()
+    sweep.config.write_text("name: mine\n")
+    with pytest.raises(UserError, match="not empty and not a study"):
+        open_sweep(sweep, study, config, resume=False)
+    assert sweep.config.read_text() == "name: mine\n"
