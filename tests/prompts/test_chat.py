@@ -46,7 +46,9 @@ def failed(status: int, error: Any = "no", **headers: str) -> tuple[int, dict[st
     return status, {"Content-Type": "application/json"} | headers, json.dumps({"error": inside}).encode()
 
 
-LATE = (0, {}, b"")  # an answer that comes after the client's patience
+LATE = (0, {}, b"")  # no answer before the client's patience ends
+PATIENCE, SHORT = 60.0, 0.3
+"""Seconds that an agent waits for a reply: for one that comes, as long as a busy machine may need; for one that does not, this."""
 
 
 class Endpoint:
@@ -69,7 +71,7 @@ class Endpoint:
                 given: Any = answer(body) if callable(answer) else answer
                 status, headers, content = given
                 if not status:
-                    time.sleep(0.6)
+                    time.sleep(2 * SHORT)
                     self.close_connection = True
                     return
                 self.send_response(status)
@@ -103,7 +105,7 @@ def key(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def agent(server: Endpoint | str, **changes: Any) -> ChatAgent:
+def agent(server: Endpoint | str, kind: type[ChatAgent] = ChatAgent, **changes: Any) -> ChatAgent:
     url = server if isinstance(server, str) else server.url
     given = {
         "world": "embedded",
@@ -111,10 +113,10 @@ def agent(server: Endpoint | str, **changes: Any) -> ChatAgent:
         "base_url": url,
         "key_variable": "A_KEY",
         "per_round": 3,
-        "timeout": 0.3,
+        "timeout": PATIENCE,
         "first_wait": 0.001,
     }
-    return ChatAgent("tiny", **(given | changes))
+    return kind("tiny", **(given | changes))
 
 
 def bank_of(asked: ChatAgent, size: int = 3, patience: int = 50):
@@ -125,6 +127,24 @@ def bank_of(asked: ChatAgent, size: int = 3, patience: int = 50):
 
 
 # ------------------------------------------------------------------------------------------------ bad answers
+class Impatient(ChatAgent):
+    """A chat agent that waits for `SHORT` where the next answer is `LATE`, and for as long as it takes where it is not."""
+
+    server: Endpoint
+
+    def _ask(self, messages: Any, seed: int):
+        server, count = self.server, len(self.server.asked)
+        is_late = server.answers[0] is LATE
+        if self.timeout != (timeout := SHORT if is_late else PATIENCE):
+            self.timeout = timeout
+            self.client = self._open()
+        answer = super()._ask(messages, seed)
+        deadline = time.monotonic() + PATIENCE
+        while is_late and len(server.asked) == count and time.monotonic() < deadline:
+            time.sleep(0.01)  # the server has not even read it: the next question is another one
+        return answer
+
+
 def test_a_bank_is_built_through_every_kind_of_bad_answer():
     page = (200, {"Content-Type": "text/html"}, b"<html>busy</html>")
     broken = (200, {"Content-Type": "application/json"}, b'{"choices": [')
@@ -149,7 +169,9 @@ def test_a_bank_is_built_through_every_kind_of_bad_answer():
         said({"prompts": [3, STAR[1], STAR[2], "never read"]}),
     ]
     with Endpoint(*answers) as server:
-        bank = bank_of(agent(server))
+        asked = agent(server, Impatient)
+        asked.server = server
+        bank = bank_of(asked)
         assert [c.text for c in bank.accepted] == STAR and bank.stopped == "size" and not bank.warning
         assert len(server.answers) == 1 and len(server.asked) == len(answers)
         whys = [c.why for c in bank.refused]
@@ -351,17 +373,17 @@ class Raw:
 
 
 @pytest.mark.parametrize(
-    ("head", "chunk", "pause", "problem"),
+    ("head", "chunk", "pause", "timeout", "problem"),
     [
-        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n", 0.2, "no whole reply within"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", b" ", 0.2, "no whole reply within"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 4000000000\r\n\r\n", b" " * 65536, 0.0, "more than 4,000,000 bytes"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", gzip.compress(b"0" * 10**6), 0.0, "compressed"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n", 0.2, 1.0, "no whole reply within"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", b" ", 0.2, 1.0, "no whole reply within"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4000000000\r\n\r\n", b" " * 65536, 0.0, PATIENCE, "more than 4,000,000 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", gzip.compress(b"0" * 10**6), 0.0, PATIENCE, "compressed"),
     ],
 )
-def test_a_reply_without_end_costs_one_deadline_and_a_few_megabytes(head, chunk, pause, problem):
+def test_a_reply_without_end_costs_one_deadline_and_a_few_megabytes(head, chunk, pause, timeout, problem):
     with Raw(head, chunk, pause) as server:
-        asked, started = agent(server, timeout=1.0), time.monotonic()
+        asked, started = agent(server.url, timeout=timeout), time.monotonic()
         answers = [asked._ask([{"role": "user", "content": "x"}], 0) for _ in range(2)]
         assert all(problem in answer.problem and answer.again for answer in answers), answers
         assert time.monotonic() - started < 8 and server.sent < 100_000_000
@@ -381,7 +403,7 @@ def test_a_reply_without_end_costs_one_deadline_and_a_few_megabytes(head, chunk,
 )
 def test_a_body_of_any_shape_is_a_round_without_prompts(body: bytes):
     with Endpoint((200, {"Content-Type": "application/json"}, body)) as server:
-        assert agent(server, timeout=5.0).propose("star", 0, [], []) == []
+        assert agent(server).propose("star", 0, [], []) == []
 
 
 def test_an_endpoint_on_this_machine_needs_no_key(monkeypatch: pytest.MonkeyPatch):
