@@ -60,7 +60,12 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
             f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train"
         )
     elif config.base.checkpoint == "train":
-        setup.base_images(config, dataset, fold)
+        ids = setup.base_images(config, dataset, fold)
+        if len(ids) < config.base.batch and (run is None or not run.base.is_file()):
+            raise UserError(
+                f"base.batch={config.base.batch}: only {len(ids)} training images are left for the base stage "
+                f"(base.images={config.base.images}); lower it to {len(ids)} or less, or add images"
+            )
     elif config.base.checkpoint != "shipped" and (run is None or not run.base.is_file()):
         from syn4seg.stages.base import check_checkpoint
 

@@ -60,6 +60,16 @@ def test_models_that_the_run_needs_no_more_are_not_looked_for(fresh, small, tmp_
         check(config, RunDir(tmp_path / "new"))
 
 
+def test_a_batch_that_the_training_images_do_not_fill_is_refused_at_once(fresh, small, tmp_path):
+    run, _ = fresh
+    config = load(None, [*small, "base.checkpoint=train", "base.batch=121"])
+    for new in (None, RunDir(tmp_path / "new")):
+        with pytest.raises(UserError, match=r"base\.batch=121: only (\d+) training images .*lower it to \1 or less"):
+            check(config, new)
+    check(config, run)  # its base checkpoint was made before
+    check(load(None, [*small, "base.checkpoint=train", "base.images=all", "base.batch=120"]))
+
+
 def test_a_fold_without_a_packaged_checkpoint_is_to_be_trained(small, tmp_path, monkeypatch):
     monkeypatch.setattr("syn4seg.stages.setup.shipped_base", lambda fold: tmp_path / "absent")
     with pytest.raises(UserError, match=r"shipped: no checkpoint for fold 0 is packaged; set base\.checkpoint=train"):
