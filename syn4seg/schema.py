@@ -67,3 +67,6 @@ RECORD = pa.schema(
 )
 """Columns of a sample's record, and of the manifest: `image` and the label stages hold digests of the pixels, null where there
 are none; `reason` is empty for an accepted sample; `audit` is JSON."""
+
+NULLABLE = frozenset({"image", *LABEL_COLUMNS, "similarity"})
+"""Columns of these tables in which null may stand; anywhere else it is damage."""

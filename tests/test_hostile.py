@@ -14,19 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.hostile.inputs import cases, outcome
+from tests.hostile.runs import sharded
 
 
 def test_every_hostile_input_is_taken_or_refused_with_one_message(finished, tmp_path):
     root, _ = finished
     defects, kinds = [], set()
-    for number, (kind, case) in enumerate(cases(20261129, 240, Path(root))):
+    both = {"runs": Path(root), "sharded runs": sharded(Path(root), tmp_path / "sharded")}
+    for number, (kind, case) in enumerate(cases(20261129, 240, both)):
         folder = tmp_path / str(number)
         folder.mkdir()
         result = outcome(case, folder)
         kinds.add(kind)
         if result not in ("taken", "refused"):
             defects.append(f"{number} {kind}: {case[0]}: {result}")
-    assert defects == [] and len(kinds) == 7
+    assert defects == [] and len(kinds) == 8
 
 
 def test_a_defect_is_seen(tmp_path):
@@ -57,6 +59,10 @@ def _as_integers(path):
     pq.write_table(pa.table(columns, table.column_names), path)
 
 
+def _without(path, column):
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+
+
 HARMS = {
     "empty configuration": lambda run: (run / "config.yaml").write_bytes(b""),
     "two mappings": lambda run: (run / "config.yaml").write_bytes(b"{}{}"),
@@ -65,6 +71,8 @@ HARMS = {
     ),
     "results that are a list": lambda run: (run / "results.json").write_text("[]"),
     "support that is a number": lambda run: (run / "draws/0/support.json").write_text('{"support": 3}'),
+    "prompts without verdicts": lambda run: _without(run / "prompts.parquet", "accepted"),
+    "a plan without prompts": lambda run: _without(run / "plan.parquet", "prompt_row"),
     "a plan of integers": lambda run: _as_integers(run / "plan.parquet"),
 }
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.report.reading import Truth, read_pages
-from syn4seg.schema import FAULT, LABEL_COLUMNS, PROMPTS_FILE, UNLABELED
+from syn4seg.schema import FAULT, LABEL_COLUMNS, PROMPTS_FILE, RECORD, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import HDIG
 from syn4seg.stages.setup import draws_of
@@ -57,7 +57,7 @@ def run_progress(run: RunDir, config: Config) -> list[tuple[str, int, int]]:
     progress = [("images", len(pc.unique(images)), planned)]
     for number in draws_of(config):
         draw = run.draw(number)
-        done = read_parquet(draw.manifest, ["sample_id"]).num_rows if exists(draw.manifest) else len(draw.done())
+        done = read_parquet(draw.manifest, ["sample_id"], RECORD).num_rows if exists(draw.manifest) else len(draw.done())
         progress.append((f"labels of draw {number}", done, planned))
     return [*progress, ("results", int(exists(run.results)), 1)]
 

@@ -89,8 +89,6 @@ def read_records(run: RunDir, draw: int) -> pa.Table:
     if not exists(manifest):
         return run.draw(draw).table()
     table = read_parquet(manifest, schema=RECORD)
-    if missing := set(RECORD.names) - set(table.column_names):
-        raise UserError(f"{manifest}: has no column {min(missing)!r}; delete it and run the same command again")
     return table.select(RECORD.names).cast(RECORD).sort_by("sample_id")
 
 

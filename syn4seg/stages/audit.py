@@ -12,6 +12,7 @@ from typing import Literal
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
+from syn4seg.schema import PROMPTS_FILE
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import exists
 from syn4seg.store.images import pixel_digest
@@ -139,7 +140,7 @@ def _audit_prompts(config: Config, run: RunDir, ids: set[str]) -> Finding:
         return Finding(claim, "ok", "images were imported; there is no prompt bank")
     if not exists(run.prompts):
         return Finding(claim, "unknown", f"{run.prompts.name} is missing")
-    prompts = read_parquet(run.prompts, ["prompt"])["prompt"].to_pylist()
+    prompts = read_parquet(run.prompts, ["prompt"], PROMPTS_FILE)["prompt"].to_pylist()
     words = {word.strip(".,;:!?\"'()") for prompt in prompts for word in prompt.split()}
     named = sorted(word for word in words & ids if len(word) >= 6 and any(c.isdigit() for c in word))  # "50" is a usual word too
     if named:

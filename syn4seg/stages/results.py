@@ -87,7 +87,7 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
 def _changed_records(draw: Draw) -> list[str]:
     """Return a line for every sample whose record is not readable, or does not say what the manifest says."""
     columns = [name for name in RECORD.names if name not in ("image", *LABEL_COLUMNS)]  # those are compared with the pixels
-    recorded, listed = draw.table(), read_parquet(draw.manifest, columns)
+    recorded, listed = draw.table(), read_parquet(draw.manifest, columns, RECORD)
     rows = pc.index_in(listed["sample_id"], value_set=recorded["sample_id"].combine_chunks())
     without = listed["sample_id"].filter(rows.is_null()).to_pylist()
     lines = [f"draw {draw.number}: the record of {sample} is missing or damaged" for sample in without]
@@ -109,7 +109,7 @@ def _begun(draw: Draw) -> bool:
 def _manifest(draw: Draw) -> pa.Table:
     """Return the columns of a draw's manifest that are compared, with the types of `RECORD`."""
     columns = pa.schema([RECORD.field(name) for name in ("sample_id", "class", "reason", "image", *LABEL_COLUMNS)])
-    table = read_parquet(draw.manifest, columns.names).select(columns.names).cast(columns)
+    table = read_parquet(draw.manifest, columns.names, RECORD).select(columns.names).cast(columns)
     check_names(table["sample_id"], f"{draw.manifest}: sample_id")
     for name in pc.unique(table["class"]).to_pylist():
         try:
@@ -224,7 +224,7 @@ def funnel(run: RunDir) -> dict[str, Any]:
     """Return counts per draw: planned, accepted, and each reason of rejection or quarantine."""
     draws = {}
     for draw in (draw for draw in run.draws() if exists(draw.manifest)):
-        counts = count_values(read_parquet(draw.manifest, ["reason"])["reason"])
+        counts = count_values(read_parquet(draw.manifest, ["reason"], RECORD)["reason"])
         draws[str(draw.number)] = {"accepted": counts.pop("", 0), "rejected": dict(sorted(counts.items()))}
     return {"planned": read_planned_samples(run).num_rows, "draws": draws}
 

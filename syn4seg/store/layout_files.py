@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.errors import DamagedError
-from syn4seg.schema import FAULT, LABEL_COLUMNS
+from syn4seg.schema import FAULT, LABEL_COLUMNS, RECORD
 from syn4seg.store.files import map_threads, read_json, write_json
 from syn4seg.store.images import pixel_digest, read_image, write_image
 from syn4seg.store.listing import list_files
@@ -38,6 +38,7 @@ from syn4seg.store.samples import (
     record_table,
     require_undamaged,
 )
+from syn4seg.store.tables import check_columns
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -148,7 +149,7 @@ class FileSamples:
             row = read_json(self._record_file(draw, folder, sample_id))
             if (escape_name(row["class"]), row["sample_id"]) != (folder, sample_id) or not isinstance(row["reason"], str):
                 return None
-            record_table([row])
+            check_columns(self._record_file(draw, folder, sample_id), record_table([row]), RECORD)
         except (FileNotFoundError, DamagedError, TypeError, KeyError, ValueError, AttributeError, OverflowError, pa.ArrowException):
             return None
         return row

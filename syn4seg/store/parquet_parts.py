@@ -31,7 +31,7 @@ from syn4seg.store.files import MAX_TABLE, WAITS, atomic_file, map_threads, pars
 from syn4seg.store.images import decode_image, pixel_digest
 from syn4seg.store.listing import list_files
 from syn4seg.store.samples import check_names
-from syn4seg.store.tables import open_parquet
+from syn4seg.store.tables import Columns, check_columns, open_parquet
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -100,6 +100,7 @@ class PartStore:
                 columns = [c for c in ("sample_id", "batch", "reason") if c in self.schema.names]
                 table = file.read(columns).combine_chunks()
                 check_names(table["sample_id"], f"{self.folder / name}: sample")
+                check_columns(file.path, table, self.schema)
                 replaces = parse_json((file.schema.metadata or {}).get(_REPLACES, b"[]"), f"{self.folder / name}: metadata")
                 if not isinstance(replaces, list) or not all(isinstance(n, str) and _FILE.fullmatch(n) for n in replaces):
                     return f"{self.folder / name}: names strange parts; this program did not write it"
@@ -180,7 +181,17 @@ class PartStore:
     def group(self, name: str, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return one row group of a file."""
         with open_parquet(self.folder / name) as file:
-            return file.read(columns, number)
+            return self._read(file, columns, number)
+
+    def _read(self, file: Columns, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
+        """Return columns of an open file.
+
+        Raises:
+            DamagedError: it is damaged, or lacks a value that every row has.
+        """
+        table = file.read(columns, group)
+        check_columns(file.path, table, pa.schema([self.schema.field(name) for name in self.plain_columns()]))
+        return table
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Return columns of every sample, once, sorted by `sample_id`, which is one of them; `reason` decides between two rows."""
@@ -203,7 +214,7 @@ class PartStore:
     def _columns(self, name: str, columns: list[str]) -> pa.Table:
         try:
             with open_parquet(self.folder / name) as file:
-                return file.read(columns)
+                return self._read(file, columns)
         except DamagedError as error:
             self.damaged[name] = _line(error)
             return pa.schema([self.schema.field(c) for c in columns]).empty_table()
@@ -275,7 +286,7 @@ class PartStore:
     def _whole(self, name: str) -> pa.Table:
         try:
             with open_parquet(self.folder / name) as file:
-                return file.read()
+                return self._read(file)
         except DamagedError as error:
             self.damaged[name] = _line(error)
             raise

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from syn4seg.errors import DamagedError
+from syn4seg.schema import NULLABLE
 from syn4seg.store.files import MAX_TABLE, explain_errors, one_line, open_regular, retry_stale
 from syn4seg.store.seals import write_sealed
 
@@ -45,6 +46,8 @@ class Columns:
         facts = file.metadata
         self.path, self.schema = path, file.schema_arrow
         self.groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
+        if len(set(self.schema.names)) < len(self.schema.names):
+            raise DamagedError(f"{path}: has two columns of one name; this program did not write it")
         if facts.num_rows > MAX_ROWS or any(pa.types.is_nested(field.type) for field in self.schema):
             raise DamagedError(
                 f"{path}: has {facts.num_rows:,} rows, or lists in them; at most {MAX_ROWS:,} plain rows were "
@@ -58,6 +61,7 @@ class Columns:
 
         Raises:
             DamagedError: it lacks a column, or is larger than `MAX_TABLE` once it is decoded.
+            pa.ArrowException: it is damaged; `open_parquet` makes a `DamagedError` of it.
         """
         names = self.schema.names if columns is None else columns
         lacking = sorted(set(names) - set(self.schema.names))
@@ -75,7 +79,9 @@ class Columns:
                 f"{self.path}: holds {size:,} bytes, at most {MAX_TABLE:,} were expected; this program did not write it"
             )
         fields = [self.schema.field(name) for name in table.column_names]
-        return table.cast(pa.schema(fields, metadata=self.schema.metadata))
+        table = table.cast(pa.schema(fields, metadata=self.schema.metadata))
+        table.validate(full=True)  # texts that are no UTF-8 among others
+        return table
 
     def _width(self, name: str) -> int:
         kind = self.schema.field(name).type
@@ -122,23 +128,33 @@ def _of_arrow(error: BaseException) -> bool:
     return frame is not None and "pyarrow" in frame.tb_frame.f_code.co_filename
 
 
-def check_types(path: AnyPath, table: pa.Table, schema: pa.Schema) -> None:
-    """Check that the columns of a table have the types of a schema; columns that only one of the two has do not matter.
+def check_columns(path: AnyPath, table: pa.Table, schema: pa.Schema) -> None:
+    """Check that the columns of a table have the types of a schema (integers of any width, if they fit), and hold null only where
+    that may stand (`NULLABLE`); columns that only one of the two has do not matter.
 
     Raises:
-        DamagedError: one has another type.
+        DamagedError: one does not.
     """
-    for field in schema:
-        kind = table.schema.field(field.name).type if field.name in table.column_names else field.type
-        if kind != field.type and not (pa.types.is_integer(kind) and pa.types.is_integer(field.type)):
-            raise DamagedError(f"{path}: column {field.name!r} is {kind}, expected {field.type}; this program did not write it")
+    for field in (field for field in schema if field.name in table.column_names):
+        column = table[field.name]
+        if column.type != field.type and not (pa.types.is_integer(column.type) and pa.types.is_integer(field.type)):
+            raise DamagedError(
+                f"{path}: column {field.name!r} is {column.type}, expected {field.type}; this program did not write it"
+            )
+        if column.null_count and field.name not in NULLABLE:
+            raise DamagedError(f"{path}: column {field.name!r} has empty places; delete it and run the same command again")
+        try:
+            column.cast(field.type)
+        except pa.ArrowInvalid:
+            raise DamagedError(f"{path}: column {field.name!r} has too large numbers; this program did not write it") from None
 
 
 def read_parquet(path: AnyPath, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
     """Return a table, or some of its columns.
 
     Args:
-        schema: types that its columns must have, see `check_types`.
+        columns: their names; by default those of the schema, if one is given, else all.
+        schema: what its columns must be, see `check_columns`.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -147,8 +163,8 @@ def read_parquet(path: AnyPath, columns: list[str] | None = None, schema: pa.Sch
 
     def read() -> pa.Table:
         with open_parquet(path) as file:
-            return file.read(columns)
+            return file.read(schema.names if columns is None and schema is not None else columns)
 
     table = retry_stale(path, read)
-    check_types(path, table, schema or pa.schema([]))
+    check_columns(path, table, schema or pa.schema([]))
     return table

@@ -3,7 +3,8 @@
     python -m tests.hostile.inputs [--count 1500] [--seed 0]     (make hostile)
 
 Allowed outcomes: the program takes the input, refuses it with one clear message (`UserError`), or `verify` names the damage. A
-traceback, more than `SECONDS`, a file outside the folder of the input, or more than 1 GiB of memory is a defect.
+traceback, more than `SECONDS` of CPU time (`runs.SECONDS_TO_MAKE` where labels may be made again), a wait of more than `WAIT`, a
+file outside the folder of the input, or more than 1 GiB of memory is a defect.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,98 +29,15 @@ import numpy as np
 from PIL import Image
 
 from syn4seg.errors import UserError
+from tests.hostile.damage import WORDS, harm
+from tests.hostile.runs import command, runs, sharded
 
 SECONDS = 10
+"""Of CPU time, so that a busy machine is no defect."""
+WAIT = 100
+"""Seconds of wall time after which a case counts as one that waits for ever."""
 MEMORY = 2**30
 Case = tuple[str, Callable[[Path], None]]
-
-WORDS = [
-    *(
-        "",
-        " ",
-        "~",
-        "null",
-        "true",
-        "no",
-        "nan",
-        ".inf",
-        "-1",
-        "0",
-        "1e400",
-        "9" * 400,
-        "0x10",
-        "1_000",
-        "[]",
-        "{}",
-        "[[]]",
-        "{a: {}}",
-    ),
-    *(
-        "!!bool foo",
-        "!!int ''",
-        "!!timestamp foo",
-        "!!python/object:os.system x",
-        "!!binary aGk=",
-        "&a [*a]",
-        "*b",
-        "[" * 500,
-        "{a: " * 300,
-    ),
-    *(
-        "2026-11-29",
-        "'",
-        '"',
-        "\\",
-        "\x00",
-        "\n",
-        "a\nb: c",
-        "../../etc/passwd",
-        "/dev/zero",
-        "~root",
-        "é",
-        "日本語",
-        "\udcff",
-        "A" * 5000,
-    ),
-    *(
-        "- 1",
-        "a: b: c",
-        "? [1]\n: 2",
-        "<<: 1",
-        "!!set {a}",
-        "%TAG",
-        "---\n---",
-        "1:30",
-        "os:system",
-        "1,2,3",
-        "[1, 2, 3]",
-        "embedded",
-    ),
-]
-
-
-def _harm(data: bytes, dice: random.Random) -> bytes:
-    """Return bytes that a disk, a transfer or a person may have made of a file."""
-    kind, at = dice.randrange(9), dice.randrange(max(1, len(data)))
-    if kind == 0:
-        return b""
-    if kind == 1:
-        return data[:at]
-    if kind == 2:
-        return data + dice.randbytes(dice.randrange(1, 200))
-    if kind == 3:
-        return bytes(len(data))
-    if kind == 4:
-        return dice.choice(
-            [b"{}", b"[]", b"null", b"{}{}", b'"x"', b"3", b'{"support": 3}', b"\xff\xfe", b"[" * 5000, b'{"rows": [1]}']
-        )
-    if kind == 5:
-        return dice.randbytes(min(len(data), 4096))
-    harmed = bytearray(data)
-    for _ in range(1 if kind == 6 else dice.randrange(2, 30)):
-        if harmed:
-            harmed[dice.randrange(len(harmed) if kind < 8 else min(len(harmed), 64))] = dice.randrange(256)
-    return bytes(harmed)
 
 
 def overrides(dice: random.Random) -> Case:
@@ -146,7 +64,7 @@ def config_files(dice: random.Random) -> Case:
         lines[at] = f"{lines[at].partition(':')[0]}: {dice.choice(WORDS)}"
         data = "\n".join(lines).encode("utf-8", "surrogatepass")
     else:
-        data = _harm(text.encode(), dice)
+        data = harm(text.encode(), dice)
 
     def use(folder: Path) -> None:
         (folder / "c.yaml").write_bytes(data)
@@ -176,7 +94,7 @@ def data_sets(dice: random.Random) -> Case:
 
     files = _dataset(Path())
     name, kind, which = dice.choice(sorted(files)), dice.randrange(5), dice.choice([0, 0, 0, 1, -1, "fold0", "x"])
-    harmed = _harm(files[name], dice)
+    harmed = harm(files[name], dice)
     table: Any = dice.choice(
         [None, 3, "ab", [None], [1], ["a", "a"], {"a": 0}, {"a": 2}, ["background", "a"], [" "], ["\n"], ["a"] * 300, [["a"]]]
     )
@@ -218,7 +136,7 @@ def pictures(dice: random.Random) -> Case:
     with contextlib.suppress(OSError, ValueError, KeyError):
         image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
         image.save(out, kind, **({} if kind in ("GIF", "PPM", "BMP") else {"exif": exif}))
-    data = _harm(out.getvalue(), dice) if dice.random() < 0.7 else out.getvalue()
+    data = harm(out.getvalue(), dice) if dice.random() < 0.7 else out.getvalue()
     suffix = dice.choice([".png", ".jpg", ".tif", ".webp", ".bmp"])
 
     def use(folder: Path) -> None:
@@ -273,7 +191,7 @@ def checkpoints(dice: random.Random) -> Case:
     from syn4seg.stages.classifiers import load_classifier
     from syn4seg.stages.setup import shipped_base
 
-    data = _harm(shipped_base(0).read_bytes(), dice)
+    data = harm(shipped_base(0).read_bytes(), dice)
     load = dice.choice([load_segmenter, load_classifier, import_checkpoint]) if dice.random() < 0.9 else load_segmenter
     suffix = ".pth" if load is import_checkpoint else ".safetensors"
 
@@ -284,85 +202,6 @@ def checkpoints(dice: random.Random) -> Case:
     return f"checkpoint for {load.__name__}", use
 
 
-VERBS = (
-    *(["verify"], ["verify", "--quick"], ["watch", "--once"], ["report"], ["audit"], ["plan"], ["config"]),
-    *(
-        ["export", "--format", "voc"],
-        ["export", "--format", "coco"],
-        ["export", "--format", "parquet"],
-        ["compare"],
-        ["prompts"],
-        ["evaluate"],
-    ),
-)
-
-
-def runs(dice: random.Random, finished: Path) -> Case:
-    """A run directory, one file of which is damaged, special or gone; with its seal, or as an earlier version left it."""
-    files = sorted(
-        p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file() and p.suffix not in (".html", ".tfevents")
-    )
-    plain = [f for f in files if "/labels/" not in f and "/stages/" not in f and "images/" not in f and "/records/" not in f]
-    name = dice.choice(plain if dice.random() < 0.7 else files)
-    words, kind, sealed = dice.choice(VERBS), dice.randrange(10), dice.random() < 0.4
-    harmed = _harm((finished / name).read_bytes(), dice)
-
-    def use(folder: Path) -> None:
-        run = folder / "run"
-        shutil.copytree(finished, run)
-        target = run / name
-        if not sealed:
-            for path in run.rglob(".seals"):
-                shutil.rmtree(path)
-        if not target.parent.exists():
-            return
-        target.unlink(missing_ok=True)
-        if kind == 0:
-            os.mkfifo(target)
-        elif kind == 1:
-            target.symlink_to(dice.choice(["/dev/zero", "/", "nowhere"]))
-        elif kind == 2:
-            target.mkdir()
-        elif kind > 3:
-            target.write_bytes(harmed)
-        verb, *options = words
-        places = (
-            [run, run]
-            if verb == "compare"
-            else ["--out", run, "placement.runner=inline"]
-            if verb in ("prompts", "evaluate")
-            else [run]
-        )
-        if verb in ("export", "compare", "report"):
-            options = [*options, "--to", folder / ("page.html" if verb != "export" else "out")]
-        _command(verb, *places, *options)
-
-    return f"run: {name}, {kind}, {' '.join(words)}, {'sealed' if sealed else 'no seals'}", use
-
-
-def _command(*words: object) -> None:
-    """Run the command line in this process; a code other than 0, 1 and 2 is a defect, as is more than one line of error."""
-    from syn4seg import cli
-
-    argv, sys.argv = sys.argv, ["syn4seg", *map(str, words)]
-    out, err = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        if stop.code not in (0, 1, 2, None):
-            place = err.getvalue().rpartition("the traceback is in ")[2].partition(" ")[0]
-            trace = Path(place).read_text() if place and Path(place).is_file() else err.getvalue()
-            raise AssertionError(f"exit code {stop.code}: {trace[-1500:]}") from None
-        if stop.code == 2:
-            raise UserError(err.getvalue()) from None
-    finally:
-        sys.argv = argv
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 GENERATORS = {
     "overrides": overrides,
     "config files": config_files,
@@ -371,16 +210,19 @@ GENERATORS = {
     "replies": replies,
     "checkpoints": checkpoints,
 }
-"""Kind -> generator of one case; `runs` needs a finished run besides."""
+"""Kind -> generator of one case; `runs` needs a finished run besides, in files or in shards."""
 
 
-def cases(seed: int, count: int, finished: Path | None) -> Iterator[tuple[str, Case]]:
-    """Yield (kind, case): every third one a run directory, if there is a finished run, the others in turn."""
+def cases(seed: int, count: int, finished: Mapping[str, Path]) -> Iterator[tuple[str, Case]]:
+    """Yield (kind, case): every third one a run directory, of the finished ones in turn, by kind; between them the others."""
     kinds = list(GENERATORS)
+    for path in finished.values():
+        command("plan", path)  # a sound run is taken; and what is imported now costs no case its time
     for number in range(count):
         dice = random.Random(f"{seed} {number}")
-        if finished is not None and number % 3 == 0:
-            yield "runs", runs(dice, finished)
+        if number % 3 == 0:
+            kind = list(finished)[number // 3 % len(finished)]
+            yield kind, runs(dice, finished[kind])
         else:
             kind = kinds[(number // 3 * 2 + number % 3) % len(kinds)]
             yield kind, GENERATORS[kind](dice)
@@ -394,12 +236,13 @@ def outcome(case: Case, folder: Path) -> str:
     """
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"no answer in {SECONDS} s")
+        raise TimeoutError("no answer in time")
 
     inside = folder / "in"
     inside.mkdir()
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(WAIT)
     try:
         case[1](inside)
         result = "taken"
@@ -414,7 +257,9 @@ def outcome(case: Case, folder: Path) -> str:
         result = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error)[-6:])}"
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if len(list(folder.iterdir())) > 1:
         result = f"files outside: {[p.name for p in folder.iterdir()]}"
     return result
@@ -425,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Hand hostile inputs to the program.")
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", type=Path, help="a finished run; made when empty")
+    parser.add_argument("--run", type=Path, help="a finished run in files; made when empty")
     given = parser.parse_args()
     counts: Counter[tuple[str, str]] = Counter()
     defects = []
@@ -440,8 +285,9 @@ def main() -> None:
                 "data.val_images=10",
                 "novel.steps=5",
             ]
-            _command("run", "embedded", "placement.runner=inline", *small, "--out", finished)
-        for number, (kind, case) in enumerate(cases(given.seed, given.count, finished)):
+            command("run", "embedded", "placement.runner=inline", *small, "--out", finished)
+        both = {"runs": finished, "sharded runs": sharded(finished, Path(root, "sharded"))}
+        for number, (kind, case) in enumerate(cases(given.seed, given.count, both)):
             folder = Path(root, str(number))
             folder.mkdir()
             result = outcome(case, folder)

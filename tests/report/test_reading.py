@@ -127,9 +127,13 @@ def test_without_results_and_data_set_the_novel_classes_have_the_names_of_their_
     with pytest.raises(UserError, match="data"):
         exact_class_names(run, config)
     assert class_names(run, config) == ("background",)
-    rows = {"class_id": [4, 3, 3, 1000, None], "class": ["bird.x", "toy car", "toy car", "strange", "strange"]}
-    pq.write_table(pa.table(rows, pa.schema([("class_id", pa.int32()), ("class", pa.string())])), run.prompts)
+    columns = pa.schema([("class_id", pa.int32()), ("class", pa.string())])
+    rows = {"class_id": [4, 3, 3, 1000], "class": ["bird.x", "toy car", "toy car", "strange"]}
+    pq.write_table(pa.table(rows, columns), run.prompts)
     assert class_names(run, config) == ("background", "class 1", "class 2", "toy car", "bird.x")
+    pq.write_table(pa.table(rows | {"class_id": [4, 3, 3, None]}, columns), run.prompts)
+    with pytest.raises(UserError, match=r"prompts\.parquet: column 'class_id' has empty places"):
+        class_names(run, config)
     run.results.write_text(json.dumps({"classes": names}))
     assert class_names(run, config) == exact_class_names(run, config) == names
 

@@ -8,7 +8,7 @@ import pytest
 
 from syn4seg.store.layout_files import FileSamples
 
-SOUND = {"sample_id": "a", "class": "star", "reason": "", "class_id": 1}
+SOUND = {"sample_id": "a", "class": "star", "reason": "", "class_id": 1, "prompt": "a star", "noise_seed": 1, "batch": 0}
 
 
 @pytest.mark.parametrize("key, value", [("prompt", "\ud800"), ("class_id", 2**70), ("noise_seed", 2**64), ("batch", "x")])

@@ -198,6 +198,22 @@ def test_a_shard_that_names_files_elsewhere_deletes_nothing(tmp_path):
         assert len(ShardSamples(tmp_path).images()) == 3
 
 
+@pytest.mark.parametrize("value", [None, b"{\xff}"])
+def test_a_row_without_a_sound_value_in_every_column_costs_its_part_which_is_named(tmp_path, value):
+    fill(ShardSamples(tmp_path), range(9))
+    (part, *_) = sorted(tmp_path.glob("draws/0/labels/part-*"))
+    table = pq.read_table(part)
+    audits = pa.array([value, *(text.encode() for text in table["audit"].to_pylist()[1:])], pa.binary())
+    texts = pa.StringArray.from_buffers(len(audits), *audits.buffers()[1:], audits.buffers()[0])
+    at, lost = table.column_names.index("audit"), table["sample_id"].to_pylist()
+    pq.write_table(table.set_column(at, table.schema.field(at), texts), part)
+    samples = ShardSamples(tmp_path)
+    rows = [{"sample_id": f"hdig-star-{number:05d}", "class": "star"} for number in range(9)]
+    results = samples.read_or_errors(0, rows)
+    assert [row["sample_id"] for row, found in zip(rows, results, strict=True) if isinstance(found, UserError)] == sorted(lost)
+    assert len(samples.records(0)) == 9 - len(lost) and part.name in samples.digests(0, samples.records(0), False)[1][0]
+
+
 def test_strange_files_and_columns_are_no_samples(tmp_path):
     fill(ShardSamples(tmp_path), range(3))
     for name in ("part-x.parquet", "notes.txt", f".part-{'0' * 32}.parquet.abcd.partial"):

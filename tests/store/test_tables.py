@@ -33,6 +33,38 @@ def test_lists_in_a_table_are_refused(tmp_path):
         tables.read_parquet(tmp_path / "x.parquet")
 
 
+SCHEMA = pa.schema([("sample_id", pa.string()), ("class_id", pa.int32()), ("image", pa.string())])
+SOUND = {"sample_id": ["a", "b"], "class_id": pa.array([1, 2], pa.int32()), "image": ["0", None]}
+BAD_TEXT = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"class_id": pa.array([1, None], pa.int32())}, "'class_id' has empty places; delete it"),
+        ({"class_id": ["1", "2"]}, "'class_id' is string, expected int32"),
+        ({"class_id": [1, 2**40]}, "'class_id' has too large numbers"),
+        ({"class_id": None}, "has no column 'class_id'"),
+        ({"sample_id": BAD_TEXT}, "damaged .*UTF8"),
+        ({"sample_id": [None, "b"]}, "'sample_id' has empty places"),
+    ],
+)
+def test_a_table_that_is_not_of_its_schema_is_refused_in_one_sentence(tmp_path, columns, complaint):
+    path = tmp_path / "x.parquet"
+    tables.write_parquet(path, pa.table({key: column for key, column in (SOUND | columns).items() if column is not None}))
+    with pytest.raises(UserError, match=rf"x\.parquet: .*{complaint}"):
+        tables.read_parquet(path, schema=SCHEMA)
+
+
+def test_a_table_of_its_schema_may_have_wider_integers_and_more_columns_but_no_name_twice(tmp_path):
+    path = tmp_path / "x.parquet"
+    tables.write_parquet(path, pa.table(SOUND | {"class_id": [1, 2], "more": [None, 3]}))
+    assert tables.read_parquet(path, schema=SCHEMA).column_names == SCHEMA.names
+    tables.write_parquet(path, pa.table([pa.array([1]), pa.array([2])], ["a", "a"]))
+    with pytest.raises(UserError, match="two columns of one name"):
+        tables.read_parquet(path)
+
+
 def test_every_kind_of_column_comes_back_as_it_was_with_nulls(tmp_path):
     table = pa.table(
         {
