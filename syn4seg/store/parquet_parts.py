@@ -108,7 +108,7 @@ class PartStore:
             return ""
         except DamagedError as error:
             return _line(error)
-        fault = pc.starts_with(table["reason"], FAULT) if "reason" in columns else pa.chunked_array([[False] * len(table)])
+        fault = pc.starts_with(table["reason"], FAULT) if "reason" in columns else pa.array([False] * len(table), pa.bool_())
         starts = np.cumsum([0, *(group.num_rows for group in groups)])
         batch = table["batch"][0].as_py() if len(table) else 0
         return PartIndex(_combine(table["sample_id"]), _combine(fault), starts, batch or 0, frozenset(replaces))

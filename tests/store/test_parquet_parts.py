@@ -214,6 +214,21 @@ def test_a_row_without_a_sound_value_in_every_column_costs_its_part_which_is_nam
     assert len(samples.records(0)) == 9 - len(lost) and part.name in samples.digests(0, samples.records(0), False)[1][0]
 
 
+def test_a_part_that_was_emptied_costs_its_samples_alone(tmp_path):
+    fill(ShardSamples(tmp_path), range(9))
+    lost = set()
+    for folder in ("images", "draws/0/labels"):
+        (part, *_) = sorted(tmp_path.glob(f"{folder}/part-*"))
+        table = pq.read_table(part)
+        lost |= set(table["sample_id"].to_pylist())
+        pq.write_table(table.slice(0, 0), part)
+    samples = ShardSamples(tmp_path)
+    assert 0 < len(samples.images()) < 8 and len(samples.locations(0)) == 6
+    assert not lost & set(samples.complete(0, ["hdig-star-00007"])["sample_id"].to_pylist())
+    fill(samples, range(9))
+    expect(ShardSamples(tmp_path), range(9))
+
+
 def test_strange_files_and_columns_are_no_samples(tmp_path):
     fill(ShardSamples(tmp_path), range(3))
     for name in ("part-x.parquet", "notes.txt", f".part-{'0' * 32}.parquet.abcd.partial"):
