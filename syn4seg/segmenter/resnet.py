@@ -16,6 +16,8 @@ from syn4seg.errors import UserError
 
 RESNETS = ("resnet50", "resnet101", "resnet50-deep", "resnet101-deep")
 CHANNELS, STRIDE = 2048, 8
+IMAGENET = {"imagenet-v1": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
+"""Names of torchvision's two sets of ImageNet weights."""
 
 
 def build_resnet(name: str) -> nn.Sequential:
@@ -66,27 +68,35 @@ def _convolution(inner: int, outer: int, kernel: int, stride: int = 1) -> nn.Con
     return convolution
 
 
-def imagenet_weights(name: str) -> dict[str, Tensor]:
+def imagenet_weights(name: str, version: str = "imagenet-v2") -> dict[str, Tensor]:
     """Return torchvision's ImageNet weights of "resnet50" or "resnet101", downloaded once.
 
+    Args:
+        version: "imagenet-v1" (2016's recipe, as the field's checkpoints start from) or "imagenet-v2" (2021's).
+
     Raises:
-        UserError: they cannot be downloaded, or the backbone has the deep stem, which torchvision never trained.
+        UserError: they cannot be downloaded, are no version, or the backbone has the deep stem, which torchvision never trained.
     """
     import torchvision
 
-    check_imagenet(name)
+    check_imagenet(name, version)
     try:
-        weights = torchvision.models.get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.DEFAULT")
+        weights = torchvision.models.get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.{IMAGENET[version]}")
         return dict(weights.get_state_dict(check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"weights 'imagenet' of {name!r} cannot be downloaded ({error}); download the file of torchvision "
+            f"weights {version!r} of {name!r} cannot be downloaded ({error}); download the file of torchvision "
             "elsewhere and give its path"
         ) from error
 
 
-def check_imagenet(name: str) -> None:
-    """Raise UserError unless torchvision has ImageNet weights of this backbone."""
+def check_imagenet(name: str, version: str = "imagenet-v2") -> None:
+    """Raise UserError unless torchvision has ImageNet weights of this backbone in this version."""
+    if version not in IMAGENET:
+        raise UserError(
+            f"weights {version!r} of backbone {name!r}: torchvision has two sets, which give different scores; expected "
+            f"{' or '.join(IMAGENET)}"
+        )
     if name.endswith("-deep"):
         other = name.removesuffix("-deep")
         raise UserError(

@@ -218,7 +218,8 @@ def test_the_check_finds_what_loading_would_and_loads_nothing(tmp_path, monkeypa
         ("embedded", tmp_path / "other.pth", "tensors are missing"),
         ("embedded", tmp_path / "cut.pth", "cut short"),
         ("embedded", tmp_path / "alone.pth", "holds a Tensor"),
-        ("resnet50-deep", "imagenet", r"torchvision's, which has none.*resnet50_v2\.pth"),
+        ("resnet50", "imagenet", "two sets.*expected imagenet-v1 or imagenet-v2"),
+        ("resnet50-deep", "imagenet-v1", r"torchvision's, which has none.*resnet50_v2\.pth"),
         ("some/hub-name", tmp_path / "other.pth", "carries its own"),
         ("resnet-50", "none", "no such folder.*'resnet50'"),
     ):
@@ -234,7 +235,7 @@ def test_the_check_finds_what_loading_would_and_loads_nothing(tmp_path, monkeypa
     check_backbone("my_checked_nets:x")
     with pytest.raises(UserError, match="do not exist"):
         check_backbone("my_checked_nets:x", str(tmp_path / "none.pth"))
-    for name, weights in (("embedded", "none"), ("resnet101", "imagenet"), ("resnet101-deep", "none")):
+    for name, weights in (("embedded", "none"), ("resnet101", "imagenet-v2"), ("resnet101-deep", "none")):
         check_backbone(name, weights)
 
 
@@ -242,36 +243,6 @@ def test_a_canvas_smaller_than_two_cells_is_refused_by_its_key(tmp_path):
     _tiny("convnext").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"stride 32.*segmenter\.size=63.*to 64 or more"):
         check_backbone(str(tmp_path), size=63)
-
-
-def test_the_mobilenet_example_pads_as_tensorflow_does():
-    from examples.mobilenet import Convolution
-
-    torch.manual_seed(0)
-    for side, stride, kernel in ((7, 2, 3), (8, 2, 3), (8, 1, 3), (5, 1, 1)):
-        layer = Convolution(2, 3, kernel, stride, linear=True)
-        x = torch.randn(1, 2, side, side)
-        out = -(-side // stride)
-        spare = max((out - 1) * stride + kernel - side, 0)
-        wide = torch.zeros(1, 2, side + spare, side + spare)
-        wide[:, :, spare // 2 : spare // 2 + side, spare // 2 : spare // 2 + side] = x
-        assert torch.equal(layer(x), layer.conv(wide)) and layer(x).shape[2] == out
-
-
-def test_the_mobilenet_example_is_a_backbone(tmp_path):
-    from safetensors.torch import save_file
-
-    trust("examples.mobilenet:mobilenet_v2")
-    backbone = load_backbone("examples.mobilenet:mobilenet_v2")
-    with torch.no_grad():
-        assert backbone.module(torch.zeros(1, 3, 60, 44)).shape == (1, backbone.channels, 8, 6)
-    state = backbone.module.state_dict()
-    save_file({k: v.half() for k, v in state.items()} | {"fc.weight": torch.zeros(2)}, tmp_path / "m.safetensors")
-    again = load_backbone("examples.mobilenet:mobilenet_v2", str(tmp_path / "m.safetensors")).module.state_dict()
-    assert all(torch.allclose(again[k], state[k], atol=1e-2) for k in state)
-    save_file({"fc.weight": torch.zeros(2)}, tmp_path / "m.safetensors")
-    with pytest.raises(UserError, match="have no tensor"):
-        load_backbone("examples.mobilenet:mobilenet_v2", str(tmp_path / "m.safetensors"))
 
 
 def test_an_unknown_name_lists_what_is_known(tmp_path):
