@@ -38,8 +38,8 @@ PUBLISHED = {
     "vit-h": Published((1280, 32), "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
 }
 EXPECTED = (
-    f'give "{EMBEDDED}", {", ".join(PUBLISHED)} (fetched once), a checkpoint file of segment-anything '
-    "(sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth), or a folder with "
+    f'give "{EMBEDDED}", {", ".join(PUBLISHED)} (fetched once), "grabcut" or "none" (no weights), a checkpoint file of '
+    "segment-anything (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth), or a folder with "
     f"{' and '.join(FOLDER_FILES)}"
 )
 

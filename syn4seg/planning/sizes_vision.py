@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from syn4seg.errors import UserError
+from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
 from syn4seg.planning.sizes import ModelPart, flops_of, part_of, read_json, tensor_shapes
 
 
@@ -35,13 +36,17 @@ class SamSize:
 
 @functools.cache
 def sam_size(model: str) -> SamSize:
-    """Count the parts of `embedded-sam`, `vit-b`, `vit-l`, `vit-h`, a folder with config.json, or a checkpoint file (its header).
+    """Count the parts of a SAM: a published or packaged name, a folder with config.json, or a checkpoint file (its header).
+
+    `grabcut` and `none` have no parts.
 
     Raises:
         UserError: it is none of these, or cannot be read.
     """
     import torch
 
+    if model in WITHOUT_WEIGHTS:
+        return SamSize(part_of("sam", torch.nn.Identity()), 0, 0, 0, 0)
     with torch.device("meta"):
         sam: Any = _sam_architecture(model)().requires_grad_(False)
         side, grid = sam.image_encoder.img_size, sam.prompt_encoder.image_embedding_size

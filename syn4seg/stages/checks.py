@@ -80,6 +80,7 @@ def check_models(config: Config, run: RunDir | None) -> None:
     Raises:
         UserError: the first model that is missing, damaged or unusable here.
     """
+    from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
     from syn4seg.models.generators import check_model
     from syn4seg.models.sam_files import known_sam
     from syn4seg.prompts.agents import check_agent
@@ -97,7 +98,8 @@ def check_models(config: Config, run: RunDir | None) -> None:
         except UserError as error:
             raise UserError(f"segmenter.backbone={segmenter.backbone}, segmenter.weights={segmenter.weights}: {error}") from None
     try:
-        known_sam(config.refinement.model)
+        if config.refinement.model not in WITHOUT_WEIGHTS:
+            known_sam(config.refinement.model)
     except UserError as error:
         raise UserError(f"refinement.model={config.refinement.model}: {error}") from None
 

@@ -18,6 +18,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.labeling.components import Components, find_components
 from syn4seg.labeling.filtering import Filtered, filter_regions
+from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS, ComponentMasks, GrabCut
 from syn4seg.labeling.refinement import hint_boxes, refine_boundary
 from syn4seg.labeling.relabeling import Relabeled, relabel
 from syn4seg.models.device import resolve_device
@@ -148,6 +149,7 @@ class Enhancer:
             tau=settings.tau,
             theta=settings.theta,
             lambda_keep=self.thresholds[target],
+            rivals=[k for k in self.thresholds if k != target] if settings.rivals else (),
             min_target=settings.min_target,
             max_target=settings.max_target,
         )
@@ -210,14 +212,16 @@ def load_on_device(run: RunDir, device: str) -> Segmenter:
 
 @dataclass(frozen=True, eq=False)
 class BoundaryRefiner:
-    """SAM with box hints, and SABR's arithmetic (method.md 4)."""
+    """SAM with box hints, or what stands in its place, and SABR's arithmetic (method.md 4)."""
 
-    sam: SamRefiner
+    sam: SamRefiner | ComponentMasks
     settings: RefinementConfig
 
     @staticmethod
     def from_settings(settings: RefinementConfig, device: str) -> BoundaryRefiner:
         """Return the refiner that a config section describes; for `device` see `resolve_device`."""
+        if settings.model in WITHOUT_WEIGHTS:
+            return BoundaryRefiner(GrabCut(settings.band_width) if settings.model == "grabcut" else ComponentMasks(), settings)
         from syn4seg.models.sam import SamRefiner, load_sam
 
         return BoundaryRefiner(SamRefiner(load_sam(settings.model), resolve_device(device), settings.images_per_pass), settings)
@@ -232,7 +236,10 @@ class BoundaryRefiner:
             FloatingPointError: SAM's predicted IoU of a mask is nan or infinite.
         """
         regions = [find_components(label) for label in labels]
-        answers = self.sam.masks(images, [self.hints(r) for r in regions])
+        if isinstance(self.sam, ComponentMasks):
+            answers = [self.sam.masks(image, r) for image, r in zip(images, regions, strict=True)]
+        else:
+            answers = self.sam.masks(images, [self.hints(r) for r in regions])
         return [self.refine_label(label, r, *answer) for label, r, answer in zip(labels, regions, answers, strict=True)]
 
     def hints(self, regions: Components) -> np.ndarray:

@@ -52,6 +52,15 @@ def _version() -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Up to `IMAGES_PER_ENTRY` images, and the labels uint8 (H, W) of those that a draw accepts, by place."""
+
+    images: Sequence[SyntheticImage]
+    labels: dict[int, np.ndarray]
+    key: str
+
+
 class RunContext:
     """A run that has prompts, images and base checkpoint, and what trials need of it in this process.
 

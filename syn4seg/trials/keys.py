@@ -10,6 +10,7 @@ from typing import Any
 
 from syn4seg.config.fingerprint import fingerprint, section_values, source_digest
 from syn4seg.config.tree import Config
+from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
 from syn4seg.stages.reuse import INPUT_STAGES
 from syn4seg.stages.setup import digest_inputs
 from syn4seg.trials.cache import RUNS, key_hash
@@ -24,7 +25,7 @@ CODE = {
     "kept": ("syn4seg.labeling.components", "syn4seg.labeling.filtering", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "relabeled": ("syn4seg.labeling.relabeling", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "embedding": ("syn4seg.models.sam", "syn4seg.models.attention"),
-    "masks": ("syn4seg.models.sam", "syn4seg.labeling.components", "syn4seg.labeling.refinement"),
+    "masks": ("syn4seg.models.sam", "syn4seg.labeling.components", "syn4seg.labeling.grabcut", "syn4seg.labeling.refinement"),
     "label": ("syn4seg.labeling.components", "syn4seg.labeling.refinement", "syn4seg.stages.labels"),
     "classifier": ("syn4seg.segmenter", "syn4seg.stages.classifiers", "syn4seg.trials.trial"),
 }
@@ -32,7 +33,7 @@ CODE = {
 
 ELSEWHERE = ("lambda_keep", "base_prototype_images")
 """Keys of `labeling` that come in by their effect: as thresholds, and as the prototypes of the registration."""
-RELABELING = ("beta", "tau", "theta", "min_target", "max_target")
+RELABELING = ("beta", "tau", "theta", "rivals", "min_target", "max_target")
 """Keys of `labeling` that filtering does not read."""
 MODEL = ("model",)
 """The key of `refinement` that comes in as the digest of SAM's weights."""
@@ -40,7 +41,7 @@ REDRAWING = ("band_width", "min_agreement")
 """Keys of `refinement` that SAM's masks do not depend on."""
 SYNTHETIC = ("synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""
-FIGURES = ("queries", "background_in_base", "mean", "baselines")
+FIGURES = ("queries", "background_in_base", "mean", "baselines", "controls", "masks")
 """Keys of `evaluation` that choose the queries, which come in by their content, or the figures that a table shows."""
 DRAWN = ("draws", "first_draw", "val_images", "root")
 """Keys of `data` that change no support draw; the root comes in by its digest."""
@@ -82,7 +83,8 @@ def label_keys(config: Config, dense: str, registration: str, images: list[Any],
     draft = entry_key("draft", dense, registration, images)
     kept = entry_key("kept", draft, limits, section_values(labeling, without=(*ELSEWHERE, *RELABELING)))
     relabeled = entry_key("relabeled", kept, section_values(labeling, without=ELSEWHERE))
-    masks = entry_key("masks", relabeled, sam, section_values(refinement, without=(*MODEL, *REDRAWING)))
+    redrawing = () if refinement.model in WITHOUT_WEIGHTS else REDRAWING  # GrabCut runs inside the band
+    masks = entry_key("masks", relabeled, sam, section_values(refinement, without=(*MODEL, *redrawing)))
     label = entry_key("label", masks, section_values(refinement, without=MODEL))
     return {"draft": draft, "kept": kept, "relabeled": relabeled, "masks": masks, "label": label}
 

@@ -15,7 +15,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import numpy as np
 from syn4seg.config.fingerprint import section_values
 from syn4seg.config.tree import Config
 from syn4seg.labeling.components import find_components
+from syn4seg.labeling.grabcut import ComponentMasks
 from syn4seg.stages.classifiers import initial_classifier, pixel_weights, schedule_of, seed_of
 from syn4seg.stages.labels import BoundaryRefiner, DraftLabel, Enhancer, dense_features
 from syn4seg.stages.scoring import CHUNK
@@ -34,7 +35,7 @@ from syn4seg.store.files import exists
 from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import RUNS, Arrays, StageCache, key_hash
-from syn4seg.trials.context import IMAGES_PER_ENTRY, ROW, RunContext, SyntheticImage
+from syn4seg.trials.context import IMAGES_PER_ENTRY, ROW, Chunk, RunContext, SyntheticImage
 from syn4seg.trials.keys import entry_key, label_keys, query_values, registration_values, run_key, sam_key, support_key
 
 if TYPE_CHECKING:
@@ -42,15 +43,6 @@ if TYPE_CHECKING:
 
     from syn4seg.segmenter.evaluation import Metrics, Query
     from syn4seg.segmenter.novel import TrainingSample
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Up to `TOGETHER` images, and the labels uint8 (H, W) of those that a draw accepts, by place."""
-
-    images: Sequence[SyntheticImage]
-    labels: dict[int, np.ndarray]
-    key: str
 
 
 class Trials:
@@ -265,11 +257,16 @@ class _Trial:
 
         def answers() -> Arrays:
             before, masks = cache.get("relabeled", keys["relabeled"], relabelings), {}
-            embeddings = self._embeddings(sam, refiner, images)
+            is_sam = not isinstance(refiner.sam, ComponentMasks)
+            given = self._embeddings(sam, refiner, images) if is_sam else self.context.pixels(images)
             for i in _rows(before):
                 with _skip_non_finite():
-                    boxes = refiner.hints(find_components(before[f"label.{i}"]))
-                    pixels, ious = refiner.sam.decode(self.context.tensor(embeddings[i]), images[i].shape[:2], boxes)
+                    regions = find_components(before[f"label.{i}"])
+                    if isinstance(refiner.sam, ComponentMasks):
+                        pixels, ious = refiner.sam.masks(given[i], regions)
+                    else:
+                        hints = refiner.hints(regions)
+                        pixels, ious = refiner.sam.decode(self.context.tensor(given[i]), images[i].shape[:2], hints)
                     masks |= {f"masks.{i}": pixels.view(np.uint8), f"label.{i}": ious}
             return masks
 
@@ -288,12 +285,12 @@ class _Trial:
 
     def _embeddings(self, sam: str, refiner: BoundaryRefiner, images: Sequence[SyntheticImage]) -> np.ndarray:
         """Return the embeddings of SAM float32 (N, C, h, w) of synthetic images."""
-        size = refiner.settings.images_per_pass
-        key = entry_key("embedding", sam, [m.digest for m in images])
+        key, size = entry_key("embedding", sam, [m.digest for m in images]), refiner.settings.images_per_pass
 
         def make() -> Arrays:
             import torch
 
+            assert not isinstance(refiner.sam, ComponentMasks)
             pixels = self.context.pixels(images)
             parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
             return {"embedding": torch.cat([refiner.sam.embed(part)[: len(part)].cpu() for part in parts]).numpy()}

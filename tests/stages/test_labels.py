@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -101,4 +103,5 @@ def test_the_device_auto_is_the_cpu_where_there_is_no_gpu(prepared, small, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = load(None, small)
     assert Enhancer.from_run(prepared[0], 0, config, "auto").segmenter.weight.device.type == "cpu"
-    assert next(BoundaryRefiner.from_settings(config.refinement, "auto").sam.sam.parameters()).device.type == "cpu"
+    sam: Any = BoundaryRefiner.from_settings(config.refinement, "auto").sam
+    assert next(sam.sam.parameters()).device.type == "cpu"

@@ -17,7 +17,7 @@ ROUND_0 = {"registration", "draft", *KEPT}
 CHANGES = {
     **dict.fromkeys(("labeling.lambda_keep=0.2", "labeling.min_region=3", "labeling.tau_base=0.7"), KEPT),
     "labeling.tau_background=0.5": KEPT,
-    **dict.fromkeys(("labeling.beta=0.1", "labeling.tau=0.2", "labeling.theta=0.9"), RELABELED),
+    **dict.fromkeys(("labeling.beta=0.1", "labeling.tau=0.2", "labeling.theta=0.9", "labeling.rivals=true"), RELABELED),
     **dict.fromkeys(("labeling.min_target=0.02", "labeling.max_target=0.6"), RELABELED),
     "labeling.base_prototype_images=5": {"real", *ROUND_0},
     "refinement.margin=3": MASKS,
@@ -25,7 +25,7 @@ CHANGES = {
     "refinement.images_per_pass=2": {"embedding", *MASKS},
     **dict.fromkeys(("novel.steps=7", "novel.lr=0.02", "novel.support_batch=2", "novel.synthetic_batch=4"), ROUND_0),
     **dict.fromkeys(("novel.replay_batch=2", "novel.background_weight=0.5", "novel.distillation=0.5"), ROUND_0),
-    "novel.ramp=0.5": ROUND_0,
+    **dict.fromkeys(("novel.ramp=0.5", "novel.merge_synthetic=true"), ROUND_0),
     "novel.replay_images=5": ROUND_0,
     **{key: {"classifier"} for key in ("novel.synthetic_weight=0.5", "novel.confidence_weight=0.5")},
     "data.shots=2": {"support", "real", *ROUND_0},
@@ -40,6 +40,7 @@ CHANGES = {
     "evaluation.queries=5": {"real", "classifier"},  # one draw: five images are another batch of the network than six
     **{key: set() for key in ("evaluation.background_in_base=true", "evaluation.mean=all_classes")},
     "evaluation.baselines=[bcm]": set(),
+    **{key: set() for key in ("evaluation.controls=true", "evaluation.masks=/nowhere")},
 }
 """A changed key -> the kinds of entries that are made anew; all others are found."""
 NOT_HERE = {
