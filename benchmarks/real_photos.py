@@ -1,13 +1,16 @@
-"""Real photos: the `folder` data set with Clothing Co-Parsing, a real ImageNet backbone, and imported unlabeled images.
+"""Real photos: a folder data set, a real ImageNet backbone, imported photos without their masks; all rows, controls, baselines.
 
-    python benchmarks/real_photos.py --reference ../shared/reference [--work DIR] [--folds 0 1 2 3] [--draws 3]
+    python benchmarks/real_photos.py facade --photos ../shared/reference/facade [key=value] [--folds 0 1] [--draws 5] [--shots 1]
+    python benchmarks/real_photos.py ccp --photos ../shared/reference/ccp
 
-Photos of the novel classes are imported as if they were synthetic: without their masks. The masks are used only here, to
-measure what APF and APR make of the drafts (per-class IoU of labels), beside the trained segmenters' mIoU on the val list.
-Base training and support come from the first photos of the train list, imported images from the rest, so no imported image
-was ever trained on or annotated.
+`facade` is LabelMeFacade (github.com/cvjena/labelmefacade, for research), `ccp` Clothing Co-Parsing; a folder holds images/,
+masks/, classes.json, train.txt, val.txt as `data.source=folder` reads them, and may hold extra.txt. Photos of a novel class are
+imported as if they had been generated for it: those of extra.txt, or the train list's after the first 400. Their masks are read for
+the control row `oracle` and the label figures alone. Folds 0 and 1 of `facade` are those on which settings were chosen.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 import argparse
@@ -15,124 +18,138 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from record import ROOT, machine, write
 
 from syn4seg.config.loading import load
-from syn4seg.data.datasets import Fold, fold_of
+from syn4seg.data.datasets import fold_of
 from syn4seg.data.folder import FolderDataset
-from syn4seg.schema import LABEL_COLUMNS, UNLABELED
-from syn4seg.segmenter.evaluation import class_iou, confusion
+from syn4seg.report.numbers import measure_label_quality
+from syn4seg.report.reading import read_records
+from syn4seg.seeds import seeded
+from syn4seg.stages.gains import paired_gains
 from syn4seg.stages.results import spread
-from syn4seg.store.images import read_image
+from syn4seg.stages.rows import BASELINE, RESULT_NAMES
+from syn4seg.stages.setup import load_dataset
+from syn4seg.stages.truth import truth_source
 from syn4seg.store.rundir import RunDir
 
-TRAINED = 400  # photos for base training and support; the other 300 of the train list are imported
+TRAINED = 400
+"""Photos of the train list for base training and support where there is no extra.txt; the rest is imported."""
+LEAST = 0.02
+"""Share of a photo that a class covers, for the photo to be imported for it."""
 
 
-def import_folder(dataset: FolderDataset, fold: Fold, root: Path, per_class: int) -> None:
-    """ROOT/CLASS/ID.jpg for photos that show at least 2 % of a novel class, largest share first, as links."""
+def import_folder(photos: Path, number: int, root: Path, per_class: int) -> None:
+    """Link ROOT/CLASS/ID.jpg to the first `per_class` photos, in a seeded order, that show a novel class of a fold."""
+    dataset = FolderDataset(photos)
+    fold, extra = fold_of(dataset, number), photos / "extra.txt"
+    pool = extra.read_text().split() if extra.is_file() else dataset.train[TRAINED:]
     for k in fold.novel:
-        shown = sorted((-dataset.areas(s).get(k, 0.0), s) for s in dataset.train[TRAINED:])
         folder = root / fold.names[k - 1]
         folder.mkdir(parents=True, exist_ok=True)
-        for area, sample in shown[:per_class]:
-            if area <= -0.02 and not (folder / f"{sample}.jpg").exists():
-                os.symlink((dataset.root / "images" / f"{sample}.jpg").resolve(), folder / f"{sample}.jpg")
+        shown = (pool[i] for i in seeded("imported photos", k).permutation(len(pool)))
+        for sample in [s for s in shown if dataset.areas(s).get(k, 0.0) >= LEAST][:per_class]:
+            if not (folder / f"{sample}.jpg").exists():
+                os.symlink((photos / "images" / f"{sample}.jpg").resolve(), folder / f"{sample}.jpg")
 
 
-def label_quality(run: RunDir, draw: int, dataset: FolderDataset, fold: Fold) -> dict[str, dict[str, float]]:
-    """Each stage against the true masks, on accepted images: the target's IoU, precision, recall; all pixels' accuracy."""
-    matrices = {stage: np.zeros((256, 256), np.int64) for stage in LABEL_COLUMNS}
-    target = {stage: np.zeros(3) for stage in LABEL_COLUMNS}  # hits, predicted, true
-    for row in pq.read_table(run.draw(draw).manifest).to_pylist():
-        if row["reason"]:
-            continue
-        truth = fold.to_index[dataset.mask(Path(row["prompt"]).stem)]
-        for stage in LABEL_COLUMNS:
-            label = read_image(run.draw(draw).label(stage, row["class"], row["sample_id"]))
-            use, k = truth != UNLABELED, row["class_id"]
-            target[stage] += [((label == k) & (truth == k)).sum(), ((label == k) & use).sum(), (truth == k).sum()]
-            matrices[stage] += confusion(label, truth, 256)
-    quality = {}
-    for stage, (hits, predicted, true) in target.items():
-        counts = matrices[stage]
-        quality[stage] = {
-            "target_iou": hits / max(1, predicted + true - hits),
-            "target_precision": hits / max(1, predicted),
-            "target_recall": hits / max(1, true),
-            "accuracy_of_labelled": np.trace(counts) / max(1, counts.sum()),
-            "mean_iou": float(np.nanmean(class_iou(counts)[: 1 + len(fold.names)])),
-        }
-    return quality
+def run_fold(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], RunDir, list[str]]:
+    """Run a fold unless it is done; return its results.json, the run, and its overrides."""
+    imported, out = args.work / f"import{number}", args.work / f"fold{number}-{args.shots}shot"
+    import_folder(args.photos, number, imported, args.per_class)
+    overrides = [
+        f"data.root={args.photos}",
+        f"data.fold={number}",
+        f"data.draws={args.draws}",
+        f"data.shots={args.shots}",
+        f"data.train_images={TRAINED}",
+        f"synthesis.root={imported}",
+        f"evaluation.masks={args.photos / 'masks'}",
+        f"synthesis.images_per_class={args.per_class}",
+        "evaluation.controls=true",
+        "evaluation.baselines=[imprinting, finetuning, diam, bcm]",
+        "placement.runner=inline",
+        *args.overrides,
+    ]
+    if not (out / "results.json").is_file():
+        command = [sys.executable, "-m", "syn4seg.cli", "run", str(ROOT / "examples" / "photos.yaml"), *overrides]
+        subprocess.run([*command, "--out", str(out)], check=True, cwd=ROOT)
+    return json.loads((out / "results.json").read_text()), RunDir(out), overrides
+
+
+def figures_by_draw(run: RunDir, draws: int, base: int, novel: int) -> dict[str, list[Any]]:
+    """Return the figures of every row and baseline by draw, from the confusion matrices."""
+    from syn4seg.segmenter.evaluation import metrics
+
+    rows: dict[str, list[Any]] = {}
+    for draw in range(draws):
+        for row, matrix in json.loads((run.draw(draw).root / "confusion.json").read_text()).items():
+            name = RESULT_NAMES.get(row) or row.removeprefix(BASELINE)
+            rows.setdefault(name, []).append(metrics(np.array(matrix), base, novel))
+    return rows
 
 
 def main() -> None:
-    """Runs what is missing and writes the dated result."""
+    """Run what is missing and write the dated result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, default=ROOT.parent / "shared" / "reference")
-    parser.add_argument("--work", type=Path, default=Path("runs/real-photos"))
+    parser.add_argument("data", choices=("facade", "ccp"))
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--per-class", type=int, default=40)
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--per-class", type=int, default=30)
     parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
-    photos, weights = args.reference / "ccp", args.reference / "weights" / "mobilenet_v2_imagenet_fp16.safetensors"
-    if not photos.is_dir() or not weights.is_file():
-        sys.exit(f"--reference {args.reference}: needs ccp/ and weights/; nothing was run")
-    dataset, about = FolderDataset(photos), machine()
-    rows: dict[str, dict[str, list[float]]] = {}
+    args = parser.parse_intermixed_args()
+    args.photos, args.work = args.photos.resolve(), (args.work or Path(f"runs/photos-{args.data}")).resolve()
+    if not args.photos.is_dir():
+        sys.exit(f"--photos {args.photos}: no such folder; nothing was run")
+    about, per_fold, everywhere = machine(), {}, {}
     quality: dict[str, dict[str, list[float]]] = {}
-    per_fold: dict[str, Any] = {}
     for number in args.folds:
-        fold = fold_of(dataset, number)
-        imported, out = args.work / f"import{number}", args.work / f"fold{number}"
-        import_folder(dataset, fold, imported, args.per_class)
-        overrides = [
-            f"data.root={photos}",
-            f"data.fold={number}",
-            f"data.draws={args.draws}",
-            f"synthesis.root={imported}",
-            f"synthesis.images_per_class={args.per_class}",
-            f"segmenter.weights={weights}",
-            *args.overrides,
-        ]
-        if not (out / "results.json").is_file():
-            command = [sys.executable, "-m", "syn4seg.cli", "run", str(ROOT / "examples" / "real_photos.yaml"), *overrides]
-            subprocess.run([*command, "--out", str(out)], check=True, cwd=ROOT)
-        load(ROOT / "examples" / "real_photos.yaml", overrides)
-        run = RunDir(out)
-        found = json.loads(run.results.read_text())
-        per_fold[str(number)] = {"rows": found["rows"], "funnel": found["funnel"]}
-        for row, values in found["rows"].items():
-            for metric, value in values.items():
-                rows.setdefault(row, {}).setdefault(metric, []).append(value["mean"])
+        started = time.process_time() + sum(os.times()[2:4])
+        found, run, overrides = run_fold(args, number)
+        config = load(ROOT / "examples" / "photos.yaml", overrides)
+        fold, truth = load_dataset(config)[1], truth_source(config)
+        rows = figures_by_draw(run, args.draws, len(fold.base), len(fold.novel))
+        for row, draws in rows.items():
+            everywhere.setdefault(row, []).extend(draws)
         for draw in range(args.draws):
-            for stage, values in label_quality(run, draw, dataset, fold).items():
+            records = read_records(run, draw)
+            assert truth is not None
+            labels = measure_label_quality(run, draw, records.filter(pc.equal(records["reason"], "")), truth)
+            for stage, values in labels.items():
                 for key, value in values.items():
                     quality.setdefault(stage, {}).setdefault(key, []).append(value)
+        per_fold[str(number)] = {key: found[key] for key in ("rows", "baselines", "gains", "funnel", "config_digest")}
+        per_fold[str(number)]["novel"] = found["protocol"]["novel"]
+        per_fold[str(number)]["cpu_seconds"] = round(time.process_time() + sum(os.times()[2:4]) - started)
+    metrics = ("base", "novel", "mean", "harmonic")
     result = about | {
-        "data": "Clothing Co-Parsing, 24 classes, 4 folds of 6 novel; ImageNet MobileNetV2, frozen",
-        "shots": found["protocol"]["shots"],
-        "folds": args.folds,
+        "data": args.data,
+        "shots": args.shots,
         "draws": args.draws,
         "imported_per_class": args.per_class,
         "overrides": args.overrides,
-        "rows": {row: {m: spread(v) for m, v in values.items()} for row, values in rows.items()},
-        "rows_spread": "standard deviation over folds of the mean over draws",
+        "rows": {row: {m: spread([d[m] for d in draws]) for m in metrics} for row, draws in everywhere.items()},
+        "gains": paired_gains(everywhere),
+        "spread": "standard deviation over folds and draws",
         "per_fold": per_fold,
         "label_quality": {stage: {k: spread(v) for k, v in values.items()} for stage, values in quality.items()},
-        "label_quality_spread": "standard deviation over folds and draws",
     }
     for row, values in result["rows"].items():
-        print(row, ", ".join(f"{m} {100 * values[m]['mean']:.1f}" for m in ("base", "novel", "mean", "harmonic")))
+        gain = result["gains"].get(row, {}).get("over_support_only", {}).get("novel")
+        text = f"; novel gain {100 * gain['mean']:+.1f} ± {100 * gain['std']:.1f}, {gain['won']} of {gain['n']}" if gain else ""
+        print(row, ", ".join(f"{m} {100 * values[m]['mean']:.1f}" for m in metrics) + text)
     for stage, values in result["label_quality"].items():
         print(stage, ", ".join(f"{k} {100 * v['mean']:.1f}" for k, v in values.items()))
-    write("real-photos", result)
+    write(f"real-photos-{args.data}-{args.shots}shot", result)
 
 
 if __name__ == "__main__":

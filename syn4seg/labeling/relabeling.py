@@ -7,7 +7,7 @@ foreground.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -46,6 +46,7 @@ def relabel(
     tau: float,
     theta: float,
     lambda_keep: float,
+    rivals: Collection[int] = (),
     min_target: float = 0.005,
     max_target: float = 0.95,
 ) -> Relabeled:
@@ -66,6 +67,8 @@ def relabel(
         tau: temperature of the softmax, > 0.
         theta: least confidence, in [0, 1].
         lambda_keep: with no kept target pixel, the least `similarity_best` that is evidence of the target.
+        rivals: classes that compete for free pixels but are never given: a pixel that resembles one of them most stays free. These
+            are the other novel classes, which the image may show though it was not made for them.
         min_target: least share of the image that the target covers afterwards.
         max_target: greatest share.
 
@@ -75,7 +78,8 @@ def relabel(
     Raises:
         ValueError: a candidate has no global prototype, or tau is not positive.
     """
-    candidates = sorted({BACKGROUND, target, *label_values(kept)} - {UNLABELED})
+    given = {BACKGROUND, target, *label_values(kept)} - {UNLABELED}
+    candidates = sorted(given.union(rivals))
     missing = [k for k in candidates if k not in prototypes]
     if missing:
         raise ValueError(f"prototypes lacks {missing}; relabeling needs background (0), the target ({target}) and every kept class")
@@ -88,7 +92,7 @@ def relabel(
     if target not in local and best < lambda_keep:
         return Relabeled(kept.copy(), best, local, "no_evidence", 0)
     label = kept.copy()
-    changed = _fill_free_pixels(label, similarity, candidates, tau, theta)
+    changed = _fill_free_pixels(label, similarity, candidates, given, tau, theta)
     share = np.count_nonzero(label == target) / label.size
     reason = "target_too_small" if share < min_target else "target_too_large" if share > max_target else ""
     return Relabeled(label, best, local, reason, changed)
@@ -121,8 +125,10 @@ def _drop_background_borders(kept: np.ndarray, grid: tuple[int, int]) -> np.ndar
     return trimmed
 
 
-def _fill_free_pixels(label: np.ndarray, similarity: np.ndarray, candidates: list[int], tau: float, theta: float) -> int:
-    """Write the clear classes into the free pixels of `label`, in place; return how many."""
+def _fill_free_pixels(
+    label: np.ndarray, similarity: np.ndarray, candidates: list[int], given: set[int], tau: float, theta: float
+) -> int:
+    """Write the clear classes that may be `given` into the free pixels of `label`, in place; return how many pixels took one."""
     free = np.flatnonzero(label.ravel() == UNLABELED)
     size = label.shape[::-1]
     planes = [np.take(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR), free) for plane in similarity]
@@ -132,6 +138,6 @@ def _fill_free_pixels(label: np.ndarray, similarity: np.ndarray, candidates: lis
         winner[better] = index
         np.maximum(best, plane, out=best)
     odds = sum(np.exp((plane - best) / np.float32(tau)) for plane in planes)
-    clear = 1.0 / odds >= theta
+    clear = (1.0 / odds >= theta) & np.isin(winner, list(given))
     label.ravel()[free[clear]] = winner[clear]
     return int(np.count_nonzero(clear))

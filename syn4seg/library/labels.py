@@ -78,6 +78,7 @@ def relabel(
     tau: float = 0.1,
     theta: float = 0.6,
     lambda_keep: float = 0.5,
+    rivals: Collection[int] = (),
     min_target: float = 0.005,
     max_target: float = 0.95,
 ) -> relabeling.Relabeled:
@@ -92,6 +93,7 @@ def relabel(
         tau: temperature of the softmax over cosines.
         theta: least confidence at which a free pixel takes a class.
         lambda_keep: where no target pixel was kept, the least similarity that is evidence of the target.
+        rivals: classes that compete for free pixels but are never given, with a prototype each: other novel classes.
         min_target, max_target: share of the image that the target covers afterwards; outside, `reason` says so.
 
     Returns:
@@ -120,6 +122,7 @@ def relabel(
         tau=check_number(tau, "tau", 0, above=True),
         theta=check_number(theta, "theta", 0, 1),
         lambda_keep=check_number(lambda_keep, "lambda_keep", -1, 1),
+        rivals=[check_class_index(k, "rivals") for k in rivals],
         min_target=check_number(min_target, "min_target", 0, 1),
         max_target=check_number(max_target, "max_target", 0, 1),
     )

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syn4seg.report.reading import GallerySample, Truth, read_pages
+from syn4seg.report.reading import GallerySample, read_pages
 from syn4seg.report.sheets import ROW, WHO_COLORS, encode_labels, encode_photo, provenance, shrink, tile
 from syn4seg.schema import FAULT, LABEL_COLUMNS
+from syn4seg.stages.truth import Truth
 from syn4seg.store.files import map_threads
 from syn4seg.store.layout_files import FileSamples
 from syn4seg.store.rundir import RunDir

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syn4seg.config.tree import Config
-from syn4seg.errors import UserError
-from syn4seg.report.reading import Truth, read_pages
+from syn4seg.report.reading import read_pages
 from syn4seg.schema import FAULT, LABEL_COLUMNS, PROMPTS_FILE, RECORD, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import HDIG
 from syn4seg.stages.setup import draws_of
+from syn4seg.stages.truth import Truth, truth_source
 from syn4seg.store.files import MAX_TABLE, exists, read_bytes
 from syn4seg.store.readback import Results, read_checked
 from syn4seg.store.rundir import RunDir
@@ -176,7 +176,7 @@ def prompt_map(run: RunDir) -> list[dict[str, Any]]:
 
 
 def measure_label_quality(run: RunDir, draw: int, records: pa.Table, truth: Truth) -> dict[str, dict[str, float]]:
-    """Compare the labels of each label column with the exact masks of the renderer.
+    """Compare the labels of each label column with the exact masks.
 
     Args:
         records: of the samples to compare.
@@ -209,27 +209,6 @@ def measure_label_quality(run: RunDir, draw: int, records: pa.Table, truth: Trut
             "labelled_share": float(np.mean(labelled)) if labelled else 0.0,
         }
     return quality
-
-
-def truth_source(config: Config) -> Truth | None:
-    """Return what computes the exact label of a generated image: the renderer draws it again; None for other generators."""
-    from syn4seg.models.generators import generator_source
-    from syn4seg.stages.setup import load_dataset
-
-    if config.synthesis.source != "generate" or config.data.source != "embedded":
-        return None
-    truth = generator_source(config.synthesis.model).truth
-    if truth is None:
-        return None
-    table = load_dataset(config)[1].to_index
-
-    def redraw(record: dict[str, Any], side: int) -> np.ndarray | None:
-        try:
-            return table[truth(record["prompt"], record["noise_seed"], side)].astype(np.uint8)
-        except UserError:  # not a prompt of the embedded world: somebody changed the record
-            return None
-
-    return redraw
 
 
 def measure_run_quality(run: RunDir, config: Config, draw: int, records: pa.Table) -> dict[str, dict[str, float]]:

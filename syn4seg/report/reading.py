@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,6 @@ STAGE_TITLES = {"draft": "draft", "kept": "kept (APF)", "relabeled": "relabeled 
 """Label column -> its title above a picture."""
 PAGE = 64
 """Samples that are in memory at a time."""
-
-Truth = Callable[[dict[str, Any], int], np.ndarray | None]
-"""Takes a record and the side of its image; returns the exact label uint8 (side, side), or None if it is unknown."""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from syn4seg.segmenter.losses import distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, upsample
 from syn4seg.segmenter.parallel import all_reduce_gradients, all_reduce_sum, rank_and_world_size
 
-KINDS = ("support", "synthetic", "replay")
 Kind = Literal["support", "synthetic", "replay"]
+KINDS: tuple[Kind, ...] = ("support", "synthetic", "replay")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class NovelSchedule:
         background_weight: factor on pixels labelled background (DIaM has 0.01 to 0.15 on its support images).
         distill: weight of the distillation to the base model on pixels without novel labels.
         merge_support: a support image's background may be any base class (its base objects are unlabelled).
-        merge_replay: a replayed image's background may be any novel class.
+        merge_novel: kinds of samples whose background may be each novel class that a support label does not hold: nobody annotated
+            it in a support image, base truth calls it background, and the segmenter that labels synthetic images misses much of it.
         ramp: share of the steps over which the planned synthetic samples are admitted; 0 admits all from the first step.
     """
 
@@ -74,7 +75,7 @@ class NovelSchedule:
     background_weight: float = 1.0
     distill: float = 1.0
     merge_support: bool = True
-    merge_replay: bool = True
+    merge_novel: tuple[Kind, ...] = KINDS
     ramp: float = 0.0
 
     def admitted(self, step: int, planned: int) -> int:
@@ -353,7 +354,10 @@ def _merged(batch: list[TrainingSample], base_rows: int, rows: int, schedule: No
     for n, sample in enumerate(batch):
         if sample.kind == "support" and schedule.merge_support:
             merged[n, :base_rows] = True
-        if sample.kind == "replay" and schedule.merge_replay:
+        if sample.kind in schedule.merge_novel:
             merged[n, base_rows:] = True
+            if sample.kind == "support":
+                annotated = [int(k) for k in np.unique(sample.label) if base_rows <= k < rows]
+                merged[n, annotated] = False
     merged[:, BACKGROUND] = True
     return merged

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.schema import FAULT, LABEL_COLUMNS
+from syn4seg.schema import FAULT
 from syn4seg.segmenter.novel import NovelTraining, TrainingSample, is_local_sample
 from syn4seg.segmenter.parallel import rank_and_world_size
 from syn4seg.stages import classifiers
 from syn4seg.stages.arrivals import Arrivals
+from syn4seg.stages.controls import ControlLabels
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.stages.rows import ROWS, rows_of
+from syn4seg.stages.rows import HDIG, ROWS, WITHOUT_VERDICT, rows_of
 from syn4seg.stages.setup import training_device
 from syn4seg.store.files import remove, write_atomically
 from syn4seg.store.tensors import read_tensors
@@ -101,6 +102,7 @@ class DrawTraining:
             if row in states:
                 training.load_state(states[row])
             self.trainings[row] = training
+        self.controls = ControlLabels(config, stage.run, fold, draw)
         self.total = sum(training.schedule.steps for training in self.trainings.values())
 
     @property
@@ -118,18 +120,21 @@ class DrawTraining:
         arrived = self.arrivals.take(READ_BATCH, final)
         for plan_row, record, image in arrived:
             name, bank = plan_row["sample_id"], plan_row["bank"]
-            labels = self.stage.training_labels(bank, record) if image is not None else {}
-            features = weight = None
+            labels, features, weight = {}, None, None
             if image is not None and is_local_sample(name):
                 features = self.stage.features_of(name, image)
                 weight = self.stage.pixel_weights(self.draw, features)
+                labels = self.stage.training_labels(record.labels)
+                if bank == HDIG:
+                    labels |= self.stage.training_labels(self.controls.of(record, image, features))
             for row, training in self.trainings.items():
                 row_bank, column = ROWS[row]
                 if row_bank == bank:
-                    label, sample = labels.get(column), None
-                    if label is not None and features is not None:
-                        sample = TrainingSample(name, features, label, "synthetic", weight)
-                    training.record_verdict(name, label is not None, sample)
+                    accepted = image is not None and (not record.record["reason"] or column in WITHOUT_VERDICT)
+                    sample = None
+                    if accepted and features is not None:
+                        sample = TrainingSample(name, features, labels[column], "synthetic", weight)
+                    training.record_verdict(name, accepted, sample)
         return bool(arrived)
 
     def step(self) -> bool:
@@ -183,7 +188,7 @@ class DrawTraining:
             bank, column = ROWS[row]
             samples = {name: reasons[name] for name in self.samples.get(bank, [])}
             faults = {name for name, reason in samples.items() if reason.startswith(FAULT)}
-            takes_rejected = column in LABEL_COLUMNS[:2]  # rejected samples have these labels
+            takes_rejected = column in WITHOUT_VERDICT
             used = (name for name, reason in samples.items() if not reason or (takes_rejected and name not in faults))
             changed = digest and (digest != classifiers.digest_of_ids(used) or faults - notes)  # a fault without note is made again
             if digest is None or changed:

@@ -6,18 +6,16 @@ draws and steps work on the cache. Samples arrive in any order, also while other
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages import classifiers, support
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.labels import load_on_device
-from syn4seg.stages.rows import ROWS
 from syn4seg.stages.setup import canvas_of, support_of
 from syn4seg.store.rundir import RunDir
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
     from syn4seg.segmenter.network import Classifier
     from syn4seg.segmenter.novel import TrainingSample
-    from syn4seg.store.samples import StoredSample as Record
 
 
 class NovelStage:
@@ -54,14 +51,10 @@ class NovelStage:
             self.features.put(sample_id, frozen_features(self.segmenter, image[None])[0])
         return self.features[sample_id]
 
-    def training_labels(self, bank: str, record: Record) -> dict[str, np.ndarray]:
-        """Return the labels on which rows of a bank may train, by label column, uint8 on the canvas.
-
-        These are raw and filtered labels of every image, later ones of accepted samples only.
-        """
-        canvas, used = canvas_of(self.config), {column for row_bank, column in ROWS.values() if row_bank == bank}
-        available = LABEL_COLUMNS[:2] if record.record["reason"] else LABEL_COLUMNS
-        return {column: canvas.label(record.labels[column]) for column in available if column in used}
+    def training_labels(self, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the labels of an image, by label column, on the canvas: uint8 (size, size)."""
+        canvas = canvas_of(self.config)
+        return {column: canvas.label(label) for column, label in labels.items()}
 
     def pixel_weights(self, draw: int, features: Tensor) -> np.ndarray | None:
         """Return the weight float16 (H, W) of each pixel of a synthetic image, or None where every weight is 1."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.schema import FAULT, LABEL_COLUMNS, RECORD
+from syn4seg.stages.gains import paired_gains
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.store.files import exists, explain_errors
@@ -24,6 +25,9 @@ from syn4seg.store.rundir import Draw, RunDir, table_digest
 from syn4seg.store.samples import check_class_name, check_names
 from syn4seg.store.seals import broken_seals, write_sealed_json
 from syn4seg.store.tables import read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    from syn4seg.segmenter.evaluation import Metrics
 
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
 
@@ -148,16 +152,19 @@ def summarise(
     """
     from syn4seg.baselines import facts_of
 
-    rows, per_class = {}, {}
+    rows, per_class, by_draw = {}, {}, {}
     for row in rows_of(config):
-        rows[RESULT_NAMES[row]], per_class[RESULT_NAMES[row]] = _figures(fold, row, matrices)
+        name = RESULT_NAMES[row]
+        by_draw[name] = _by_draw(fold, row, matrices)
+        rows[name], per_class[name] = _figures(fold, by_draw[name])
     baselines = {}
     for name in config.evaluation.baselines:
-        figures, classes = _figures(fold, BASELINE + name, matrices)
+        figures, classes = _figures(fold, _by_draw(fold, BASELINE + name, matrices))
         baselines[name] = {"metrics": figures, "per_class": classes, **facts_of(name)}
     return {
         "classes": list(fold.index_names),  # by class index; the keys of per_class are sorted when they are written
         "rows": rows,
+        "gains": paired_gains(by_draw),
         "per_class": per_class,
         "baselines": baselines,
         "protocol": protocol(config, fold, unpublished),
@@ -165,14 +172,24 @@ def summarise(
     }
 
 
-def _figures(fold: Fold, row: str, matrices: dict[int, dict[str, np.ndarray]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the spread of every metric and of every class's IoU over the draws of a row."""
+def _by_draw(fold: Fold, row: str, matrices: dict[int, dict[str, np.ndarray]]) -> list[Metrics]:
     from syn4seg.segmenter.evaluation import metrics
 
-    draws = [metrics(rows[row], len(fold.base), len(fold.novel)) for _, rows in sorted(matrices.items())]
+    return [metrics(rows[row], len(fold.base), len(fold.novel)) for _, rows in sorted(matrices.items())]
+
+
+def _figures(fold: Fold, draws: list[Metrics]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the spread of every metric and of every class's IoU over the draws of a row.
+
+    Two harmonic means are among them: `harmonic`, the mean over draws of each draw's, and `harmonic_of_means`, that of the two
+    means shown beside it. They differ where draws do.
+    """
     ious = np.array([values["per_class"] for values in draws], float)
     per_class = {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)}
-    return {metric: spread([values[metric] for values in draws]) for metric in METRICS}, per_class
+    figures = {metric: spread([values[metric] for values in draws]) for metric in METRICS}
+    base, novel = figures["base"]["mean"], figures["novel"]["mean"]
+    of_means = 2 * base * novel / (base + novel) if base and novel else 0.0
+    return figures | {"harmonic_of_means": {"mean": of_means, "std": None, "n": len(draws)}}, per_class
 
 
 def spread(values: Iterable[float | None]) -> dict[str, Any]:
@@ -212,7 +229,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         + (f", {evaluation.queries} of them by a named draw" if evaluation.queries else ""),
         "base_mIoU": "with the background" if evaluation.background_in_base else "foreground base classes",
         "mean": "(base + novel) / 2" if evaluation.mean == "base_novel" else "over all classes (total)",
-        "harmonic": "2bn / (b + n), per draw, of the base and novel mIoU shown",
+        "harmonic": "2bn / (b + n), per draw, of the base and novel mIoU shown; harmonic_of_means: of their means over draws",
         "replayed_base_images": config.novel.replay_images,
         "base_prototype_images": config.labeling.base_prototype_images,
         "transductive": config.synthesis.source != "generate",

@@ -6,6 +6,8 @@ from syn4seg.config.tree import Config
 
 HDIG, CLASS_NAME = "hdig", "class_name"
 """The two prompt banks: de-duplicated diverse prompts, and one prompt with nothing but the class name (an ablation)."""
+IMAGE_LABEL, SWAPPED, TRUTH = "image_label", "swapped", "truth"
+"""Label columns of the controls; they are computed while rows train and are never written (`stages/controls.py`)."""
 ROWS = {
     "support_only": ("", ""),
     "class_name_raw": (CLASS_NAME, "draft"),
@@ -13,8 +15,15 @@ ROWS = {
     "apf": (HDIG, "kept"),
     "apf_apr": (HDIG, "relabeled"),
     "syn4seg": (HDIG, "label"),
+    "control_image_label": (HDIG, IMAGE_LABEL),
+    "control_swapped": (HDIG, SWAPPED),
+    "oracle": (HDIG, TRUTH),
 }
-"""Ablation row -> (prompt bank, label column) of the synthetic samples that it trains on."""
+"""Ablation row or control -> (prompt bank, label column) of the synthetic samples that it trains on."""
+CONTROLS: tuple[str, ...] = ("control_image_label", "control_swapped", "oracle")
+"""Rows that could refute the method: what the image's class alone gives, what a wrong prototype gives, and what true masks give."""
+WITHOUT_VERDICT = ("draft", "kept", IMAGE_LABEL, TRUTH)
+"""Label columns that rejected samples have too."""
 RESULT_NAMES = {row: "apr" if row == "apf_apr" else row for row in ROWS}
 """Ablation row -> its name in results.json."""
 BASELINE = "baseline/"
@@ -22,6 +31,12 @@ BASELINE = "baseline/"
 
 
 def rows_of(config: Config) -> list[str]:
-    """Return the ablation rows that a configuration produces."""
-    has_class_name = config.synthesis.source == "generate" and config.synthesis.class_name_bank
-    return [row for row in ROWS if row != "class_name_raw" or has_class_name]
+    """Return the ablation rows and controls that a configuration produces."""
+    from syn4seg.stages.truth import is_truth_known
+
+    without = set() if config.evaluation.controls else set(CONTROLS)
+    if not (config.synthesis.source == "generate" and config.synthesis.class_name_bank):
+        without.add("class_name_raw")
+    if "oracle" not in without and not is_truth_known(config):
+        without.add("oracle")
+    return [row for row in ROWS if row not in without]

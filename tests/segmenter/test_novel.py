@@ -103,7 +103,10 @@ def _slowly(start, samples, planned, schedule, seed):
         merged = torch.zeros(len(batch), len(start.weight), dtype=torch.bool)
         for n, s in enumerate(batch):
             merged[n, :rows] = s.kind == "support"
-            merged[n, rows:] = s.kind == "replay"
+            merged[n, rows:] = True
+            for k in range(rows, len(start.weight)):
+                if s.kind == "support" and (s.label == k).any():
+                    merged[n, k] = False
             merged[n, 0] = True
         loss = pixel_loss(upsample(logits, (SIDE, SIDE)), label, merged=merged)
         pure = (label < rows).reshape(len(batch), GRID, SIDE // GRID, GRID, SIDE // GRID).all(4).all(2)
@@ -256,14 +259,19 @@ def test_every_sample_of_a_kind_is_used_before_any_is_used_again():
 
 
 @pytest.mark.parametrize(
-    ("kind", "classes", "told", "key"), [("support", [1, 3], [0, 3], "merge_support"), ("replay", [3, 2], [0, 2], "merge_replay")]
+    ("kind", "classes", "told", "key"),
+    [
+        ("support", [1, 3], [0, 3], "merge_support"),
+        ("replay", [3, 2], [0, 2], "merge_novel"),
+        ("synthetic", [3, 2], [0, 2], "merge_novel"),
+    ],
 )
 def test_a_merged_background_protects_the_objects_that_a_kind_leaves_unlabelled(kind, classes, told, key):
     samples = [_sample(i, kind, classes, labels=told) for i in range(2)]
-    plain = dataclasses.replace(SCHEDULE, distill=0.0, merge_support=False, merge_replay=False)
+    plain = dataclasses.replace(SCHEDULE, distill=0.0, merge_support=False, merge_novel=())
+    merged = dataclasses.replace(plain, **{key: (kind,) if key == "merge_novel" else True})
     scores = [
-        _accuracy(train_novel(_start(), samples, base_classes=BASE, schedule=schedule, seed=0))
-        for schedule in (plain, dataclasses.replace(plain, **{key: True}))
+        _accuracy(train_novel(_start(), samples, base_classes=BASE, schedule=schedule, seed=0)) for schedule in (plain, merged)
     ]
     assert scores[1] > scores[0] + 0.1
 

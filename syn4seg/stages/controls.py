@@ -1,0 +1,67 @@
+"""Labels of the control rows: what the method would be worth without prototypes, with wrong ones, and with true masks.
+
+A gain that a control has too is not the method's. Controls train like every row, on the same images; they are computed from what
+is stored of a sample and are never written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from syn4seg.config.tree import Config
+from syn4seg.data.datasets import Fold
+from syn4seg.schema import UNLABELED
+from syn4seg.stages.labels import Enhancer
+from syn4seg.stages.rows import IMAGE_LABEL, ROWS, SWAPPED, TRUTH, rows_of
+from syn4seg.stages.truth import truth_source
+from syn4seg.store.rundir import RunDir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from syn4seg.store.samples import StoredSample
+
+
+def image_label(draft: np.ndarray, target: int, novel: range) -> np.ndarray:
+    """Return control A: every novel pixel of a draft uint8 (H, W) becomes the class for which the image was made."""
+    return np.where((draft >= novel.start) & (draft < novel.stop), np.uint8(target), draft)
+
+
+class ControlLabels:
+    """Computes the labels of the control rows of one support draw; with no control asked for it computes nothing."""
+
+    def __init__(self, config: Config, run: RunDir, fold: Fold, draw: int):
+        self.columns = {ROWS[row][1] for row in rows_of(config)} & {IMAGE_LABEL, SWAPPED, TRUTH}
+        self.novel = fold.novel_indices
+        self.truth = truth_source(config) if TRUTH in self.columns else None
+        self.enhancer = Enhancer.from_run(run, draw, config, config.placement.device) if SWAPPED in self.columns else None
+
+    def of(self, sample: StoredSample, image: np.ndarray, features: Tensor | None) -> dict[str, np.ndarray]:
+        """Return the labels uint8 (H, W) of a sample by label column, as large as the image.
+
+        Args:
+            features: the frozen features (D, h, w) of the image, for control B; None leaves it out.
+        """
+        labels, target = {}, int(sample.record["class_id"])
+        if IMAGE_LABEL in self.columns:
+            labels[IMAGE_LABEL] = image_label(sample.labels["draft"], target, self.novel)
+        if TRUTH in self.columns and self.truth is not None:
+            truth = self.truth(sample.record, image.shape[0])
+            labels[TRUTH] = np.full(image.shape[:2], UNLABELED, np.uint8) if truth is None else truth
+        if SWAPPED in self.columns and features is not None and not sample.record["reason"]:
+            labels[SWAPPED] = self._swapped(image, features, target)
+        return labels
+
+    def _swapped(self, image: np.ndarray, features: Tensor, target: int) -> np.ndarray:
+        """Return control B: APF and APR with the prototype of the next novel class in place of the target's."""
+        assert self.enhancer is not None
+        prototypes = self.enhancer.prototypes.copy()
+        following = self.novel[(target - self.novel.start + 1) % len(self.novel)]
+        prototypes[target] = prototypes[following]
+        wrong = replace(self.enhancer, prototypes=prototypes)
+        draft = wrong.draft(features.to(wrong.classifier.weight), image.shape)
+        relabeled = wrong.relabel(wrong.filter(draft, target).kept, draft.features, target)
+        return wrong.to_image_shape(relabeled.label, image.shape)

@@ -1,0 +1,83 @@
+"""The control rows: what labels they train on, and that they could refute the method."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from syn4seg.config.loading import load
+from syn4seg.data import embedded
+from syn4seg.stages.checks import check
+from syn4seg.stages.controls import ControlLabels, image_label
+from syn4seg.stages.labels import Enhancer
+from syn4seg.stages.novel import NovelStage
+from syn4seg.stages.rows import IMAGE_LABEL, SWAPPED, TRUTH, WITHOUT_VERDICT, rows_of
+from syn4seg.store.samples import StoredSample
+
+
+def test_the_image_label_turns_every_novel_pixel_into_the_target_and_no_other():
+    draft = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    found = image_label(draft, 15, range(13, 17))
+    assert found.dtype == np.uint8 and set(found[(draft >= 13) & (draft < 17)]) == {15}
+    assert np.array_equal(found[(draft < 13) | (draft >= 17)], draft[(draft < 13) | (draft >= 17)])
+
+
+@pytest.fixture
+def stage(fresh, small):
+    run, _ = fresh
+    config = load(None, [*small, "evaluation.controls=true"])
+    return NovelStage(config, run, *check(config))
+
+
+def test_controls_are_computed_from_draft_prototypes_and_renderer(stage):
+    controls = ControlLabels(stage.config, stage.run, stage.fold, 0)
+    assert controls.columns == {IMAGE_LABEL, SWAPPED, TRUTH}
+    target = stage.fold.novel_indices[1]
+    asked = {"prompt": f"a big red {stage.fold.index_names[target]} on sand", "noise_seed": 7}
+    image = embedded.draw(embedded.scene_of_prompt(asked["prompt"], asked["noise_seed"]), 64)[0]
+    made = Enhancer.from_run(stage.run, 0, stage.config, "cpu")(image, target)
+    accepted = StoredSample(asked | {"class_id": target, "reason": ""}, {"draft": made.draft, "kept": made.kept})
+    labels = controls.of(accepted, image, stage.features_of("x", image))
+    assert set(labels) == controls.columns and all(x.shape == image.shape[:2] for x in labels.values())
+    assert np.array_equal(labels[IMAGE_LABEL], image_label(accepted.labels["draft"], target, stage.fold.novel_indices))
+    assert (labels[TRUTH] == target).any() and set(np.unique(labels[TRUTH])) <= {0, *range(1, 17)}
+    rejected = StoredSample(accepted.record | {"reason": "target_too_small"}, accepted.labels)
+    assert set(controls.of(rejected, image, stage.features_of("x", image))) == {IMAGE_LABEL, TRUTH} <= set(WITHOUT_VERDICT)
+
+
+def test_the_swapped_control_uses_the_prototype_of_the_next_class_and_the_target_otherwise(stage):
+    controls = ControlLabels(stage.config, stage.run, stage.fold, 0)
+    enhancer = Enhancer.from_run(stage.run, 0, stage.config, "cpu")
+    image = stage.dataset.image(stage.dataset.val[0])
+    features, novel = stage.features_of("y", image), stage.fold.novel_indices
+    for target, following in ((novel[0], novel[1]), (novel[-1], novel[0])):
+        prototypes = enhancer.prototypes.copy()
+        prototypes[target] = enhancer.prototypes[following]
+        wrong = Enhancer(**{**vars(enhancer), "prototypes": prototypes})
+        draft = wrong.draft(features.float(), image.shape)
+        expected = wrong.relabel(wrong.filter(draft, target).kept, draft.features, target).label
+        assert np.array_equal(controls._swapped(image, features, target), wrong.to_image_shape(expected, image.shape))
+
+
+def test_controls_are_rows_only_where_they_are_asked_for_and_an_oracle_only_where_the_truth_is_known(small, tmp_path):
+    names = {"control_image_label", "control_swapped", "oracle"}
+    assert not names & set(rows_of(load(None, small)))
+    assert names <= set(rows_of(load(None, [*small, "evaluation.controls=true"])))
+    imported = [*small, "evaluation.controls=true", "synthesis.source=folder", f"synthesis.root={tmp_path}"]
+    assert names & set(rows_of(load(None, imported))) == names - {"oracle"}
+    assert "oracle" in rows_of(load(None, [*imported, f"evaluation.masks={tmp_path}"]))
+
+
+@pytest.mark.slow
+def test_a_run_with_controls_scores_them_beside_the_rows_and_leaves_these_as_they_were(small, inline, tmp_path):
+    found = []
+    for extra in ([], ["evaluation.controls=true"]):
+        out = tmp_path / str(len(extra))
+        inline(*small, *extra, out=out)
+        found.append(json.loads((out / "results.json").read_text()))
+    plain, controlled = found
+    assert {row: controlled["rows"][row] for row in plain["rows"]} == plain["rows"]
+    assert set(controlled["rows"]) - set(plain["rows"]) == {"control_image_label", "control_swapped", "oracle"}
+    assert controlled["gains"]["syn4seg"]["share_of_oracle"].keys() == {"novel", "harmonic"}
