@@ -73,6 +73,8 @@ def test_the_whole_job_prints_the_ablation_and_writes_results(finished):
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == ["apf", "apr", "class_name_raw", "hdig_raw", "support_only", "syn4seg"]
     for row in results["rows"].values():
+        of_means = row.pop("harmonic_of_means")["mean"]
+        assert of_means == pytest.approx(2 / (1 / row["base"]["mean"] + 1 / row["novel"]["mean"]))
         assert set(row) == {"base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background"}
         assert all(set(value) == {"mean", "std", "n"} and value["n"] == 2 for value in row.values())
     assert len(results["per_class"]["syn4seg"]) == 17

@@ -284,8 +284,7 @@ class NovelConfig(Section):
     background_weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor on pixels of support images labelled background in the cross-entropy."""
     merge_synthetic: bool = False
-    """The background of a synthetic image may be any novel class in the loss, as that of support and replayed images always may.
-    For labels that miss much of them, as on photos; exact labels teach less with it."""
+    """In the loss a synthetic image's background may be any novel class, as in support and replayed images: for rough labels."""
     distillation: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the distillation to the base classifier on pixels that are not novel."""
     ramp: Share = 0.0
