@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,11 +73,13 @@ def test_controls_are_rows_only_where_they_are_asked_for_and_an_oracle_only_wher
 
 
 @pytest.mark.slow
-def test_a_run_with_controls_scores_them_beside_the_rows_and_leaves_these_as_they_were(small, inline, tmp_path):
+def test_a_run_with_controls_scores_them_beside_the_rows_and_leaves_these_as_they_were(small, tmp_path):
     found = []
     for extra in ([], ["evaluation.controls=true"]):
         out = tmp_path / str(len(extra))
-        inline(*small, *extra, out=out)
+        command = [sys.executable, "-m", "syn4seg.cli", "run", *small, "placement.runner=inline", *extra, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
         found.append(json.loads((out / "results.json").read_text()))
     plain, controlled = found
     assert {row: controlled["rows"][row] for row in plain["rows"]} == plain["rows"]
