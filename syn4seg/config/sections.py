@@ -282,7 +282,7 @@ class NovelConfig(Section):
     confidence_weight: Share = 0.0
     """How much the registered segmenter's confidence c weighs a synthetic pixel: 1 - this * (1 - c)."""
     background_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on pixels of support images labelled background in the cross-entropy."""
+    """Factor on pixels labelled background in the cross-entropy, of support, synthetic and replayed images alike."""
     merge_synthetic: bool = False
     """In the loss a synthetic image's background may be any novel class, as in support and replayed images: for rough labels."""
     distillation: Annotated[float, Field(ge=0)] = 1.0

@@ -62,7 +62,7 @@ def relabel(
         kept: uint8 (H, W) from `filter_regions`, 255 = free.
         features: (D, h, w) float, raw.
         target: class index that the image was made for.
-        prototypes: class index -> global prototype, unit (D,): background, target and every class kept here.
+        prototypes: class index -> global prototype, unit (D,): background, target, rivals and every class kept here.
         beta: share of the global prototype, in [0, 1].
         tau: temperature of the softmax, > 0.
         theta: least confidence, in [0, 1].
@@ -82,7 +82,8 @@ def relabel(
     candidates = sorted(given.union(rivals))
     missing = [k for k in candidates if k not in prototypes]
     if missing:
-        raise ValueError(f"prototypes lacks {missing}; relabeling needs background (0), the target ({target}) and every kept class")
+        needed = f"background (0), the target ({target}), every kept class and every rival"
+        raise ValueError(f"prototypes lacks {missing}; relabeling needs {needed}")
     if tau <= 0:
         raise ValueError(f"tau is {tau}; expected a temperature above 0, e.g. 0.1")
     local = local_prototypes(features, _drop_background_borders(kept, features.shape[1:]), candidates)

@@ -108,7 +108,7 @@ def _audit_weights(base: dict) -> Finding:
     weights = base.get("weights")
     if base["origin"] == "packaged" or weights == "none":
         return Finding(claim, "ok", "it started from random numbers")
-    if weights == "imagenet":
+    if weights in ("imagenet", "imagenet-v1", "imagenet-v2"):
         return Finding(claim, "stated", "ImageNet classification weights, as in all of the field; they saw images, no mask")
     if base["origin"] == "imported":
         return Finding(claim, "unknown", "the base checkpoint was imported")

@@ -11,6 +11,7 @@ import pytest
 from syn4seg.config.loading import load
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.errors import UserError
+from syn4seg.stages import audit
 from syn4seg.stages.audit import audit_run
 from syn4seg.store.files import write_json
 from syn4seg.store.images import write_image
@@ -122,3 +123,10 @@ def test_what_the_records_cannot_prove_is_unknown_and_never_ok(honest):
     honest.base_facts.unlink()
     with pytest.raises(UserError, match=r"base\.json: missing"):
         _verdicts(honest)
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"), [("imagenet", "stated"), ("imagenet-v1", "stated"), ("imagenet-v2", "stated"), ("a.pth", "unknown")]
+)
+def test_published_imagenet_weights_are_known_by_each_of_their_names(weights, verdict):
+    assert audit._audit_weights({"origin": "trained here", "weights": weights}).verdict == verdict
