@@ -238,3 +238,14 @@ def test_the_adaptive_prototype_lies_between_global_and_local():
     local = relabel(kept, features, prototypes=prototypes, **SETTINGS).local[0]
     adapted = blend(prototypes[0], local, SETTINGS["beta"])
     assert adapted @ prototypes[0] >= prototypes[0] @ local - 1e-6 <= adapted @ local
+
+
+def test_a_pixel_that_resembles_a_rival_most_stays_free_and_all_others_are_as_without_it():
+    background, target, rival = np.eye(3, dtype=np.float32)
+    features = np.zeros((3, 1, 3), np.float32)
+    features[:, 0, 0], features[:, 0, 1], features[:, 0, 2] = background, target, 0.6 * target + 0.8 * rival
+    kept, prototypes = np.full((1, 3), 255, np.uint8), {0: background, 1: target, 2: rival}
+    settings = {"target": 1, "prototypes": prototypes, "beta": 1.0, "tau": 0.1, "theta": 0.5, "lambda_keep": 0.5}
+    assert relabel(kept, features, **settings).label.tolist() == [[0, 1, 1]]
+    found = relabel(kept, features, **settings, rivals=[2])
+    assert found.label.tolist() == [[0, 1, 255]] and found.changed == 2
