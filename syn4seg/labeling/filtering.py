@@ -61,6 +61,7 @@ def filter_regions(
     confidence: np.ndarray | None = None,
     tau_base: float = 0.0,
     tau_background: float = 0.0,
+    align_corners: bool = False,
 ) -> Filtered:
     """Keep or free each region of a draft (method.md 3.1, APF).
 
@@ -75,6 +76,7 @@ def filter_regions(
         confidence: (H, W) float, the segmenter's probability of its prediction; None trusts every prediction.
         tau_base: a pixel of a base class stays iff its confidence >= this.
         tau_background: the same for background.
+        align_corners: how the network's cells lie on the pixels, see `prototypes`.
 
     Raises:
         ValueError: the target has no prototype, or sizes differ.
@@ -84,7 +86,7 @@ def filter_regions(
     if confidence is not None and confidence.shape != draft.shape:
         raise ValueError(f"confidence has shape {confidence.shape}; expected the draft's, {draft.shape}")
     components = find_components(draft)
-    similarity = _similarities(components, features, prototypes)
+    similarity = _similarities(components, features, prototypes, align_corners)
     others = [k for k in novel if k != target]
     of_target = components.class_index == target
     why = np.where(of_target & (components.area < min_region), "area", np.full(len(components.area), "", object))
@@ -107,20 +109,24 @@ def filter_regions(
     return Filtered(kept, [Region(k, area, box, s, reason == "", reason) for k, area, box, s, reason in zip(*columns, strict=True)])
 
 
-def _similarities(components: Components, features: np.ndarray, prototypes: Mapping[int, np.ndarray]) -> np.ndarray:
+def _similarities(
+    components: Components, features: np.ndarray, prototypes: Mapping[int, np.ndarray], align_corners: bool
+) -> np.ndarray:
     """Return s(r) float32 (R,), nan for classes without a prototype."""
     similarity = np.full(len(components.area), np.nan, np.float32)
     judged = np.flatnonzero(np.isin(components.class_index, list(prototypes)))
     if len(judged):
         row = np.zeros(len(components.area) + 1, np.int32)
         row[judged + 1] = np.arange(1, len(judged) + 1)
-        means = normalize(pool(features, np.take(row, components.map), len(judged)))
+        means = normalize(pool(features, np.take(row, components.map), len(judged), align_corners))
         expected = normalize(np.stack([prototypes[int(k)] for k in components.class_index[judged]]))
         similarity[judged] = np.einsum("rd,rd->r", means, expected)
     return similarity
 
 
-def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int) -> np.ndarray:
+def held_out_similarities(
+    features: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_index: int, align_corners: bool = False
+) -> np.ndarray:
     """Return the similarity of each support region to a prototype that has not seen it (method.md 3.1, our estimate).
 
     With several shots that show the class, each region of a shot meets the prototype of the other shots. With one shot,
@@ -142,12 +148,13 @@ def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.nda
     sums, shots = [], []
     for shot, (feature, mask) in enumerate(zip(features, masks, strict=True)):
         components = find_components((mask == class_index).astype(np.uint8))
-        sums.append(pool(feature, components.map, len(components.area)))
+        sums.append(pool(feature, components.map, len(components.area), align_corners))
         shots += [shot] * len(components.area)
     groups = np.array(shots, int)
     if len(set(shots)) == 1:
         only = shots[0]
-        sums = [_quadrant_sums(features[only], masks[only] == class_index)] if len(shots) == 1 else [sums[only]]
+        cut = len(shots) == 1
+        sums = [_quadrant_sums(features[only], masks[only] == class_index, align_corners) if cut else sums[only]]
         groups = np.arange(len(sums[0]))
     if len(set(groups.tolist())) < 2:
         raise UserError(
@@ -159,10 +166,10 @@ def held_out_similarities(features: Sequence[np.ndarray], masks: Sequence[np.nda
     return np.einsum("rd,rd->r", normalize(regions), normalize(rest))
 
 
-def _quadrant_sums(feature: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _quadrant_sums(feature: np.ndarray, mask: np.ndarray, align_corners: bool) -> np.ndarray:
     """Return the feature sums (n, D) of the non-empty quadrants of a mask bool (H, W), cut at the middle of its box."""
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     lower, right = np.arange(mask.shape[0]) >= y + height / 2, np.arange(mask.shape[1]) >= x + width / 2
     quadrant = np.where(mask, 1 + 2 * lower[:, None] + right, 0).astype(np.int32)
-    sums = pool(feature, quadrant, 4)
+    sums = pool(feature, quadrant, 4, align_corners)
     return sums[np.bincount(quadrant.ravel(), minlength=5)[1:] > 0]

@@ -5,7 +5,8 @@ covers: a one-pixel object still weighs 1/64 of a cell and never vanishes. Pooli
 pooling over pixels, each of which carries the feature of the cell it lies in.
 
 Conventions: features float (D, h, w), raw; label maps uint8 (H, W); a region map is int32 (H, W) with 0 for "no region"
-and 1..R for the rows of every (R, ...) array that goes with it.
+and 1..R for the rows of every (R, ...) array that goes with it. `align_corners` is the network's: the first and last cells lie on
+the first and last pixels and are half as long (DIaM, POP); otherwise the cells share the length evenly.
 """
 
 from __future__ import annotations
@@ -42,23 +43,37 @@ def blend(global_: np.ndarray, local: np.ndarray, beta: float) -> np.ndarray:
     return normalize(beta * np.asarray(global_, np.float32) + (1.0 - beta) * np.asarray(local, np.float32))
 
 
-def area_weights(fine: int, coarse: int) -> np.ndarray:
+def _cell_edges(fine: int, coarse: int, align_corners: bool) -> tuple[np.ndarray, int]:
+    """Return the edges int64 (coarse + 1,) of the cells along one axis, from 0, and the length of a pixel in their unit."""
+    if not align_corners or 1 in (fine, coarse):
+        return np.arange(coarse + 1) * fine, coarse
+    inner = (2 * np.arange(1, coarse) - 1) * (fine - 1) + coarse - 1  # in the middle between two cells
+    return np.concatenate([[0], inner, [2 * fine * (coarse - 1)]]), 2 * (coarse - 1)
+
+
+def area_weights(fine: int, coarse: int, align_corners: bool = False) -> np.ndarray:
     """Return the matrix that averages areas along one axis, exact for any ratio.
 
     Args:
         fine: number of pixels.
-        coarse: number of cells that divide the same length evenly.
+        coarse: number of cells on the same length.
 
     Returns:
         (coarse, fine) float32: the share of each cell covered by each pixel; rows sum to 1.
     """
-    cells, pixels = np.arange(coarse)[:, None], np.arange(fine)[None]
-    start = np.maximum(cells * fine, pixels * coarse)
-    end = np.minimum((cells + 1) * fine, (pixels + 1) * coarse)
-    return (np.maximum(end - start, 0) / fine).astype(np.float32)
+    edges, pixel = _cell_edges(fine, coarse, align_corners)
+    first, last, pixels = edges[:-1, None], edges[1:, None], np.arange(fine)[None] * pixel
+    covered = np.minimum(last, pixels + pixel) - np.maximum(first, pixels)
+    return (np.maximum(covered, 0) / (last - first)).astype(np.float32)
 
 
-def occupancy(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def corner_interpolation(coarse: int, fine: int) -> np.ndarray:
+    """Return linear interpolation along one axis, the corner cells on the corner pixels, as a matrix float32 (fine, coarse)."""
+    places = np.arange(fine) * ((coarse - 1) / max(1, fine - 1))
+    return np.stack([np.interp(places, np.arange(coarse), row) for row in np.eye(coarse)], 1).astype(np.float32)
+
+
+def occupancy(masks: np.ndarray, grid: tuple[int, int], align_corners: bool = False) -> np.ndarray:
     """Return the share of each grid cell that a mask covers.
 
     Args:
@@ -68,11 +83,11 @@ def occupancy(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     Returns:
         (R, h, w) float32 in [0, 1].
     """
-    rows, columns = (area_weights(n, g) for n, g in zip(masks.shape[1:], grid, strict=True))
+    rows, columns = (area_weights(n, g, align_corners) for n, g in zip(masks.shape[1:], grid, strict=True))
     return rows @ masks.astype(np.float32) @ columns.T
 
 
-def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int]) -> np.ndarray:
+def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int], align_corners: bool = False) -> np.ndarray:
     """Return the `occupancy` of every region of a map: one histogram if the grid divides the image, else box by box.
 
     Args:
@@ -84,12 +99,12 @@ def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int]) -> 
         (count, h, w) float32 in [0, 1].
     """
     (height, width), (h, w) = regions.shape, grid
-    if height % h == 0 and width % w == 0:
+    if height % h == 0 and width % w == 0 and not align_corners:
         cell = (np.arange(height) // (height // h) * w)[:, None] + np.arange(width) // (width // w)
         cell += regions * np.int64(h * w)
         pixels = np.bincount(cell.ravel(), minlength=h * w * (count + 1))
         return (pixels[h * w :].astype(np.float32) * np.float32(h * w / regions.size)).reshape(count, h, w)
-    rows, columns = area_weights(height, h), area_weights(width, w)
+    rows, columns = area_weights(height, h, align_corners), area_weights(width, w, align_corners)
     share = np.zeros((count, h, w), np.float32)
     for index, box in enumerate(ndimage.find_objects(regions, count)):
         if box is not None:
@@ -98,7 +113,7 @@ def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int]) -> 
     return share
 
 
-def pool(features: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+def pool(features: np.ndarray, regions: np.ndarray, count: int, align_corners: bool = False) -> np.ndarray:
     """Return the sum of the raw features over the pixels of each region, the numerator of mu_k and of v(r) (method.md 3.1).
 
     Args:
@@ -115,8 +130,13 @@ def pool(features: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
     if features.ndim != 3:
         raise ValueError(f"features have shape {features.shape}; expected one image's map (D, h, w)")
     depth, h, w = features.shape
-    share = region_occupancy(regions, count, (h, w)).reshape(count, h * w)
+    share = region_occupancy(regions, count, (h, w), align_corners).reshape(count, h * w)
     flat = np.asarray(features, np.float32).reshape(depth, h * w)
+    if align_corners:
+        rows, columns = (
+            np.diff(edges) / pixel for edges, pixel in (_cell_edges(*n, True) for n in zip(regions.shape, (h, w), strict=True))
+        )
+        return ((flat * np.outer(rows, columns).astype(np.float32).ravel()) @ share.T).T
     return (flat @ share.T).T * np.float32(regions.size / (h * w))  # faster this way round than share @ flat.T
 
 
@@ -133,7 +153,11 @@ def region_map(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
 
 
 def support_prototypes(
-    features: Sequence[np.ndarray], masks: Sequence[np.ndarray], classes: Sequence[int], names: Sequence[str] | None = None
+    features: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    classes: Sequence[int],
+    names: Sequence[str] | None = None,
+    align_corners: bool = False,
 ) -> np.ndarray:
     """Return global prototypes: mu_k over all pixels of all support images, raw features, then normalised (method.md 3.1).
 
@@ -151,7 +175,8 @@ def support_prototypes(
         ValueError: the lists do not pair up.
     """
     _check_paired(features, masks)
-    sums = np.sum([pool(f, region_map(m, classes), len(classes)) for f, m in zip(features, masks, strict=True)], axis=0)
+    pairs = zip(features, masks, strict=True)
+    sums = np.sum([pool(f, region_map(m, classes), len(classes), align_corners) for f, m in pairs], axis=0)
     for row, index in enumerate(classes):
         if not any((mask == index).any() for mask in masks):
             name = f" ({names[row]})" if names is not None else ""
@@ -163,7 +188,10 @@ def support_prototypes(
 
 
 def background_prototype(
-    features: Sequence[np.ndarray], masks: Sequence[np.ndarray], base_predictions: Sequence[np.ndarray] | None = None
+    features: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    base_predictions: Sequence[np.ndarray] | None = None,
+    align_corners: bool = False,
 ) -> np.ndarray:
     """Return the global background prototype: support pixels labelled 0 that the base model also predicts 0 (our choice).
 
@@ -189,10 +217,13 @@ def background_prototype(
             f"no background pixel in {len(masks)} support masks that the base predictions call background too; "
             "relabeling needs one: add support images, or pass base_predictions=None"
         )
-    return normalize(np.sum([pool(f, a.astype(np.int32), 1)[0] for f, a in zip(features, agreed, strict=True)], axis=0))
+    pairs = zip(features, agreed, strict=True)
+    return normalize(np.sum([pool(f, a.astype(np.int32), 1, align_corners)[0] for f, a in pairs], axis=0))
 
 
-def local_prototypes(features: np.ndarray, label: np.ndarray, classes: Sequence[int]) -> dict[int, np.ndarray]:
+def local_prototypes(
+    features: np.ndarray, label: np.ndarray, classes: Sequence[int], align_corners: bool = False
+) -> dict[int, np.ndarray]:
     """Return the local prototypes of one image: the unit mean feature of each class's pixels (method.md 3.2, APR).
 
     Args:
@@ -205,7 +236,8 @@ def local_prototypes(features: np.ndarray, label: np.ndarray, classes: Sequence[
     """
     values = label_values(label)
     present = [k for k in classes if k in values]
-    return dict(zip(present, normalize(pool(features, region_map(label, present), len(present))), strict=True))
+    sums = pool(features, region_map(label, present), len(present), align_corners)
+    return dict(zip(present, normalize(sums), strict=True))
 
 
 def cell_size(shape: tuple[int, int], grid: tuple[int, int]) -> int:

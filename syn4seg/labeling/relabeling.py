@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from syn4seg.labeling.prototypes import blend, cell_size, label_values, local_prototypes
+from syn4seg.labeling.prototypes import blend, cell_size, corner_interpolation, label_values, local_prototypes
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
@@ -49,11 +49,12 @@ def relabel(
     rivals: Collection[int] = (),
     min_target: float = 0.005,
     max_target: float = 0.95,
+    align_corners: bool = False,
 ) -> Relabeled:
     """Give free pixels a class where one is clear (method.md 3.2, APR).
 
     Candidates are background, the target and the other classes kept in this image. Cosines are taken on the feature
-    grid and upsampled bilinearly (half-pixel centres); a free pixel takes the best class iff softmax(cosine / tau) of
+    grid and upsampled bilinearly ; a free pixel takes the best class iff softmax(cosine / tau) of
     it >= theta, ties going to the lower class index. A class without a kept pixel uses its global prototype alone. The
     local background prototype sees only background pixels farther than one grid cell (chessboard) from everything else,
     free pixels included.
@@ -71,6 +72,7 @@ def relabel(
             are the other novel classes, which the image may show though it was not made for them.
         min_target: least share of the image that the target covers afterwards.
         max_target: greatest share.
+        align_corners: how the network's cells lie on the pixels; cosines are upsampled accordingly.
 
     Returns:
         `Relabeled`; with reason "no_evidence" the label equals `kept`.
@@ -86,14 +88,15 @@ def relabel(
         raise ValueError(f"prototypes lacks {missing}; relabeling needs {needed}")
     if tau <= 0:
         raise ValueError(f"tau is {tau}; expected a temperature above 0, e.g. 0.1")
-    local = local_prototypes(features, _drop_background_borders(kept, features.shape[1:]), candidates)
+    local = local_prototypes(features, _drop_background_borders(kept, features.shape[1:]), candidates, align_corners)
     adapted = [blend(prototypes[k], local.get(k, prototypes[k]), beta) for k in candidates]
     similarity = cosines(features, np.stack(adapted))
     best = float(similarity[candidates.index(target)].max())
     if target not in local and best < lambda_keep:
         return Relabeled(kept.copy(), best, local, "no_evidence", 0)
     label = kept.copy()
-    changed = _fill_free_pixels(label, similarity, candidates, given, tau, theta)
+    planes = _upsampled(similarity, label.shape, align_corners)
+    changed = _fill_free_pixels(label, planes, candidates, given, tau, theta)
     share = np.count_nonzero(label == target) / label.size
     reason = "target_too_small" if share < min_target else "target_too_large" if share > max_target else ""
     return Relabeled(label, best, local, reason, changed)
@@ -126,13 +129,20 @@ def _drop_background_borders(kept: np.ndarray, grid: tuple[int, int]) -> np.ndar
     return trimmed
 
 
+def _upsampled(planes: np.ndarray, shape: tuple[int, int], align_corners: bool) -> np.ndarray:
+    """Return planes float32 (C, h, w) at (C, *shape), bilinear."""
+    if align_corners:
+        rows, columns = (corner_interpolation(n, size) for n, size in zip(planes.shape[1:], shape, strict=True))
+        return rows @ planes @ columns.T
+    return np.stack([cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in planes])
+
+
 def _fill_free_pixels(
     label: np.ndarray, similarity: np.ndarray, candidates: list[int], given: set[int], tau: float, theta: float
 ) -> int:
     """Write the clear classes that may be `given` into the free pixels of `label`, in place; return how many pixels took one."""
     free = np.flatnonzero(label.ravel() == UNLABELED)
-    size = label.shape[::-1]
-    planes = [np.take(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR), free) for plane in similarity]
+    planes = [np.take(plane, free) for plane in similarity]
     winner, best = np.full(len(free), candidates[0], np.uint8), planes[0].copy()
     for index, plane in zip(candidates[1:], planes[1:], strict=True):
         better = plane > best

@@ -29,6 +29,7 @@ def filter_regions(
     confidence: Array | None = None,
     tau_base: float = 0.6,
     tau_background: float = 0.0,
+    align_corners: bool = False,
 ) -> filtering.Filtered:
     """APF: keep the regions of a draft that look like the support set, and free the others.
 
@@ -42,6 +43,7 @@ def filter_regions(
         min_region: least area of a kept region in pixels.
         confidence: (H, W), the segmenter's probability of its prediction; None trusts base and background predictions.
         tau_base: least confidence of a kept pixel of another class; `tau_background`: of background.
+        align_corners: the network's corner cells lie on the corner pixels.
 
     Returns:
         `kept` uint8 (H, W), 255 = free; `regions`, the verdict on every region with its similarity.
@@ -64,6 +66,7 @@ def filter_regions(
         confidence=confidences,
         tau_base=check_number(tau_base, "tau_base", 0, 1),
         tau_background=check_number(tau_background, "tau_background", 0, 1),
+        align_corners=align_corners,
     )
     return dataclasses.replace(result, kept=like_input(result.kept, draft))
 
@@ -81,6 +84,7 @@ def relabel(
     rivals: Collection[int] = (),
     min_target: float = 0.005,
     max_target: float = 0.95,
+    align_corners: bool = False,
 ) -> relabeling.Relabeled:
     """APR: free pixels take the class whose adaptive prototype they resemble most, where one is clear; kept pixels stay.
 
@@ -95,6 +99,7 @@ def relabel(
         lambda_keep: where no target pixel was kept, the least similarity that is evidence of the target.
         rivals: classes that compete for free pixels but are never given, with a prototype each: other novel classes.
         min_target, max_target: share of the image that the target covers afterwards; outside, `reason` says so.
+        align_corners: the network's corner cells lie on the corner pixels.
 
     Returns:
         `label` uint8 (H, W), 255 where nothing was clear; `reason` is empty, or why the image is better left out.
@@ -125,6 +130,7 @@ def relabel(
         rivals=[check_class_index(k, "rivals") for k in rivals],
         min_target=check_number(min_target, "min_target", 0, 1),
         max_target=check_number(max_target, "max_target", 0, 1),
+        align_corners=align_corners,
     )
     local = {index: like_input(vector, kept) for index, vector in result.local.items()}
     return dataclasses.replace(result, label=like_input(result.label, kept), local=local)

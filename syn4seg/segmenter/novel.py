@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from syn4seg.errors import UserError
+from syn4seg.labeling.prototypes import area_weights
 from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.seeds import seeded
 from syn4seg.segmenter.losses import distillation, pixel_loss
@@ -291,10 +292,15 @@ class NovelTraining:
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = _logits(self.base, x)
-            doubtful = (label >= self.base_rows).float()[:, None]  # pixels that are novel, or 255
-            allowed = F.adaptive_max_pool2d(doubtful, (x.shape[2], x.shape[3]))[:, 0] == 0
+            allowed = self._without_novel(label, x)
             loss = loss + self.schedule.distill * distillation(logits, before, allowed, all_reduce=all_reduce_sum)
         return loss
+
+    def _without_novel(self, label: Tensor, features: Tensor) -> Tensor:
+        """Return bool (N, h, w): the cells without a pixel that is novel or 255."""
+        sides = zip(label.shape[1:], features.shape[2:], strict=True)
+        rows, columns = (torch.from_numpy(area_weights(n, g, self.start.align_corners)).to(features) for n, g in sides)
+        return rows @ (label >= self.base_rows).to(features) @ columns.T == 0
 
 
 def train_novel(

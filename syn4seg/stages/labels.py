@@ -99,11 +99,11 @@ class Enhancer:
         """
         import torch
 
-        rows, columns = self._grid(features.shape[-1], shape)
-        step = self.canvas.size / features.shape[-1]
+        side = features.shape[-1]
+        rows, columns = (self._pixels(cells, side) for cells in self._grid(side, shape))
         with torch.no_grad():
             logits = self.classifier.pixels(features[None], self.canvas.size)
-            odds = logits[..., : round(rows * step), : round(columns * step)].softmax(1)
+            odds = logits[..., :rows, :columns].softmax(1)
             confidence, winner = odds[0].max(0)
         grid = self.grid_features(features, shape)
         if not np.isfinite(grid).all():
@@ -117,8 +117,18 @@ class Enhancer:
 
     def _grid(self, side: int, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the rows and columns of grid cells that an image covers, on a square grid of `side` cells."""
-        rows, columns = (int(np.ceil(length / (self.canvas.size / side))) for length in self.canvas.shape(shape))
+        if self.classifier.align_corners:
+            step = (self.canvas.size - 1) / max(1, side - 1)
+            rows, columns = (min(side, int(np.ceil((length - 1) / step)) + 1) for length in self.canvas.shape(shape))
+        else:
+            rows, columns = (int(np.ceil(length / (self.canvas.size / side))) for length in self.canvas.shape(shape))
         return rows, columns
+
+    def _pixels(self, cells: int, side: int) -> int:
+        """Return how many pixels of the canvas the first `cells` of `side` grid cells cover."""
+        if self.classifier.align_corners:
+            return round((cells - 1) * (self.canvas.size - 1) / max(1, side - 1)) + 1
+        return round(cells * self.canvas.size / side)
 
     def filter(self, draft: DraftLabel, target: int) -> Filtered:
         """Apply APF on the grid of the draft of an image that was made for class index `target` (method.md 3.1)."""
@@ -135,6 +145,7 @@ class Enhancer:
             confidence=draft.confidence,
             tau_base=settings.tau_base,
             tau_background=settings.tau_background,
+            align_corners=self.classifier.align_corners,
         )
 
     def relabel(self, kept: np.ndarray, features: np.ndarray, target: int) -> Relabeled:
@@ -152,6 +163,7 @@ class Enhancer:
             rivals=[k for k in self.thresholds if k != target] if settings.rivals else (),
             min_target=settings.min_target,
             max_target=settings.max_target,
+            align_corners=self.classifier.align_corners,
         )
 
     def to_image_shape(self, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

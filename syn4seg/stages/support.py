@@ -200,30 +200,35 @@ def _prototypes(
     import torch
 
     features, labels = _arrays(support)
-    novel = support_prototypes(features, labels, list(fold.novel_indices), [fold.index_names[i] for i in fold.novel_indices])
+    corners, indices = segmenter.align_corners, list(fold.novel_indices)
+    novel = support_prototypes(features, labels, indices, [fold.index_names[i] for i in indices], corners)
     with torch.no_grad():
         predictions = [
             segmenter.classifier.pixels(s.features.to(segmenter.weight)[None], config.segmenter.size)[0].argmax(0).byte()
             for s in support
         ]
-    background = _background(features, labels, [p.cpu().numpy() for p in predictions], images)
+    background = _background(features, labels, [p.cpu().numpy() for p in predictions], images, corners)
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
     features, labels = _arrays(images)
     present = [i for i in range(1, 1 + len(fold.base)) if any((label == i).any() for label in labels)]
     if present:
-        base[np.array(present) - 1] = support_prototypes(features, labels, present)
+        base[np.array(present) - 1] = support_prototypes(features, labels, present, align_corners=corners)
     return np.concatenate([background[None], base, novel]).astype(np.float32)
 
 
 def _background(
-    features: list[np.ndarray], labels: list[np.ndarray], predictions: list[np.ndarray], images: list[TrainingSample]
+    features: list[np.ndarray],
+    labels: list[np.ndarray],
+    predictions: list[np.ndarray],
+    images: list[TrainingSample],
+    align_corners: bool,
 ) -> np.ndarray:
     """Return the background prototype (D,) from the first of these that has a background pixel: support pixels on which the base
     model agrees, all support pixels, base training images; zero for data in which every pixel has a class."""
     agreed = [np.where(base == BACKGROUND, label, UNLABELED) for label, base in zip(labels, predictions, strict=True)]
     for maps, masks in ((features, agreed), (features, labels), _arrays(images)):
         if any((mask == BACKGROUND).any() for mask in masks):
-            return background_prototype(maps, masks)
+            return background_prototype(maps, masks, align_corners=align_corners)
     return np.zeros(features[0].shape[0], np.float32)
 
 
@@ -236,7 +241,8 @@ def keep_thresholds(config: Config, fold: Fold, support: list[TrainingSample]) -
     limit = config.labeling.lambda_keep
     if not isinstance(limit, SupportQuantile):
         return dict.fromkeys(fold.novel_indices, float(limit))
-    values = {k: held_out_similarities(*_arrays(support), k) for k in fold.novel_indices}
+    corners = config.segmenter.align_corners
+    values = {k: held_out_similarities(*_arrays(support), k, corners) for k in fold.novel_indices}
     if config.data.shots == 1:  # parts of one object resemble each other more than two objects do: pool the classes
         values = dict.fromkeys(values, np.concatenate(list(values.values())))
     return {k: float(np.quantile(v, limit.support_quantile)) for k, v in values.items()}

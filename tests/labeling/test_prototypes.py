@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -28,30 +29,36 @@ from syn4seg.seeds import seeded
 GRIDS = [((12, 16), (3, 4)), ((13, 10), (4, 3)), ((7, 9), (7, 9)), ((5, 4), (8, 6)), ((11, 6), (1, 1)), ((6, 13), (3, 4))]
 
 
-def slow_occupancy(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Share of every cell, from the exact overlap of every pixel with every cell."""
-    (height, width), (h, w) = mask.shape, grid
-    share = np.zeros(grid)
-    for i in range(h):
-        for j in range(w):
-            for y in range(height):
-                for x in range(width):
-                    tall = min(Fraction(i + 1, h), Fraction(y + 1, height)) - max(Fraction(i, h), Fraction(y, height))
-                    wide = min(Fraction(j + 1, w), Fraction(x + 1, width)) - max(Fraction(j, w), Fraction(x, width))
-                    if tall > 0 and wide > 0:
-                        share[i, j] += float(tall * wide * h * w) * mask[y, x]
-    return share
+def slow_bounds(cells: int, pixels: int, align_corners: bool) -> list[tuple[Fraction, Fraction]]:
+    """Start and end of every cell in pixels: even shares, or up to the middle between two centres."""
+    if not align_corners or 1 in (cells, pixels):
+        return [(Fraction(i * pixels, cells), Fraction((i + 1) * pixels, cells)) for i in range(cells)]
+    centres = [Fraction(1, 2) + Fraction(i * (pixels - 1), cells - 1) for i in range(cells)]
+    middles = [Fraction(0), *((a + b) / 2 for a, b in itertools.pairwise(centres)), Fraction(pixels)]
+    return list(itertools.pairwise(middles))
 
 
-def slow_sum(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def slow_shares(mask: np.ndarray, grid: tuple[int, int], align_corners: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Share of every cell, from the exact overlap of every pixel with every cell; and the cells' areas in pixels."""
+    share, area = np.zeros(grid), np.zeros(grid)
+    tall, wide = (slow_bounds(g, n, align_corners) for g, n in zip(grid, mask.shape, strict=True))
+    for (i, (top, bottom)), (j, (left, right)) in itertools.product(enumerate(tall), enumerate(wide)):
+        area[i, j] = (bottom - top) * (right - left)
+        for y, x in itertools.product(range(mask.shape[0]), range(mask.shape[1])):
+            height, width = min(bottom, y + 1) - max(top, y), min(right, x + 1) - max(left, x)
+            if height > 0 and width > 0:
+                share[i, j] += float(height * width) * mask[y, x] / area[i, j]
+    return share, area
+
+
+def slow_occupancy(mask: np.ndarray, grid: tuple[int, int], align_corners: bool = False) -> np.ndarray:
+    return slow_shares(mask, grid, align_corners)[0]
+
+
+def slow_sum(features: np.ndarray, mask: np.ndarray, align_corners: bool = False) -> np.ndarray:
     """Sum over pixels of the area-averaged feature under each pixel."""
-    share = slow_occupancy(mask, features.shape[1:])
-    cell = mask.size / share.size
-    total = np.zeros(len(features))
-    for i in range(share.shape[0]):
-        for j in range(share.shape[1]):
-            total += share[i, j] * cell * features[:, i, j]
-    return total
+    share, area = slow_shares(mask, features.shape[1:], align_corners)
+    return (features * share * area).sum((1, 2))
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -64,6 +71,7 @@ def test_area_weights_sum_to_one_per_cell_and_spread_every_pixel_evenly(fine, co
     weights = area_weights(fine, coarse)
     assert weights.shape == (coarse, fine) and weights.dtype == np.float32
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(area_weights(fine, coarse, True).sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(weights.sum(0), coarse / fine, rtol=1e-5)
 
 
@@ -74,6 +82,7 @@ def test_occupancy_equals_the_overlap_of_every_pixel_with_every_cell(shape, grid
     shares = rng.random((1, *shape))
     for mask, got in zip(masks, occupancy(masks, grid), strict=True):
         np.testing.assert_allclose(got, slow_occupancy(mask, grid), atol=1e-6)
+        np.testing.assert_allclose(occupancy(mask[None], grid, True)[0], slow_occupancy(mask, grid, True), atol=1e-6)
     assert got.dtype == np.float32
     np.testing.assert_allclose(occupancy(shares, grid)[0], slow_occupancy(shares[0], grid), atol=1e-6)
 
@@ -83,7 +92,9 @@ def test_region_occupancy_equals_occupancy_of_the_regions_masks_even_if_some_are
     regions = seeded("regions", shape, grid).integers(0, 5, shape).astype(np.int32)
     regions[regions == 3] = 0
     got = region_occupancy(regions, 6, grid)
-    want = occupancy(np.stack([regions == r for r in range(1, 7)]), grid)
+    masks = np.stack([regions == r for r in range(1, 7)])
+    want = occupancy(masks, grid)
+    np.testing.assert_allclose(region_occupancy(regions, 6, grid, True), occupancy(masks, grid, True), atol=1e-6)
     assert got.dtype == np.float32 and got.shape == (6, *grid)
     np.testing.assert_allclose(got, want, atol=1e-6)
     assert not got[2].any() and not got[5].any()
@@ -118,8 +129,9 @@ def test_pool_sums_the_feature_under_every_pixel(shape, grid):
     rng = seeded("pool", shape, grid)
     features = rng.normal(size=(4, *grid)).astype(np.float32)
     regions = rng.integers(0, 4, shape).astype(np.int32)
-    want = np.stack([slow_sum(features, regions == r) for r in (1, 2, 3)])
-    np.testing.assert_allclose(pool(features, regions, 3), want, rtol=1e-4, atol=1e-4)
+    for align_corners in (False, True):
+        want = np.stack([slow_sum(features, regions == r, align_corners) for r in (1, 2, 3)])
+        np.testing.assert_allclose(pool(features, regions, 3, align_corners), want, rtol=1e-4, atol=1e-4)
 
 
 def test_pool_has_one_precision_whatever_that_of_the_features():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from syn4seg.labeling.prototypes import blend, normalize
+from syn4seg.labeling.prototypes import blend, normalize, occupancy
 from syn4seg.labeling.relabeling import cosines, relabel
 from syn4seg.seeds import seeded
 
@@ -105,6 +105,21 @@ def test_upsampling_equals_the_loop_on_any_grid(grid):
     sure = slack > 1e-4
     assert sure.mean() > 0.98
     np.testing.assert_array_equal(got.label[sure], label[sure])
+
+
+@pytest.mark.parametrize("place", [60, 390])
+def test_a_disk_comes_back_where_it_was_in_either_corner_convention(place):
+    """DIaM's canvas: 417 pixels, 53 cells. Features are the disk's shares of the cells; the wrong convention moves it."""
+    rows, columns = np.mgrid[:417, :417]
+    disk = (rows - place) ** 2 + (columns - place) ** 2 <= 24**2
+    free, prototypes = np.full(disk.shape, 255, np.uint8), dict(zip((0, TARGET), np.eye(2, dtype=np.float32), strict=True))
+    ious = {}
+    for network, labels in itertools.product((False, True), repeat=2):
+        share = occupancy(disk[None], (53, 53), network)[0]
+        settings = {**SETTINGS, "beta": 1.0, "theta": 0.0}
+        label = relabel(free, np.stack([1 - share, share]), prototypes=prototypes, align_corners=labels, **settings).label
+        ious[network, labels] = ((label == TARGET) & disk).sum() / ((label == TARGET) | disk).sum()
+    assert ious[True, True] > 0.94 and min(ious[k, k] - ious[k, not k] for k in (False, True)) > 0.05
 
 
 @pytest.mark.parametrize("seed", range(8))
