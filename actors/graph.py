@@ -120,10 +120,11 @@ def operators(config: Config, run: RunDir, names: tuple[str, ...], draw: int | N
         images = operator("synthesis", Synthesizer, **written, load=load, planned=settings.batch)
     if draw is None:
         return [images, operator("writing", QuarantineWriter, **written)]
+    limits = config.labeling.min_target, config.labeling.max_target
     return [
         images,
         operator("labeling", Labeler, run=root, draw=draw, config=config, device=devices["labeling"]),
-        operator("refinement", Refiner, settings=config.refinement, device=devices["refinement"]),
+        operator("refinement", Refiner, settings=config.refinement, limits=limits, device=devices["refinement"]),
         operator("writing", Writer, **written, draw=draw),
     ]
 

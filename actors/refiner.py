@@ -11,23 +11,26 @@ import numpy as np
 from actors import deadline
 from actors.columns import Batch, array_column, map_rows, string_column
 from syn4seg.config.sections import RefinementConfig
+from syn4seg.labeling.relabeling import judge_target
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 
 class Refiner:
     """One SAM per actor. Its encoder takes several images at once, always as many, so no image depends on its batch-mates.
 
+    What has too little or too much of its target once its boundaries have moved is rejected, as after relabeling.
     A pass that fails is repeated row by row: the row at fault is quarantined, its batch-mates are not.
     """
 
-    reads = ("image", "relabeled", "reason", "traceback")
+    reads = ("image", "class_id", "relabeled", "reason", "traceback")
     adds = ("label", "refinement_audit")
     drops = ("image",)
 
-    def __init__(self, settings: RefinementConfig, device: str):
+    def __init__(self, settings: RefinementConfig, limits: tuple[float, float], device: str):
+        """Take the config section, `labeling.min_target` and `max_target`, and a device (see `resolve_device`)."""
         from syn4seg.stages.labels import BoundaryRefiner
 
-        self.refine = BoundaryRefiner.from_settings(settings, device)
+        self.refine, self.limits = BoundaryRefiner.from_settings(settings, device), limits
 
     def __call__(self, rows: Batch) -> Batch:
         images, labels = ([np.asarray(values) for values in rows[name]] for name in ("image", "relabeled"))
@@ -35,7 +38,7 @@ class Refiner:
 
         def work(i: int):
             label, audit = results[i] if i in results else self.refine([images[i]], [labels[i]])[0]
-            return label, json.dumps(audit), ""
+            return label, json.dumps(audit), judge_target(label, int(rows["class_id"][i]), *self.limits)
 
         label, audit, reason, trace = map_rows(rows, "refinement", work, lambda i: (labels[i], "{}"))
         texts = {"refinement_audit": audit, "reason": reason, "traceback": trace}

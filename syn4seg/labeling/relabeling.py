@@ -97,9 +97,13 @@ def relabel(
     label = kept.copy()
     planes = _upsampled(similarity, label.shape, align_corners)
     changed = _fill_free_pixels(label, planes, candidates, given, tau, theta)
+    return Relabeled(label, best, local, judge_target(label, target, min_target, max_target), changed)
+
+
+def judge_target(label: np.ndarray, target: int, min_target: float, max_target: float) -> str:
+    """Return why a label uint8 (H, W) is rejected, "target_too_small" or "target_too_large", by the target's share of it; or ""."""
     share = np.count_nonzero(label == target) / label.size
-    reason = "target_too_small" if share < min_target else "target_too_large" if share > max_target else ""
-    return Relabeled(label, best, local, reason, changed)
+    return "target_too_small" if share < min_target else "target_too_large" if share > max_target else ""
 
 
 def cosines(features: np.ndarray, prototypes: np.ndarray) -> np.ndarray:

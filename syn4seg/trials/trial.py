@@ -26,6 +26,7 @@ from syn4seg.config.fingerprint import section_values
 from syn4seg.config.tree import Config
 from syn4seg.labeling.components import find_components
 from syn4seg.labeling.grabcut import ComponentMasks
+from syn4seg.labeling.relabeling import judge_target
 from syn4seg.stages.classifiers import initial_classifier, pixel_weights, schedule_of, seed_of
 from syn4seg.stages.labels import BoundaryRefiner, DraftLabel, Enhancer, dense_features
 from syn4seg.stages.scoring import CHUNK
@@ -222,7 +223,7 @@ class _Trial:
 
         An image that cannot be labelled is left out, as its row is quarantined in a run.
         """
-        cache, targets = self.cache, [m.target for m in images]
+        cache, targets, settings = self.cache, [m.target for m in images], enhancer.settings
         limits = [enhancer.thresholds[target] for target in targets]
         model_key, refiner = self.trials.refiner(self.config)
         sam = key_hash([model_key, self.context.software])
@@ -277,7 +278,9 @@ class _Trial:
                 with _skip_non_finite():
                     label = before[f"label.{i}"]
                     pixels, ious = masks[f"masks.{i}"].view(bool), masks[f"label.{i}"]
-                    labels[f"label.{i}"] = refiner.refine_label(label, find_components(label), pixels, ious)[0]
+                    final = refiner.refine_label(label, find_components(label), pixels, ious)[0]
+                    if not judge_target(final, targets[i], settings.min_target, settings.max_target):
+                        labels[f"label.{i}"] = final
             return labels
 
         labels = cache.get("label", keys["label"], refined)

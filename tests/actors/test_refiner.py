@@ -21,7 +21,7 @@ EVERY = tuple(range(len(SIZES)))
 
 
 def refiner(images_per_pass: int) -> Refiner:
-    return Refiner(load(None, [f"refinement.images_per_pass={images_per_pass}"]).refinement, "cpu")
+    return Refiner(load(None, [f"refinement.images_per_pass={images_per_pass}"]).refinement, (0.0, 1.0), "cpu")
 
 
 def rows(order: Sequence[int] = EVERY) -> dict[str, np.ndarray]:
@@ -35,6 +35,7 @@ def rows(order: Sequence[int] = EVERY) -> dict[str, np.ndarray]:
         labels.append(np.ascontiguousarray(label[:height, :width]))
     return {
         "image": array_column(images),
+        "class_id": np.array([max(1, int(label.max())) for label in labels]),
         "relabeled": array_column(labels),
         "reason": string_column([""] * len(images)),
         "traceback": string_column([""] * len(images)),
@@ -103,6 +104,21 @@ def test_a_row_that_fails_is_quarantined_alone(per_pass: int):
         else:
             assert done["reason"][i] == "" and np.array_equal(done["label"][i], want["label"][i])
     assert set(seen) == {per_pass}
+
+
+def test_a_target_that_the_new_boundary_leaves_too_small_or_too_large_is_rejected():
+    want = refiner(1)(rows())
+    targets = rows()["class_id"]
+    shares = [float((label == target).mean()) for label, target in zip(want["label"], targets, strict=True)]
+    before = [float((label == target).mean()) for label, target in zip(rows()["relabeled"], targets, strict=True)]
+    shrunk = min(range(len(shares)), key=lambda i: shares[i] - before[i])
+    assert shares[shrunk] < before[shrunk]
+    limit = (shares[shrunk] + before[shrunk]) / 2  # enough before the boundaries moved
+    actor = Refiner(load(None, []).refinement, (limit, 1.0), "cpu")
+    done = actor(rows())
+    assert done["reason"][shrunk] == "target_too_small"
+    assert [reason == "" for reason in done["reason"]] == [share >= limit for share in shares]
+    assert all(np.array_equal(a, b) for a, b in zip(done["label"], want["label"], strict=True))
 
 
 def test_nothing_in_nothing_out_for_a_batch_of_rejected_rows():
