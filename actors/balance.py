@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from actors.packing import Node, count_fitting, fits, resource_request
 from actors.placement import IO_CPUS
-from syn4seg.config.sections import PoolConfig, TrainingConfig
+from syn4seg.config.placement import PoolConfig, TrainingConfig
 
 SAMPLE_CALLS = 3
 """Calls of every operator that are measured before the pools are sized."""

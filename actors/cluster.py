@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import WORKING_FOLDER, ray_private
-from syn4seg.config.sections import PlacementConfig
+from syn4seg.config.placement import PlacementConfig
 from syn4seg.errors import UserError
 from syn4seg.trust import VARIABLE
 

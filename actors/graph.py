@@ -26,7 +26,7 @@ from actors.refiner import Refiner
 from actors.streaming import run_inline, run_stream
 from actors.synthesizer import Importer, Synthesizer, audit_warnings
 from actors.writer import QuarantineWriter, Writer
-from syn4seg.config.sections import PoolConfig, TrainingConfig
+from syn4seg.config.placement import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator

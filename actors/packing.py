@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from syn4seg.config.sections import PoolConfig, TrainingConfig
+from syn4seg.config.placement import PoolConfig, TrainingConfig
 
 Node = Mapping[str, float]
 """Resources of one node as Ray names them: `{"CPU": 8, "GPU": 2, "accelerator_type:A100": 1, "synth": 1}`."""

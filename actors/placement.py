@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.packing import ACCELERATOR, UNIT, Node, ResourceRequest, count_fitting, fits, resource_request
-from syn4seg.config.sections import PoolConfig, TrainingConfig
+from syn4seg.config.placement import PoolConfig, TrainingConfig
 from syn4seg.errors import UserError
 
 IO_CPUS = 1.0

@@ -20,7 +20,7 @@ from typing import Any
 from actors.cluster import node_resources, start_seconds
 from actors.failures import Failure, local_error
 from actors.placement import preflight
-from syn4seg.config.sections import TrainingConfig
+from syn4seg.config.placement import TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.stages.base import train_base_stage

@@ -80,7 +80,7 @@ def stages(pools: dict, size: int, faster: float) -> list:
 def sized(nodes: list[dict[str, float]], batch: int, faster: float) -> tuple[dict, float]:
     """Pools as `choose_sizes` gives them, and the rate in rows/s that they allow."""
     from actors.balance import choose_sizes
-    from syn4seg.config.sections import PoolConfig
+    from syn4seg.config.placement import PoolConfig
 
     pools = {name: PoolConfig(batch=batch, cpus=0.25, gpus=share) for name, share in SHARES.items()}
     found = choose_sizes({name: each / faster for name, each in SECONDS.items()}, pools, nodes)

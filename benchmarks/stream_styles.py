@@ -159,7 +159,7 @@ def ours(images: int) -> Iterator[Rows]:
 
     from actors.placement import Operator
     from actors.streaming import run_stream
-    from syn4seg.config.sections import PoolConfig
+    from syn4seg.config.placement import PoolConfig
 
     stages = [Operator(stage, {}, PoolConfig(batch=BATCH), stage.__name__.lower()) for stage in STAGES]
     yield from run_stream(pa.table(table(images)), stages, BATCH)

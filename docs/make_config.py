@@ -10,7 +10,7 @@ from syn4seg.config.tree import Config, annotated
 PAGE = Path(__file__).with_name("config.md")
 TEXT = (
     "# Configuration\n\n"
-    "Written by `python docs/make_config.py` from `syn4seg/config/sections.py`; the same as `syn4seg config`.\n"
+    "Written by `python docs/make_config.py` from `syn4seg/config/`; the same as `syn4seg config`.\n"
     "Give any key on the command line as `section.key=value`. The sections `placement` and `logging` never change a result.\n\n"
     f"```yaml\n{annotated(Config())}```\n"
 )

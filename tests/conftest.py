@@ -150,7 +150,7 @@ def fresh(prepared, tmp_path):
 def ray_cluster():
     """One local Ray for the whole session."""
     from actors.cluster import connect
-    from syn4seg.config.sections import PlacementConfig
+    from syn4seg.config.placement import PlacementConfig
 
     root = str(Path(__file__).parents[1])  # for functions of the tests that run in its processes
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from actors.placement import Operator, preflight
 from syn4seg.config.loading import load
-from syn4seg.config.sections import PlacementConfig, PoolConfig, TrainingConfig
+from syn4seg.config.placement import PlacementConfig, PoolConfig, TrainingConfig
 from syn4seg.models.sam_files import PUBLISHED, SOURCE
 
 REPOSITORY = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from actors.cluster import check_shared, connect, node_resources
 from actors.placement import Operator, preflight
-from syn4seg.config.sections import PoolConfig
+from syn4seg.config.placement import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import StoreError, UserError
 from syn4seg.seeds import seeded

@@ -11,15 +11,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, model_validator
 
+from syn4seg.config.placement import LoggingConfig, PlacementConfig
 from syn4seg.config.protocols import deviations
 from syn4seg.config.sections import (
     BaseConfig,
     DataConfig,
     EvaluationConfig,
     LabelingConfig,
-    LoggingConfig,
     NovelConfig,
-    PlacementConfig,
     PromptsConfig,
     RefinementConfig,
     Section,

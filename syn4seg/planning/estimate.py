@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from syn4seg.config.sections import PoolConfig
+from syn4seg.config.placement import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.planning.footprint import FORMULAS, disk_of, memory_of
 from syn4seg.planning.rates import GIB, Kind, Rates, StageWork

@@ -13,7 +13,7 @@ import pytest
 from actors.balance import choose_sizes, rebalance, sample_size
 from actors.packing import count_fitting, fits, resource_request
 from actors.placement import IO_CPUS, Operator, preflight
-from syn4seg.config.sections import PoolConfig, TrainingConfig
+from syn4seg.config.placement import PoolConfig, TrainingConfig
 
 
 def best_of_all(seconds, pools, nodes) -> float:

@@ -14,7 +14,7 @@ import pytest
 
 from actors import cluster
 from actors.cluster import check_out, connect, inside_job, store_bytes_for
-from syn4seg.config.sections import PlacementConfig
+from syn4seg.config.placement import PlacementConfig
 from syn4seg.errors import UserError
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -22,14 +22,14 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 LISTENING = """
 import json, os, psutil, subprocess, sys
 from actors.cluster import connect
-from syn4seg.config.sections import PlacementConfig
+from syn4seg.config.placement import PlacementConfig
 connect(PlacementConfig(address="local", object_store_gib=0.1))
 import ray
 ray.get(ray.remote(lambda: 1).remote())
 me = psutil.Process()
 ours = [me, *me.children(recursive=True)]
 found = [(p.name(), c.laddr.ip) for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"]
-stranger = '''from actors.cluster import connect; from syn4seg.config.sections import PlacementConfig
+stranger = '''from actors.cluster import connect; from syn4seg.config.placement import PlacementConfig
 connect(PlacementConfig(address=%r))'''
 open_to = {}
 for who, token in (("guesser", "0" * 64), ("owner", os.environ["RAY_AUTH_TOKEN"])):
@@ -53,7 +53,7 @@ from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from actors.cluster import check_shared, connect, node_resources, start_seconds, store_bytes_for
-from syn4seg.config.sections import PlacementConfig
+from syn4seg.config.placement import PlacementConfig
 from syn4seg.errors import UserError
 
 here, there = (Path(sys.argv[1]) / name for name in "ab")
@@ -224,7 +224,7 @@ def test_ray_that_does_not_start_is_tried_once_more_and_then_one_sentence(monkey
     import ray
 
     from actors.cluster import _start_here
-    from syn4seg.config.sections import PlacementConfig
+    from syn4seg.config.placement import PlacementConfig
 
     calls = []
 

@@ -18,7 +18,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from actors.failures import Failure, local_error
 from actors.placement import Operator
 from actors.streaming import run_stream
-from syn4seg.config.sections import PoolConfig
+from syn4seg.config.placement import PoolConfig
 from syn4seg.errors import StoreError, UserError, WorkerError
 
 MISTAKE, BUG = UserError("data.fold=9:\n no such fold"), KeyError("what")

@@ -35,7 +35,7 @@ def grow(blocks: int) -> dict[str, list[str]]:
 
     from actors.placement import Operator
     from actors.streaming import run_stream
-    from syn4seg.config.sections import PoolConfig
+    from syn4seg.config.placement import PoolConfig
 
     cluster = Cluster()
     store = {"object_store_memory": 200 * 2**20, "include_dashboard": False}

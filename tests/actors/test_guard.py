@@ -17,7 +17,7 @@ from actors.columns import FAULT, map_rows, string_column
 from actors.guard import MAX_SOLO_DEATHS, _join
 from actors.placement import Operator
 from actors.streaming import run_inline, run_stream
-from syn4seg.config.sections import PoolConfig
+from syn4seg.config.placement import PoolConfig
 
 
 class Doubler:

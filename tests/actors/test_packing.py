@@ -8,7 +8,7 @@ import random
 import pytest
 
 from actors.packing import UNIT, fits, resource_request
-from syn4seg.config.sections import PoolConfig
+from syn4seg.config.placement import PoolConfig
 
 
 def every_way(needs: list[dict[str, float]], nodes: list[dict[str, float]]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from actors.graph import operator_pools, operators, unfinished_rows
 from actors.placement import Operator, check_columns, preflight
 from syn4seg.config.loading import load
-from syn4seg.config.sections import PoolConfig, TrainingConfig
+from syn4seg.config.placement import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.schema import PLAN

@@ -14,7 +14,7 @@ from actors.graph import STORE_SHARE
 from actors.metrics import store_bytes
 from actors.placement import Operator
 from actors.streaming import run_stream
-from syn4seg.config.sections import PoolConfig
+from syn4seg.config.placement import PoolConfig
 
 SIDE = 512
 

@@ -15,7 +15,7 @@ import torch
 from actors.placement import preflight
 from actors.training import WorkerContext, check_workers, fit, train_base_on_workers
 from syn4seg.config.loading import load
-from syn4seg.config.sections import TrainingConfig
+from syn4seg.config.placement import TrainingConfig
 from syn4seg.data.datasets import EmbeddedDataset
 from syn4seg.errors import UserError, WorkerError
 from syn4seg.stages.base import make_base
