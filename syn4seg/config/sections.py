@@ -226,6 +226,12 @@ class SupportQuantile(Section):
 
 
 class LabelingConfig(Section):
+    mask_others: bool = False
+    """The draft of an image takes no novel class but the one that the image was made for."""
+    target_logit: float = 0.0
+    """Added to the logit of the class that the image was made for, for the draft: above 0 it finds more and errs more."""
+    seed_share: Share = 0.0
+    """Where a draft has no pixel of that class, this share of the image becomes it: the cells that resemble its prototype most."""
     lambda_keep: Cosine | SupportQuantile = 0.5
     """APF keeps a region iff its similarity to the class's global prototype is at least this."""
     min_region: Whole = 12
@@ -267,6 +273,8 @@ class RefinementConfig(Section):
 class NovelConfig(Section):
     steps: Count = 300
     """Optimiser steps of the novel stage."""
+    label_stride: Count = 1
+    """The cross-entropy looks at every n-th row and column of the labels: on a large canvas a step spends most of its time there."""
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate, relative to the root mean square of the base classifier's weights."""
     support_batch: Count = 4

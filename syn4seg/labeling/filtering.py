@@ -109,6 +109,18 @@ def filter_regions(
     return Filtered(kept, [Region(k, area, box, s, reason == "", reason) for k, area, box, s, reason in zip(*columns, strict=True)])
 
 
+def most_similar_cells(features: np.ndarray, prototype: np.ndarray, share: float) -> np.ndarray:
+    """Return bool (h, w): the cells of raw features (D, h, w) with the highest cosine to a unit prototype (D,), a `share` of all.
+
+    At least one cell; of equal ones the first by rows.
+    """
+    depth, h, w = features.shape
+    similarity = normalize(features.reshape(depth, h * w).T) @ prototype
+    chosen = np.zeros(h * w, bool)
+    chosen[np.argsort(-similarity, kind="stable")[: max(1, round(share * h * w))]] = True
+    return chosen.reshape(h, w)
+
+
 def _similarities(
     components: Components, features: np.ndarray, prototypes: Mapping[int, np.ndarray], align_corners: bool
 ) -> np.ndarray:

@@ -179,6 +179,11 @@ def _funnel(run: RunDir, records: pa.Table, summary: numbers.LabelingSummary) ->
     if summary.samples:
         share, masks = {key: f"{100 * value:.1f} %" for key, value in summary.shares.items()}, summary.masks
         freed = {f"freed, {REASON_TEXTS.get(why, why)}": n for why, n in sorted(summary.regions.items()) if why}
+        known = {
+            "calibrated": "pixels of drafts decided by the image's class",
+            "seeded": "pixels of drafts taken from the prototype",
+        }
+        steps += [(text, share[key], {}) for key, text in known.items() if key in share]
         steps += [
             ("regions kept by APF", summary.regions[""], freed),
             ("pixels freed by APF", share.get("free", "-"), {}),

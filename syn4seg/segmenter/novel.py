@@ -68,6 +68,7 @@ class NovelSchedule:
         merge_novel: kinds of samples whose background may be each novel class that a support label does not hold: nobody annotated
             it in a support image, base truth calls it background, and the segmenter that labels synthetic images misses much of it.
         ramp: share of the steps over which the planned synthetic samples are admitted; 0 admits all from the first step.
+        label_stride: the cross-entropy looks at every n-th row and column of the labels.
     """
 
     steps: int = 300
@@ -78,6 +79,7 @@ class NovelSchedule:
     merge_support: bool = True
     merge_novel: tuple[Kind, ...] = KINDS
     ramp: float = 0.0
+    label_stride: int = 1
 
     def admitted(self, step: int, planned: int) -> int:
         """Return how many of the `planned` samples, in the order of the plan, step `step` (from 0) may draw from."""
@@ -285,10 +287,14 @@ class NovelTraining:
         x = torch.stack([s.features for s in batch]).to(self.start.weight)
         label = torch.from_numpy(np.stack([s.label for s in batch])).to(x.device)
         logits = _logits(self.current, x)
-        full = upsample(logits, (label.shape[1], label.shape[2]), self.start.align_corners)
+        stride = self.schedule.label_stride
+        first = 0 if self.start.align_corners else stride // 2  # the corner, or the middle, of each block of pixels
+        thin = label[:, first::stride, first::stride]
+        full = upsample(logits, (thin.shape[1], thin.shape[2]), self.start.align_corners)
         merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
         weight, background = _weights(batch, label), self.schedule.background_weight
-        loss = pixel_loss(full, label, weight=weight, merged=merged, background_weight=background, all_reduce=all_reduce_sum)
+        weight = None if weight is None else weight[:, first::stride, first::stride]
+        loss = pixel_loss(full, thin, weight=weight, merged=merged, background_weight=background, all_reduce=all_reduce_sum)
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = _logits(self.base, x)

@@ -65,6 +65,7 @@ def schedule_of(config: Config) -> NovelSchedule:
         distill=novel.distillation,
         background_weight=novel.background_weight,
         ramp=novel.ramp,
+        label_stride=novel.label_stride,
         merge_novel=("support", "replay", *(("synthetic",) if novel.merge_synthetic else ())),
         merge_support=config.data.base_in_support == "background",
     )

@@ -62,6 +62,6 @@ class ControlLabels:
         following = self.novel[(target - self.novel.start + 1) % len(self.novel)]
         prototypes[target] = prototypes[following]
         wrong = replace(self.enhancer, prototypes=prototypes)
-        draft = wrong.draft(features.to(wrong.classifier.weight), image.shape)
+        draft = wrong.draft(features.to(wrong.classifier.weight), image.shape, target)
         relabeled = wrong.relabel(wrong.filter(draft, target).kept, draft.features, target)
         return wrong.to_image_shape(relabeled.label, image.shape)

@@ -7,7 +7,7 @@ image goes through the segmenter alone, and through SAM's encoder in passes that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -17,7 +17,7 @@ from syn4seg.config.sections import LabelingConfig, RefinementConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.labeling.components import Components, find_components
-from syn4seg.labeling.filtering import Filtered, filter_regions
+from syn4seg.labeling.filtering import Filtered, filter_regions, most_similar_cells
 from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS, ComponentMasks, GrabCut
 from syn4seg.labeling.refinement import hint_boxes, refine_boundary
 from syn4seg.labeling.relabeling import Relabeled, relabel
@@ -53,12 +53,15 @@ class DraftLabel:
         confidence: its probability float32 (R, C).
         features: float32 (D, r, c) on the image's part of the canvas.
         shape: rows and columns of the image itself.
+        decided: share of the pixels that what is known of the image decided: "calibrated" (its class was preferred to others) and
+            "seeded" (it had none of its class). Empty if no key asks for that.
     """
 
     label: np.ndarray
     confidence: np.ndarray
     features: np.ndarray
     shape: tuple[int, ...]
+    decided: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,24 +94,39 @@ class Enhancer:
         prototypes, thresholds = registration.prototypes, registration.thresholds
         return Enhancer(segmenter, classifier, prototypes, thresholds, config.labeling, canvas_of(config))
 
-    def draft(self, features: Tensor, shape: tuple[int, ...]) -> DraftLabel:
-        """Return the pseudo-label of an image of `shape` (H, W, ...) from its `dense_features`.
+    def draft(self, features: Tensor, shape: tuple[int, ...], target: int) -> DraftLabel:
+        """Return the pseudo-label of an image of `shape` (H, W, ...) that was made for class index `target`.
+
+        Args:
+            features: its `dense_features`.
 
         Raises:
             FloatingPointError: a feature is nan or infinite; such an image cannot be labeled.
         """
         import torch
 
-        side = features.shape[-1]
+        settings, side = self.settings, features.shape[-1]
         rows, columns = (self._pixels(cells, side) for cells in self._grid(side, shape))
-        with torch.no_grad():
-            logits = self.classifier.pixels(features[None], self.canvas.size)
-            odds = logits[..., :rows, :columns].softmax(1)
-            confidence, winner = odds[0].max(0)
         grid = self.grid_features(features, shape)
         if not np.isfinite(grid).all():
             raise FloatingPointError("the segmenter's features of this image are not finite")
-        return DraftLabel(winner.byte().cpu().numpy(), confidence.float().cpu().numpy(), grid, shape[:2])
+        with torch.no_grad():
+            logits = self.classifier.pixels(features[None], self.canvas.size)[..., :rows, :columns]
+            plain = logits[0].argmax(0)
+            if settings.mask_others:
+                logits[:, [k for k in self.thresholds if k != target]] = -torch.inf
+            logits[:, target] += settings.target_logit
+            confidence, winner = logits.softmax(1)[0].max(0)
+        label, decided = winner.byte().cpu().numpy(), {}
+        if settings.mask_others or settings.target_logit:
+            decided["calibrated"] = pixel_share((winner != plain).cpu().numpy())
+        if settings.seed_share:
+            decided["seeded"] = 0.0
+            if not (label == target).any():
+                cells = most_similar_cells(grid, self.prototypes[target], settings.seed_share).astype(np.uint8)
+                seed = cv2.resize(cells, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT).view(bool)
+                label[seed], decided["seeded"] = target, pixel_share(seed)
+        return DraftLabel(label, confidence.float().cpu().numpy(), grid, shape[:2], decided)
 
     def grid_features(self, features: Tensor, shape: tuple[int, ...]) -> np.ndarray:
         """Return the part float32 (D, r, c) of `dense_features` that an image of `shape` (H, W, ...) covers."""
@@ -176,7 +194,7 @@ class Enhancer:
 
     def __call__(self, image: np.ndarray, target: int) -> EnhancedLabels:
         """Return the draft, kept and relabeled labels of an RGB uint8 (H, W, 3) image that was made for class index `target`."""
-        draft = self.draft(dense_features(self.segmenter, self.canvas, image), image.shape)
+        draft = self.draft(dense_features(self.segmenter, self.canvas, image), image.shape, target)
         filtered = self.filter(draft, target)
         relabeled = self.relabel(filtered.kept, draft.features, target)
         audit = {
@@ -190,7 +208,8 @@ class Enhancer:
                 }
                 for r in filtered.regions
             ],
-            "pixels": {
+            "pixels": draft.decided
+            | {
                 "free": pixel_share(filtered.kept == UNLABELED),
                 "relabeled": relabeled.changed / draft.label.size,
                 "unlabeled": pixel_share(relabeled.label == UNLABELED),

@@ -21,7 +21,7 @@ CODE = {
     "real": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.data"),
     "registration": ("syn4seg.segmenter", "syn4seg.labeling.prototypes", "syn4seg.stages.support", "syn4seg.stages.classifiers"),
     "dense": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.data.canvas", "syn4seg.stages.labels"),
-    "draft": ("syn4seg.segmenter.network", "syn4seg.stages.labels"),
+    "draft": ("syn4seg.segmenter.network", "syn4seg.labeling.filtering", "syn4seg.stages.labels"),
     "kept": ("syn4seg.labeling.components", "syn4seg.labeling.filtering", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "relabeled": ("syn4seg.labeling.relabeling", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "embedding": ("syn4seg.models.sam", "syn4seg.models.attention"),
@@ -33,6 +33,8 @@ CODE = {
 
 ELSEWHERE = ("lambda_keep", "base_prototype_images")
 """Keys of `labeling` that come in by their effect: as thresholds, and as the prototypes of the registration."""
+DRAFTING = ("mask_others", "target_logit", "seed_share")
+"""Keys of `labeling` that the draft reads."""
 RELABELING = ("beta", "tau", "theta", "rivals", "min_target", "max_target")
 """Keys of `labeling` that filtering does not read."""
 MODEL = ("model",)
@@ -80,7 +82,8 @@ def label_keys(config: Config, dense: str, registration: str, images: list[Any],
         sam: key of SAM's answers, see `sam_key`.
     """
     labeling, refinement = config.labeling, config.refinement
-    draft = entry_key("draft", dense, registration, images)
+    drafting = {key: getattr(labeling, key) for key in DRAFTING}
+    draft = entry_key("draft", dense, registration, images, drafting)
     kept = entry_key("kept", draft, limits, section_values(labeling, without=(*ELSEWHERE, *RELABELING)))
     relabeled = entry_key("relabeled", kept, section_values(labeling, without=ELSEWHERE))
     redrawing = () if refinement.model in WITHOUT_WEIGHTS else REDRAWING  # GrabCut runs inside the band

@@ -233,7 +233,7 @@ class _Trial:
             features, labels = self.dense(images), {}
             for i, image in enumerate(images):
                 with _skip_non_finite():
-                    draft = enhancer.draft(self.context.tensor(features[i]), image.shape)
+                    draft = enhancer.draft(self.context.tensor(features[i]), image.shape, image.target)
                     labels |= {f"label.{i}": draft.label, f"confidence.{i}": draft.confidence}
             return labels
 

@@ -251,6 +251,24 @@ def test_pixels_of_weight_zero_teach_nothing():
     assert torch.allclose(a.weight, b.weight, atol=1e-5)
 
 
+@pytest.mark.parametrize(("corners", "stride"), [(False, 2), (False, 3), (True, 23)])
+def test_with_a_label_stride_the_pixels_between_teach_nothing(corners, stride):
+    """The middle of every block of pixels counts; with corner cells on corner pixels, both ends do."""
+    schedule = dataclasses.replace(SCHEDULE, steps=5, label_stride=stride, distill=0.0)
+    start, first = dataclasses.replace(_start(), align_corners=corners), 0 if corners else stride // 2
+    counted = np.zeros((SIDE, SIDE), bool)
+    counted[first::stride, first::stride] = True
+    assert counted.sum() == (4 if corners else (SIDE // stride) ** 2)
+
+    def train(labels):
+        samples = [dataclasses.replace(s, label=labels(s)) for s in _samples()]
+        return train_novel(start, samples, base_classes=BASE, schedule=schedule, seed=0)
+
+    all_of_them = train(lambda s: s.label)
+    assert torch.equal(train(lambda s: np.where(counted, s.label, 3).astype(np.uint8)).weight, all_of_them.weight)
+    assert not torch.equal(train(lambda s: np.where(counted, 3, s.label).astype(np.uint8)).weight, all_of_them.weight)
+
+
 def test_every_sample_of_a_kind_is_used_before_any_is_used_again():
     from syn4seg.segmenter.novel import _draw
 

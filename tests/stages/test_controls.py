@@ -58,7 +58,7 @@ def test_the_swapped_control_uses_the_prototype_of_the_next_class_and_the_target
         prototypes = enhancer.prototypes.copy()
         prototypes[target] = enhancer.prototypes[following]
         wrong = Enhancer(**{**vars(enhancer), "prototypes": prototypes})
-        draft = wrong.draft(features.float(), image.shape)
+        draft = wrong.draft(features.float(), image.shape, target)
         expected = wrong.relabel(wrong.filter(draft, target).kept, draft.features, target).label
         assert np.array_equal(controls._swapped(image, features, target), wrong.to_image_shape(expected, image.shape))
 

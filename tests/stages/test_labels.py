@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from syn4seg.config.loading import load
 from syn4seg.data.datasets import EmbeddedDataset
 from syn4seg.labeling.components import find_components
+from syn4seg.labeling.relabeling import cosines
 from syn4seg.schema import UNLABELED
 from syn4seg.stages.labels import BoundaryRefiner, Enhancer, dense_features, pixel_share
 
@@ -56,7 +58,7 @@ def test_filtering_frees_pixels_and_relabeling_fills_free_ones_only(enhancer, im
 
 def test_the_draft_covers_whole_cells_of_the_image_and_nothing_beside_it(enhancer, image):
     features = dense_features(enhancer.segmenter, enhancer.canvas, image[:40, :])
-    draft = enhancer.draft(features, (40, 64, 3))
+    draft = enhancer.draft(features, (40, 64, 3), TARGET)
     step = 64 // features.shape[-1]
     rows, columns = -(-40 // step), 64 // step
     assert draft.features.shape == (128, rows, columns)
@@ -65,11 +67,42 @@ def test_the_draft_covers_whole_cells_of_the_image_and_nothing_beside_it(enhance
     assert enhancer.to_image_shape(draft.label, (40, 64, 3)).shape == (40, 64)
 
 
+def test_a_draft_uses_what_is_known_of_the_image_and_says_where_that_decided(enhancer, image, small):
+    features = dense_features(enhancer.segmenter, enhancer.canvas, image)
+    novel = sorted(enhancer.thresholds)
+    other = next(k for k in novel if k != TARGET)
+
+    def draft(target: int, *keys: str):
+        labeling = load(None, [*small, *(f"labeling.{key}" for key in keys)]).labeling
+        return replace(enhancer, settings=labeling).draft(features, image.shape, target)
+
+    plain = draft(TARGET)
+    assert (plain.label == TARGET).any() and plain.decided == {}
+    masked = draft(other, "mask_others=true")
+    assert not np.isin(masked.label, [k for k in novel if k != other]).any()
+    changed = masked.label != plain.label
+    assert np.isin(plain.label[changed], novel).all() and masked.decided == {"calibrated": pixel_share(changed)}
+    more = draft(TARGET, "target_logit=2")
+    assert ((more.label == TARGET) >= (plain.label == TARGET)).all() and (more.label == TARGET).sum() > (
+        plain.label == TARGET
+    ).sum()
+    assert more.decided == {"calibrated": pixel_share(more.label != plain.label)}
+    never, seeded = draft(TARGET, "target_logit=-99"), draft(TARGET, "target_logit=-99", "seed_share=0.1")
+    assert not (never.label == TARGET).any()
+    similarity = cosines(never.features, enhancer.prototypes[TARGET][None])[0]
+    side = len(never.label) // len(similarity)
+    chosen = similarity >= np.sort(similarity.ravel())[-round(0.1 * similarity.size)]
+    assert np.array_equal(seeded.label == TARGET, np.kron(chosen, np.ones((side, side), bool)))
+    assert seeded.decided["seeded"] == pixel_share(seeded.label == TARGET) > 0 == draft(TARGET, "seed_share=0.1").decided["seeded"]
+    audit = replace(enhancer, settings=load(None, [*small, "labeling.seed_share=0.1"]).labeling)(image, TARGET).audit
+    assert audit["pixels"]["seeded"] == 0.0 and "calibrated" not in audit["pixels"]
+
+
 def test_an_image_whose_features_are_not_finite_is_refused(enhancer, image):
     features = dense_features(enhancer.segmenter, enhancer.canvas, image)
     features[3, 2, 1] = float("nan")
     with pytest.raises(FloatingPointError, match="features of this image are not finite"):
-        enhancer.draft(features, image.shape)
+        enhancer.draft(features, image.shape, TARGET)
 
 
 def test_a_refined_label_does_not_depend_on_its_batch_mates(enhancer, refiner, image):

@@ -13,10 +13,12 @@ LABEL = {"label", "classifier"}
 MASKS = {"masks", *LABEL}
 RELABELED = {"relabeled", *MASKS}
 KEPT = {"kept", *RELABELED}
-ROUND_0 = {"registration", "draft", *KEPT}
+DRAFT = {"draft", *KEPT}
+ROUND_0 = {"registration", *DRAFT}
 CHANGES = {
     **dict.fromkeys(("labeling.lambda_keep=0.2", "labeling.min_region=3", "labeling.tau_base=0.7"), KEPT),
     "labeling.tau_background=0.5": KEPT,
+    **dict.fromkeys(("labeling.mask_others=true", "labeling.target_logit=1", "labeling.seed_share=0.1"), DRAFT),
     **dict.fromkeys(("labeling.beta=0.1", "labeling.tau=0.2", "labeling.theta=0.9", "labeling.rivals=true"), RELABELED),
     **dict.fromkeys(("labeling.min_target=0.02", "labeling.max_target=0.6"), RELABELED),
     "labeling.base_prototype_images=5": {"real", *ROUND_0},
@@ -25,7 +27,7 @@ CHANGES = {
     "refinement.images_per_pass=2": {"embedding", *MASKS},
     **dict.fromkeys(("novel.steps=7", "novel.lr=0.02", "novel.support_batch=2", "novel.synthetic_batch=4"), ROUND_0),
     **dict.fromkeys(("novel.replay_batch=2", "novel.background_weight=0.5", "novel.distillation=0.5"), ROUND_0),
-    **dict.fromkeys(("novel.ramp=0.5", "novel.merge_synthetic=true"), ROUND_0),
+    **dict.fromkeys(("novel.ramp=0.5", "novel.merge_synthetic=true", "novel.label_stride=2"), ROUND_0),
     "novel.replay_images=5": ROUND_0,
     **{key: {"classifier"} for key in ("novel.synthetic_weight=0.5", "novel.confidence_weight=0.5")},
     "data.shots=2": {"support", "real", *ROUND_0},
