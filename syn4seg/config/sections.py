@@ -274,7 +274,7 @@ class NovelConfig(Section):
     steps: Count = 300
     """Optimiser steps of the novel stage."""
     label_stride: Count = 1
-    """The cross-entropy looks at every n-th row and column of the labels: on a large canvas a step spends most of its time there."""
+    """The cross-entropy looks at every n-th row and column of the labels: on a large canvas a step spends most time there."""
     lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate, relative to the root mean square of the base classifier's weights."""
     support_batch: Count = 4
