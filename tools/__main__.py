@@ -11,7 +11,7 @@ def _parser() -> argparse.ArgumentParser:
     networks = parser.add_subparsers(dest="network", required=True)
     what = {
         "sam": "the embedded SAM, on random shapes (about 14 CPU-minutes)",
-        "base": "the base segmenters of the four folds (about 4 CPU-minutes each)",
+        "base": "the base segmenters of the four folds (8 CPU-minutes, and 3 each)",
         "generator": "the small Stable Diffusion 3 pipeline (hours; see its card)",
         "judge": "score a generator folder: does a classifier read the prompt off its images?",
     }

@@ -147,7 +147,7 @@ def _scenes(seed: str, start: int, count: int) -> tuple[np.ndarray, list[str]]:
     for i in range(start, start + count):
         prompt = training_prompt(embedded.seeded(seed, i))
         noise_seed = int(embedded.seeded(seed, "noise", i).integers(2**62))
-        images.append(embedded.draw(embedded.scene_of_prompt(prompt, noise_seed))[0])
+        images.append(embedded.draw(embedded.scene_of_prompt(prompt, noise_seed, company=0))[0])
         prompts.append(prompt)
     return np.stack(images), prompts
 

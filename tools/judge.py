@@ -55,7 +55,9 @@ def drawn(seed: str, start: int, count: int) -> tuple[Tensor, Tensor]:
     images, words = [], []
     for i in range(start, start + count):
         prompt = training_prompt(embedded.seeded(seed, i))
-        images.append(embedded.draw(embedded.scene_of_prompt(prompt, int(embedded.seeded(seed, "n", i).integers(2**62))))[0])
+        images.append(
+            embedded.draw(embedded.scene_of_prompt(prompt, int(embedded.seeded(seed, "n", i).integers(2**62)), company=0))[0]
+        )
         words.append(targets(prompt))
     return to_tensor(np.stack(images)), torch.tensor(words)
 

@@ -232,7 +232,7 @@ class LabelingConfig(Section):
     """Added to the logit of the class that the image was made for, for the draft: above 0 it finds more and errs more."""
     seed_share: Share = 0.0
     """Where a draft has no pixel of that class, this share of the image becomes it: the cells that resemble its prototype most."""
-    lambda_keep: Cosine | SupportQuantile = 0.5
+    lambda_keep: Cosine | SupportQuantile = 0.3
     """APF keeps a region iff its similarity to the class's global prototype is at least this."""
     min_region: Whole = 12
     """Regions with fewer pixels become free."""
@@ -240,16 +240,17 @@ class LabelingConfig(Section):
     """Base training images whose features make the base classes' prototypes."""
     tau_base: Share = 0.6
     """Base predictions are kept where the segmenter's confidence is at least this."""
-    tau_background: Share = 0.0
-    """The same for background predictions (0 keeps them all)."""
+    tau_background: Share = 0.7
+    """The same for background predictions (0 keeps them all): what is freed can become the target (APR)."""
     beta: Share = 0.5
     """Adaptive prototype = beta * global + (1 - beta) * local (APR)."""
     tau: Annotated[float, Field(gt=0)] = 0.1
     """Temperature of the softmax over cosines."""
-    theta: Share = 0.6
+    theta: Share = 0.4
     """A free pixel is relabeled iff its confidence is at least this; otherwise it stays unlabeled."""
-    rivals: bool = False
-    """Other novel classes compete for free pixels; one that resembles them most stays free. For images that may show several."""
+    rivals: bool = True
+    """Other novel classes compete: a region of the target that resembles one of them more is freed (APF), and a free pixel that
+    resembles one of them most stays free (APR). For images that may show several novel classes."""
     min_target: Share = 0.005
     """Reject an image whose target class covers less than this share."""
     max_target: Share = 0.95

@@ -2,8 +2,9 @@
 
 Nothing is downloaded and nothing is stored: an image is a pure function of (seed, split, index). A class is a family of
 silhouettes; colour, pattern, size, pose, count, occlusion and background vary freely, so one support image shows only a
-small part of a class. `Scene -> (image, mask, caption)` and `prompt -> Scene` are both here, so the same code draws the
-data set and, in `syn4seg.models.renderer`, obeys a prompt exactly.
+small part of a class. Every class has a companion, a class of the same fold that is often beside it, as roads are beside
+cars: an image made for one novel class mostly shows another one too. `Scene -> (image, mask)` and `prompt -> Scene` are
+both here, so the same code draws the data set and, in `syn4seg.models.renderer`, obeys a prompt exactly.
 
 Conventions: images uint8 (H, W, 3) RGB; masks uint8 (H, W) with 0 background and 1..16 in the order of `CLASSES`;
 scene coordinates in [-1, 1], x to the right, y down; angles in radians.
@@ -46,6 +47,14 @@ BACKGROUNDS = {
 SIZES = ("small", "big")
 POSES = ("upright", "tilted")
 COUNTS = {"a": 1, "two": 2}
+COMPANIONS = {name: CLASSES[i ^ 1] for i, name in enumerate(CLASSES)}
+"""Class -> the class that is often beside it, in pairs: ball and donut, moon and heart, ..."""
+HABIT = 0.6
+"""Share of the data set's scenes with several objects in which the second one is the first one's companion."""
+COMPANY = 0.5
+"""Share of the grammar's prompts that ask for an object beside the first, and of the images that show one unasked."""
+FAITHFUL = 0.75
+"""Share of that company which is the companion; the rest is of any other class."""
 SIZE = 64  # pixels of an image's side
 _OVERSAMPLE = 4
 
@@ -238,83 +247,130 @@ def _thing(rng: np.random.Generator, name: str, words: dict[str, str], radius: f
     return SceneObject(name, words["colour"], words["pattern"], radius, x, y, angle, aspect, variant)
 
 
-def scene_of_prompt(prompt: str, noise_seed: int) -> Scene:
-    """Return the scene that a prompt asks for; whatever it leaves open is drawn from the seed.
+def scene_of_prompt(prompt: str, noise_seed: int, company: float = COMPANY) -> Scene:
+    """Return the scene that a prompt asks for; whatever it leaves open is drawn from the seed, company too.
 
     Args:
-        prompt: words of this world in any order, e.g. "a small red striped star on sand"; unknown words are ignored.
+        prompt: words of this world, e.g. "a small red star beside a plain blue moon on sand"; unknown words are ignored. The
+            first class named is the subject, the first one behind "beside" its company.
         noise_seed: names every random choice.
+        company: share of the seeds that put company beside a subject where the prompt asks for none.
 
     Raises:
         UserError: the prompt names no class of this world.
     """
     rng = seeded("prompt", noise_seed)
     words = prompt.lower().replace(",", " ").replace(".", " ").split()
-    singular = {w: w for w in CLASSES} | {_plural(w): w for w in CLASSES}
-    name = next((singular[w] for w in words if w in singular), None)
+    name, subject, beside = _class_in(words), words, []
+    if "beside" in words and _class_in(words[: words.index("beside")]) is not None:
+        place = words.index("beside")
+        subject, beside = words[:place], words[place + 1 :]
     if name is None:
         raise UserError(f"prompt {prompt!r} names no class of the embedded world; expected one of {', '.join(CLASSES)}")
+    chosen = _appearance(rng, subject)
+    background = next((w for w in words if w in BACKGROUNDS), _pick(rng, BACKGROUNDS))
+    neighbour = _class_in(beside) or (draw_company(rng, name) if rng.random() < company and not beside else None)
+    things = _subjects(rng, name, chosen, next((COUNTS[w] for w in subject if w in COUNTS), 1), neighbour is not None)
+    if neighbour is not None:
+        side = -math.copysign(0.45, things[0].x)
+        x, y = (side, float(rng.uniform(-0.4, 0.4))) if len(things) == 1 else (0.0, 0.52)
+        look, radius = _appearance(rng, beside), float(rng.uniform(0.3, 0.52 if len(things) == 1 else 0.4))
+        other = _thing(rng, neighbour, look, radius, x + float(rng.uniform(-0.08, 0.08)), y)
+        things = [other, *things] if rng.random() < 0.5 else [*things, other]
+    return Scene(tuple(things), background, int(rng.integers(2**62)))
+
+
+def draw_company(rng: np.random.Generator, name: str) -> str:
+    """Return the class of an object beside one of class `name`: mostly its companion."""
+    if rng.random() < FAITHFUL:
+        return COMPANIONS[name]
+    return _pick(rng, (other for other in CLASSES if other not in (name, COMPANIONS[name])))
+
+
+def _class_in(words: list[str]) -> str | None:
+    singular = {w: w for w in CLASSES} | {_plural(w): w for w in CLASSES}
+    return next((singular[w] for w in words if w in singular), None)
+
+
+def _appearance(rng: np.random.Generator, words: list[str]) -> dict[str, str]:
+    """Return colour, pattern, size and pose by the words, the others drawn."""
     drawn = {
         "colour": _pick(rng, COLOURS),
         "pattern": _pick(rng, PATTERNS),
         "size": _pick(rng, SIZES),
         "pose": "tilted" if rng.random() < 0.25 else "upright",
-        "background": _pick(rng, BACKGROUNDS),
     }
-    lists = {"colour": COLOURS, "pattern": PATTERNS, "size": SIZES, "pose": POSES, "background": BACKGROUNDS}
-    chosen = {key: next((w for w in words if w in lists[key]), drawn[key]) for key in drawn}
-    count = next((COUNTS[w] for w in words if w in COUNTS), 1)
+    lists = {"colour": COLOURS, "pattern": PATTERNS, "size": SIZES, "pose": POSES}
+    return {key: next((w for w in words if w in lists[key]), drawn[key]) for key in drawn}
+
+
+def _subjects(rng: np.random.Generator, name: str, chosen: dict[str, str], count: int, accompanied: bool) -> list[SceneObject]:
+    """Return the one or two objects that a prompt is about; they leave room for company."""
     things = []
     for i in range(count):
-        radius = float(rng.uniform(0.42, 0.55) if chosen["size"] == "small" else rng.uniform(0.62, 0.8))
-        if count == 1:
+        small = chosen["size"] == "small"
+        if count == 1 and accompanied:
+            radius, side = float(rng.uniform(0.36, 0.45) if small else rng.uniform(0.45, 0.55)), rng.choice((-1, 1))
+            x, y = 0.42 * side + float(rng.uniform(-0.08, 0.08)), float(rng.uniform(-0.35, 0.35))
+        elif count == 1:
+            radius = float(rng.uniform(0.42, 0.55) if small else rng.uniform(0.62, 0.8))
             slack = max(0.0, 0.95 - radius) * 0.7
             x, y = (float(s) for s in rng.uniform(-slack, slack, 2))
         else:
-            radius *= 0.72
-            x, y = (-0.45 if i == 0 else 0.45) + float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.3, 0.3))
+            radius = 0.72 * float(rng.uniform(0.42, 0.55) if small else rng.uniform(0.62, 0.8))
+            x = (-0.45 if i == 0 else 0.45) + float(rng.uniform(-0.06, 0.06))
+            y = float(rng.uniform(-0.3, 0.3)) - (0.3 if accompanied else 0.0)
         things.append(_thing(rng, name, chosen, radius, x, y))
-    return Scene(tuple(things), chosen["background"], int(rng.integers(2**62)))
+    return things
 
 
 def _plural(name: str) -> str:
     return name if name == "fish" else name + ("es" if name.endswith("s") else "s")
 
 
-def prompt_of(name: str, *, colour: str, pattern: str, size: str, pose: str, background: str, count: str = "a") -> str:
-    """Return the sentence of the world, always in this order: "a big red striped tilted star on sand"."""
+def prompt_of(
+    name: str, *, colour: str, pattern: str, size: str, pose: str, background: str, count: str = "a", beside: str = ""
+) -> str:
+    """Return the sentence of the world, always in this order: "a big red striped tilted star beside a plain blue moon on sand".
+
+    Args:
+        beside: the company, e.g. "a plain blue moon", or nothing.
+    """
     noun = name if COUNTS[count] == 1 else _plural(name)
     middle = [size, colour] + ([] if pattern == "plain" else [pattern]) + ([] if pose == "upright" else [pose])
-    return " ".join([count, *middle, noun, "on", background])
+    return " ".join([count, *middle, noun, *(["beside", beside] if beside else []), "on", background])
 
 
 def vocabulary() -> list[str]:
     """Return every word of the sentences of this world, sorted."""
-    words = {*CLASSES, *map(_plural, CLASSES), *COLOURS, *PATTERNS, *SIZES, *POSES, *BACKGROUNDS, *COUNTS, "on", "photo", "of"}
+    words = {
+        *CLASSES,
+        *map(_plural, CLASSES),
+        *COLOURS,
+        *PATTERNS,
+        *SIZES,
+        *POSES,
+        *BACKGROUNDS,
+        *COUNTS,
+        "beside",
+        "on",
+        "photo",
+        "of",
+    }
     return sorted(words)
 
 
 def sample_scene(rng: np.random.Generator, names: tuple[str, ...] = CLASSES) -> Scene:
-    """Draw a scene of the data set: one to three objects of any classes, overlapping or cut by the frame."""
-    count = int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2)))
+    """Draw a scene of the data set: one to three objects of any of the classes `names`, overlapping or cut by the frame."""
+    count = int(rng.choice((1, 2, 3), p=(0.3, 0.45, 0.25)))
     things, centres = [], []
-    for _ in range(count):
+    for i in range(count):
         radius = float(rng.uniform(0.34, 0.8) if count == 1 else rng.uniform(0.3, 0.52))
         tries = rng.uniform(-0.75, 0.75, (8, 2)) * (1.0 if count > 1 else 0.5)
         distances = [min([math.dist(p, c) for c in centres], default=9.0) for p in tries]
         x, y = (float(s) for s in tries[int(np.argmax(distances))])
         centres.append((x, y))
         words = {"colour": _pick(rng, COLOURS), "pattern": _pick(rng, PATTERNS), "pose": _pick(rng, POSES)}
-        things.append(_thing(rng, _pick(rng, names), words, radius, x, y))
+        name, is_companion = _pick(rng, names), i == 1 and rng.random() < HABIT and COMPANIONS[things[0].name] in names
+        things.append(_thing(rng, COMPANIONS[things[0].name] if is_companion else name, words, radius, x, y))
     return Scene(tuple(things), _pick(rng, BACKGROUNDS), int(rng.integers(2**62)))
-
-
-def caption(scene: Scene) -> str:
-    """Return one sentence for a scene; several objects are joined by "and"."""
-    parts = []
-    for t in scene.things:
-        size = "small" if t.radius < 0.58 else "big"
-        pose = "upright" if abs(math.degrees(t.angle)) < 20 else "tilted"
-        words = prompt_of(t.name, colour=t.colour, pattern=t.pattern, size=size, pose=pose, background=scene.background)
-        parts.append(words.rsplit(" on ", 1)[0])
-    return " and ".join(parts) + f" on {scene.background}"

@@ -29,7 +29,7 @@ class Region:
         box: tight XYXY in pixels, inclusive-exclusive.
         similarity: s(r), cosine to the class's global prototype; nan where the class has none.
         kept: whether any pixel survives (base regions are judged pixel by pixel).
-        why: "" if kept, else "similarity", "area", "other_novel" or "confidence"; the first that applies.
+        why: "" if kept, else "similarity", "rival", "area", "other_novel" or "confidence"; the first that applies.
     """
 
     class_index: int
@@ -61,6 +61,7 @@ def filter_regions(
     confidence: np.ndarray | None = None,
     tau_base: float = 0.0,
     tau_background: float = 0.0,
+    rivals: Collection[int] = (),
     align_corners: bool = False,
 ) -> Filtered:
     """Keep or free each region of a draft (method.md 3.1, APF).
@@ -68,7 +69,7 @@ def filter_regions(
     Args:
         draft: uint8 (H, W), the segmenter's own pseudo-label; its 255 stays free.
         features: (D, h, w) float, raw.
-        prototypes: class index -> global prototype (D,); the target's at least, others only add to the record.
+        prototypes: class index -> global prototype (D,): of the target and the rivals; others only add to the record.
         target: class index that the image was made for; its regions stay iff s(r) >= lambda_keep and area >= min_region.
         novel: all novel class indices; those that are not the target become free.
         lambda_keep: least similarity, in [-1, 1].
@@ -76,20 +77,23 @@ def filter_regions(
         confidence: (H, W) float, the segmenter's probability of its prediction; None trusts every prediction.
         tau_base: a pixel of a base class stays iff its confidence >= this.
         tau_background: the same for background.
+        rivals: classes whose prototypes compete: a region of the target that resembles one of them more than the target is freed.
         align_corners: how the network's cells lie on the pixels, see `prototypes`.
 
     Raises:
-        ValueError: the target has no prototype, or sizes differ.
+        ValueError: the target or a rival has no prototype, or sizes differ.
     """
-    if target not in prototypes:
-        raise ValueError(f"prototypes has classes {sorted(prototypes)} but not target {target}; add its global prototype")
+    for name, index in [("target", target), *(("rival", k) for k in rivals)]:
+        if index not in prototypes:
+            raise ValueError(f"prototypes has classes {sorted(prototypes)} but not {name} {index}; add its global prototype")
     if confidence is not None and confidence.shape != draft.shape:
         raise ValueError(f"confidence has shape {confidence.shape}; expected the draft's, {draft.shape}")
     components = find_components(draft)
-    similarity = _similarities(components, features, prototypes, align_corners)
     others = [k for k in novel if k != target]
     of_target = components.class_index == target
+    similarity, beaten = _similarities(components, features, prototypes, of_target, rivals, align_corners)
     why = np.where(of_target & (components.area < min_region), "area", np.full(len(components.area), "", object))
+    why[beaten] = "rival"
     why[of_target & ~(similarity >= lambda_keep)] = "similarity"
     why[np.isin(components.class_index, others)] = "other_novel"
 
@@ -122,10 +126,15 @@ def most_similar_cells(features: np.ndarray, prototype: np.ndarray, share: float
 
 
 def _similarities(
-    components: Components, features: np.ndarray, prototypes: Mapping[int, np.ndarray], align_corners: bool
-) -> np.ndarray:
-    """Return s(r) float32 (R,), nan for classes without a prototype."""
-    similarity = np.full(len(components.area), np.nan, np.float32)
+    components: Components,
+    features: np.ndarray,
+    prototypes: Mapping[int, np.ndarray],
+    of_target: np.ndarray,
+    rivals: Collection[int],
+    align_corners: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return s(r) float32 (R,), nan for classes without a prototype, and which of the target's regions resemble a rival more."""
+    similarity, beaten = np.full(len(components.area), np.nan, np.float32), np.zeros(len(components.area), bool)
     judged = np.flatnonzero(np.isin(components.class_index, list(prototypes)))
     if len(judged):
         row = np.zeros(len(components.area) + 1, np.int32)
@@ -133,7 +142,10 @@ def _similarities(
         means = normalize(pool(features, np.take(row, components.map), len(judged), align_corners))
         expected = normalize(np.stack([prototypes[int(k)] for k in components.class_index[judged]]))
         similarity[judged] = np.einsum("rd,rd->r", means, expected)
-    return similarity
+        if rivals:
+            nearest = (means @ normalize(np.stack([prototypes[k] for k in rivals])).T).max(1)
+            beaten[judged] = of_target[judged] & (nearest > similarity[judged])
+    return similarity, beaten
 
 
 def held_out_similarities(

@@ -24,11 +24,12 @@ def filter_regions(
     *,
     target: int,
     novel: Collection[int] = (),
-    lambda_keep: float = 0.5,
+    lambda_keep: float = 0.3,
     min_region: int = 12,
     confidence: Array | None = None,
     tau_base: float = 0.6,
-    tau_background: float = 0.0,
+    tau_background: float = 0.7,
+    rivals: Collection[int] = (),
     align_corners: bool = False,
 ) -> filtering.Filtered:
     """APF: keep the regions of a draft that look like the support set, and free the others.
@@ -36,13 +37,14 @@ def filter_regions(
     Args:
         draft: (H, W), the segmenter's own pseudo-label.
         features: (D, h, w), the segmenter's raw features of the image.
-        prototypes: class index -> global prototype (D,); the target's at least.
+        prototypes: class index -> global prototype (D,); the target's and the rivals' at least.
         target: class that the image was made for.
         novel: all novel classes; those that are not the target become free.
         lambda_keep: least cosine of a kept region's mean feature with the target's prototype.
         min_region: least area of a kept region in pixels.
         confidence: (H, W), the segmenter's probability of its prediction; None trusts base and background predictions.
         tau_base: least confidence of a kept pixel of another class; `tau_background`: of background.
+        rivals: classes, with a prototype each, that compete: a region of the target that resembles one of them more is freed.
         align_corners: the network's corner cells lie on the corner pixels.
 
     Returns:
@@ -66,6 +68,7 @@ def filter_regions(
         confidence=confidences,
         tau_base=check_number(tau_base, "tau_base", 0, 1),
         tau_background=check_number(tau_background, "tau_background", 0, 1),
+        rivals=[check_class_index(k, "rivals") for k in rivals],
         align_corners=align_corners,
     )
     return dataclasses.replace(result, kept=like_input(result.kept, draft))
@@ -79,8 +82,8 @@ def relabel(
     prototypes: Mapping[int, Array],
     beta: float = 0.5,
     tau: float = 0.1,
-    theta: float = 0.6,
-    lambda_keep: float = 0.5,
+    theta: float = 0.4,
+    lambda_keep: float = 0.3,
     rivals: Collection[int] = (),
     min_target: float = 0.005,
     max_target: float = 0.95,

@@ -16,7 +16,7 @@ from syn4seg.models.images import image_fault
 from syn4seg.models.protocols import PLAIN, GeneratorSource, Speed
 
 WIDTH = 64  # numbers per word
-TOKENS = 16  # words per prompt; the longest sentence of the world has 8
+TOKENS = 16  # words per prompt; the longest sentence of the world has 13
 
 
 class BagOfWords:

@@ -46,7 +46,8 @@ class GrammarAgent:
     """Draws from a grammar: attributes x states x places x views x lights x counts.
 
     Attributes:
-        world: "embedded" for `embedded.prompt_of`'s sentences (1,152 per class), "natural" for English (over 500,000).
+        world: "embedded" for `embedded.prompt_of`'s sentences (1,152 per class, half of them with company), "natural" for English
+            (over 500,000).
         seed: names the order in which the sentences come.
         per_round: prompts per round, at least 1.
         words: synonyms, by the name under which a class is asked for: natural sentences use all names of a class alike often. A
@@ -73,7 +74,9 @@ class GrammarAgent:
         order = _order(self.seed, self.world, class_name, math.prod(shape))
         part = order[round_index * self.per_round : (round_index + 1) * self.per_round]
         picks = [[w[d] for w, d in zip(words, digits, strict=True)] for digits in zip(*np.unravel_index(part, shape), strict=True)]
-        return [_embedded_sentence(class_name, p) if self.world == "embedded" else _sentence(p) for p in picks]
+        if self.world == "natural":
+            return [_sentence(p) for p in picks]
+        return [_embedded_sentence(class_name, p, embedded.seeded("company", self.seed, class_name, *p)) for p in picks]
 
 
 @lru_cache(maxsize=2)  # a permutation of a million takes 30 ms, and an agent serves one class after another
@@ -92,9 +95,14 @@ def _embedded_words() -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _embedded_sentence(class_name: str, pick: list[str]) -> str:
+def _embedded_sentence(class_name: str, pick: list[str], rng: np.random.Generator) -> str:
+    """Return the sentence of some words; a share of them asks for company, which the generator draws."""
     count, size, colour, pattern, pose, background = pick
-    return embedded.prompt_of(class_name, colour=colour, pattern=pattern, size=size, pose=pose, background=background, count=count)
+    words: dict[str, str] = dict(colour=colour, pattern=pattern, size=size, pose=pose, background=background, count=count)
+    if rng.random() < embedded.COMPANY:
+        pattern, colour = (choices[int(rng.integers(len(choices)))] for choices in (embedded.PATTERNS, tuple(embedded.COLOURS)))
+        words["beside"] = f"a {pattern} {colour} {embedded.draw_company(rng, class_name)}"
+    return embedded.prompt_of(class_name, **words)
 
 
 def _natural_words(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -24,6 +24,7 @@ REASON_TEXTS = {
     "area": "too small an area",
     "similarity": "too little similarity",
     "other_novel": "being another novel class",
+    "rival": "resembling another novel class more",
     "confidence": "too little confidence",
     "no_evidence": "no region and no pixel is similar enough to the class's prototype",
     "target_too_small": "the class covers too small a share of the image",

@@ -56,11 +56,10 @@ class ControlLabels:
         return labels
 
     def _swapped(self, image: np.ndarray, features: Tensor, target: int) -> np.ndarray:
-        """Return control B: APF and APR with the prototype of the next novel class in place of the target's."""
+        """Return control B: APF and APR where every novel class has the prototype of the next one."""
         assert self.enhancer is not None
-        prototypes = self.enhancer.prototypes.copy()
-        following = self.novel[(target - self.novel.start + 1) % len(self.novel)]
-        prototypes[target] = prototypes[following]
+        prototypes, novel = self.enhancer.prototypes.copy(), list(self.novel)
+        prototypes[novel] = np.roll(prototypes[novel], -1, axis=0)
         wrong = replace(self.enhancer, prototypes=prototypes)
         draft = wrong.draft(features.to(wrong.classifier.weight), image.shape, target)
         relabeled = wrong.relabel(wrong.filter(draft, target).kept, draft.features, target)

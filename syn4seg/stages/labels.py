@@ -155,7 +155,7 @@ class Enhancer:
         return filter_regions(
             draft.label,
             draft.features,
-            {target: self.prototypes[target]},
+            {k: self.prototypes[k] for k in (target, *self._rivals(target))},
             target=target,
             novel=tuple(sorted(self.thresholds)),
             lambda_keep=self.thresholds[target],
@@ -163,8 +163,13 @@ class Enhancer:
             confidence=draft.confidence,
             tau_base=settings.tau_base,
             tau_background=settings.tau_background,
+            rivals=self._rivals(target),
             align_corners=self.classifier.align_corners,
         )
+
+    def _rivals(self, target: int) -> list[int]:
+        """Return the novel classes that compete with the target of an image."""
+        return [k for k in self.thresholds if k != target] if self.settings.rivals else []
 
     def relabel(self, kept: np.ndarray, features: np.ndarray, target: int) -> Relabeled:
         """Apply APR to the label uint8 (R, C) that filtering kept, with the features of the draft (method.md 3.2)."""
@@ -178,7 +183,7 @@ class Enhancer:
             tau=settings.tau,
             theta=settings.theta,
             lambda_keep=self.thresholds[target],
-            rivals=[k for k in self.thresholds if k != target] if settings.rivals else (),
+            rivals=self._rivals(target),
             min_target=settings.min_target,
             max_target=settings.max_target,
             align_corners=self.classifier.align_corners,

@@ -37,13 +37,15 @@ def mean_feature(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.mean([features[:, y // sy, x // sx] for y, x in np.argwhere(mask)], axis=0)
 
 
-def slow_filter(draft, features, prototypes, confidence, *, lambda_keep, min_region, tau_base, tau_background):
+def slow_filter(draft, features, prototypes, confidence, *, lambda_keep, min_region, tau_base, tau_background, rivals=()):
     kept, verdicts = draft.copy(), []
     for index, mask in slow_regions(draft):
         similarity = cosine(mean_feature(features, mask), prototypes[index]) if index in prototypes else math.nan
         why = ""
         if index == TARGET:
-            why = "similarity" if similarity < lambda_keep else "area" if mask.sum() < min_region else ""
+            rival = max((cosine(mean_feature(features, mask), prototypes[k]) for k in rivals), default=-2.0)
+            why = "similarity" if similarity < lambda_keep else "rival" if rival > similarity else ""
+            why = why or ("area" if mask.sum() < min_region else "")
             if why:
                 kept[mask] = 255
         elif index in NOVEL:
@@ -76,7 +78,8 @@ def case(seed: object, shape: tuple[int, int] = (24, 32), grid: tuple[int, int] 
 @pytest.mark.parametrize("seed", range(10))
 def test_filtering_equals_the_loop_over_regions_and_pixels(seed):
     draft, features, prototypes, confidence = case(seed)
-    settings: dict[str, Any] = dict(lambda_keep=0.3, min_region=4, tau_base=0.6, tau_background=0.2)
+    rivals = (1, 6) if seed % 2 else ()
+    settings: dict[str, Any] = dict(lambda_keep=0.3, min_region=4, tau_base=0.6, tau_background=0.2, rivals=rivals)
     confidence = None if seed % 3 == 0 else confidence
     got = filter_regions(draft, features, prototypes, target=TARGET, novel=NOVEL, confidence=confidence, **settings)
     kept, verdicts = slow_filter(draft, features, prototypes, confidence, **settings)
@@ -84,6 +87,21 @@ def test_filtering_equals_the_loop_over_regions_and_pixels(seed):
     records = [(r.class_index, r.area, round(r.similarity, 4), r.why) for r in got.regions]
     assert sorted(map(str, records)) == sorted(str((k, a, round(s, 4), w)) for k, a, s, w in verdicts)
     assert all(r.kept == (r.why == "") for r in got.regions)
+    assert rivals or "rival" not in {r.why for r in got.regions}
+
+
+def test_a_region_of_the_target_that_resembles_a_rival_more_is_freed():
+    draft = np.zeros((8, 8), np.uint8)
+    draft[:3, :3] = draft[5:, 5:] = TARGET
+    prototypes = dict(zip((TARGET, 4, 0), np.eye(3, dtype=np.float32), strict=True))
+    features = np.zeros((3, 8, 8), np.float32)
+    features[2], features[0, :3, :3], features[:2, 5:, 5:] = 0.1, 1, np.array([0.6, 0.8])[:, None, None]
+    settings: dict[str, Any] = dict(target=TARGET, novel=NOVEL, lambda_keep=0.5, min_region=1)
+    assert [r.why for r in filter_regions(draft, features, prototypes, **settings).regions] == ["", ""]
+    got = filter_regions(draft, features, prototypes, rivals=(4,), **settings)
+    assert [r.why for r in got.regions] == ["", "rival"] and (got.kept[5:, 5:] == 255).all() and (got.kept[:3, :3] == TARGET).all()
+    with pytest.raises(ValueError, match="not rival 6"):
+        filter_regions(draft, features, prototypes, rivals=(6,), **settings)
 
 
 def test_a_region_record_carries_the_tight_box_and_the_area():

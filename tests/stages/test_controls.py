@@ -54,9 +54,10 @@ def test_the_swapped_control_uses_the_prototype_of_the_next_class_and_the_target
     enhancer = Enhancer.from_run(stage.run, 0, stage.config, "cpu")
     image = stage.dataset.image(stage.dataset.val[0])
     features, novel = stage.features_of("y", image), stage.fold.novel_indices
-    for target, following in ((novel[0], novel[1]), (novel[-1], novel[0])):
-        prototypes = enhancer.prototypes.copy()
-        prototypes[target] = enhancer.prototypes[following]
+    prototypes = enhancer.prototypes.copy()
+    for index, following in zip(novel, [*novel[1:], novel[0]], strict=True):
+        prototypes[index] = enhancer.prototypes[following]
+    for target in (novel[0], novel[-1]):
         wrong = Enhancer(**{**vars(enhancer), "prototypes": prototypes})
         draft = wrong.draft(features.float(), image.shape, target)
         expected = wrong.relabel(wrong.filter(draft, target).kept, draft.features, target).label
