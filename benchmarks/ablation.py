@@ -1,11 +1,11 @@
-"""The README's ablation: four folds x five support draws of the embedded world, every row, with its spread.
+"""The README's ablation: four folds x five support draws of the embedded world, every row and control, with its spread.
 
     python benchmarks/ablation.py [--work DIR] [--draws 5] [key=value ...]
     python benchmarks/ablation.py --name baselines 'evaluation.baselines=[imprinting, finetuning, diam, bcm]'
 
 A fold is one run (finished folds are kept, so it resumes). Figures are averaged over folds within a draw first; the
-spread is the standard deviation over draws of that fold mean, as the field reports it. Also written: the paired gain over
-`support_only`, and the quality of the labels after each stage against the exact masks, where the renderer made the images.
+spread is the standard deviation over draws of that fold mean, as the field reports it. Also written: the gains, paired by fold and
+draw, and the quality of the labels after each stage against the exact masks, where the renderer made the images.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -26,12 +26,14 @@ import pyarrow.compute as pc
 from record import machine, write
 
 from syn4seg.config.loading import load
-from syn4seg.report.numbers import measure_label_quality, truth_source
+from syn4seg.report.numbers import measure_label_quality
 from syn4seg.report.reading import read_records
 from syn4seg.segmenter.evaluation import metrics
+from syn4seg.stages.gains import paired_gains
 from syn4seg.stages.results import METRICS, spread
 from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
 from syn4seg.stages.setup import load_dataset
+from syn4seg.stages.truth import truth_source
 from syn4seg.store.rundir import RunDir
 
 
@@ -50,9 +52,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     about, per_draw, folds, quality, seconds = machine(), {}, {}, {}, {}
+    by_cell: dict[str, list[Any]] = {}
     for fold_number in range(4):
         out = args.work / f"fold{fold_number}"
-        overrides = [f"data.fold={fold_number}", f"data.draws={args.draws}", *args.overrides]
+        overrides = [f"data.fold={fold_number}", f"data.draws={args.draws}", "evaluation.controls=true", *args.overrides]
         config, results, started = load(None, overrides), out / "results.json", time.time()
         scored = set(json.loads(results.read_text()).get("baselines", {})) if results.is_file() else None
         if scored != set(config.evaluation.baselines):
@@ -66,6 +69,7 @@ def main() -> None:
             matrices = json.loads((run.draw(draw).root / "confusion.json").read_text())
             for row in (*rows_of(config), *(BASELINE + name for name in config.evaluation.baselines)):
                 found = metrics(np.array(matrices[row]), len(fold.base), len(fold.novel))
+                by_cell.setdefault(RESULT_NAMES.get(row, row), []).append(found)
                 for metric in METRICS:
                     per_draw.setdefault((RESULT_NAMES.get(row, row), metric), np.zeros((4, args.draws)))[fold_number, draw] = found[
                         metric
@@ -76,7 +80,7 @@ def main() -> None:
                         quality.setdefault(stage, {}).setdefault(key, []).append(value)
     result = (
         about
-        | summary(per_draw, args.draws)
+        | {"rows": summary(per_draw, args.draws), "gains": paired_gains(by_cell)}
         | {
             "protocol": folds[0]["protocol"] | {"fold": "0..3", "spread": "standard deviation over draws of the mean over folds"},
             "config_digest": {str(f): r["config_digest"] for f, r in folds.items()},
@@ -92,15 +96,12 @@ def main() -> None:
 
 
 def summary(per_draw: dict[tuple[str, str], np.ndarray], draws: int) -> dict[str, Any]:
-    """rows.ROW.METRIC over draws of the fold mean, and the paired gain of each row over `support_only`."""
+    """ROW.METRIC over draws of the fold mean."""
     rows: dict[str, Any] = {}
-    gains: dict[str, Any] = {}
     for (row, metric), values in per_draw.items():
         assert values.shape == (4, draws)
         rows.setdefault(row, {})[metric] = spread(values.mean(0))
-        gain = values - per_draw["support_only", metric]
-        gains.setdefault(row, {})[metric] = spread(gain.mean(0)) | {"folds_x_draws_won": int((gain > 0).sum()), "of": gain.size}
-    return {"rows": rows, "gain_over_support_only": gains}
+    return rows
 
 
 def show(result: dict[str, Any]) -> None:
@@ -109,6 +110,15 @@ def show(result: dict[str, Any]) -> None:
     for row, values in result["rows"].items():
         cells = (f"{100 * values[m]['mean']:.1f} ± {100 * values[m]['std']:.1f}" for m in ("base", "novel", "mean", "harmonic"))
         print(f"| {row} | {' | '.join(cells)} |")
+    for row, gains in result["gains"].items():
+        for reference, gain in gains.items():
+            if reference != "share_of_oracle":
+                text = ", ".join(
+                    f"{m} {100 * gain[m]['mean']:+.1f} ± {100 * gain[m]['std']:.1f}" for m in ("base", "novel", "harmonic")
+                )
+                print(f"{row} {reference}: {text}; novel won {gain['novel']['won']} of {gain['novel']['n']}")
+        if share := gains.get("share_of_oracle", {}).get("novel"):
+            print(f"{row}: {100 * share:.0f} % of the oracle's gain in novel mIoU")
     for stage, values in result["label_quality"].items():
         print(stage, ", ".join(f"{key} {100 * value['mean']:.1f}" for key, value in values.items()))
 

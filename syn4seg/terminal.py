@@ -167,7 +167,8 @@ def result_notes(results: dict[str, Any]) -> list[str]:
 def _gain_lines(gains: dict[str, Any]) -> list[str]:
     """Return a line per row over which the whole method is measured, draw by draw, and the share of the oracle's gain."""
     lines = []
-    for key, text in (("over_support_only", "support only"), ("over_hdig_raw", "raw labels")):
+    references = {"over_support_only": "support only", "over_hdig_raw": "raw labels", "over_control_image_label": "control A"}
+    for key, text in references.items():
         if key not in gains or gains[key]["novel"]["mean"] is None:
             continue
         parts = [

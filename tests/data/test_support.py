@@ -25,7 +25,7 @@ from syn4seg.data.support import (
 )
 from syn4seg.errors import UserError
 
-DATASET = EmbeddedDataset(120, 120)
+DATASET = EmbeddedDataset(240, 240)
 FOLD = fold_of(DATASET, 1)
 
 
@@ -51,7 +51,7 @@ def test_supports_fulfil_every_condition_and_are_never_queries(source, only_one_
 def test_a_draw_depends_on_its_names_alone():
     a = draw_support(DATASET, FOLD, 1, 2, seed=7)
     draw_support(DATASET, FOLD, 1, 0, seed=7)
-    assert draw_support(EmbeddedDataset(5, 120), FOLD, 1, 2, seed=7) == a
+    assert draw_support(EmbeddedDataset(5, 240), FOLD, 1, 2, seed=7) == a
     others = [draw_support(DATASET, FOLD, 1, d, seed=s) for d, s in ((3, 7), (4, 7), (2, 8), (2, 9))]
     assert any(o != a for o in others)
 

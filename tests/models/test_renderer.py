@@ -22,7 +22,7 @@ def test_images_are_the_drawn_scene_of_the_prompt_and_truth_is_its_mask():
         drawn, mask = embedded.draw(embedded.scene_of_prompt(prompt, seed), 48)
         np.testing.assert_array_equal(image, drawn)
         np.testing.assert_array_equal(renderer.truth(prompt, seed), mask)
-    assert set(np.unique(renderer.truth("a fish", 9))) == {0, embedded.CLASSES.index("fish") + 1}
+    assert {0, embedded.CLASSES.index("fish") + 1} <= set(np.unique(renderer.truth("a fish", 9)))
 
 
 def test_an_image_depends_on_its_prompt_and_seed_alone():
