@@ -64,6 +64,24 @@ def test_the_swapped_control_uses_the_prototype_of_the_next_class_and_the_target
         assert np.array_equal(controls._swapped(image, features, target), wrong.to_image_shape(expected, image.shape))
 
 
+def test_in_this_world_neither_the_images_class_nor_other_prototypes_make_labels_as_good_as_the_methods(stage):
+    """Images that show company, labelled by the method and by both controls: the IoU of the target over all of them."""
+    controls, enhancer = ControlLabels(stage.config, stage.run, stage.fold, 0), Enhancer.from_run(stage.run, 0, stage.config, "cpu")
+    table, found = stage.fold.to_index, {name: np.zeros(2) for name in ("method", IMAGE_LABEL, SWAPPED)}
+    for number in range(40):
+        target = stage.fold.novel_indices[number % 4]
+        name = stage.fold.index_names[target]
+        prompt = f"a {name} beside a {embedded.COMPANIONS[name]}"
+        image, mask = embedded.draw(embedded.scene_of_prompt(prompt, number), 64)
+        made, truth = enhancer(image, target), table[mask] == target
+        asked = {"prompt": prompt, "noise_seed": number, "class_id": target, "reason": ""}
+        labels = controls.of(StoredSample(asked, {"draft": made.draft}), image, stage.features_of(f"z{number}", image))
+        for key, label in {"method": made.relabeled, IMAGE_LABEL: labels[IMAGE_LABEL], SWAPPED: labels[SWAPPED]}.items():
+            found[key] += np.count_nonzero(truth & (label == target)), np.count_nonzero(truth | (label == target))
+    iou = {key: both / either for key, (both, either) in found.items()}
+    assert iou["method"] > 0.6 and iou[IMAGE_LABEL] < iou["method"] - 0.1 and iou[SWAPPED] < iou["method"] - 0.3, iou
+
+
 def test_controls_are_rows_only_where_they_are_asked_for_and_an_oracle_only_where_the_truth_is_known(small, tmp_path):
     names = {"control_image_label", "control_swapped", "oracle"}
     assert not names & set(rows_of(load(None, small)))
