@@ -251,6 +251,9 @@ class LabelingConfig(Section):
     rivals: bool = True
     """Other novel classes compete: a region of the target that resembles one of them more is freed (APF), and a free pixel that
     resembles one of them most stays free (APR). For images that may show several novel classes."""
+    target_odds: Annotated[float, Field(ge=1)] = 3.0
+    """How much likelier, before looking, an object of an image is the class that it was made for than another novel class: a rival
+    must be more similar than the target by tau * log(target_odds)."""
     min_target: Share = 0.005
     """Reject an image whose target class covers less than this share."""
     max_target: Share = 0.95

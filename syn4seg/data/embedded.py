@@ -274,7 +274,7 @@ def scene_of_prompt(prompt: str, noise_seed: int, company: float = COMPANY) -> S
     if neighbour is not None:
         side = -math.copysign(0.45, things[0].x)
         x, y = (side, float(rng.uniform(-0.4, 0.4))) if len(things) == 1 else (0.0, 0.52)
-        look, radius = _appearance(rng, beside), float(rng.uniform(0.3, 0.52 if len(things) == 1 else 0.4))
+        look, radius = _appearance(rng, beside), float(rng.uniform(0.42, 0.6) if len(things) == 1 else rng.uniform(0.34, 0.44))
         other = _thing(rng, neighbour, look, radius, x + float(rng.uniform(-0.08, 0.08)), y)
         things = [other, *things] if rng.random() < 0.5 else [*things, other]
     return Scene(tuple(things), background, int(rng.integers(2**62)))
@@ -310,7 +310,7 @@ def _subjects(rng: np.random.Generator, name: str, chosen: dict[str, str], count
     for i in range(count):
         small = chosen["size"] == "small"
         if count == 1 and accompanied:
-            radius, side = float(rng.uniform(0.36, 0.45) if small else rng.uniform(0.45, 0.55)), rng.choice((-1, 1))
+            radius, side = float(rng.uniform(0.34, 0.42) if small else rng.uniform(0.42, 0.52)), rng.choice((-1, 1))
             x, y = 0.42 * side + float(rng.uniform(-0.08, 0.08)), float(rng.uniform(-0.35, 0.35))
         elif count == 1:
             radius = float(rng.uniform(0.42, 0.55) if small else rng.uniform(0.62, 0.8))

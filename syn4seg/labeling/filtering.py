@@ -62,6 +62,7 @@ def filter_regions(
     tau_base: float = 0.0,
     tau_background: float = 0.0,
     rivals: Collection[int] = (),
+    rival_margin: float = 0.0,
     align_corners: bool = False,
 ) -> Filtered:
     """Keep or free each region of a draft (method.md 3.1, APF).
@@ -78,6 +79,7 @@ def filter_regions(
         tau_base: a pixel of a base class stays iff its confidence >= this.
         tau_background: the same for background.
         rivals: classes whose prototypes compete: a region of the target that resembles one of them more than the target is freed.
+        rival_margin: by how much more, in cosine.
         align_corners: how the network's cells lie on the pixels, see `prototypes`.
 
     Raises:
@@ -91,7 +93,7 @@ def filter_regions(
     components = find_components(draft)
     others = [k for k in novel if k != target]
     of_target = components.class_index == target
-    similarity, beaten = _similarities(components, features, prototypes, of_target, rivals, align_corners)
+    similarity, beaten = _similarities(components, features, prototypes, of_target, rivals, rival_margin, align_corners)
     why = np.where(of_target & (components.area < min_region), "area", np.full(len(components.area), "", object))
     why[beaten] = "rival"
     why[of_target & ~(similarity >= lambda_keep)] = "similarity"
@@ -131,6 +133,7 @@ def _similarities(
     prototypes: Mapping[int, np.ndarray],
     of_target: np.ndarray,
     rivals: Collection[int],
+    rival_margin: float,
     align_corners: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return s(r) float32 (R,), nan for classes without a prototype, and which of the target's regions resemble a rival more."""
@@ -144,7 +147,7 @@ def _similarities(
         similarity[judged] = np.einsum("rd,rd->r", means, expected)
         if rivals:
             nearest = (means @ normalize(np.stack([prototypes[k] for k in rivals])).T).max(1)
-            beaten[judged] = of_target[judged] & (nearest > similarity[judged])
+            beaten[judged] = of_target[judged] & (nearest - rival_margin > similarity[judged])
     return similarity, beaten
 
 

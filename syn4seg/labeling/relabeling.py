@@ -47,6 +47,7 @@ def relabel(
     theta: float,
     lambda_keep: float,
     rivals: Collection[int] = (),
+    rival_margin: float = 0.0,
     min_target: float = 0.005,
     max_target: float = 0.95,
     align_corners: bool = False,
@@ -70,6 +71,7 @@ def relabel(
         lambda_keep: with no kept target pixel, the least `similarity_best` that is evidence of the target.
         rivals: classes that compete for free pixels but are never given: a pixel that resembles one of them most stays free. These
             are the other novel classes, which the image may show though it was not made for them.
+        rival_margin: subtracted from the rivals' cosines: the image was made for the target, so a rival needs more evidence.
         min_target: least share of the image that the target covers afterwards.
         max_target: greatest share.
         align_corners: how the network's cells lie on the pixels; cosines are upsampled accordingly.
@@ -95,6 +97,7 @@ def relabel(
     if target not in local and best < lambda_keep:
         return Relabeled(kept.copy(), best, local, "no_evidence", 0)
     label = kept.copy()
+    similarity[[candidates.index(k) for k in set(rivals) - given]] -= np.float32(rival_margin)
     planes = _upsampled(similarity, label.shape, align_corners)
     changed = _fill_free_pixels(label, planes, candidates, given, tau, theta)
     return Relabeled(label, best, local, judge_target(label, target, min_target, max_target), changed)

@@ -30,6 +30,7 @@ def filter_regions(
     tau_base: float = 0.6,
     tau_background: float = 0.7,
     rivals: Collection[int] = (),
+    rival_margin: float = 0.0,
     align_corners: bool = False,
 ) -> filtering.Filtered:
     """APF: keep the regions of a draft that look like the support set, and free the others.
@@ -45,6 +46,7 @@ def filter_regions(
         confidence: (H, W), the segmenter's probability of its prediction; None trusts base and background predictions.
         tau_base: least confidence of a kept pixel of another class; `tau_background`: of background.
         rivals: classes, with a prototype each, that compete: a region of the target that resembles one of them more is freed.
+        rival_margin: by how much more, in cosine.
         align_corners: the network's corner cells lie on the corner pixels.
 
     Returns:
@@ -69,6 +71,7 @@ def filter_regions(
         tau_base=check_number(tau_base, "tau_base", 0, 1),
         tau_background=check_number(tau_background, "tau_background", 0, 1),
         rivals=[check_class_index(k, "rivals") for k in rivals],
+        rival_margin=check_number(rival_margin, "rival_margin", -1, 1),
         align_corners=align_corners,
     )
     return dataclasses.replace(result, kept=like_input(result.kept, draft))
@@ -85,6 +88,7 @@ def relabel(
     theta: float = 0.4,
     lambda_keep: float = 0.3,
     rivals: Collection[int] = (),
+    rival_margin: float = 0.0,
     min_target: float = 0.005,
     max_target: float = 0.95,
     align_corners: bool = False,
@@ -101,6 +105,7 @@ def relabel(
         theta: least confidence at which a free pixel takes a class.
         lambda_keep: where no target pixel was kept, the least similarity that is evidence of the target.
         rivals: classes that compete for free pixels but are never given, with a prototype each: other novel classes.
+        rival_margin: subtracted from the rivals' cosines.
         min_target, max_target: share of the image that the target covers afterwards; outside, `reason` says so.
         align_corners: the network's corner cells lie on the corner pixels.
 
@@ -131,6 +136,7 @@ def relabel(
         theta=check_number(theta, "theta", 0, 1),
         lambda_keep=check_number(lambda_keep, "lambda_keep", -1, 1),
         rivals=[check_class_index(k, "rivals") for k in rivals],
+        rival_margin=check_number(rival_margin, "rival_margin", -1, 1),
         min_target=check_number(min_target, "min_target", 0, 1),
         max_target=check_number(max_target, "max_target", 0, 1),
         align_corners=align_corners,

@@ -6,6 +6,7 @@ image goes through the segmenter alone, and through SAM's encoder in passes that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,7 @@ class Enhancer:
             tau_base=settings.tau_base,
             tau_background=settings.tau_background,
             rivals=self._rivals(target),
+            rival_margin=settings.tau * math.log(settings.target_odds),
             align_corners=self.classifier.align_corners,
         )
 
@@ -184,6 +186,7 @@ class Enhancer:
             theta=settings.theta,
             lambda_keep=self.thresholds[target],
             rivals=self._rivals(target),
+            rival_margin=settings.tau * math.log(settings.target_odds),
             min_target=settings.min_target,
             max_target=settings.max_target,
             align_corners=self.classifier.align_corners,

@@ -35,7 +35,7 @@ ELSEWHERE = ("lambda_keep", "base_prototype_images")
 """Keys of `labeling` that come in by their effect: as thresholds, and as the prototypes of the registration."""
 DRAFTING = ("mask_others", "target_logit", "seed_share")
 """Keys of `labeling` that the draft reads."""
-RELABELING = ("beta", "tau", "theta", "min_target", "max_target")
+RELABELING = ("beta", "theta", "min_target", "max_target")
 """Keys of `labeling` that filtering does not read."""
 MODEL = ("model",)
 """The key of `refinement` that comes in as the digest of SAM's weights."""

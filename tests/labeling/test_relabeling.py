@@ -264,3 +264,5 @@ def test_a_pixel_that_resembles_a_rival_most_stays_free_and_all_others_are_as_wi
     assert relabel(kept, features, **settings).label.tolist() == [[0, 1, 1]]
     found = relabel(kept, features, **settings, rivals=[2])
     assert found.label.tolist() == [[0, 1, 255]] and found.changed == 2
+    assert relabel(kept, features, **settings, rivals=[2], rival_margin=0.15).label.tolist() == [[0, 1, 255]]
+    assert relabel(kept, features, **settings, rivals=[2], rival_margin=0.25).label.tolist() == [[0, 1, 1]]

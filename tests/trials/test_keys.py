@@ -17,9 +17,9 @@ DRAFT = {"draft", *KEPT}
 ROUND_0 = {"registration", *DRAFT}
 CHANGES = {
     **dict.fromkeys(("labeling.lambda_keep=0.2", "labeling.min_region=3", "labeling.tau_base=0.7"), KEPT),
-    **dict.fromkeys(("labeling.tau_background=0.5", "labeling.rivals=false"), KEPT),
+    **dict.fromkeys(("labeling.tau_background=0.5", "labeling.rivals=false", "labeling.tau=0.2", "labeling.target_odds=2"), KEPT),
     **dict.fromkeys(("labeling.mask_others=true", "labeling.target_logit=1", "labeling.seed_share=0.1"), DRAFT),
-    **dict.fromkeys(("labeling.beta=0.1", "labeling.tau=0.2", "labeling.theta=0.9"), RELABELED),
+    **dict.fromkeys(("labeling.beta=0.1", "labeling.theta=0.9"), RELABELED),
     **dict.fromkeys(("labeling.min_target=0.02", "labeling.max_target=0.6"), RELABELED),
     "labeling.base_prototype_images=5": {"real", *ROUND_0},
     "refinement.margin=3": MASKS,
