@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
 
 COSINE_SCALE = 10.0
+SMALL_GRID = 1024
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,14 @@ class Classifier:
 def upsample(logits: Tensor, shape: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Return logits (N, C, h, w) at (N, C, *shape), bilinear.
 
-    Two matrix products instead of `F.interpolate`, whose backward pass took a third of a novel step on a CPU.
+    On small grids two matrix products, in half the time of `F.interpolate`, whose backward pass took a third of a novel step on a
+    CPU; without a gradient and on grids of more than `SMALL_GRID` cells, where it takes a third to a tenth, `F.interpolate`.
 
     Args:
         align_corners: the corner cells lie on the corner pixels, as PSPNet-based code has it (DIaM, POP).
     """
+    if logits.shape[2] * logits.shape[3] > SMALL_GRID and not (torch.is_grad_enabled() and logits.requires_grad):
+        return F.interpolate(logits, shape, mode="bilinear", align_corners=align_corners)
     rows, columns = (_stretch(logits.shape[i + 2], shape[i], logits, align_corners) for i in (0, 1))
     return rows @ logits @ columns.T
 
