@@ -91,3 +91,10 @@ def test_upsampling_is_bilinear_interpolation_and_so_is_its_gradient(shape, alig
     (ours,) = torch.autograd.grad((found * weight).sum(), x)
     (theirs,) = torch.autograd.grad((expected * weight).sum(), x)
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_large_grids_are_upsampled_alike_with_and_without_a_gradient(align):
+    x = torch.randn(1, 2, 40, 33, generator=torch.Generator().manual_seed(1))
+    with_gradient = upsample(x.clone().requires_grad_(), (51, 70), align)
+    assert torch.allclose(upsample(x, (51, 70), align), with_gradient, atol=1e-5)
