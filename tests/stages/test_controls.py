@@ -79,7 +79,7 @@ def test_in_this_world_neither_the_images_class_nor_other_prototypes_make_labels
         for key, label in {"method": made.relabeled, IMAGE_LABEL: labels[IMAGE_LABEL], SWAPPED: labels[SWAPPED]}.items():
             found[key] += np.count_nonzero(truth & (label == target)), np.count_nonzero(truth | (label == target))
     iou = {key: both / either for key, (both, either) in found.items()}
-    assert iou["method"] > 0.6 and iou[IMAGE_LABEL] < iou["method"] - 0.1 and iou[SWAPPED] < iou["method"] - 0.3, iou
+    assert iou["method"] > 0.4 and iou[IMAGE_LABEL] < iou["method"] - 0.1 and iou[SWAPPED] < iou["method"] - 0.3, iou
 
 
 def test_controls_are_rows_only_where_they_are_asked_for_and_an_oracle_only_where_the_truth_is_known(small, tmp_path):

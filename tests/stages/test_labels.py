@@ -53,7 +53,7 @@ def test_filtering_frees_pixels_and_relabeling_fills_free_ones_only(enhancer, im
     assert np.array_equal(labels.relabeled[kept], labels.kept[kept])
     pixels = labels.audit["pixels"]
     assert pixels["free"] == pixel_share(~kept) and pixels["target"] == pixel_share(labels.relabeled == TARGET) > 0
-    assert labels.audit["lambda_keep"] == 0.5 and labels.reason == ""
+    assert labels.audit["lambda_keep"] == 0.3 and labels.reason == ""
 
 
 def test_the_draft_covers_whole_cells_of_the_image_and_nothing_beside_it(enhancer, image):

@@ -22,7 +22,7 @@ def test_registration_survives_its_file(fresh, small):
     run, names = fresh
     made = Registration.load(run.draw(0))
     assert made.weight.shape == made.prototypes.shape == (17, 128)
-    assert made.thresholds == {13: 0.5, 14: 0.5, 15: 0.5, 16: 0.5}
+    assert made.thresholds == {13: 0.3, 14: 0.3, 15: 0.3, 16: 0.3}
     assert np.allclose(np.linalg.norm(made.prototypes[13:], axis=1), 1, atol=1e-5)
     facts = json.loads(run.draw(0).support_json.read_text())
     assert set(facts["support"]) == set(names[13:])
