@@ -51,9 +51,9 @@ COMPANIONS = {name: CLASSES[i ^ 1] for i, name in enumerate(CLASSES)}
 """Class -> the class that is often beside it, in pairs: ball and donut, moon and heart, ..."""
 HABIT = 0.6
 """Share of the data set's scenes with several objects in which the second one is the first one's companion."""
-COMPANY = 0.5
+COMPANY = 0.75
 """Share of the grammar's prompts that ask for an object beside the first, and of the images that show one unasked."""
-FAITHFUL = 0.75
+FAITHFUL = 0.9
 """Share of that company which is the companion; the rest is of any other class."""
 SIZE = 64  # pixels of an image's side
 _OVERSAMPLE = 4
