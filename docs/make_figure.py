@@ -51,7 +51,7 @@ def main() -> None:
             axis.set_yticks([])
             if number == 0:
                 axis.set_title(title, fontsize=9)
-        line[0].set_xlabel(prompt, fontsize=7)
+        line[0].set_xlabel(prompt, fontsize=7, loc="left")
     figure.tight_layout()
     figure.savefig(Path(__file__).with_name("labels.png"), dpi=90)
 
