@@ -100,7 +100,10 @@ def test_a_region_of_the_target_that_resembles_a_rival_more_is_freed():
     assert [r.why for r in filter_regions(draft, features, prototypes, **settings).regions] == ["", ""]
     got = filter_regions(draft, features, prototypes, rivals=(4,), **settings)
     assert [r.why for r in got.regions] == ["", "rival"] and (got.kept[5:, 5:] == 255).all() and (got.kept[:3, :3] == TARGET).all()
-    assert [r.why for r in filter_regions(draft, features, prototypes, rivals=(4,), rival_margin=0.25, **settings).regions] == ["", ""]
+    assert [r.why for r in filter_regions(draft, features, prototypes, rivals=(4,), rival_margin=0.25, **settings).regions] == [
+        "",
+        "",
+    ]
     with pytest.raises(ValueError, match="not rival 6"):
         filter_regions(draft, features, prototypes, rivals=(6,), **settings)
 
