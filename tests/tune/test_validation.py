@@ -42,7 +42,7 @@ def test_a_study_goes_on_only_as_it_was_begun(tmp_path):
     with pytest.raises(UserError, match="add --resume"):
         open_sweep(sweep, study, config, resume=False)
     open_sweep(sweep, study_of(trials=500), config, resume=True)
-    with pytest.raises(UserError, match=r"labeling\.theta: 0\.6 -> 0\.7"):
+    with pytest.raises(UserError, match=r"labeling\.theta: 0\.4 -> 0\.7"):
         open_sweep(sweep, study, load(None, ["labeling.theta=0.7"]), resume=True)
     with pytest.raises(UserError, match=r"data\.draws: 1 -> 3"):
         open_sweep(sweep, study, load(None, ["data.draws=3"]), resume=True)
