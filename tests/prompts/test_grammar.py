@@ -156,7 +156,8 @@ def test_a_thing_of_an_unknown_name_is_of_the_kind_of_its_synonym():
 def test_the_class_name_prompt_of_each_world():
     assert plain_prompt("star", "embedded") == "a star"
     assert plain_prompt("arrow", "embedded") == "an arrow"
-    assert embedded.scene_of_prompt(plain_prompt("arrow", "embedded"), 0).things[0].name == "arrow"
+    for seed in range(20):  # other objects may stand behind it or before it
+        assert "arrow" in [thing.name for thing in embedded.scene_of_prompt(plain_prompt("arrow", "embedded"), seed).things]
 
 
 def test_a_class_outside_the_embedded_world_is_an_error_that_lists_the_classes():
