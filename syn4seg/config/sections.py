@@ -258,6 +258,9 @@ class LabelingConfig(Section):
     """Reject an image whose target class covers less than this share."""
     max_target: Share = 0.95
     """Reject an image whose target class covers more than this share."""
+    rounds: Annotated[int, Field(ge=1, le=5)] = 1
+    """Above 1: the labels of a round are drafted by the segmenter that the round before trained on its labels. Earlier rounds are
+    runs of their own, under rounds/ of the run. Not in sweeps."""
 
 
 class RefinementConfig(Section):
@@ -314,6 +317,8 @@ class EvaluationConfig(Section):
     """Which base mIoU the table shows: foreground classes (DIaM), or with the background (CAPL, POP)."""
     mean: Literal["base_novel", "all_classes"] = "base_novel"
     """Which mean the table shows: (base + novel) / 2 (DIaM), or over all classes, `total` (CAPL, POP)."""
+    rows: tuple[Literal["class_name_raw", "hdig_raw", "apf", "apr", "syn4seg"], ...] = ()
+    """Rows of the ablation that are trained and scored, beside `support_only`; empty: all."""
     controls: bool = False
     """Also train the controls: the image's class alone, another class's prototype and, where they are known, the true masks."""
     masks: Path | None = None

@@ -143,7 +143,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
         StageWork(
             "labeling",
             "image",
-            samples * draws,
+            samples * draws * config.labeling.rounds,
             net.flops,
             what=seen | {"classes": 1 + facts.base + facts.novel},
             tensor_share=TF32,
@@ -153,7 +153,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
         StageWork(
             "refinement",
             "image",
-            samples * draws,
+            samples * draws * config.labeling.rounds,
             sam.encode_flops + COMPONENTS * sam.box_flops,
             what={"model": config.refinement.model, "size": make.size, "images_per_pass": config.refinement.images_per_pass},
             extra=SABR_SECONDS * pixels,
@@ -200,7 +200,7 @@ def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
         StageWork(
             "novel",
             "step",
-            novel.steps * rows * draws,
+            novel.steps * (rows + config.labeling.rounds - 1) * draws,  # an earlier round trains one row
             3.0 * step * pixel_flops,
             what=head | {"images": step},
             moved=20 * step * logits,

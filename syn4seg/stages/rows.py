@@ -35,6 +35,8 @@ def rows_of(config: Config) -> list[str]:
     from syn4seg.stages.truth import is_truth_known
 
     without = set() if config.evaluation.controls else set(CONTROLS)
+    if chosen := config.evaluation.rows:
+        without |= {row for row, name in RESULT_NAMES.items() if name not in ("support_only", *chosen) and row not in CONTROLS}
     if not (config.synthesis.source == "generate" and config.synthesis.class_name_bank):
         without.add("class_name_raw")
     if "oracle" not in without and not is_truth_known(config):

@@ -43,7 +43,7 @@ REDRAWING = ("band_width", "min_agreement")
 """Keys of `refinement` that SAM's masks do not depend on."""
 SYNTHETIC = ("synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""
-FIGURES = ("queries", "background_in_base", "mean", "baselines", "controls", "masks")
+FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "masks")
 """Keys of `evaluation` that choose the queries, which come in by their content, or the figures that a table shows."""
 DRAWN = ("draws", "first_draw", "val_images", "root")
 """Keys of `data` that change no support draw; the root comes in by its digest."""

@@ -42,7 +42,7 @@ CHANGES = {
     "evaluation.queries=5": {"real", "classifier"},  # one draw: five images are another batch of the network than six
     **{key: set() for key in ("evaluation.background_in_base=true", "evaluation.mean=all_classes")},
     "evaluation.baselines=[bcm]": set(),
-    **{key: set() for key in ("evaluation.controls=true", "evaluation.masks=/nowhere")},
+    **{key: set() for key in ("evaluation.rows=[apr]", "evaluation.controls=true", "evaluation.masks=/nowhere")},
 }
 """A changed key -> the kinds of entries that are made anew; all others are found."""
 NOT_HERE = {
@@ -53,6 +53,7 @@ NOT_HERE = {
     "data.support_from": "draws from the val list, which has too few images here",
     "data.first_draw": "other draws, so no entry of a draw is shared",
     "refinement.model": "needs other weights",
+    "labeling.rounds": "a trial labels once",
 }
 """Keys that this test cannot change, and why; sections of prompts, images and base stage change the run itself."""
 
