@@ -214,6 +214,9 @@ class BaseConfig(Section):
     """Factor on background pixels in the loss at the start, rising to 1; helps networks that start from nothing."""
     scale: tuple[float, float] = (0.75, 1.33)
     """Range of the random scale (0.5 to 2 in the field's recipe)."""
+    scale_of: Literal["crop", "native"] = "crop"
+    """What the random scale multiplies. `crop`: the image's long side is brought to the crop first, and scales are even in their
+    logarithm. `native`: the image's own size, scales even in themselves (BAM, DIaM, BCM): nearer views of large photos."""
     blur: Share = 0.0
     """Chance of a Gaussian blur (0.5 in the field's recipe)."""
     crop: Count | None = None

@@ -44,8 +44,10 @@ class Augmentation:
     """What may happen to a base training image.
 
     Attributes:
-        crop: side of the square training crop in pixels; the image's long side is brought to it first, then scaled.
+        crop: side of the square training crop in pixels.
         scale: range of the random scale.
+        native: scales multiply the image's own size and are uniform (BAM, DIaM, BCM); otherwise the image's long side is brought to
+            the crop first, and scales are uniform in their logarithm.
         rotate: largest rotation in degrees, applied half of the time.
         blur: chance of a 5x5 Gaussian blur.
         flip: chance of a mirror image.
@@ -53,6 +55,7 @@ class Augmentation:
 
     crop: int
     scale: tuple[float, float] = (0.5, 2.0)
+    native: bool = False
     rotate: float = 10.0
     blur: float = 0.5
     flip: float = 0.5
@@ -88,7 +91,10 @@ def augment(
     Scale, rotation, mirror and crop are a single warp (bilinear for the image, nearest for the label).
     """
     size, (rows, columns) = augmentation.crop, label.shape
-    scale = math.exp(rng.uniform(math.log(augmentation.scale[0]), math.log(augmentation.scale[1]))) * size / max(rows, columns)
+    if augmentation.native:
+        scale = rng.uniform(*augmentation.scale)
+    else:
+        scale = math.exp(rng.uniform(*map(math.log, augmentation.scale))) * size / max(rows, columns)
     angle = math.radians(rng.uniform(-augmentation.rotate, augmentation.rotate)) if rng.random() < 0.5 else 0.0
     mirror = -1.0 if rng.random() < augmentation.flip else 1.0
     turn = scale * np.array([[math.cos(angle) * mirror, -math.sin(angle)], [math.sin(angle) * mirror, math.cos(angle)]])
