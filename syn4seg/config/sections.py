@@ -261,7 +261,7 @@ class LabelingConfig(Section):
     """Reject an image whose target class covers less than this share."""
     max_target: Share = 0.95
     """Reject an image whose target class covers more than this share."""
-    rounds: Annotated[int, Field(ge=1, le=5)] = 1
+    rounds: Count = 1
     """Above 1: the labels of a round are drafted by the segmenter that the round before trained on its labels. Earlier rounds are
     runs of their own, under rounds/ of the run. Not in sweeps."""
 
