@@ -36,6 +36,9 @@ from syn4seg.store.files import exists
 from syn4seg.store.readback import Inputs, read_checked
 from syn4seg.store.rundir import RunDir
 
+TRAINING_BARS = ("novel stage", "joint stage", "queries")
+"""Titles of the bars of training and scoring."""
+
 Matrices = dict[int, dict[str, np.ndarray]]
 """Confusion matrices by draw and row."""
 
@@ -134,7 +137,7 @@ class Pipeline:
         self._register()
         draws = draws_of(self.config)
         board = start_here(trainer.LabelBoard) if on_workers(self.config) else None
-        with self._timed("labels and novel"), self.display.bars("labels", "novel stage", "queries") as (bar, *bars):
+        with self._timed("labels and novel"), self.display.bars("labels", *TRAINING_BARS) as (bar, *bars):
 
             def label(draw: int, go_on: Callable[[], None]) -> None:
                 def progress(done: int, total: int, reasons: Counter) -> None:
@@ -215,7 +218,7 @@ class Pipeline:
                     f"{self.run.root}: {missing} of {len(planned)} samples of draw {draw} have no label yet; run "
                     "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
                 )
-        with self._timed("novel"), self.display.bars("novel stage", "queries") as bars:
+        with self._timed("novel"), self.display.bars(*TRAINING_BARS) as bars:
             return self._train(bars, evaluate, trainer.always_labeled)
 
     def _train(self, bars: Sequence[Callable[..., None]], evaluate: bool, is_labeled: trainer.IsLabeled) -> Matrices:

@@ -280,7 +280,15 @@ class RefinementConfig(Section):
     """Images in one pass of SAM's encoder, always exactly that many (the last pass is padded), because rounding depends on it."""
 
 
+JointRow = Literal["support_only", "class_name_raw", "hdig_raw", "apf", "apr", "syn4seg", "control_image_label", "oracle"]
+
+
 class NovelConfig(Section):
+    trains: Literal["classifier", "decoder", "all"] = "classifier"
+    """What learns base and novel classes together: `classifier`, one layer on frozen features; then also, for `rows`, everything
+    behind the backbone (`decoder`) or the whole network (`all`), on images, see `joint`."""
+    rows: tuple[JointRow, ...] = ("syn4seg",)
+    """Rows whose network is trained by the joint stage, if `trains` is not `classifier`; each becomes a row of its own."""
     steps: Count = 300
     """Optimiser steps of the novel stage."""
     label_stride: Count = 1
@@ -309,6 +317,43 @@ class NovelConfig(Section):
     """Share of the steps over which the synthetic samples are admitted, in the order of the plan: step s of S draws from the
     first ceil(N (s + 1) / (ramp S)) of N. Above 0 the stage starts on the first labels and overlaps synthesis; 0 admits all
     from the first step. The same result whenever the labels arrive."""
+
+
+class JointConfig(Section):
+    steps: Count = 300
+    """Optimiser steps (AdamW) of the joint stage."""
+    lr: Annotated[float, Field(gt=0)] = 0.0005
+    """Learning rate of the backbone; polynomial decay of power 0.9."""
+    decoder_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on it for what lies between backbone and classifier."""
+    classifier_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on it for the classifier."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    support_batch: Whole = 4
+    """Support images per step."""
+    synthetic_batch: Whole = 8
+    """Accepted synthetic images per step."""
+    base_batch: Whole = 8
+    """Base training images per step, of all of them; 0: no base data."""
+    norms: Literal["frozen", "batch"] = "frozen"
+    """Batch norms keep their statistics, or take those of each batch (of all workers)."""
+    average: Share = 0.98
+    """Decay of the exponential average of the weights, which is the result; 0: the last weights."""
+    scale: tuple[float, float] = (0.75, 1.33)
+    """Range of the random scale."""
+    scale_of: Literal["crop", "native"] = "crop"
+    """What it multiplies, as `base.scale_of`."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Largest rotation in degrees, of half of the views."""
+    blur: Share = 0.0
+    """Chance of a Gaussian blur."""
+    colour: Share = 0.0
+    """Brightness, contrast and saturation change by a factor of up to 1 + this."""
+    crop: Count | None = None
+    """Side of the random crop in pixels; the canvas's own size when empty."""
 
 
 class EvaluationConfig(Section):

@@ -17,6 +17,7 @@ from syn4seg.config.sections import (
     BaseConfig,
     DataConfig,
     EvaluationConfig,
+    JointConfig,
     LabelingConfig,
     NovelConfig,
     PromptsConfig,
@@ -54,6 +55,7 @@ class Config(Section):
     labeling: LabelingConfig = LabelingConfig()
     refinement: RefinementConfig = RefinementConfig()
     novel: NovelConfig = NovelConfig()
+    joint: JointConfig = JointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     placement: PlacementConfig = PlacementConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -41,7 +41,7 @@ MODEL = ("model",)
 """The key of `refinement` that comes in as the digest of SAM's weights."""
 REDRAWING = ("band_width", "min_agreement")
 """Keys of `refinement` that SAM's masks do not depend on."""
-SYNTHETIC = ("synthetic_weight", "confidence_weight", "replay_images")
+SYNTHETIC = ("trains", "rows", "synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""
 FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "masks")
 """Keys of `evaluation` that choose the queries, which come in by their content, or the figures that a table shows."""
