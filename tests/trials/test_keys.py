@@ -29,6 +29,7 @@ CHANGES = {
     **dict.fromkeys(("novel.replay_batch=2", "novel.background_weight=0.5", "novel.distillation=0.5"), ROUND_0),
     **dict.fromkeys(("novel.ramp=0.5", "novel.merge_synthetic=true", "novel.label_stride=2"), ROUND_0),
     "novel.replay_images=5": ROUND_0,
+    **{key: set() for key in ("novel.trains=all", "novel.rows=[oracle]")},
     **{key: {"classifier"} for key in ("novel.synthetic_weight=0.5", "novel.confidence_weight=0.5")},
     "data.shots=2": {"support", "real", *ROUND_0},
     "data.min_support_area=0.021": {"support"},
