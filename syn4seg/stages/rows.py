@@ -1,4 +1,4 @@
-"""The rows of the ablation table (method.md 5.4): which prompt bank and which label column each one trains on."""
+"""The rows of the ablation table (method.md 5.5): which prompt bank and which label column each one trains on."""
 
 from __future__ import annotations
 
