@@ -175,14 +175,15 @@ def network_class(config: dict[str, Any]) -> Any:
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
-    model_type, given = config.get("model_type"), (config.get("architectures") or ["none"])[0]
+    model_type, given = config.get("model_type"), config.get("architectures")
+    given = str(given[0]) if isinstance(given, list) and given else "none"
     known = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
     kind: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING.get(known, None) if known else None
     if kind is None or given != kind.__name__:
         names = sorted(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[key].__name__ for key in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
-        why = "; it predicts masks and their classes" if any(w in str(given) for w in ("MaskFormer", "Mask2Former", "OneFormer")) else ""
+        why = "; it predicts masks and their classes" if any(w in given for w in ("MaskFormer", "Mask2Former", "OneFormer", "Eomt")) else ""
         raise UserError(
-            f"its architecture is {str(given)[:80]!r}, which has no linear classifier of pixels{why}; expected one of {', '.join(names)}"
+            f"its architecture is {given[:80]!r}, which has no linear classifier of pixels{why}; expected one of {', '.join(names)}"
         )
     return kind
 

@@ -240,8 +240,9 @@ def _load_transformers(described: Described, files: list[Path]) -> nn.Module:
 
     folder, shape = described.folder, described.shape
     kind, config = networks.network_class(shape.config), networks.transformers_config(shape.config)
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # its report of missing tensors is judged here
+    logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     try:
         net, report = kind.from_pretrained(folder, config=config, trust_remote_code=False, output_loading_info=True, **options)
@@ -249,6 +250,8 @@ def _load_transformers(described: Described, files: list[Path]) -> nn.Module:
         raise UserError(f"{shape.title} cannot be loaded ({reason(error)}); is the folder whole? Download it again") from error
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
     lost = sorted(str(k) for key in ("missing_keys", "mismatched_keys") for k in report[key])
     lost = [name for name in lost if not name.lstrip("('").startswith(networks.AUXILIARY)]
     if lost:
