@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 LABELS = ("background", "cat", "dog", "cow", "bus")
-VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 WIDTHS: dict[str, Any] = {"depths": [1] * 4, "hidden_sizes": [8, 8, 16, 16]}
 RELATIVE = {"out_indices": [1, 2, 3, 4], "use_relative_position_bias": True, "pool_scales": [1, 2], "auxiliary_channels": 8}

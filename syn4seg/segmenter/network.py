@@ -1,7 +1,8 @@
 """The segmenter: backbone, pyramid pooling, 3x3 bottleneck, and a classifier that is a pair of tensors.
 
-The field's GFSS network (method.md 5.1), or a network of another library cut before its classifier (`semantic_networks`). Because everything before the classifier is frozen after the base
-stage, features are computed once and many classifiers are tried on them: `Classifier` lives apart from the module.
+The field's GFSS network (method.md 5.1), or a network of another library cut before its classifier (`semantic_networks`).
+Because everything before the classifier is frozen after the base stage, features are computed once and many classifiers are
+tried on them: `Classifier` lives apart from the module.
 """
 
 from __future__ import annotations
@@ -266,7 +267,9 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
             f"{str(path)!r} is no segmenter checkpoint ({' '.join(str(error).split())[:200]}); take a complete file"
         ) from None
     net = Segmenter(
-        rebuild(shape.backbone, shape.channels) if isinstance(shape.backbone, SemanticShape) else load_backbone(shape.backbone),
+        load_backbone(shape.backbone)
+        if isinstance(shape.backbone, str)
+        else rebuild(shape.backbone, shape.channels, sum(t.numel() for t in state.values())),
         shape.classes,
         shape.channels,
         shape.ppm_bins,

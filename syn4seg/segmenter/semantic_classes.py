@@ -67,12 +67,12 @@ def base_rows(names: Sequence[str] | None, labels: int, base: Sequence[str], giv
     for name in base:
         if name not in rows:
             raise UserError(
-                f"the network does not know the base class {name!r}; {_has(names, labels, name)}. Say what it is called there, or its "
-                f"row: base.names={{{name}: ...}}; or take another network, or base.checkpoint=train"
+                f"the network does not know the base class {name!r}; {_has(names, labels, name)}. Say what it is called there, or "
+                f"its row: base.names={{{name}: ...}}; or take another network, or base.checkpoint=train"
             )
     if len(rows) == labels:
         raise UserError(
-            f"all {labels} labels of the network are base classes, so none is left for the background; take a network that knows more"
+            f"all {labels} labels of the network are base classes, so none is left for the background; take another network"
         )
     return [rows[name] for name in base]
 

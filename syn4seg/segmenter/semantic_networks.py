@@ -76,7 +76,7 @@ class SemanticShape(BaseModel):
 
 
 class _Tap(nn.Module):
-    """Takes a classifier's place: keeps its input, one per thread, and hands on a single channel of it, which costs next to nothing."""
+    """Takes a classifier's place: keeps its input, one per thread, and hands on a single channel of it, which costs little."""
 
     kernel_size = stride = dilation = (1, 1)  # some networks ask their convolutions
 
@@ -113,8 +113,8 @@ def run_network(net: nn.Module, x: Tensor) -> Tensor:
     own = getattr(getattr(net, "config", None), "image_size", None)
     if "interpolate_pos_encoding" in inspect.signature(net.forward).parameters and own not in (None, x.shape[2]):
         options["interpolate_pos_encoding"] = True
-    out = net(x, **options)
-    return out["out"] if isinstance(out, dict) and "out" in out else out.logits
+    out: Any = net(x, **options)
+    return out["out"] if "out" in out else out["logits"]
 
 
 def build_network(shape: SemanticShape) -> nn.Module:
@@ -128,7 +128,7 @@ def build_network(shape: SemanticShape) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # a configuration from a file may fail anywhere in the library
-        raise UserError(f"{shape.title} cannot be built ({reason(error)}); is its config.json whole, and of this network?") from error
+        raise UserError(f"{shape.title} cannot be built ({reason(error)}); is its config.json whole?") from error
     for name in AUXILIARY:
         if getattr(net, name, None) is not None:
             setattr(net, name, None)
@@ -180,8 +180,10 @@ def network_class(config: dict[str, Any]) -> Any:
     known = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
     kind: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING.get(known, None) if known else None
     if kind is None or given != kind.__name__:
-        names = sorted(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[key].__name__ for key in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
-        why = "; it predicts masks and their classes" if any(w in given for w in ("MaskFormer", "Mask2Former", "OneFormer", "Eomt")) else ""
+        kinds: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+        names = sorted(kinds[key].__name__ for key in kinds)
+        of_masks = any(word in given for word in ("MaskFormer", "Mask2Former", "OneFormer", "Eomt"))
+        why = "; it predicts masks and their classes" if of_masks else ""
         raise UserError(
             f"its architecture is {given[:80]!r}, which has no linear classifier of pixels{why}; expected one of {', '.join(names)}"
         )
@@ -287,13 +289,18 @@ def skeleton(shape: SemanticShape, size: int) -> tuple[SemanticShape, Backbone]:
     return shape, Backbone(features, channels, shape.stride, shape.mean, shape.std)
 
 
-def rebuild(shape: SemanticShape, channels: int) -> Backbone:
+def rebuild(shape: SemanticShape, channels: int, limit: int) -> Backbone:
     """Return the features of a description from a checkpoint's header, with random weights.
 
+    Args:
+        channels: that the classifier sees.
+        limit: numbers that the checkpoint holds; a larger network is refused before it takes memory.
+
     Raises:
-        UserError: the description is not of a network that is known here, or not one of `channels` features.
+        UserError: the description is not of a network that is known here, or not of the checkpoint's.
     """
-    net = build_network(shape)
+    with torch.device("meta"):
+        net = build_network(shape)
     width = 0
     for name in shape.classifiers:
         layer = None
@@ -304,7 +311,9 @@ def rebuild(shape: SemanticShape, channels: int) -> Backbone:
         width += layer.in_channels
     if width != channels:
         raise UserError(f"{shape.title} has {width} features; expected {channels}")
-    return Backbone(SemanticFeatures(net, shape).eval(), channels, shape.stride, shape.mean, shape.std)
+    if sum(t.numel() for t in SemanticFeatures(net, shape).state_dict().values()) > limit:
+        raise UserError(f"{shape.title} has more weights than the checkpoint holds")
+    return Backbone(SemanticFeatures(build_network(shape), shape).eval(), channels, shape.stride, shape.mean, shape.std)
 
 
 def is_finite_as_half(tensors: dict[str, Tensor]) -> str | None:

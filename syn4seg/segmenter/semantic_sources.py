@@ -91,16 +91,10 @@ def describe(checkpoint: str, *, weights: bool = False) -> Described:
         plain = json.loads(json.dumps(parsed.to_dict()))
         names = tuple(str(parsed.id2label[i]) for i in range(parsed.num_labels))
     except Exception as error:  # transformers checks configurations by raising whatever comes
-        raise UserError(f"config.json is no configuration of {kind.__name__} ({reason(error)}); download the folder again") from error
+        raise UserError(f"config.json is no configuration of {kind.__name__} ({reason(error)}); download it again") from error
     mean, std, blue_first = _normalisation(folder, type(parsed))
     shape = SemanticShape(
-        library="transformers",
-        kind=kind.__name__,
-        config=plain,
-        labels=len(names),
-        mean=mean,
-        std=std,
-        blue_first=blue_first,
+        library="transformers", kind=kind.__name__, config=plain, labels=len(names), mean=mean, std=std, blue_first=blue_first
     )
     return Described(shape, names, folder=folder)
 
@@ -145,8 +139,8 @@ def weight_files(described: Described) -> list[Path]:
         files = [folder / name for name in names]
     else:
         raise UserError(
-            f"no {SINGLE} in {folder}; other formats (pytorch_model.bin) are pickles, which can run code, and are refused: save the "
-            "network again with save_pretrained(FOLDER)"
+            f"no {SINGLE} in {folder}; other formats (pytorch_model.bin) are pickles, which can run code, and are refused: save "
+            "the network again with save_pretrained(FOLDER)"
         )
     for file in files:
         if not file.is_file():
@@ -186,8 +180,8 @@ def _folder(checkpoint: str, *patterns: str) -> Path:
         return Path(snapshot_download(checkpoint, allow_patterns=list(patterns)))
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise UserError(
-            f"no such folder, and it cannot be fetched from the hub ({reason(error)}); check name and network, or fetch it elsewhere "
-            f"with `hf download {checkpoint} --local-dir FOLDER` and set base.checkpoint=FOLDER"
+            f"no such folder, and it cannot be fetched from the hub ({reason(error)}); check name and network, or fetch it "
+            f"elsewhere with `hf download {checkpoint} --local-dir FOLDER` and set base.checkpoint=FOLDER"
         ) from error
 
 
@@ -199,7 +193,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("it is no object")
     except FileNotFoundError:
-        raise UserError(f"{path.name} is missing from {path.parent}; expected a folder as transformers' save_pretrained writes it") from None
+        raise UserError(f"{path.name} is missing from {path.parent}; expected a folder of `save_pretrained`") from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path.name} cannot be read ({reason(error)}); download it again") from None
     return content

@@ -152,8 +152,8 @@ def check_checkpoint(config: Config, fold: Fold) -> None:
         return
     if config.base.names:
         raise UserError(
-            f"base.names: only a network of transformers or torchvision has names to match; base.checkpoint={config.base.checkpoint} "
-            "is a file, so leave base.names empty"
+            f"base.names: only a network of transformers or torchvision has names to match; "
+            f"base.checkpoint={config.base.checkpoint} is a file, so leave base.names empty"
         )
     path = Path(config.base.checkpoint)
     key = f"base.checkpoint={path}"
@@ -218,8 +218,8 @@ def _check_network(config: Config, fold: Fold, key: str, network: dict[str, Any]
     settings = config.segmenter
     if isinstance(network.get("backbone"), dict):
         raise UserError(
-            f"{key}: the checkpoint is a run's copy of a network of {network['backbone'].get('library')}; set base.checkpoint to that "
-            "network itself, and take the finished stage over with --reuse RUN"
+            f"{key}: the checkpoint is a run's copy of a network of {network['backbone'].get('library')}; set base.checkpoint to "
+            "that network itself, and take the finished stage over with --reuse RUN"
         )
     expected = {
         "backbone": settings.backbone,

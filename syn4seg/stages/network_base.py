@@ -1,4 +1,4 @@
-"""A base checkpoint from a network of transformers or torchvision: its labels matched with the base classes, its classifier taken over."""
+"""A base checkpoint from a network of transformers or torchvision: labels matched with base classes, classifier rows taken over."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def check_network(config: Config, fold: Fold) -> None:
     """
     if config.segmenter.weights is not None:
         raise UserError(
-            f"segmenter.weights={config.segmenter.weights}: base.checkpoint={config.base.checkpoint} is a whole network with its own "
-            "weights; leave segmenter.weights empty"
+            f"segmenter.weights={config.segmenter.weights}: base.checkpoint={config.base.checkpoint} is a whole network with its "
+            "own weights; leave segmenter.weights empty"
         )
     _load(config, fold)
 
@@ -44,8 +44,8 @@ def network_warnings(config: Config, fold: Fold) -> list[str]:
     if not known:
         return []
     return [
-        f"base.checkpoint={config.base.checkpoint} has learned {', '.join(known)} with masks: novel classes of this fold are not new to "
-        "it, and their scores say nothing about few shots"
+        f"base.checkpoint={config.base.checkpoint} has learned {', '.join(known)} with masks: novel classes of this fold are not "
+        "new to it, and their scores say nothing about few shots"
     ]
 
 
@@ -68,8 +68,8 @@ def import_network(config: Config, dataset: Dataset, fold: Fold) -> tuple[Segmen
     notes = [f"rows of the base classes, in their order: {rows} of {network.shape.labels}"]
     if agreed is not None:
         notes.append(
-            f"the background row stands for {network.shape.labels - len(rows)} other labels, fitted on base training images without "
-            f"their masks: {agreed:.1%} of the cells that were held out keep their class"
+            f"the background row stands for {network.shape.labels - len(rows)} other labels, fitted on base training images "
+            f"without their masks: {agreed:.1%} of the cells that were held out keep their class"
         )
     known = _known_novel(config, fold, _describe(config, fold))
     return segmenter, network.shape, {"sha256": network.sha256, "notes": notes, "knows_novel": known}

@@ -15,7 +15,12 @@ ADE = ("wall", "door, double door", "door", "screen; monitor", "bed ", "screen")
 def test_names_match_without_case_spaces_and_punctuation_and_by_synonym_where_no_label_is_meant():
     wanted = ["Potted-Plant", "dining table", "cat"]
     assert match_rows(VOC, 5, wanted, {}) == {"Potted-Plant": 3, "dining table": 2}
-    assert match_rows(ADE, 6, ["door", "monitor", "bed", "double door"], {}) == {"door": 2, "monitor": 3, "bed": 4, "double door": 1}
+    assert match_rows(ADE, 6, ["door", "monitor", "bed", "double door"], {}) == {
+        "door": 2,
+        "monitor": 3,
+        "bed": 4,
+        "double door": 1,
+    }
     assert base_rows(VOC, 5, ["tv", "cat"], {"tv": "tvmonitor", "cat": 1}) == [4, 1]
     assert base_rows(None, 3, ["a", "b"], {"a": 2, "b": 0}) == [2, 0]
 
