@@ -198,5 +198,5 @@ def test_a_hostile_header_is_refused(tmp_path, change):
     given = shape | {key: shape[key] | value if key == "config" else value for key, value in change.items()}
     header = {"backbone": given, "classes": 5, "channels": 16, "ppm_bins": [], "cosine": False}
     save_file(load_file(path), path, {"network": json.dumps(header)})
-    with pytest.raises(UserError, match="segmenter checkpoint|of transformers|os.system|config.json"):
+    with pytest.raises(UserError, match=r"segmenter checkpoint|of transformers|os.system|config.json"):
         load_segmenter(path)
