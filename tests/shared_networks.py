@@ -45,7 +45,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def transformers_network(family: str, labels: tuple[str, ...] = LABELS) -> Any:
-    """Return a network of a family in eval mode, whose batch norms have statistics unlike fresh ones."""
+    """Return a network of a family in eval mode, whose batch norms have statistics of images."""
     import transformers
 
     kind, options = FAMILIES[family]
@@ -57,7 +57,7 @@ def transformers_network(family: str, labels: tuple[str, ...] = LABELS) -> Any:
     names = dict(enumerate(labels))
     config = getattr(transformers, f"{kind}Config")(**options, id2label=names, label2id={v: k for k, v in names.items()})
     torch.manual_seed(0)
-    return _shaken(getattr(transformers, f"{kind}ForSemanticSegmentation")(config))
+    return _awake(getattr(transformers, f"{kind}ForSemanticSegmentation")(config).eval(), 32 if "patch_size" in options else 64)
 
 
 def saved_network(folder: Path, family: str = "segformer", labels: tuple[str, ...] = LABELS) -> Any:
@@ -73,14 +73,20 @@ def torchvision_network(file: Path, name: str, classes: int = 5) -> nn.Module:
 
     torch.manual_seed(0)
     auxiliary = {} if name.startswith("lraspp") else {"aux_loss": True}
-    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **auxiliary).eval()
+    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **auxiliary)
+    _awake(net.eval(), 64)
     torch.save(net.state_dict(), file)
     return net
 
 
-def _shaken(net: nn.Module) -> nn.Module:
+def _awake(net: nn.Module, size: int) -> nn.Module:
+    """Give every batch norm the statistics of random images, so that the logits depend on the image; return it in eval mode."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 2)
+            layer.train()
+            layer.momentum = 1.0
+            layer.weight.data.uniform_(0.5, 1.5)
+            layer.bias.data.normal_(0, 0.1)
+    with torch.no_grad():
+        net(torch.randn(4, 3, size, size))
     return net.eval()

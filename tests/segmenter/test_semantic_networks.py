@@ -50,11 +50,13 @@ def test_logits_on_the_librarys_grid_are_the_librarys_and_survive_saving(tmp_pat
         bgr = prepared.flip(1) if family.startswith("mobilevit") else prepared
         expected = run_network(own, bgr)
         mine = upsample(net(prepared), (expected.shape[2], expected.shape[3]), net.align_corners)
-        assert expected.std() > 1e-5 and (mine - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+        away, moved = (mine - expected).abs().max(), (expected[0] - expected[1]).abs().max()
+        assert away <= 1e-5 * max(1, expected.abs().max()) and away < 0.01 * moved  # what the image changes is compared
     save_segmenter(net, tmp_path / "base.safetensors", backbone=network.shape, facts={"a": 1})
     again, facts = load_segmenter(tmp_path / "base.safetensors")
-    away = (again(prepared) - net(prepared)).abs().max() / net(prepared).abs().max()
-    assert facts == {"a": 1} and away < 0.01 and torch.equal(again.mean, net.mean)
+    net.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in net.state_dict().items()})
+    assert facts == {"a": 1} and torch.equal(again.mean, net.mean)
+    assert torch.allclose(again(prepared), net(prepared), rtol=1e-4, atol=1e-5)
     planned = network_size(checkpoint, len(network.weight), size)
     assert planned.features == net.features(prepared).shape[1:]
     assert planned.part.parameters == sum(p.numel() for p in net.parameters())
@@ -175,19 +177,20 @@ def test_a_network_whose_logits_are_not_its_last_convolutions_is_refused(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"kind": "os.system"},
-        {"config": {"hidden_sizes": [8, 8, 16, 2**16]}},
-        {"library": "timm"},
-        {"classifiers": ["decode_head"]},
-        {"classifiers": []},
-        {"labels": 6},
-        {"config": {"model_type": "segformer", "auto_map": {"a": "b"}}},
-        {"mean": [0, 0]},
+        ({"kind": "os.system"}, "os.system of transformers"),
+        ({"library": "timm"}, "is no segmenter checkpoint"),
+        ({"classifiers": ["decode_head"]}, "has no convolution 'decode_head'"),
+        ({"classifiers": []}, "has 0 features; expected 16"),
+        ({"labels": 6}, "its configuration is of .* with 5 labels"),
+        ({"config": {"hidden_sizes": [8, 8, 16, 2**12]}}, "has more weights than the checkpoint holds"),
+        ({"config": {"auto_map": {"a": "b"}}}, "names code of its own"),
+        ({"config": {"architectures": ["OneFormerForUniversalSegmentation"]}}, "predicts masks"),
+        ({"mean": [0, 0]}, "is no segmenter checkpoint"),
     ],
 )
-def test_a_hostile_header_is_refused(tmp_path, change):
+def test_a_hostile_header_is_refused(tmp_path, change, message):
     from safetensors.torch import load_file, save_file
 
     saved_network(tmp_path / "net")
@@ -198,5 +201,5 @@ def test_a_hostile_header_is_refused(tmp_path, change):
     given = shape | {key: shape[key] | value if key == "config" else value for key, value in change.items()}
     header = {"backbone": given, "classes": 5, "channels": 16, "ppm_bins": [], "cosine": False}
     save_file(load_file(path), path, {"network": json.dumps(header)})
-    with pytest.raises(UserError, match=r"segmenter checkpoint|of transformers|os.system|config.json"):
+    with pytest.raises(UserError, match=message):
         load_segmenter(path)
