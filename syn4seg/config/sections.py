@@ -228,14 +228,6 @@ class BaseConfig(Section):
     crop: Count | None = None
     """Side of the random crop in pixels; the canvas's own size when empty."""
 
-    @model_validator(mode="after")
-    def _names_have_a_network(self) -> BaseConfig:
-        if self.names and self.checkpoint in ("shipped", "train"):
-            raise ValueError(
-                f"base.names says what a network calls the base classes, but base.checkpoint is {self.checkpoint!r}; leave it empty"
-            )
-        return self
-
     @property
     def is_network(self) -> bool:
         """Whether `checkpoint` names a network of transformers or torchvision, not a file of weights with a base classifier."""

@@ -150,11 +150,6 @@ def check_checkpoint(config: Config, fold: Fold) -> None:
     if config.base.is_network:
         check_network(config, fold)
         return
-    if config.base.names:
-        raise UserError(
-            f"base.names: only a network of transformers or torchvision has names to match; "
-            f"base.checkpoint={config.base.checkpoint} is a file, so leave base.names empty"
-        )
     path = Path(config.base.checkpoint)
     key = f"base.checkpoint={path}"
     if not path.is_file():

@@ -56,6 +56,11 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
             f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
             "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder"
         )
+    if config.base.names and not config.base.is_network:
+        raise UserError(
+            f"base.names says what a network calls the base classes, but base.checkpoint={config.base.checkpoint} is no network of "
+            "transformers or torchvision; leave it empty"
+        )
     if config.base.checkpoint == "shipped" and not setup.shipped_base(config.data.fold).is_file():
         raise UserError(
             f"base.checkpoint=shipped: no checkpoint for fold {config.data.fold} is packaged; set base.checkpoint=train"
