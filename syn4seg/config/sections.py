@@ -19,6 +19,10 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 
 
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin")
+"""Of files; other names of a base checkpoint may be folders or hub ids."""
+
+
 class Section(BaseModel):
     """A frozen part of the tree; unknown keys are errors."""
 
@@ -193,7 +197,12 @@ class SegmenterConfig(Section):
 class BaseConfig(Section):
     checkpoint: str = "shipped"
     """`shipped`: the packaged checkpoint of the embedded world's fold. `train`: train in this run. Or a file: ours, or a public
-    base checkpoint of DIaM/BAM, BCM or POP, which is imported."""
+    base checkpoint of DIaM/BAM, BCM or POP, which is imported. Or a semantic segmentation network that somebody has trained: a
+    folder or hub id of transformers (SegFormer, UPerNet, DPT, BEiT, ...), `torchvision:NAME` with torchvision's own weights, or
+    `torchvision:NAME:FILE`; what else describes the network in `segmenter` does not count then."""
+    names: dict[str, str | Annotated[int, Field(ge=0)]] = {}
+    """What such a network calls the base classes where their names differ: `{motorbike: motorcycle}`, or the number of a row where
+    its labels have no names: `{motorbike: 14}`. Case, spaces and punctuation do not count."""
     images: Literal["all", "with_base", "without_novel"] = "all"
     """Base training images: all of the train list (BAM, DIaM), those with a base class (POP), or without a novel one (CAPL)."""
     epochs: Count = 5
@@ -221,6 +230,14 @@ class BaseConfig(Section):
     """Chance of a Gaussian blur (0.5 in the field's recipe)."""
     crop: Count | None = None
     """Side of the random crop in pixels; the canvas's own size when empty."""
+
+    @property
+    def is_network(self) -> bool:
+        """Whether `checkpoint` names a network of transformers or torchvision, not a file of weights with a base classifier."""
+        if self.checkpoint in ("shipped", "train"):
+            return False
+        path = Path(self.checkpoint)
+        return self.checkpoint.startswith("torchvision:") or not (path.is_file() or path.suffix in CHECKPOINT_SUFFIXES)
 
 
 class SupportQuantile(Section):

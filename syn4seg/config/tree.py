@@ -71,6 +71,11 @@ class Config(Section):
             raise ValueError(f"data.fold={self.data.fold}: the folds of the embedded world have numbers; set data.fold=0 to 3")
         return self
 
+    @property
+    def network(self) -> str:
+        """What the segmenter is built on, for records: the network that `base.checkpoint` names, else `segmenter.backbone`."""
+        return ":".join(self.base.checkpoint.split(":")[:2]) if self.base.is_network else self.segmenter.backbone
+
     def deviations(self) -> list[str]:
         """Return a line for each key in which this configuration deviates from its `protocol`."""
         return deviations(self.protocol, self.data.source, self.science(), self.data.draws)

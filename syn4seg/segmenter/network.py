@@ -1,7 +1,8 @@
 """The segmenter: backbone, pyramid pooling, 3x3 bottleneck, and a classifier that is a pair of tensors.
 
-The field's GFSS network (method.md 5.1). Because everything before the classifier is frozen after the base
-stage, features are computed once and many classifiers are tried on them: `Classifier` lives apart from the module.
+The field's GFSS network (method.md 5.1), or a network of another library cut before its classifier (`semantic_networks`).
+Because everything before the classifier is frozen after the base stage, features are computed once and many classifiers are
+tried on them: `Classifier` lives apart from the module.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.segmenter.backbones import Backbone, load_backbone
+from syn4seg.segmenter.semantic_networks import SemanticShape, rebuild
 from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.tensors import read_tensors
 
@@ -118,6 +120,8 @@ class Segmenter(nn.Module):
         align_corners: of the logits, see `upsample`.
         pool_align_corners: of the pyramid pooling; None: as the logits (POP's differ).
         project: a 1x1 convolution ends the bottleneck (CAPL, POP), so that features may be negative.
+        bottleneck: False where the backbone's map itself is what the classifier sees: `channels`, `ppm_bins`, `dropout` and
+            `project` do not count then.
     """
 
     mean: Tensor
@@ -134,18 +138,18 @@ class Segmenter(nn.Module):
         align_corners: bool = False,
         pool_align_corners: bool | None = None,
         project: bool = False,
+        bottleneck: bool = True,
     ):
         super().__init__()
         self.backbone, self.stride, self.cosine, self.align_corners = backbone.module, backbone.stride, cosine, align_corners
         pool_corners = align_corners if pool_align_corners is None else pool_align_corners
-        self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins), pool_corners)
-        self.bottleneck = nn.Sequential(
-            nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Dropout2d(dropout),
-            *([nn.Conv2d(channels, channels, 1)] if project else []),
-        )
+        self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins) if bottleneck else (), pool_corners)
+        self.bottleneck = nn.Sequential()
+        if bottleneck:
+            self.bottleneck.extend([nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)])
+            self.bottleneck.extend([nn.ReLU(), nn.Dropout2d(dropout), *([nn.Conv2d(channels, channels, 1)] if project else [])])
+        else:
+            channels = backbone.channels
         head = nn.Conv2d(channels, classes, 1)
         self.weight, self.bias = nn.Parameter(head.weight.detach()[..., 0, 0]), nn.Parameter(torch.zeros(classes))
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
@@ -194,7 +198,7 @@ def frozen_features(segmenter: Segmenter, images: np.ndarray, *, batch: int = 32
 class _Shape(BaseModel):
     """The header of a segmenter checkpoint: what its network is built of."""
 
-    backbone: str
+    backbone: str | SemanticShape
     classes: Annotated[int, Field(ge=1, le=65_536)]
     channels: Annotated[int, Field(ge=1, le=65_536)]
     ppm_bins: Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(max_length=16)]
@@ -208,14 +212,14 @@ def save_segmenter(
     segmenter: Segmenter,
     path: str | AnyPath,
     *,
-    backbone: str,
+    backbone: str | SemanticShape,
     facts: dict[str, object],
     write: Callable[[AnyPath, bytes], None] = write_atomically,
 ) -> None:
     """Write float16 safetensors; `load_segmenter` needs nothing else.
 
     Args:
-        backbone: the name given to `load_backbone`.
+        backbone: the name given to `load_backbone`, or the description of another library's network.
         facts: kept in the file's header under "facts" (JSON).
         write: puts the bytes there; `seals.write_sealed` for a file of a run.
     """
@@ -223,7 +227,7 @@ def save_segmenter(
 
     state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
     shape = {
-        "backbone": backbone,
+        "backbone": backbone if isinstance(backbone, str) else backbone.model_dump(mode="json"),
         "classes": len(segmenter.weight),
         "channels": segmenter.weight.shape[1],
         "ppm_bins": segmenter.ppm.bins,
@@ -263,7 +267,9 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
             f"{str(path)!r} is no segmenter checkpoint ({' '.join(str(error).split())[:200]}); take a complete file"
         ) from None
     net = Segmenter(
-        load_backbone(shape.backbone, "none"),
+        load_backbone(shape.backbone)
+        if isinstance(shape.backbone, str)
+        else rebuild(shape.backbone, shape.channels, sum(t.numel() for t in state.values())),
         shape.classes,
         shape.channels,
         shape.ppm_bins,
@@ -271,6 +277,7 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
         align_corners=shape.align_corners,
         pool_align_corners=shape.pool_align_corners,
         project=shape.project,
+        bottleneck=isinstance(shape.backbone, str),
     )
     try:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

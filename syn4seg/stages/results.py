@@ -212,7 +212,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "deviations": [*config.deviations(), *extra],
         "data": data.source,
         "train_list": lists,
-        "backbone": config.segmenter.backbone,
+        "backbone": config.network,
         "weights": config.segmenter.weights or "none",
         "masks": data.masks if data.source == "coco" else "as given",
         "canvas": config.segmenter.size,

@@ -18,9 +18,12 @@ from syn4seg.trials.cache import RUNS, key_hash
 CODE = {
     RUNS: ("syn4seg.prompts", "syn4seg.models", "syn4seg.data", "syn4seg.segmenter", "syn4seg.stages.plan", "syn4seg.stages.base"),
     "support": ("syn4seg.data", "syn4seg.stages.setup"),
-    "real": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.data"),
+    "real": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.segmenter.semantic_networks", "syn4seg.data"),
     "registration": ("syn4seg.segmenter", "syn4seg.labeling.prototypes", "syn4seg.stages.support", "syn4seg.stages.classifiers"),
-    "dense": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.data.canvas", "syn4seg.stages.labels"),
+    "dense": (
+        *("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.segmenter.semantic_networks"),
+        *("syn4seg.data.canvas", "syn4seg.stages.labels"),
+    ),
     "draft": ("syn4seg.segmenter.network", "syn4seg.labeling.filtering", "syn4seg.stages.labels"),
     "kept": ("syn4seg.labeling.components", "syn4seg.labeling.filtering", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "relabeled": ("syn4seg.labeling.relabeling", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
