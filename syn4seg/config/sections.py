@@ -289,8 +289,6 @@ class RefinementConfig(Section):
     weights) or `none` (no boundary refinement)."""
     band_width: Whole = 3
     """Half-width in pixels of the band around changes of label in which SAM may edit."""
-    fill_unlabeled: bool = True
-    """SAM may also give a class to unlabeled pixels outside of the band."""
     margin: Whole = 1
     """Pixels added around a component's box before it becomes SAM's hint."""
     min_agreement: Share = 0.5

@@ -63,14 +63,7 @@ def boundary_band(label: np.ndarray, width: int) -> np.ndarray:
 
 
 def refine_boundary(
-    label: np.ndarray,
-    components: Components,
-    sam_masks: np.ndarray,
-    sam_ious: np.ndarray,
-    *,
-    band_width: int,
-    min_agreement: float,
-    fill_unlabeled: bool = True,
+    label: np.ndarray, components: Components, sam_masks: np.ndarray, sam_ious: np.ndarray, *, band_width: int, min_agreement: float
 ) -> Refined:
     """Redraw the boundaries of a label with one SAM mask per component (method.md 4).
 
@@ -88,7 +81,6 @@ def refine_boundary(
         sam_ious: float (R,), SAM's own predicted IoU.
         band_width: pixels, see `boundary_band`.
         min_agreement: in [0, 1].
-        fill_unlabeled: whether unlabeled pixels outside of the band are free too.
 
     Raises:
         ValueError: there is not one mask and one predicted IoU of the right size per component.
@@ -102,9 +94,7 @@ def refine_boundary(
     agreement, withdrawn = _agreement(components, sam_masks, min_agreement)
     accepted = agreement >= min_agreement
     claimed = _claimed_classes(components.class_index, sam_masks, sam_ious, accepted)
-    free = boundary_band(label, band_width)
-    if fill_unlabeled:
-        free |= label == UNLABELED
+    free = boundary_band(label, band_width) | (label == UNLABELED)
     refined = label.copy()
     np.copyto(refined, claimed, where=free & (claimed > 0))
     given_back = free & withdrawn & (claimed == 0)

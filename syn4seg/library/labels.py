@@ -152,7 +152,6 @@ def refine_boundary(
     *,
     band_width: int = 3,
     min_agreement: float = 0.5,
-    fill_unlabeled: bool = True,
     margin: int = 1,
 ) -> refinement.Refined:
     """SABR: SAM redraws the outline of every component of a label, inside a band only; all else is locked.
@@ -164,7 +163,6 @@ def refine_boundary(
         ious: SAM's predicted IoUs (R,), for masks that are passed: which of two that overlap wins.
         band_width: pixels on each side of a change of label in which the outline may move.
         min_agreement: least IoU of a mask and its component; other masks are ignored.
-        fill_unlabeled: whether masks may also give a class to unlabeled pixels outside of the band.
         margin: pixels by which a hint is wider than its component.
 
     Returns:
@@ -194,7 +192,6 @@ def refine_boundary(
         predicted,
         band_width=round(check_number(band_width, "band_width", 0)),
         min_agreement=check_number(min_agreement, "min_agreement", 0, 1),
-        fill_unlabeled=fill_unlabeled,
     )
     arrays = {name: like_input(getattr(result, name), label) for name in ("label", "accepted", "agreement")}
     return dataclasses.replace(result, **arrays)

@@ -302,15 +302,7 @@ class BoundaryRefiner:
         if not np.isfinite(ious).all():
             raise FloatingPointError("SAM's answer to this image is not finite")
         settings = self.settings
-        refined = refine_boundary(
-            label,
-            regions,
-            masks,
-            ious,
-            band_width=settings.band_width,
-            min_agreement=settings.min_agreement,
-            fill_unlabeled=settings.fill_unlabeled,
-        )
+        refined = refine_boundary(label, regions, masks, ious, band_width=settings.band_width, min_agreement=settings.min_agreement)
         sam = {
             "agreement": [round(float(a), 4) for a in refined.agreement],
             "changed": refined.changed / label.size,

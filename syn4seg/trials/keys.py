@@ -42,7 +42,7 @@ RELABELING = ("beta", "theta", "min_target", "max_target")
 """Keys of `labeling` that filtering does not read."""
 MODEL = ("model",)
 """The key of `refinement` that comes in as the digest of SAM's weights."""
-REDRAWING = ("band_width", "min_agreement", "fill_unlabeled")
+REDRAWING = ("band_width", "min_agreement")
 """Keys of `refinement` that SAM's masks do not depend on."""
 SYNTHETIC = ("trains", "rows", "synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""

@@ -24,13 +24,13 @@ def slow_band(label: np.ndarray, width: int) -> np.ndarray:
     return band
 
 
-def slow_refine(label, components, masks, ious, *, band_width, min_agreement, fill_unlabeled):
+def slow_refine(label, components, masks, ious, *, band_width, min_agreement):
     inside = [components.map == r + 1 for r in range(len(masks))]
     agreement = [(i & m).sum() / (i | m).sum() for i, m in zip(inside, masks, strict=True)]
     accepted = [bool(a >= min_agreement) for a in agreement]
     band, out = slow_band(label, band_width), label.copy()
     for y, x in np.ndindex(label.shape):
-        if not band[y, x] and not (fill_unlabeled and label[y, x] == 255):
+        if not band[y, x] and label[y, x] != 255:
             continue
         claims = [(-ious[r], int(components.class_index[r])) for r in range(len(masks)) if accepted[r] and masks[r][y, x]]
         own = int(components.map[y, x]) - 1
@@ -83,7 +83,7 @@ def test_an_image_of_one_label_has_no_band_and_a_single_pixel_has_a_square_one()
 @pytest.mark.parametrize("seed", range(12))
 def test_refinement_equals_the_loop_over_pixels(seed):
     label, components, masks, ious = case(seed)
-    settings: dict[str, Any] = dict(band_width=1 + seed % 3, min_agreement=(0.2, 0.5)[seed % 2], fill_unlabeled=seed % 4 < 2)
+    settings: dict[str, Any] = dict(band_width=1 + seed % 3, min_agreement=(0.2, 0.5)[seed % 2])
     got = refine_boundary(label, components, masks, ious, **settings)
     want, accepted, agreement = slow_refine(label, components, masks, ious, **settings)
     np.testing.assert_array_equal(got.label, want)

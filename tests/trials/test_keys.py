@@ -23,7 +23,7 @@ CHANGES = {
     **dict.fromkeys(("labeling.min_target=0.02", "labeling.max_target=0.6"), RELABELED),
     "labeling.base_prototype_images=5": {"real", *ROUND_0},
     "refinement.margin=3": MASKS,
-    **dict.fromkeys(("refinement.band_width=1", "refinement.min_agreement=0.9", "refinement.fill_unlabeled=false"), LABEL),
+    **dict.fromkeys(("refinement.band_width=1", "refinement.min_agreement=0.9"), LABEL),
     "refinement.images_per_pass=2": {"embedding", *MASKS},
     **dict.fromkeys(("novel.steps=7", "novel.lr=0.02", "novel.support_batch=2", "novel.synthetic_batch=4"), ROUND_0),
     **dict.fromkeys(("novel.replay_batch=2", "novel.background_weight=0.5", "novel.distillation=0.5"), ROUND_0),
