@@ -22,7 +22,7 @@ from syn4seg.errors import DamagedError, UserError
 from syn4seg.segmenter.backbones import Backbone, load_backbone
 from syn4seg.segmenter.semantic_networks import SemanticShape, rebuild
 from syn4seg.store.files import as_path, write_atomically
-from syn4seg.store.tensors import read_tensors
+from syn4seg.store.tensors import read_tensors, tensor_bytes
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -223,8 +223,6 @@ def save_segmenter(
         facts: kept in the file's header under "facts" (JSON).
         write: puts the bytes there; `seals.write_sealed` for a file of a run.
     """
-    from safetensors.torch import save
-
     state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
     shape = {
         "backbone": backbone if isinstance(backbone, str) else backbone.model_dump(mode="json"),
@@ -237,7 +235,7 @@ def save_segmenter(
         "project": len(segmenter.bottleneck) > 4,
     }
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
-    write(as_path(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
+    write(as_path(path), tensor_bytes(tensors, {"network": json.dumps(shape), "facts": json.dumps(facts)}))
 
 
 def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,18 @@ def read_tensors(path: AnyPath) -> tuple[dict[str, torch.Tensor], dict[str, str]
         return from_bytes(data), facts
     except SafetensorError as error:
         raise DamagedError(f"{path}: not a safetensors file ({error})") from None
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file; unlike the library's, the metadata are sorted, so equal contents give equal bytes."""
+    from safetensors.torch import save
+
+    data = save(dict(tensors))
+    size = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + size])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _header(start: bytes, rest: Any, what: str) -> dict[str, Any]:

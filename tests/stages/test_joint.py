@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from syn4seg.segmenter.network import load_segmenter, upsample
 from syn4seg.segmenter.novel import KINDS
@@ -18,7 +17,6 @@ from syn4seg.stages.rows import joint_rows, scored_rows
 from syn4seg.stages.setup import canvas_of
 from syn4seg.store.files import read_bytes
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.tensors import read_tensors
 
 WORDS = ("novel.trains=all", "novel.rows=[support_only, syn4seg, oracle]", "evaluation.rows=[syn4seg]", "evaluation.controls=true")
 STEPS = ("joint.steps=3", "joint.crop=32")
@@ -92,7 +90,5 @@ def test_layouts_and_readers_change_no_byte_and_nothing_is_trained_twice(trained
     run(small, found.root)
     assert [(read_bytes(path), path.stat().st_mtime_ns) for path in paths] == before
     other, _ = run(small, tmp_path / "sharded", "layout=sharded", "placement.training.readers=2")
-    for path in paths:
-        (own, facts), (same, same_facts) = read_tensors(path), read_tensors(other.draw(0).checkpoint(path.stem))
-        assert facts == same_facts and all(torch.equal(own[key], same[key]) for key in (*own, *same))
+    assert [read_bytes(other.draw(0).checkpoint(path.stem)) for path in paths] == [data for data, _ in before]
     assert scored_rows(other.stored()) == scored_rows(found.stored())

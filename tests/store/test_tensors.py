@@ -7,7 +7,7 @@ import json
 import pytest
 
 from syn4seg.errors import DamagedError
-from syn4seg.store.tensors import TensorFile
+from syn4seg.store.tensors import TensorFile, tensor_bytes
 
 torch = pytest.importorskip("torch")
 
@@ -39,3 +39,16 @@ def test_a_header_that_is_strange_or_promises_more_than_there_is_is_refused(tmp_
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(DamagedError, match="cut short, or not floats"):
         TensorFile(tmp_path / "x")
+
+
+def test_equal_contents_give_equal_bytes_which_the_library_reads():
+    from safetensors.torch import load
+
+    tensors = {"b": torch.arange(6, dtype=torch.float16).reshape(2, 3), "a": torch.tensor(7), "é": torch.zeros(0, 3)}
+    metadata = {f"key {i}": "x" * i for i in range(9)}
+    data = tensor_bytes(tensors, metadata)
+    assert data == tensor_bytes(dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    found = load(data)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[key], value) for key, value in tensors.items())
+    size = int.from_bytes(data[:8], "little")
+    assert json.loads(data[8 : 8 + size])["__metadata__"] == metadata and size % 8 == 0
