@@ -11,6 +11,7 @@ from syn4seg.planning.sizes_vision import sam_size
 from syn4seg.planning.workload import (
     WorkloadFacts,
     cached_images,
+    joint_step_images,
     kind_of,
     prompts_of,
     samples_of,
@@ -18,7 +19,7 @@ from syn4seg.planning.workload import (
     step_images,
     workload,
 )
-from syn4seg.stages.rows import rows_of
+from syn4seg.stages.rows import joint_names, rows_of
 
 IMAGE_BITS = 14.0
 """Stated bits per pixel of an RGB PNG: 13.8 on 40 photos and 13.9 on the embedded world, both measured."""
@@ -39,6 +40,7 @@ FORMULAS = {
     "base": "weights x (weight, gradient, moments) + batch x (outputs of all trained layers + 4 x logits on the crop)",
     "features": "weights + 32 images x 3 x input of the bottleneck",
     "novel": "images of a step x (features + 6 x logits on the canvas); in main memory at most 4 GiB of features",
+    "joint": "weights x (base network, weight, average, gradient, moments) + images x (outputs of all layers + 6 x logits)",
     "evaluation": "4 x logits on the canvas",
 }
 """How memory is reckoned where it was not measured, in numbers of 2 bytes (SD3 and SAM's encoder on a GPU) or 4."""
@@ -58,6 +60,7 @@ def memory_of(config: Config, facts: WorkloadFacts) -> dict[str, tuple[int, int]
         "base": _training(config, facts),
         "features": (net.part.bytes(4), FEATURES_AT_ONCE * 12 * net.trunk),
         "novel": (0, step + cache),
+        "joint": _joint(config, facts),
         "evaluation": (0, 4 * logits),
     }
     on_gpu = {stage.stage for stage in workload(config, facts) if stage.kind == "gpu"}
@@ -100,6 +103,14 @@ def _training(config: Config, facts: WorkloadFacts) -> tuple[int, int]:
     return net.part.bytes(4) + trained * 4 * (1 + _moments(config)), 4 * base.batch * kept
 
 
+def _joint(config: Config, facts: WorkloadFacts) -> tuple[int, int]:
+    crop = config.joint.crop or config.segmenter.size
+    net, all_trained = segmenter_of(config, facts, crop), config.novel.trains == "all"
+    trained = net.part.parameters - (0 if all_trained else net.backbone.parameters)
+    kept = net.kept - (0 if all_trained else net.backbone_kept) + 6 * (1 + facts.base + facts.novel) * crop**2
+    return 3 * net.part.bytes(4) + 12 * trained, 4 * joint_step_images(config) * kept
+
+
 def _moments(config: Config) -> int:
     """Return how many numbers the optimiser keeps for each parameter."""
     return 2 if config.base.optimizer == "adamw" else 1
@@ -135,4 +146,5 @@ def disk_of(config: Config, facts: WorkloadFacts, rates: Rates) -> dict[str, int
         "base": net.part.bytes(2) + training,
         "features": max(0, feature_bytes(config, facts) - CACHE_BYTES),
         "novel": len(rows_of(config)) * draws * classifier,
+        "joint": len(joint_names(config)) * net.part.bytes(2),
     }

@@ -18,7 +18,7 @@ from syn4seg.errors import UserError
 from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, StageWork
 from syn4seg.planning.sizes import generator_size
 from syn4seg.planning.sizes_vision import SegmenterSize, network_size, sam_size, segmenter_size
-from syn4seg.stages.rows import rows_of
+from syn4seg.stages.rows import joint_names, rows_of
 
 EMBEDDED_FACTS = (4, 12, 6000, 300)
 LISTS = {
@@ -209,10 +209,11 @@ def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
             extra=2 * step * width * h * w / CPU_BYTES,
             **here,
         ),
+        _joint_work(config, facts, here | {"extra": reading}),
         StageWork(
             "evaluation",
             "call",
-            queries * rows * draws,
+            queries * (rows * draws + len(joint_names(config))),
             pixel_flops,
             what=head,
             moved=6 * logits,
@@ -237,3 +238,27 @@ def _base_work(config: Config, facts: WorkloadFacts, here: Any) -> StageWork:
         "frozen": settings.freeze_backbone,
     }
     return StageWork("base", "image", images * base.epochs if base.checkpoint == "train" else 0, flops, what=what, **here)
+
+
+def joint_step_images(config: Config) -> int:
+    """Return images in a step of the joint stage."""
+    joint = config.joint
+    return joint.support_batch + joint.synthetic_batch + joint.base_batch
+
+
+def _joint_work(config: Config, facts: WorkloadFacts, here: Any) -> StageWork:
+    joint, settings, step = config.joint, config.segmenter, joint_step_images(config)
+    crop = joint.crop or settings.size
+    net = segmenter_of(config, facts, crop)
+    teacher = net.flops if config.novel.distillation or config.novel.confidence_weight else 0.0
+    kept = 2.0 * net.backbone_flops if config.novel.trains == "decoder" else 0.0  # no gradient behind it
+    what = {
+        "backbone": settings.backbone,
+        "size": crop,
+        "channels": settings.channels,
+        "batch": step,
+        "trains": config.novel.trains,
+    }
+    return StageWork(
+        "joint", "image", joint.steps * step * len(joint_names(config)), 3.0 * net.flops - kept + teacher, what=what, **here
+    )

@@ -62,6 +62,9 @@ def test_what_is_not_done_costs_nothing():
     assert "synthesis" not in imported and "encoding" not in imported and imported["labeling"].count == 5 * 48
     frozen = lines(load(None, [*TRUE, "segmenter.freeze_backbone=true"]))["base"]
     assert frozen.device_hours < lines(load(None, TRUE))["base"].device_hours
+    assert "joint" not in lines(load(None, [])), "classifiers alone learn"
+    whole, decoder = (lines(load(None, [f"novel.trains={part}"]))["joint"] for part in ("all", "decoder"))
+    assert whole.count == decoder.count and decoder.device_hours < whole.device_hours and decoder.memory < whole.memory
 
 
 # ----------------------------------------------------------------------------------------------------------- hours
