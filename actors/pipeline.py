@@ -29,7 +29,8 @@ from syn4seg.stages.classifiers import load_classifier
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import make_plan, read_planned_samples
 from syn4seg.stages.results import write_manifest, write_results
-from syn4seg.stages.reuse import link, reuse
+from syn4seg.stages.reuse import reuse
+from syn4seg.stages.rounds import next_registration
 from syn4seg.stages.rows import rows_of
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import exists
@@ -176,9 +177,9 @@ class Pipeline:
             self._make_earlier_round()
 
     def _make_earlier_round(self) -> None:
-        """Label and train the round before as a run of its own, and keep its classifiers: they draft the labels of this one.
+        """Label and train the round before as a run of its own, and keep what this one labels with (`stages.rounds`).
 
-        A draw keeps the classifier that it began with, so that all its drafts come from the same.
+        A draw keeps what it began with, so that all its labels come from the same.
         """
         missing = [draw for draw in draws_of(self.config) if not exists(self.run.draw(draw).drafter)]
         if not missing:
@@ -194,8 +195,12 @@ class Pipeline:
         earlier = Pipeline(config, run, self.dataset, self.fold, self.display)
         earlier.refine()
         earlier._train_finished(evaluate=False)
-        for draw in missing:
-            link(run.draw(draw).checkpoint("syn4seg"), self.run.draw(draw).drafter)
+        with earlier._timed("register"):
+            stage = NovelStage(config, run, self.dataset, self.fold)
+            for draw in missing:
+                next_registration(stage, draw).save(self.run.draw(draw).drafter)
+            del stage
+            free_gpu()
         reuse(run, self.run, self.config)
         self.display.note(f"round {rounds - 1} of {rounds} is in {run.root}")
 

@@ -279,8 +279,11 @@ class LabelingConfig(Section):
     max_target: Share = 0.95
     """Reject an image whose target class covers more than this share."""
     rounds: Count = 1
-    """Above 1: the labels of a round are drafted by the segmenter that the round before trained on its labels. Earlier rounds are
-    runs of their own, under rounds/ of the run. Not in sweeps."""
+    """Above 1: a round labels with the segmenter that the round before trained on its labels, and with prototypes of what that one
+    labelled. Earlier rounds are runs of their own, under rounds/ of the run. Not in sweeps."""
+    support_share: Share = 0.3
+    """In a later round the prototype of a novel class is this share of the support's, and for the rest the mean feature of the
+    class in the accepted labels of the round before."""
 
 
 class RefinementConfig(Section):

@@ -139,7 +139,7 @@ def joint_views(
     from syn4seg.segmenter.joint import JointViews
 
     joint = config.joint
-    synthetic = _learned_samples(run, draw, row, fold)
+    synthetic = learned_samples(run, draw, row, fold)
     support = {}
     for target, ids in support_of(config, dataset, fold, draw).items():
         for shot, image_id in enumerate(ids):
@@ -158,7 +158,7 @@ def joint_views(
     return JointViews(pools, _per_step(config), augmentation, seed_of(config, draw), reader, share)
 
 
-def _learned_samples(run: RunDir, draw: int, row: str, fold: Fold) -> dict[str, dict[str, Any]]:
+def learned_samples(run: RunDir, draw: int, row: str, fold: Fold) -> dict[str, dict[str, Any]]:
     """Return what finds the samples that a row learns from, by id; rejected ones are among them if its labels know no verdict."""
     bank, column = ROWS[row]
     if not bank:

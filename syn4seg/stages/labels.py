@@ -89,15 +89,12 @@ class Enhancer:
     def from_run(run: RunDir, draw: int, config: Config, device: str) -> Enhancer:
         """Return the enhancer of one support draw of a run, from its files; for `device` see `resolve_device`.
 
-        In a later round (`labeling.rounds`) drafts come from the classifier that the round before trained; all else is the same.
+        In a later round (`labeling.rounds`) classifier and prototypes are those of the round before (`stages.rounds`).
         """
-        from syn4seg.stages.classifiers import load_classifier
         from syn4seg.stages.support import Registration
 
-        segmenter, registration = load_on_device(run, device), Registration.load(run.draw(draw))
-        later = config.labeling.rounds > 1
-        classifier = load_classifier(run.draw(draw).drafter) if later else registration.classifier_on("cpu")
-        classifier = classifier.to(segmenter.weight.device)
+        segmenter, registration = load_on_device(run, device), Registration.load(run.draw(draw), config.labeling.rounds)
+        classifier = registration.classifier_on(segmenter.weight.device)
         prototypes, thresholds = registration.prototypes, registration.thresholds
         return Enhancer(segmenter, classifier, prototypes, thresholds, config.labeling, canvas_of(config))
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from syn4seg.segmenter.network import Classifier, Segmenter
     from syn4seg.segmenter.novel import TrainingSample
+    from syn4seg.store.files import AnyPath
 
 
 @dataclass(frozen=True)
@@ -51,35 +52,34 @@ class Registration:
     cosine: bool = False
     align_corners: bool = False
 
-    def save(self, draw: Draw) -> None:
-        """Write support.safetensors; equal registrations give equal bytes."""
+    def save(self, path: AnyPath) -> None:
+        """Write a registration: support.safetensors, or that of a later round; equal registrations give equal bytes."""
         from safetensors.numpy import save
 
         tensors = {k: np.ascontiguousarray(getattr(self, k)) for k in ("weight", "bias", "prototypes")}
         thresholds = {str(k): v for k, v in self.thresholds.items()}
         facts = {"thresholds": thresholds, "cosine": self.cosine, "align_corners": self.align_corners}
-        write_sealed(draw.support, save(tensors, metadata={"facts": json.dumps(facts)}))  # several keys have no fixed order
+        write_sealed(path, save(tensors, metadata={"facts": json.dumps(facts)}))  # several keys have no fixed order
 
     @staticmethod
-    def load(draw: Draw) -> Registration:
-        """Read support.safetensors, also in its older form with a metadata key per fact.
+    def load(draw: Draw, round_: int = 1) -> Registration:
+        """Read what a round of labelling starts from; support.safetensors also in its older form with a metadata key per fact.
 
         Raises:
             UserError: the draw has not been registered yet.
         """
+        path = draw.support if round_ == 1 else draw.drafter
         try:
-            tensors, header = read_tensors(draw.support)
+            tensors, header = read_tensors(path)
         except FileNotFoundError:
-            raise UserError(
-                f"{draw.support}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set"
-            ) from None
+            raise UserError(f"{path}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set") from None
         try:
             facts = json.loads(header["facts"]) if "facts" in header else {key: json.loads(text) for key, text in header.items()}
             arrays = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
             thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
             flags = [bool(facts.get(key, False)) for key in ("cosine", "align_corners")]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{draw.support}: no registration ({type(error).__name__}); delete it and run again") from None
+            raise DamagedError(f"{path}: no registration ({type(error).__name__}); delete it and run again") from None
         return Registration(**arrays, thresholds=thresholds, cosine=flags[0], align_corners=flags[1])
 
     def classifier_on(self, device: torch.device | str) -> Classifier:
@@ -117,6 +117,7 @@ def support_samples(
 ) -> list[TrainingSample]:
     """Return the support images as samples: frozen features and labels by class index, on the canvas."""
     from syn4seg.segmenter.novel import TrainingSample
+    from syn4seg.store.files import AnyPath
 
     canvas, samples = canvas_of(config), []
     for target, ids in support.items():
@@ -133,6 +134,7 @@ def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Feature
     The first `novel.replay_images` of the draw are replayed, the first `labeling.base_prototype_images` make prototypes.
     """
     from syn4seg.segmenter.novel import TrainingSample
+    from syn4seg.store.files import AnyPath
 
     replay, prototypes = config.novel.replay_images, config.labeling.base_prototype_images
     ids = shuffled_base_images(config, dataset, fold)[: max(replay, prototypes)]
@@ -176,7 +178,7 @@ def register(
             "base_prototypes_from": [s.sample_id for s in base.prototype_images],
         },
     )
-    registration.save(paths)
+    registration.save(paths.support)
     return registration
 
 

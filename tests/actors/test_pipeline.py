@@ -10,10 +10,13 @@ import pytest
 
 from actors.pipeline import Pipeline, node_inputs
 from syn4seg.config.loading import load
+from syn4seg.stages.checks import check
 from syn4seg.stages.classifiers import load_classifier
 from syn4seg.stages.labels import Enhancer
+from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.results import verify_run
 from syn4seg.stages.rows import HDIG
+from syn4seg.stages.support import Registration
 from syn4seg.store.files import read_json
 from syn4seg.store.rundir import RunDir
 
@@ -69,6 +72,26 @@ def test_the_round_before_is_the_run_of_one_round(two_rounds, finished):
     assert labels_of(earlier.draw(0)) == labels_of(RunDir(finished[0]).draw(0))
     for run in (earlier, two_rounds):
         assert verify_run(run)[1] == []
+
+
+def test_prototypes_of_a_later_round_are_means_of_what_was_labelled_blended_with_the_supports(two_rounds):
+    config, earlier = two_rounds.stored(), two_rounds.round(1)
+    stage = NovelStage(config, earlier, *check(config))
+    support, later = (Registration.load(two_rounds.draw(0), number).prototypes for number in (1, 2))
+    novel = list(stage.fold.novel_indices)
+    assert np.array_equal(support[: novel[0]], later[: novel[0]]) and not np.array_equal(support, later)
+    for k in novel:
+        total = np.zeros(support.shape[1])
+        for row in earlier.draw(0).records():
+            if row["class_id"] == k and not row["reason"] and row["sample_id"].startswith(HDIG):
+                ((sample, image),) = earlier.draw(0).read([row | {"class": stage.fold.index_names[k]}])
+                features = stage.features_of(row["sample_id"], image).float().numpy()
+                cell = sample.labels["label"].shape[0] // features.shape[1]
+                for y, x in zip(*np.nonzero(sample.labels["label"] == k), strict=True):
+                    total += features[:, y // cell, x // cell]
+        if total.any():
+            blend = 0.3 * support[k] + 0.7 * total / np.linalg.norm(total)
+            np.testing.assert_allclose(later[k], blend / np.linalg.norm(blend), atol=1e-5)
 
 
 def test_labels_of_a_later_round_are_drafted_by_the_classifier_of_the_round_before(two_rounds):

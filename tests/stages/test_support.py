@@ -35,7 +35,7 @@ def test_equal_registrations_give_equal_bytes_and_every_field_comes_back(fresh):
     draw, files = run.draw(0), set()
     registration = replace(Registration.load(draw), cosine=True, thresholds={13: 0.25, 16: -0.5})
     for _ in range(20):
-        registration.save(draw)
+        registration.save(draw.support)
         files.add(draw.support.read_bytes())
         again = Registration.load(draw)
         assert again.thresholds == registration.thresholds and (again.cosine, again.align_corners) == (True, False)

@@ -54,7 +54,7 @@ NOT_HERE = {
     "data.support_from": "draws from the val list, which has too few images here",
     "data.first_draw": "other draws, so no entry of a draw is shared",
     "refinement.model": "needs other weights",
-    "labeling.rounds": "a trial labels once",
+    **dict.fromkeys(("labeling.rounds", "labeling.support_share"), "a trial labels once"),
 }
 """Keys that this test cannot change, and why; sections of prompts, images and base stage change the run itself."""
 
