@@ -117,7 +117,6 @@ def support_samples(
 ) -> list[TrainingSample]:
     """Return the support images as samples: frozen features and labels by class index, on the canvas."""
     from syn4seg.segmenter.novel import TrainingSample
-    from syn4seg.store.files import AnyPath
 
     canvas, samples = canvas_of(config), []
     for target, ids in support.items():
@@ -134,7 +133,6 @@ def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Feature
     The first `novel.replay_images` of the draw are replayed, the first `labeling.base_prototype_images` make prototypes.
     """
     from syn4seg.segmenter.novel import TrainingSample
-    from syn4seg.store.files import AnyPath
 
     replay, prototypes = config.novel.replay_images, config.labeling.base_prototype_images
     ids = shuffled_base_images(config, dataset, fold)[: max(replay, prototypes)]
