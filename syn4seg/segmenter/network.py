@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.segmenter.backbones import Backbone, load_backbone
+from syn4seg.segmenter.backbones import Backbone, described_backbone, load_backbone, may_be_skeleton
+from syn4seg.segmenter.pretrained import describe_pretrained
 from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.tensors import read_tensors
 
@@ -191,8 +192,18 @@ def frozen_features(segmenter: Segmenter, images: np.ndarray, *, batch: int = 32
     return torch.cat(parts)
 
 
-class _Shape(BaseModel):
-    """The header of a segmenter checkpoint: what its network is built of."""
+Finite = Annotated[float, Field(ge=-1e3, le=1e3)]
+Positive = Annotated[float, Field(gt=0, le=1e3)]
+
+
+class NetworkShape(BaseModel):
+    """The header of a segmenter checkpoint: what its network is built of.
+
+    Attributes:
+        mean, std: normalisation per RGB channel, in units of [0, 1]; None: that of the backbone.
+        transformers: configuration of a transformers backbone, whose weights are among the tensors; None: the backbone is built
+            by its name.
+    """
 
     backbone: str
     classes: Annotated[int, Field(ge=1, le=65_536)]
@@ -202,6 +213,33 @@ class _Shape(BaseModel):
     align_corners: bool = False
     pool_align_corners: bool | None = None
     project: bool = False
+    mean: tuple[Finite, Finite, Finite] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    transformers: dict[str, Any] | None = None
+
+
+def shape_of(segmenter: Segmenter, backbone: str, *, whole: bool = False) -> NetworkShape:
+    """Return what a segmenter is built of.
+
+    Args:
+        backbone: the name given to `load_backbone`.
+        whole: with the normalisation, and with the configuration of a transformers backbone, so that its folder is not needed.
+    """
+    more = {}
+    if whole:
+        mean, std = (tuple(buffer.flatten().tolist()) for buffer in (segmenter.mean, segmenter.std))
+        more = {"mean": mean, "std": std, "transformers": describe_pretrained(segmenter.backbone)}
+    return NetworkShape(
+        backbone=backbone,
+        classes=len(segmenter.weight),
+        channels=segmenter.weight.shape[1],
+        ppm_bins=segmenter.ppm.bins,
+        cosine=segmenter.cosine,
+        align_corners=segmenter.align_corners,
+        pool_align_corners=segmenter.ppm.align_corners,
+        project=len(segmenter.bottleneck) > 4,
+        **more,
+    )
 
 
 def save_segmenter(
@@ -211,29 +249,29 @@ def save_segmenter(
     backbone: str,
     facts: dict[str, object],
     write: Callable[[AnyPath, bytes], None] = write_atomically,
+    whole: bool = False,
 ) -> None:
-    """Write float16 safetensors; `load_segmenter` needs nothing else.
+    """Write safetensors; `load_segmenter` needs nothing else.
 
     Args:
         backbone: the name given to `load_backbone`.
         facts: kept in the file's header under "facts" (JSON).
         write: puts the bytes there; `seals.write_sealed` for a file of a run.
+        whole: lose no digit (a tensor is float16 only where that changes none of its numbers), and need no folder of a
+            transformers backbone; else every tensor is float16.
     """
     from safetensors.torch import save
 
-    state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
-    shape = {
-        "backbone": backbone,
-        "classes": len(segmenter.weight),
-        "channels": segmenter.weight.shape[1],
-        "ppm_bins": segmenter.ppm.bins,
-        "cosine": segmenter.cosine,
-        "align_corners": segmenter.align_corners,
-        "pool_align_corners": segmenter.ppm.align_corners,
-        "project": len(segmenter.bottleneck) > 4,
-    }
+    state = {k: _halved(v, whole) if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
+    shape = shape_of(segmenter, backbone, whole=whole).model_dump(exclude_none=True)
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
-    write(as_path(path), save(tensors, metadata={"network": json.dumps(shape), "facts": json.dumps(facts)}))
+    header = {"network": json.dumps(shape)} | ({"facts": json.dumps(facts)} if facts else {})  # the order of two is random
+    write(as_path(path), save(tensors, metadata=header))
+
+
+def _halved(tensor: Tensor, exactly: bool) -> Tensor:
+    half = tensor.half()
+    return half if not exactly or torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
@@ -255,15 +293,35 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
             f"{str(path)!r} is no segmenter checkpoint: its header has no 'network'; expected a file of `save_segmenter`"
         )
     try:
-        shape, facts = _Shape.model_validate_json(header["network"]), json.loads(header.get("facts", "{}"))
+        shape, facts = NetworkShape.model_validate_json(header["network"]), json.loads(header.get("facts", "{}"))
         if not isinstance(facts, dict):
             raise ValueError("its facts are no object")
     except ValueError as error:
         raise UserError(
             f"{str(path)!r} is no segmenter checkpoint ({' '.join(str(error).split())[:200]}); take a complete file"
         ) from None
-    net = Segmenter(
-        load_backbone(shape.backbone, "none"),
+    try:
+        if shape.transformers is not None or may_be_skeleton(shape.backbone):
+            with torch.device("meta"):  # so that no header makes anybody allocate what the file does not hold
+                _check_tensors(_built(shape).state_dict(), state)
+        net = _built(shape)
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
+            f"({' '.join(str(error).split())[:200]}); take a complete file"
+        ) from None
+    for buffer, values in ((net.mean, shape.mean), (net.std, shape.std)):
+        if values is not None:
+            buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
+    return net.eval(), facts
+
+
+def _built(shape: NetworkShape) -> Segmenter:
+    """Return the network of a header, with random weights."""
+    described = shape.transformers
+    return Segmenter(
+        load_backbone(shape.backbone, "none") if described is None else described_backbone(described),
         shape.classes,
         shape.channels,
         shape.ppm_bins,
@@ -272,11 +330,11 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
         pool_align_corners=shape.pool_align_corners,
         project=shape.project,
     )
-    try:
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except RuntimeError as error:
-        raise UserError(
-            f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
-            f"({' '.join(str(error).split())[:200]}); take a complete file"
-        ) from None
-    return net.eval(), facts
+
+
+def _check_tensors(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Raise RuntimeError unless a file holds every tensor of a network in its shape."""
+    for name, tensor in own.items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "missing"
+            raise RuntimeError(f"{name} is {found}, expected {tuple(tensor.shape)}")

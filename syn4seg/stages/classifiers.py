@@ -12,7 +12,9 @@ import numpy as np
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.errors import DamagedError, UserError
+from syn4seg.stages.rows import CONTROLS, rows_of
 from syn4seg.stages.setup import training_device
+from syn4seg.store.files import exists
 from syn4seg.store.seals import write_sealed
 from syn4seg.store.tensors import read_tensors
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from syn4seg.segmenter.network import Classifier, Segmenter
     from syn4seg.segmenter.novel import NovelSchedule, TrainingSample
     from syn4seg.store.files import AnyPath
+    from syn4seg.store.rundir import RunDir
 
 
 def initial_classifier(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold) -> Classifier:
@@ -126,6 +129,36 @@ def load_classifier(path: AnyPath) -> Classifier:
         return Classifier(tensors["weight"], tensors["bias"], bool(facts["cosine"]), bool(facts["align_corners"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path}: no classifier ({type(error).__name__}); delete it, and run the same command again") from None
+
+
+def trained_segmenter(run: RunDir, draw: int, row: str) -> Segmenter:
+    """Return the whole network of a trained row, float32 on the CPU: the base stage's, with the row's classifier.
+
+    Raises:
+        UserError: the base stage or the row has not been trained yet, or a file is damaged.
+    """
+    import torch
+
+    from syn4seg.segmenter.network import load_segmenter
+
+    segmenter, classifier = load_segmenter(run.base)[0], load_classifier(run.draw(draw).checkpoint(row))
+    segmenter.weight, segmenter.bias = (torch.nn.Parameter(part.float()) for part in (classifier.weight, classifier.bias))
+    segmenter.cosine, segmenter.align_corners = classifier.cosine, classifier.align_corners
+    return segmenter
+
+
+def best_row(config: Config, run: RunDir, draw: int) -> str:
+    """Return the row that is trained in the fullest way: the whole method, else the last of the rows that has a classifier.
+
+    Scores have no say in it, and no control is taken.
+
+    Raises:
+        UserError: none is trained yet.
+    """
+    rows = [row for row in rows_of(config) if row not in CONTROLS and exists(run.draw(draw).checkpoint(row))]
+    if not rows:
+        raise UserError(f"{run.root}: draw {draw} has no trained row; run `syn4seg train` (or `syn4seg run`) first")
+    return rows[-1]
 
 
 def read_learned_digest(path: AnyPath) -> str | None:
