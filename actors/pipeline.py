@@ -32,6 +32,8 @@ from syn4seg.stages.results import write_manifest, write_results
 from syn4seg.stages.rows import rows_of
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed
+from syn4seg.trained.folder import write_model
 
 Matrices = dict[int, dict[str, np.ndarray]]
 """Confusion matrices by draw and row."""
@@ -194,7 +196,10 @@ class Pipeline:
         return trainer.train_and_evaluate(*arguments, evaluate=evaluate, is_labeled=is_labeled)
 
     def _write_results(self, matrices: Matrices) -> dict[str, Any]:
-        return write_results(self.run, self.config, self.fold, matrices, getattr(self.dataset, "unpublished", ()))
+        """Write results.json, and last of all the model of the first draw into model/."""
+        results = write_results(self.run, self.config, self.fold, matrices, getattr(self.dataset, "unpublished", ()))
+        write_model(self.run, self.config, self.fold, self.run.model, write=write_sealed)
+        return results
 
     def evaluate(self) -> dict[str, Any]:
         """Score the classifiers that are trained.

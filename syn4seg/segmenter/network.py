@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.segmenter.backbones import Backbone, described_backbone, load_backbone, may_be_skeleton
-from syn4seg.segmenter.pretrained import describe_pretrained
+from syn4seg.segmenter.pretrained import Triple, describe_pretrained
 from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.tensors import read_tensors
 
@@ -300,12 +300,9 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
         raise UserError(
             f"{str(path)!r} is no segmenter checkpoint ({' '.join(str(error).split())[:200]}); take a complete file"
         ) from None
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     try:
-        if shape.transformers is not None or may_be_skeleton(shape.backbone):
-            with torch.device("meta"):  # so that no header makes anybody allocate what the file does not hold
-                _check_tensors(_built(shape).state_dict(), state)
-        net = _built(shape)
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        net = _assembled(shape, state)
     except RuntimeError as error:
         raise UserError(
             f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
@@ -317,11 +314,34 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
     return net.eval(), facts
 
 
-def _built(shape: NetworkShape) -> Segmenter:
-    """Return the network of a header, with random weights."""
+def _assembled(shape: NetworkShape, state: dict[str, Tensor]) -> Segmenter:
+    """Return the network of a header with the tensors of a file.
+
+    Where it can be, it is built without numbers first: so no header makes anybody allocate what the file does not hold, and no time
+    goes into random weights. Only a network with further buffers of its own is then built with them.
+
+    Raises:
+        RuntimeError: a tensor is missing, or of another shape.
+    """
+    if shape.transformers is not None or may_be_skeleton(shape.backbone):
+        with torch.device("meta"):
+            net, mean, std = _built(shape)
+        _check_tensors(net.state_dict(), state)
+        net.load_state_dict(state, assign=True)
+        net.mean, net.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        if not any(buffer.is_meta for buffer in net.buffers()):
+            return net
+    net = _built(shape)[0]
+    net.load_state_dict(state)
+    return net
+
+
+def _built(shape: NetworkShape) -> tuple[Segmenter, Triple, Triple]:
+    """Return the network of a header with random weights, and the mean and standard deviation of its backbone."""
     described = shape.transformers
-    return Segmenter(
-        load_backbone(shape.backbone, "none") if described is None else described_backbone(described),
+    backbone = load_backbone(shape.backbone, "none") if described is None else described_backbone(described)
+    segmenter = Segmenter(
+        backbone,
         shape.classes,
         shape.channels,
         shape.ppm_bins,
@@ -330,6 +350,7 @@ def _built(shape: NetworkShape) -> Segmenter:
         pool_align_corners=shape.pool_align_corners,
         project=shape.project,
     )
+    return segmenter, backbone.mean, backbone.std
 
 
 def _check_tensors(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

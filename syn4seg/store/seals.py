@@ -106,7 +106,11 @@ def broken_seals(root: AnyPath, missing: bool = True) -> list[str]:
 def _folders(root: AnyPath) -> list[AnyPath]:
     """Return the folders of a run that hold sealed files."""
     draws = [root / "draws" / name for name in list_names(root / "draws") if name.isascii() and name.isdecimal()]
-    return [root, root / "checkpoints", root / "generators", *(f for draw in draws for f in (draw, draw / "checkpoints"))]
+    return [
+        root,
+        *(root / name for name in ("checkpoints", "generators", "model")),
+        *(f for draw in draws for f in (draw, draw / "checkpoints")),
+    ]
 
 
 def _seal_of(path: AnyPath) -> AnyPath:

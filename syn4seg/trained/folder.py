@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.exports.info import palette
 from syn4seg.exports.lineage import licences, public_name, shared_columns
+from syn4seg.exports.target import lies_in
+from syn4seg.report.sheets import class_colors, rgb_of
 from syn4seg.schema import FAULT, RECORD
 from syn4seg.stages.classifiers import best_row, trained_segmenter
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import RESULT_NAMES, ROWS, WITHOUT_VERDICT, rows_of
-from syn4seg.store.files import exists, write_atomically
+from syn4seg.store.files import as_path, check_reachable, exists, remove, write_atomically
+from syn4seg.store.listing import list_files
 from syn4seg.store.readback import BaseFacts, Provenance, Results, SupportFacts, read_checked
 from syn4seg.store.tables import read_parquet
 from syn4seg.trained.card import card
@@ -52,7 +54,7 @@ def write_model(
     Raises:
         UserError: the run has no such draw or row, or it is not trained.
     """
-    from syn4seg.segmenter.network import save_segmenter, shape_of
+    from syn4seg.segmenter.network import save_segmenter
 
     draw, row = choose(run, config, draw, row)
     segmenter = trained_segmenter(run, draw, row)
@@ -62,15 +64,45 @@ def write_model(
         segmenter, folder / FILES["safetensors"], backbone=backbone, facts={}, write=lambda _, d: kept.append(d), whole=True
     )
     write(folder / FILES["safetensors"], kept[0])
-    found = ModelConfig(
-        weights=ModelWeights(format="safetensors", sha256=hashlib.sha256(kept[0]).hexdigest()),
-        network=shape_of(segmenter, backbone, whole=True),
+    digest = hashlib.sha256(kept[0]).hexdigest()
+    found = describe_model(run, config, fold, draw, row, segmenter, "safetensors", digest)
+    write_facts(folder, found, write)
+    return found
+
+
+def describe_model(
+    run: RunDir, config: Config, fold: Fold, draw: int, row: str, segmenter: Segmenter, format: str, digest: str
+) -> ModelConfig:
+    """Return the config.json of a model whose weights have a format of `FILES` and a SHA-256."""
+    from syn4seg.segmenter.network import shape_of
+
+    return ModelConfig(
+        weights=ModelWeights.model_validate({"format": format, "sha256": digest}),
+        network=shape_of(segmenter, public_name(config.segmenter.backbone), whole=True),
         canvas=ModelCanvas(size=config.segmenter.size, kind=config.segmenter.canvas),
         classes=_classes(fold),
         provenance=provenance_of(run, config, fold, draw, row, segmenter),
     )
-    write_facts(folder, found, write)
-    return found
+
+
+def model_folder(to: str, run: AnyPath) -> AnyPath:
+    """Return the folder that a model is written to.
+
+    Raises:
+        UserError: it holds other files than those of a model, or lies in the run.
+    """
+    folder = as_path(to)
+    check_reachable(folder)
+    if exists(folder):
+        raise UserError(f"--to {to}: is a file; give a folder that is empty or not there yet")
+    if lies_in(folder, run):
+        raise UserError(f"--to {to}: lies in the run {run}, whose own model is {run / 'model'}; give a folder outside of it")
+    files = set(list_files(folder))
+    if files and not (CONFIG in files and files <= {CONFIG, README, *FILES.values()}):
+        raise UserError(f"--to {to}: holds other files ({min(files)}); give a folder that is empty or not there yet")
+    for name in sorted(files):  # an earlier model
+        remove(folder / name)
+    return folder
 
 
 def write_facts(folder: AnyPath, config: ModelConfig, write: Write = write_atomically) -> None:
@@ -101,7 +133,7 @@ def choose(run: RunDir, config: Config, draw: int | None, row: str | None) -> tu
 
 def _classes(fold: Fold) -> tuple[ModelClass, ...]:
     kinds = ["background", *("base" for _ in fold.base), *("novel" for _ in fold.novel)]
-    ids, colors = [0, *fold.base, *fold.novel], palette(len(kinds)).tolist()
+    ids, colors = [0, *fold.base, *fold.novel], map(rgb_of, class_colors(len(kinds)))
     rows = zip(fold.index_names, kinds, ids, colors, strict=True)
     return tuple(ModelClass.model_validate({"name": n, "kind": k, "id": i, "color": c}) for n, k, i, c in rows)
 

@@ -32,7 +32,7 @@ class ModelClass(_Part):
     Attributes:
         kind: background, or learned in the base stage or from the support set.
         id: number in the data set; 0 for the background.
-        color: RGB, as in palette PNGs.
+        color: RGB, as in the report of the run.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=500)]

@@ -121,8 +121,8 @@ def load(place: str | Path, device: str = "auto", trust: bool = False) -> Model:
     config = read_config(folder)
     if config.weights.format != "safetensors":
         raise UserError(
-            f"{folder}: holds {FILES[config.weights.format]} for another program; `syn4seg model RUN --to DIR` writes a folder to be "
-            "loaded here"
+            f"{folder}: holds {FILES[config.weights.format]} for another program; `syn4seg model RUN --to DIR` writes a folder for "
+            "this one"
         )
     check_weights(folder, config)
     if trust and ":" in config.network.backbone:
