@@ -204,7 +204,8 @@ def _open(source: Path | io.BytesIO, path: Path, remedy: str, formats: tuple[str
     try:
         image = Image.open(source, formats=formats)
     except _UNREADABLE as error:
-        raise UserError(f"{path} is not a readable image ({_line(error)}); expected {', '.join(formats)}: {remedy}") from error
+        reason = _line(error).replace(repr(source), "it")  # an address in memory would be another one every time
+        raise UserError(f"{path} is not a readable image ({reason}); expected {', '.join(formats)}: {remedy}") from error
     with image:
         columns, rows = image.size
         if columns * rows > MAX_PIXELS:

@@ -23,6 +23,10 @@ STRENGTH = 0.55
 """Share of a class's colour in an overlay."""
 SIDE = 240
 """Longer side of a picture on a sheet, in pixels."""
+GAP = 4
+WIDE = 2 * SIDE + GAP
+INCHES = 4.4
+"""Width of an image with its overlay on a sheet."""
 TITLE = 40
 """Characters of the name above a picture; of a longer one the end is shown."""
 
@@ -86,12 +90,15 @@ class Views:
 
     @property
     def panels(self) -> list[np.ndarray]:
-        """Image and overlay side by side, each no longer than `SIDE`: uint8 (h, 2w + 4, 3) per view."""
+        """Image and overlay side by side, each of at most `SIDE` x `SIDE`: uint8 (h, `WIDE`, 3) per view."""
         panels = []
         for view in self.views:
             drawn = overlay(view.image, view.mask, self.palette)
-            left, right = (shrink(pixels, SIDE) for pixels in (view.image, drawn))
-            panels.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
+            parts = [_fitted(pixels) for pixels in (view.image, drawn)]
+            left, right = (np.pad(p, ((0, 0), (0, SIDE - p.shape[1]), (0, 0)), constant_values=255) for p in parts)
+            gap = np.full((len(left), GAP, 3), 255, np.uint8)
+            narrow = SIDE - parts[0].shape[1]  # the image stands beside its overlay
+            panels.append(np.hstack([np.roll(left, narrow, axis=1), gap, right]))
         return panels
 
     @property
@@ -122,22 +129,27 @@ class Views:
 
         panels, legend, data = self.panels, self.legend, io.BytesIO()
         columns = min(3, max(1, math.ceil(math.sqrt(len(panels) / 2))))
-        rows = max(1, -(-len(panels) // columns))
+        heights = [max(len(panel) for panel in panels[i : i + columns]) for i in range(0, len(panels), columns)] or [SIDE]
+        inches = [INCHES * height / WIDE + 0.3 for height in heights]
         with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 8, "text.parse_math": False}):
             lines = -(-len(legend) // (3 * columns))
-            tallest = max((p.shape[0] / p.shape[1] for p in panels), default=0.5)
-            width = 4.4
-            canvas = Figure(
-                figsize=(width * columns, (min(width * tallest, 2 * width) + 0.3) * rows + 0.2 * lines + 0.1), layout="constrained"
-            )
-            for number, (view, panel) in enumerate(zip(self.views, panels, strict=True), 1):
+            canvas = Figure(figsize=(INCHES * columns, sum(inches) + 0.2 * lines + 0.1), layout="constrained")
+            grid = canvas.add_gridspec(len(heights), columns, height_ratios=inches)
+            for number, (view, panel) in enumerate(zip(self.views, panels, strict=True)):
                 title = view.name if len(view.name) <= TITLE else "…" + view.name[-TITLE + 1 :]
-                axes = canvas.add_subplot(rows, columns, number)
+                axes = canvas.add_subplot(grid[number // columns, number % columns])
                 axes.set_axis_off()
                 axes.set_title(title, fontsize=8)
-                axes.imshow(panel, interpolation="nearest" if max(panel.shape) < SIDE else None)
+                below = heights[number // columns] - len(panel)
+                axes.imshow(np.pad(panel, ((0, below), (0, 0), (0, 0)), constant_values=255))
             patches = [Patch(facecolor=f"#{bytes(rgb).hex()}", edgecolor="#888888", label=k) for k, rgb in legend.items()]
             if patches:
                 canvas.legend(handles=patches, loc="outside lower center", ncols=3 * columns, frameon=False)
             canvas.savefig(data, format="png", dpi=120, metadata={"Software": None})
         return data.getvalue()
+
+
+def _fitted(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels (H, W, 3) with a longer side of at most `SIDE`; small ones are enlarged by a whole number."""
+    times = SIDE // max(pixels.shape[:2])
+    return pixels.repeat(times, axis=0).repeat(times, axis=1) if times > 1 else shrink(pixels, SIDE)
