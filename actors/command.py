@@ -157,9 +157,8 @@ def predict(
     from actors.predicting import MANY, predict_chunks, start_ray
     from syn4seg.store.files import as_path, check_writable, is_local
     from syn4seg.terminal import Terminal
-    from syn4seg.trained.form import read_config
     from syn4seg.trained.inputs import find_images
-    from syn4seg.trained.model import find_model
+    from syn4seg.trained.model import find_model, own_config
     from syn4seg.trained.output import PredictionFolder
     from syn4seg.trained.prediction import ChunkPredictor, PredictionOptions
     from syn4seg.trust import trust as trust_code
@@ -171,7 +170,7 @@ def predict(
     options.check()
     check_writable(to, "--to")
     folder, display = find_model(model), Terminal()
-    config = read_config(folder)
+    config = own_config(folder)
     if trust and ":" in config.network.backbone:
         trust_code(config.network.backbone)
     target, sources = PredictionFolder(to, config, options), find_images(images)

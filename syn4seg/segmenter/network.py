@@ -275,7 +275,13 @@ def _halved(tensor: Tensor, exactly: bool) -> Tensor:
 
 
 def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
-    """Return the segmenter of `save_segmenter` (float32, eval mode) and its facts.
+    """Return the segmenter of `save_segmenter` (float32, eval mode) and its facts; it raises what `read_segmenter` does."""
+    segmenter, _, facts = read_segmenter(path)
+    return segmenter, facts
+
+
+def read_segmenter(path: str | AnyPath) -> tuple[Segmenter, NetworkShape, dict]:
+    """Return the segmenter of `save_segmenter` (float32, eval mode), what its header says that it is built of, and its facts.
 
     Raises:
         UserError: the file is missing or was written by something else.
@@ -311,7 +317,7 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
     for buffer, values in ((net.mean, shape.mean), (net.std, shape.std)):
         if values is not None:
             buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
-    return net.eval(), facts
+    return net.eval(), shape, facts
 
 
 def _assembled(shape: NetworkShape, state: dict[str, Tensor]) -> Segmenter:

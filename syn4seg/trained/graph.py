@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syn4seg.errors import UserError
+from syn4seg.stages.classifiers import trained_segmenter
+from syn4seg.stages.setup import canvas_of
 from syn4seg.store.files import write_atomically
 from syn4seg.trained.folder import choose, describe_model, write_facts
 from syn4seg.trained.form import FILES, ModelConfig
@@ -67,11 +69,13 @@ class PixelGraph(nn.Module):
     def _filled(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows and columns of the canvas that the image fills, as `Canvas.shape` has them."""
         sides = height.double(), width.double()
-        scale = self.size / torch.maximum(*sides)
-        if self.kind == "diam":
-            rows, columns = ((torch.floor(torch.floor(side * scale) / 8) * 8).clamp_min(8).float() for side in sides)
+        longest = torch.maximum(*sides)
+        scaled = [side * (self.size / longest) for side in sides]
+        if self.kind == "plain":
+            rows, columns = (torch.round(side).clamp_min(1).float() for side in scaled)
         else:
-            rows, columns = (torch.round(side * scale).clamp_min(1).float() for side in sides)
+            scaled = [torch.where(side < longest, torch.floor(n), self.size) for side, n in zip(sides, scaled, strict=True)]
+            rows, columns = ((torch.floor(side / 8) * 8).clamp_min(8).float() for side in scaled)
         return rows, columns
 
     def _shrinking(self, source: Tensor, filled: Tensor, length: Tensor, area: Tensor) -> Tensor:
@@ -116,12 +120,8 @@ def write_graph(
     Raises:
         UserError: the row is not trained, or torch cannot export its backbone.
     """
-    from syn4seg.stages.classifiers import trained_segmenter
-
     draw, row = choose(run, config, draw, row)
     segmenter = trained_segmenter(run, draw, row)
-    from syn4seg.stages.setup import canvas_of
-
     graph = PixelGraph(segmenter, canvas_of(config))
     try:
         data = (onnx_bytes if format == "onnx" else pt2_bytes)(graph)

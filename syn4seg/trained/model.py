@@ -115,25 +115,33 @@ def load(place: str | Path, device: str = "auto", trust: bool = False) -> Model:
         UserError: there is no model, a file of it is damaged or was changed, or it is one for another program.
     """
     from syn4seg.models.device import resolve_device
-    from syn4seg.segmenter.network import load_segmenter
+    from syn4seg.segmenter.network import read_segmenter
 
     folder = find_model(place)
+    config = own_config(folder)
+    check_weights(folder, config)
+    if trust and ":" in config.network.backbone:
+        trust_code(config.network.backbone)
+    path = folder / FILES["safetensors"]
+    segmenter, shape, _ = read_segmenter(path)
+    if shape != config.network:
+        raise DamagedError(f"{path}: its network is not the one that config.json describes; take both files from one folder")
+    return Model(segmenter.to(resolve_device(device)).eval(), config)
+
+
+def own_config(folder: AnyPath) -> ModelConfig:
+    """Return the config.json of a model that can be loaded here.
+
+    Raises:
+        UserError: there is none, or its weights are for another program.
+    """
     config = read_config(folder)
     if config.weights.format != "safetensors":
         raise UserError(
             f"{folder}: holds {FILES[config.weights.format]} for another program; `syn4seg model RUN --to DIR` writes a folder for "
             "this one"
         )
-    check_weights(folder, config)
-    if trust and ":" in config.network.backbone:
-        trust_code(config.network.backbone)
-    path = folder / FILES["safetensors"]
-    segmenter, _ = load_segmenter(path)
-    from syn4seg.segmenter.network import shape_of
-
-    if shape_of(segmenter, config.network.backbone, whole=True) != config.network:
-        raise DamagedError(f"{path}: its network is not the one that config.json describes; take both files from one folder")
-    return Model(segmenter.to(resolve_device(device)).eval(), config)
+    return config
 
 
 def find_model(place: str | Path) -> AnyPath:
