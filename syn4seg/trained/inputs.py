@@ -122,8 +122,8 @@ def _matches(path: AnyPath) -> Iterator[tuple[AnyPath, PurePosixPath]]:
         names = sorted(name for name in glob.iglob(str(path), recursive=True) if Path(name).is_file())
         found: list[tuple[AnyPath, str]] = [(Path(name), name) for name in names]
     else:
-        names = sorted(path.fs.glob(path.path))
-        found = [(as_path(f"{path.protocol}://{name}"), name) for name in names if path.fs.isfile(name)]
+        stored: list[str] = sorted(str(name) for name in path.fs.glob(path.path))
+        found = [(as_path(f"{path.protocol}://{name.lstrip('/')}"), name) for name in stored if path.fs.isfile(name)]
     for match, name in found:
         if Path(name).suffix.lower() in (*PHOTO_SUFFIXES, *SHARDS):
             yield match, PurePosixPath(name).relative_to(fixed) if str(fixed) != "." else PurePosixPath(name)
