@@ -32,7 +32,7 @@ from syn4seg.stages.results import write_manifest, write_results
 from syn4seg.stages.rows import rows_of
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.rundir import RunDir
-from syn4seg.store.seals import write_sealed
+from syn4seg.store.seals import rewrite_sealed
 from syn4seg.trained.folder import write_model
 
 Matrices = dict[int, dict[str, np.ndarray]]
@@ -198,7 +198,7 @@ class Pipeline:
     def _write_results(self, matrices: Matrices) -> dict[str, Any]:
         """Write results.json, and last of all the model of the first draw into model/."""
         results = write_results(self.run, self.config, self.fold, matrices, getattr(self.dataset, "unpublished", ()))
-        write_model(self.run, self.config, self.fold, self.run.model, write=write_sealed)
+        write_model(self.run, self.config, self.fold, self.run.model, write=rewrite_sealed)
         return results
 
     def evaluate(self) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.errors import DamagedError
 from syn4seg.store.files import (
+    MAX_TABLE,
     atomic_file,
     exists,
     explain_errors,
     open_regular,
+    read_bytes,
     read_json,
     to_json_bytes,
     write_atomically,
@@ -43,6 +45,14 @@ def write_sealed(path: AnyPath, data: bytes) -> None:
     """
     _write_seal(path, hashlib.blake2b(data, digest_size=16).hexdigest())
     write_atomically(path, data)
+
+
+def rewrite_sealed(path: AnyPath, data: bytes) -> None:
+    """Write a file and its seal as `write_sealed` does, unless that very file is there already."""
+    with contextlib.suppress(DamagedError):  # too large to be ours
+        if exists(path) and read_bytes(path, MAX_TABLE) == data:
+            return
+    write_sealed(path, data)
 
 
 def write_sealed_json(path: AnyPath, value: Any) -> None:

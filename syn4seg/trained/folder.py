@@ -49,7 +49,7 @@ def write_model(
     Args:
         draw: by default the first one of the run; never the one with the best scores, which would be chosen by the queries.
         row: by default the one that was trained in the fullest way (`best_row`).
-        write: puts bytes there; `seals.write_sealed` inside a run.
+        write: puts bytes there; `seals.rewrite_sealed` inside a run.
 
     Raises:
         UserError: the run has no such draw or row, or it is not trained.
