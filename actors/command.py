@@ -171,7 +171,7 @@ def predict(
     check_writable(to, "--to")
     folder, display = find_model(model), Terminal()
     config = own_config(folder)
-    if trust and ":" in config.network.backbone:
+    if trust and isinstance(config.network.backbone, str) and ":" in config.network.backbone:
         trust_code(config.network.backbone)
     target, sources = PredictionFolder(to, config, options), find_images(images)
     here, there = (str(path.absolute()) if is_local(path) else str(path) for path in (folder, as_path(to)))

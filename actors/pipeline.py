@@ -29,11 +29,17 @@ from syn4seg.stages.classifiers import load_classifier
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import make_plan, read_planned_samples
 from syn4seg.stages.results import write_manifest, write_results
+from syn4seg.stages.reuse import link, reuse
 from syn4seg.stages.rows import rows_of
 from syn4seg.stages.setup import draws_of
+from syn4seg.store.files import exists
+from syn4seg.store.readback import Inputs, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.seals import rewrite_sealed
 from syn4seg.trained.folder import write_model
+
+TRAINING_BARS = ("novel stage", "joint stage", "queries")
+"""Titles of the bars of training and scoring."""
 
 Matrices = dict[int, dict[str, np.ndarray]]
 """Confusion matrices by draw and row."""
@@ -133,7 +139,7 @@ class Pipeline:
         self._register()
         draws = draws_of(self.config)
         board = start_here(trainer.LabelBoard) if on_workers(self.config) else None
-        with self._timed("labels and novel"), self.display.bars("labels", "novel stage", "queries") as (bar, *bars):
+        with self._timed("labels and novel"), self.display.bars("labels", *TRAINING_BARS) as (bar, *bars):
 
             def label(draw: int, go_on: Callable[[], None]) -> None:
                 def progress(done: int, total: int, reasons: Counter) -> None:
@@ -168,6 +174,32 @@ class Pipeline:
                 stage.register(draw)
             del stage
             free_gpu()
+        if self.config.labeling.rounds > 1:
+            self._make_earlier_round()
+
+    def _make_earlier_round(self) -> None:
+        """Label and train the round before as a run of its own, and keep its classifiers: they draft the labels of this one.
+
+        A draw keeps the classifier that it began with, so that all its drafts come from the same.
+        """
+        missing = [draw for draw in draws_of(self.config) if not exists(self.run.draw(draw).drafter)]
+        if not missing:
+            return
+        rounds, run = self.config.labeling.rounds, self.run.round(self.config.labeling.rounds - 1)
+        labeling = self.config.labeling.model_copy(update={"rounds": rounds - 1})
+        evaluation = self.config.evaluation.model_copy(update={"rows": ("syn4seg",), "controls": False, "baselines": ()})
+        config = self.config.model_copy(update={"labeling": labeling, "evaluation": evaluation})
+        run.open(config)
+        if exists(self.run.inputs):
+            run.write_inputs(read_checked(self.run.inputs, Inputs))
+        reuse(self.run, run, config)
+        earlier = Pipeline(config, run, self.dataset, self.fold, self.display)
+        earlier.refine()
+        earlier._train_finished(evaluate=False)
+        for draw in missing:
+            link(run.draw(draw).checkpoint("syn4seg"), self.run.draw(draw).drafter)
+        reuse(run, self.run, self.config)
+        self.display.note(f"round {rounds - 1} of {rounds} is in {run.root}")
 
     def train(self, evaluate: bool = True) -> dict[str, Any] | None:
         """Run the novel stage of every row and draw on finished labels, and (by default) evaluate; return results.json.
@@ -188,7 +220,7 @@ class Pipeline:
                     f"{self.run.root}: {missing} of {len(planned)} samples of draw {draw} have no label yet; run "
                     "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
                 )
-        with self._timed("novel"), self.display.bars("novel stage", "queries") as bars:
+        with self._timed("novel"), self.display.bars(*TRAINING_BARS) as bars:
             return self._train(bars, evaluate, trainer.always_labeled)
 
     def _train(self, bars: Sequence[Callable[..., None]], evaluate: bool, is_labeled: trainer.IsLabeled) -> Matrices:

@@ -22,7 +22,9 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.stages.draw_training import train_draw
+from syn4seg.stages.joint import train_network
 from syn4seg.stages.novel import NovelStage
+from syn4seg.stages.rows import joint_names
 from syn4seg.stages.setup import draws_of, load_dataset
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
@@ -165,7 +167,7 @@ def train_and_evaluate(
     """Train every row of every draw on labels that are there or still coming, and score them on the queries.
 
     Args:
-        bars: progress of the steps of all draws, and of the queries.
+        bars: progress of the steps of the novel and of the joint stage, of all draws, and of the queries.
         is_labeled: see `IsLabeled`; picklable where training has processes of its own.
 
     Returns:
@@ -174,16 +176,16 @@ def train_and_evaluate(
     pulse = Pulse(run.log, stage="training")
 
     def report(facts: dict[str, Any]) -> None:
-        bars[0](facts["done"], facts["total"])
+        bars[1 if "network" in facts else 0](facts["done"], facts["total"])
         pulse(**facts)
 
     if not on_workers(config):
         stage = NovelStage(config, run, dataset, fold)
         _train(stage, is_labeled, report)
-        return stage.score_queries(bars[1]) if evaluate else {}
+        return stage.score_queries(bars[2]) if evaluate else {}
     arguments = {"config": config, "run": run.address, "is_labeled": is_labeled}
     fit(_loop, arguments, config.placement.training, name="novel", progress=report)
-    return evaluate_run(config, run, dataset, fold, bars[1]) if evaluate else {}
+    return evaluate_run(config, run, dataset, fold, bars[2]) if evaluate else {}
 
 
 def _loop(arguments: dict[str, Any], context: WorkerContext) -> None:
@@ -203,7 +205,8 @@ def _loop(arguments: dict[str, Any], context: WorkerContext) -> None:
 
 
 def _train(stage: NovelStage, is_labeled: IsLabeled, report: Callable[[dict[str, Any]], None]) -> None:
-    """Train draw after draw; report after each step: steps done and in all (of all draws), the draw, and the step's loss."""
+    """Train the classifiers of draw after draw, then the networks of the joint stage; report after each step: steps done and in
+    all (of all draws), the draw, the step's loss, and in the joint stage the name of the network."""
     draws = draws_of(stage.config)
     for number, draw in enumerate(draws):
 
@@ -211,3 +214,10 @@ def _train(stage: NovelStage, is_labeled: IsLabeled, report: Callable[[dict[str,
             report({"done": before * total + done, "total": len(draws) * total, "draw": draw, "loss": stage.loss})
 
         train_draw(stage, draw, after_step, is_labeled)
+    networks, steps = joint_names(stage.config), stage.config.joint.steps
+    for number, (draw, name) in enumerate(networks):
+
+        def after_joint_step(done: int, loss: float, before: int = number, draw: int = draw, name: str = name) -> None:
+            report({"done": before * steps + done, "total": len(networks) * steps, "draw": draw, "loss": loss, "network": name})
+
+        train_network(stage, draw, name, after_joint_step)

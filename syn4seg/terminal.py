@@ -14,18 +14,26 @@ from rich.table import Table
 
 from syn4seg.baselines import title_of
 
-TITLES = {
+_ABLATION = {
     "support_only": "support only",
     "class_name_raw": "+ class-name prompts, raw masks",
     "hdig_raw": "+ HDIG, raw masks",
     "apf": "+ APF",
     "apr": "+ APF + APR",
     "syn4seg": "+ SABR (Syn4Seg)",
+}
+_CONTROLS = {
     "control_image_label": "control A: image's class only",
     "control_swapped": "control B: other prototype",
     "oracle": "control O: true masks",
 }
-"""Row of results.json -> its title, from the simplest row to the whole method."""
+_JOINT = {
+    f"{row}_{part}": f"{title}, {text}"
+    for row, title in {**_ABLATION, "syn4seg": "Syn4Seg", **_CONTROLS}.items()
+    for part, text in (("decoder", "decoder trained"), ("all", "all trained"))
+}
+TITLES = {**_ABLATION, **_JOINT, **_CONTROLS}
+"""Row of results.json -> its title, from the simplest row to the whole method, then controls."""
 LINE_SECONDS = 10
 """Seconds between two lines about a progress where there is no terminal."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -17,7 +18,9 @@ from syn4seg.errors import UserError
 from syn4seg.segmenter import base, parallel
 from syn4seg.segmenter.backbones import Backbone
 from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
+from syn4seg.segmenter.joint import JointSchedule, JointViews, train_jointly
 from syn4seg.segmenter.network import Segmenter
+from syn4seg.segmenter.novel import NovelSchedule
 
 DATASET = EmbeddedDataset(24, 4)
 FOLD = fold_of(DATASET, 2)
@@ -42,6 +45,59 @@ def curve(checkpoint: Path | None = None, dataset: Dataset = DATASET, **changes)
         "state": net.state_dict(),
         "kinds": [type(m).__name__ for m in net.modules()],
     }
+
+
+JOINT = JointSchedule(
+    "all",
+    steps=6,
+    lr=0.01,
+    per_step={"support": 2, "synthetic": 4, "replay": 2},
+    decoder_factor=2.0,
+    norms="batch",
+    average=0.7,
+    loss=NovelSchedule(background_weight=0.5),
+)
+"""Batch statistics, dropout, an average, and a loss with every part."""
+
+
+def joint_views(share: tuple[int, int] = (0, 1)) -> JointViews:
+    """Views of the drawn world: the support and synthetic images are images with a novel class."""
+    ids = DATASET.train
+    novel = [i for i in ids if set(FOLD.novel) & set(DATASET.areas(i))]
+    pools = {"support": novel[:3], "synthetic": novel[3:8], "replay": ids[8:]}
+
+    def read(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        table = FOLD.to_base_index if kind == "replay" else FOLD.to_index
+        return DATASET.image(name), table[DATASET.mask(name)]
+
+    return JointViews(pools, JOINT.per_step, Augmentation(32), 5, read, share)
+
+
+def joint_curve(stop: int | None = None, checkpoint: Path | None = None, **changes) -> dict:
+    """Trains the tiny network jointly: the losses and the weights; with `stop` it ends after that many steps, as if killed."""
+    views, net = joint_views(parallel.rank_and_world_size()), segmenter()
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(1 + len(FOLD.base) + len(FOLD.novel), 8, generator=generator)
+    losses: list[float] = []
+
+    def progress(done: int, loss: float) -> None:
+        losses.append(loss)
+        if done == stop:
+            raise InterruptedError
+
+    network = train_jointly(
+        net,
+        net.classifier.replaced(rows, torch.zeros(len(rows))),
+        lambda steps: (views[step] for step in steps),
+        base_classes=len(FOLD.base),
+        schedule=dataclasses.replace(JOINT, **changes),
+        seed=5,
+        facts={"name": "test"},
+        registered=net.classifier.replaced(rows, torch.zeros(len(rows))),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return {"losses": losses, "state": network.state_dict()}
 
 
 FROZEN = {"freeze_backbone": True, "cached_on": Canvas(32)}
@@ -108,6 +164,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         "curve": curve(),
         "frozen": curve(freeze_backbone=True),
         "cached": curve(**FROZEN),
+        "joint": joint_curve(),
         "adamw": curve(schedule=BaseSchedule(2, 8, 0.01, optimizer="adamw")),
         "normalised": normalised(rows),
         "dropout": dropped(rows, nn.Dropout, (3, 4)),

@@ -43,6 +43,7 @@ NOT_SWEPT = (
     "prompts.base_url",
     "prompts.key_variable",
     "prompts.timeout",
+    "labeling.rounds",
 )
 """Keys (and sections) that say how a result is measured or where it is made, and so never are what a study searches."""
 MAX_GRID = 10_000
@@ -204,6 +205,8 @@ def check_study(study: Study, config: Config) -> None:
             )
         if not study.test and name.startswith("novel") and not study.validation.novel_images:
             raise UserError(f"--objective {name}: needs novel classes to score on; set validation.novel_images above 0")
+    if study.set.get("labeling.rounds", config.labeling.rounds) != 1:
+        raise UserError("labeling.rounds: a trial of a sweep labels once; set labeling.rounds=1, and run its best values with more")
     for key, space in study.space.items():
         for value in [space.low, space.high] if isinstance(space, Range) else space:
             value = int(value) if isinstance(space, Range) and space.whole else value

@@ -24,7 +24,7 @@ SECTIONS = {
     "images": ("synthesis",),
     "base": ("seed", "data", "segmenter", "base"),
     "labels": ("data", "labeling", "refinement", "novel"),
-    "scores": ("evaluation", "protocol"),
+    "scores": ("joint", "evaluation", "protocol"),
 }
 """Stage -> the sections and top-level keys that it reads itself."""
 SUPPORT_KEYS = (

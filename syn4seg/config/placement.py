@@ -43,6 +43,8 @@ class TrainingConfig(Section):
     """Only on nodes with this accelerator."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Custom resources per worker."""
+    readers: Whole = 0
+    """Processes per worker that read and augment images ahead of the joint stage; 0: the worker itself."""
     max_failures: Whole = 3
     """How often lost workers are replaced; training goes on from its last checkpoint."""
 

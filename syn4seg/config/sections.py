@@ -19,6 +19,10 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 
 
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin")
+"""Of files; other names of a base checkpoint may be folders or hub ids."""
+
+
 class Section(BaseModel):
     """A frozen part of the tree; unknown keys are errors."""
 
@@ -193,7 +197,12 @@ class SegmenterConfig(Section):
 class BaseConfig(Section):
     checkpoint: str = "shipped"
     """`shipped`: the packaged checkpoint of the embedded world's fold. `train`: train in this run. Or a file: ours, or a public
-    base checkpoint of DIaM/BAM, BCM or POP, which is imported."""
+    base checkpoint of DIaM/BAM, BCM or POP, which is imported. Or a semantic segmentation network that somebody has trained: a
+    folder or hub id of transformers (SegFormer, UPerNet, DPT, BEiT, ...), `torchvision:NAME` with torchvision's own weights, or
+    `torchvision:NAME:FILE`; what else describes the network in `segmenter` does not count then."""
+    names: dict[str, str | Annotated[int, Field(ge=0)]] = {}
+    """What such a network calls the base classes where their names differ: `{motorbike: motorcycle}`, or the number of a row where
+    its labels have no names: `{motorbike: 14}`. Case, spaces and punctuation do not count."""
     images: Literal["all", "with_base", "without_novel"] = "all"
     """Base training images: all of the train list (BAM, DIaM), those with a base class (POP), or without a novel one (CAPL)."""
     epochs: Count = 5
@@ -214,10 +223,21 @@ class BaseConfig(Section):
     """Factor on background pixels in the loss at the start, rising to 1; helps networks that start from nothing."""
     scale: tuple[float, float] = (0.75, 1.33)
     """Range of the random scale (0.5 to 2 in the field's recipe)."""
+    scale_of: Literal["crop", "native"] = "crop"
+    """What the random scale multiplies. `crop`: the image's long side is brought to the crop first, and scales are even in their
+    logarithm. `native`: the image's own size, scales even in themselves (BAM, DIaM, BCM): nearer views of large photos."""
     blur: Share = 0.0
     """Chance of a Gaussian blur (0.5 in the field's recipe)."""
     crop: Count | None = None
     """Side of the random crop in pixels; the canvas's own size when empty."""
+
+    @property
+    def is_network(self) -> bool:
+        """Whether `checkpoint` names a network of transformers or torchvision, not a file of weights with a base classifier."""
+        if self.checkpoint in ("shipped", "train"):
+            return False
+        path = Path(self.checkpoint)
+        return self.checkpoint.startswith("torchvision:") or not (path.is_file() or path.suffix in CHECKPOINT_SUFFIXES)
 
 
 class SupportQuantile(Section):
@@ -258,6 +278,9 @@ class LabelingConfig(Section):
     """Reject an image whose target class covers less than this share."""
     max_target: Share = 0.95
     """Reject an image whose target class covers more than this share."""
+    rounds: Count = 1
+    """Above 1: the labels of a round are drafted by the segmenter that the round before trained on its labels. Earlier rounds are
+    runs of their own, under rounds/ of the run. Not in sweeps."""
 
 
 class RefinementConfig(Section):
@@ -274,7 +297,15 @@ class RefinementConfig(Section):
     """Images in one pass of SAM's encoder, always exactly that many (the last pass is padded), because rounding depends on it."""
 
 
+JointRow = Literal["support_only", "class_name_raw", "hdig_raw", "apf", "apr", "syn4seg", "control_image_label", "oracle"]
+
+
 class NovelConfig(Section):
+    trains: Literal["classifier", "decoder", "all"] = "classifier"
+    """What learns base and novel classes together: `classifier`, one layer on frozen features; then also, for `rows`, everything
+    behind the backbone (`decoder`) or the whole network (`all`), on images, see `joint`."""
+    rows: tuple[JointRow, ...] = ("syn4seg",)
+    """Rows whose network is trained by the joint stage, if `trains` is not `classifier`; each becomes a row of its own."""
     steps: Count = 300
     """Optimiser steps of the novel stage."""
     label_stride: Count = 1
@@ -305,6 +336,43 @@ class NovelConfig(Section):
     from the first step. The same result whenever the labels arrive."""
 
 
+class JointConfig(Section):
+    steps: Count = 300
+    """Optimiser steps (AdamW) of the joint stage."""
+    lr: Annotated[float, Field(gt=0)] = 0.0005
+    """Learning rate of the backbone; polynomial decay of power 0.9."""
+    decoder_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on it for what lies between backbone and classifier."""
+    classifier_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on it for the classifier."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    support_batch: Whole = 4
+    """Support images per step."""
+    synthetic_batch: Whole = 8
+    """Accepted synthetic images per step."""
+    base_batch: Whole = 8
+    """Base training images per step, of all of them; 0: no base data."""
+    norms: Literal["frozen", "batch"] = "frozen"
+    """Batch norms keep their statistics, or take those of each batch (of all workers)."""
+    average: Share = 0.98
+    """Decay of the exponential average of the weights, which is the result; 0: the last weights."""
+    scale: tuple[float, float] = (0.75, 1.33)
+    """Range of the random scale."""
+    scale_of: Literal["crop", "native"] = "crop"
+    """What it multiplies, as `base.scale_of`."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Largest rotation in degrees, of half of the views."""
+    blur: Share = 0.0
+    """Chance of a Gaussian blur."""
+    colour: Share = 0.0
+    """Brightness, contrast and saturation change by a factor of up to 1 + this."""
+    crop: Count | None = None
+    """Side of the random crop in pixels; the canvas's own size when empty."""
+
+
 class EvaluationConfig(Section):
     space: Literal["original", "canvas"] = "original"
     """Where pixels are counted: the original image (CAPL, POP) or the segmenter's canvas (DIaM, BCM)."""
@@ -314,6 +382,8 @@ class EvaluationConfig(Section):
     """Which base mIoU the table shows: foreground classes (DIaM), or with the background (CAPL, POP)."""
     mean: Literal["base_novel", "all_classes"] = "base_novel"
     """Which mean the table shows: (base + novel) / 2 (DIaM), or over all classes, `total` (CAPL, POP)."""
+    rows: tuple[Literal["class_name_raw", "hdig_raw", "apf", "apr", "syn4seg"], ...] = ()
+    """Rows of the ablation that are trained and scored, beside `support_only`; empty: all."""
     controls: bool = False
     """Also train the controls: the image's class alone, another class's prototype and, where they are known, the true masks."""
     masks: Path | None = None

@@ -17,6 +17,7 @@ from syn4seg.config.sections import (
     BaseConfig,
     DataConfig,
     EvaluationConfig,
+    JointConfig,
     LabelingConfig,
     NovelConfig,
     PromptsConfig,
@@ -54,6 +55,7 @@ class Config(Section):
     labeling: LabelingConfig = LabelingConfig()
     refinement: RefinementConfig = RefinementConfig()
     novel: NovelConfig = NovelConfig()
+    joint: JointConfig = JointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     placement: PlacementConfig = PlacementConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -68,6 +70,11 @@ class Config(Section):
         if self.base.checkpoint == "shipped" and not isinstance(self.data.fold, int):
             raise ValueError(f"data.fold={self.data.fold}: the folds of the embedded world have numbers; set data.fold=0 to 3")
         return self
+
+    @property
+    def network(self) -> str:
+        """What the segmenter is built on, for records: the network that `base.checkpoint` names, else `segmenter.backbone`."""
+        return ":".join(self.base.checkpoint.split(":")[:2]) if self.base.is_network else self.segmenter.backbone
 
     def deviations(self) -> list[str]:
         """Return a line for each key in which this configuration deviates from its `protocol`."""

@@ -75,7 +75,7 @@ def shared_columns(run: RunDir, config: Config) -> dict[str, str]:
         "generator": generator,
         "generator_revision": ", ".join(revisions),
         "generator_facts": json.dumps(facts, sort_keys=True),
-        "segmenter": public_name(config.segmenter.backbone) + weights,
+        "segmenter": public_name(config.network) + weights,
         "refiner": public_name(config.refinement.model),
         "config_digest": config_digest(config),
     }

@@ -116,6 +116,7 @@ def disk_of(config: Config, facts: WorkloadFacts, rates: Rates) -> dict[str, int
     `features` are the features that do not fit in memory; their files are gone when the stage ends.
     """
     samples, size, draws = samples_of(config, facts)[0], config.synthesis.size, config.data.draws
+    labels = draws * config.labeling.rounds
     generator, net = generator_size(config.synthesis.model), segmenter_of(config, facts)
     stored = 2 if generator.transformer and kind_of(config, config.placement.encoding) == "gpu" else 4
     label = LABEL_BITS / 8 * size**2 + LABEL_BYTES
@@ -129,8 +130,8 @@ def disk_of(config: Config, facts: WorkloadFacts, rates: Rates) -> dict[str, int
     return {
         "encoding": prompts_of(config, facts) * generator.embedding_numbers * stored,
         "synthesis": round(samples * each["synthesis"]),
-        "labeling": round(samples * draws * each["labeling"]),
-        "refinement": round(samples * draws * each["refinement"]),
+        "labeling": round(samples * labels * each["labeling"]),
+        "refinement": round(samples * labels * each["refinement"]),
         "base": net.part.bytes(2) + training,
         "features": max(0, feature_bytes(config, facts) - CACHE_BYTES),
         "novel": len(rows_of(config)) * draws * classifier,

@@ -206,7 +206,9 @@ class _Miniature:
         from syn4seg.stages.labels import BoundaryRefiner, Enhancer
 
         kind, device = self._on("labeling")
-        enhance, targets = Enhancer.from_run(run, 0, self.config, device), list(fold.novel_indices)
+        labeling = self.config.labeling.model_copy(update={"rounds": 1})
+        config = self.config.model_copy(update={"labeling": labeling})
+        enhance, targets = Enhancer.from_run(run, 0, config, device), list(fold.novel_indices)
         enhance(images[0], targets[0])
         with self.timed("labeling", kind, len(images)):
             results = [enhance(image, targets[i % len(targets)]) for i, image in enumerate(images)]

@@ -129,7 +129,37 @@ def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[i
     built_here = backbone == "embedded" or backbone.startswith("resnet") or ":" in backbone
     with torch.device("meta") if built_here else contextlib.nullcontext():
         net = Segmenter(load_backbone(backbone, "none"), classes, channels, ppm_bins)
-    net = net.to("meta").requires_grad_(False).eval()
+    return _measure(net.to("meta"), size)
+
+
+@functools.cache
+def network_size(checkpoint: str, classes: int, size: int) -> SegmenterSize:
+    """Count the parts of a network of transformers or torchvision as a segmenter, from its configuration (of a hub id, fetched).
+
+    Args:
+        checkpoint: `base.checkpoint`.
+        classes: rows of the classifier, background included.
+
+    Raises:
+        UserError: there is no such network, or it is of another kind.
+    """
+    import torch
+
+    from syn4seg.segmenter.network import Segmenter
+    from syn4seg.segmenter.semantic_networks import skeleton
+    from syn4seg.segmenter.semantic_sources import describe
+
+    backbone = skeleton(describe(checkpoint).shape, size)[1]
+    with torch.device("meta"):
+        net = Segmenter(backbone, classes, bottleneck=False)
+    return _measure(net, size)
+
+
+def _measure(net: Any, size: int) -> SegmenterSize:
+    """Count the parts of a segmenter on the meta device."""
+    import torch
+
+    net = net.requires_grad_(False).eval()
     image = torch.empty(1, 3, size, size, device="meta")
     flops, backbone_flops = flops_of(net, image), flops_of(net.backbone, image)
     with torch.no_grad(), _counted(net) as kept, _counted(net.backbone) as backbone_kept:
@@ -152,7 +182,12 @@ def _counted(net: Any):
     """Yield a list that fills with the number of outputs of every layer with parameters of its own."""
     counts: list[int] = []
     layers = [m for m in net.modules() if next(m.parameters(recurse=False), None) is not None and not hasattr(m, "ppm")]
-    hooks = [layer.register_forward_hook(lambda _m, _x, y: counts.append(y.numel())) for layer in layers]
+    hooks = [layer.register_forward_hook(lambda _m, _x, y: counts.append(_numbers(y))) for layer in layers]
     yield counts
     for hook in hooks:
         hook.remove()
+
+
+def _numbers(output: Any) -> int:
+    """Return how many numbers a layer's output holds; layers of transformers may return several tensors."""
+    return sum(_numbers(part) for part in output) if isinstance(output, list | tuple) else getattr(output, "numel", int)()

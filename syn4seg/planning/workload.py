@@ -17,7 +17,7 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, StageWork
 from syn4seg.planning.sizes import generator_size
-from syn4seg.planning.sizes_vision import SegmenterSize, sam_size, segmenter_size
+from syn4seg.planning.sizes_vision import SegmenterSize, network_size, sam_size, segmenter_size
 from syn4seg.stages.rows import rows_of
 
 EMBEDDED_FACTS = (4, 12, 6000, 300)
@@ -94,6 +94,8 @@ def kind_of(config: Config, pool: PoolConfig | None = None) -> Kind:
 def segmenter_of(config: Config, facts: WorkloadFacts, side: int | None = None) -> SegmenterSize:
     """Return the size of the configured segmenter with its base classifier, on its canvas or on crops of `side` pixels."""
     net = config.segmenter
+    if config.base.is_network:
+        return network_size(config.base.checkpoint, 1 + facts.base, net.size)
     return segmenter_size(net.backbone, 1 + facts.base, net.channels, net.ppm_bins, side or net.size)
 
 
@@ -120,7 +122,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
     how = make.model_dump(
         mode="json", include={"model", "size", "steps", "batch", "compile", "attention", "vae_slicing", "weights", "step_cache"}
     )
-    seen = {"backbone": config.segmenter.backbone, "size": config.segmenter.size, "channels": config.segmenter.channels}
+    seen = {"backbone": config.network, "size": config.segmenter.size, "channels": config.segmenter.channels}
     return [
         StageWork(
             "encoding",
@@ -143,7 +145,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
         StageWork(
             "labeling",
             "image",
-            samples * draws,
+            samples * draws * config.labeling.rounds,
             net.flops,
             what=seen | {"classes": 1 + facts.base + facts.novel},
             tensor_share=TF32,
@@ -153,7 +155,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
         StageWork(
             "refinement",
             "image",
-            samples * draws,
+            samples * draws * config.labeling.rounds,
             sam.encode_flops + COMPONENTS * sam.box_flops,
             what={"model": config.refinement.model, "size": make.size, "images_per_pass": config.refinement.images_per_pass},
             extra=SABR_SECONDS * pixels,
@@ -194,13 +196,13 @@ def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
             images,
             net.flops,
             extra=reading,
-            what={"backbone": settings.backbone, "size": side, "channels": settings.channels},
+            what={"backbone": config.network, "size": side, "channels": settings.channels},
             **here,
         ),
         StageWork(
             "novel",
             "step",
-            novel.steps * rows * draws,
+            novel.steps * (rows + config.labeling.rounds - 1) * draws,  # an earlier round trains one row
             3.0 * step * pixel_flops,
             what=head | {"images": step},
             moved=20 * step * logits,

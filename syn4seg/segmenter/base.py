@@ -44,18 +44,23 @@ class Augmentation:
     """What may happen to a base training image.
 
     Attributes:
-        crop: side of the square training crop in pixels; the image's long side is brought to it first, then scaled.
+        crop: side of the square training crop in pixels.
         scale: range of the random scale.
+        native: scales multiply the image's own size and are uniform (BAM, DIaM, BCM); otherwise the image's long side is brought to
+            the crop first, and scales are uniform in their logarithm.
         rotate: largest rotation in degrees, applied half of the time.
         blur: chance of a 5x5 Gaussian blur.
         flip: chance of a mirror image.
+        colour: brightness, contrast and saturation each change by a factor of up to 1 + this, or its inverse.
     """
 
     crop: int
     scale: tuple[float, float] = (0.5, 2.0)
+    native: bool = False
     rotate: float = 10.0
     blur: float = 0.5
     flip: float = 0.5
+    colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,11 @@ def augment(
     Scale, rotation, mirror and crop are a single warp (bilinear for the image, nearest for the label).
     """
     size, (rows, columns) = augmentation.crop, label.shape
-    scale = math.exp(rng.uniform(math.log(augmentation.scale[0]), math.log(augmentation.scale[1]))) * size / max(rows, columns)
+    low, high = augmentation.scale
+    if augmentation.native:
+        scale = rng.uniform(low, high)
+    else:
+        scale = math.exp(rng.uniform(math.log(low), math.log(high))) * size / max(rows, columns)
     angle = math.radians(rng.uniform(-augmentation.rotate, augmentation.rotate)) if rng.random() < 0.5 else 0.0
     mirror = -1.0 if rng.random() < augmentation.flip else 1.0
     turn = scale * np.array([[math.cos(angle) * mirror, -math.sin(angle)], [math.sin(angle) * mirror, math.cos(angle)]])
@@ -100,7 +109,18 @@ def augment(
     target = cv2.warpAffine(label, warp, (size, size), flags=cv2.INTER_NEAREST, borderValue=UNLABELED)
     if rng.random() < augmentation.blur:
         view = cv2.GaussianBlur(view, (5, 5), 0)
+    if augmentation.colour:
+        view = _change_colour(view, np.exp(rng.uniform(-1, 1, 3) * math.log1p(augmentation.colour)))
     return view, target
+
+
+def _change_colour(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Return an image uint8 (H, W, 3) with brightness, contrast and saturation multiplied by `factors` (3,)."""
+    brightness, contrast, saturation = factors
+    view = image.astype(np.float32) * brightness
+    view = view.mean() + (view - view.mean()) * contrast
+    grey = view.mean(2, keepdims=True)
+    return np.clip(grey + (view - grey) * saturation + 0.5, 0, 255).astype(np.uint8)
 
 
 def base_batch(
@@ -226,7 +246,7 @@ def _train_epoch(
     for step in range(steps):
         done = (epoch * steps + step) / (schedule.epochs * steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["top"] * _rate(done, schedule.warmup)
+            group["lr"] = group["top"] * poly_rate(done, schedule.warmup)
         x, label = batches(order[step * schedule.batch : (step + 1) * schedule.batch][rank::world], epoch)
         labels += torch.bincount(label.flatten(), minlength=256).cpu()
         background = schedule.background_weight + (1 - schedule.background_weight) * done
@@ -254,7 +274,7 @@ def _optimizer(segmenter: Segmenter, schedule: BaseSchedule, freeze_backbone: bo
     return torch.optim.SGD(groups, momentum=0.9, weight_decay=schedule.weight_decay)
 
 
-def _rate(done: float, warmup: float) -> float:
+def poly_rate(done: float, warmup: float) -> float:
     """Return the factor on the learning rate after the share `done` of all steps."""
     return (done / warmup if done < warmup else 1.0) * (1 - done) ** 0.9
 

@@ -1,7 +1,8 @@
 """The segmenter: backbone, pyramid pooling, 3x3 bottleneck, and a classifier that is a pair of tensors.
 
-The field's GFSS network (method.md 5.1). Because everything before the classifier is frozen after the base
-stage, features are computed once and many classifiers are tried on them: `Classifier` lives apart from the module.
+The field's GFSS network (method.md 5.1), or a network of another library cut before its classifier (`semantic_networks`).
+Because everything before the classifier is frozen after the base stage, features are computed once and many classifiers are
+tried on them: `Classifier` lives apart from the module.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.segmenter.backbones import Backbone, described_backbone, load_backbone, may_be_skeleton
 from syn4seg.segmenter.pretrained import Triple, describe_pretrained
+from syn4seg.segmenter.semantic_networks import SemanticShape, rebuild
 from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.tensors import read_tensors
 
@@ -119,6 +121,8 @@ class Segmenter(nn.Module):
         align_corners: of the logits, see `upsample`.
         pool_align_corners: of the pyramid pooling; None: as the logits (POP's differ).
         project: a 1x1 convolution ends the bottleneck (CAPL, POP), so that features may be negative.
+        bottleneck: False where the backbone's map itself is what the classifier sees: `channels`, `ppm_bins`, `dropout` and
+            `project` do not count then.
     """
 
     mean: Tensor
@@ -135,18 +139,18 @@ class Segmenter(nn.Module):
         align_corners: bool = False,
         pool_align_corners: bool | None = None,
         project: bool = False,
+        bottleneck: bool = True,
     ):
         super().__init__()
         self.backbone, self.stride, self.cosine, self.align_corners = backbone.module, backbone.stride, cosine, align_corners
         pool_corners = align_corners if pool_align_corners is None else pool_align_corners
-        self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins), pool_corners)
-        self.bottleneck = nn.Sequential(
-            nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Dropout2d(dropout),
-            *([nn.Conv2d(channels, channels, 1)] if project else []),
-        )
+        self.ppm = PyramidPooling(backbone.channels, tuple(ppm_bins) if bottleneck else (), pool_corners)
+        self.bottleneck = nn.Sequential()
+        if bottleneck:
+            self.bottleneck.extend([nn.Conv2d(self.ppm.channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)])
+            self.bottleneck.extend([nn.ReLU(), nn.Dropout2d(dropout), *([nn.Conv2d(channels, channels, 1)] if project else [])])
+        else:
+            channels = backbone.channels
         head = nn.Conv2d(channels, classes, 1)
         self.weight, self.bias = nn.Parameter(head.weight.detach()[..., 0, 0]), nn.Parameter(torch.zeros(classes))
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
@@ -205,7 +209,7 @@ class NetworkShape(BaseModel):
             by its name.
     """
 
-    backbone: str
+    backbone: str | SemanticShape
     classes: Annotated[int, Field(ge=1, le=65_536)]
     channels: Annotated[int, Field(ge=1, le=65_536)]
     ppm_bins: Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(max_length=16)]
@@ -218,11 +222,11 @@ class NetworkShape(BaseModel):
     transformers: dict[str, Any] | None = None
 
 
-def shape_of(segmenter: Segmenter, backbone: str, *, whole: bool = False) -> NetworkShape:
+def shape_of(segmenter: Segmenter, backbone: str | SemanticShape, *, whole: bool = False) -> NetworkShape:
     """Return what a segmenter is built of.
 
     Args:
-        backbone: the name given to `load_backbone`.
+        backbone: the name given to `load_backbone`, or the description of another library's network.
         whole: with the normalisation, and with the configuration of a transformers backbone, so that its folder is not needed.
     """
     more = {}
@@ -246,7 +250,7 @@ def save_segmenter(
     segmenter: Segmenter,
     path: str | AnyPath,
     *,
-    backbone: str,
+    backbone: str | SemanticShape,
     facts: dict[str, object],
     write: Callable[[AnyPath, bytes], None] = write_atomically,
     whole: bool = False,
@@ -254,7 +258,7 @@ def save_segmenter(
     """Write safetensors; `load_segmenter` needs nothing else.
 
     Args:
-        backbone: the name given to `load_backbone`.
+        backbone: the name given to `load_backbone`, or the description of another library's network.
         facts: kept in the file's header under "facts" (JSON).
         write: puts the bytes there; `seals.write_sealed` for a file of a run.
         whole: lose no digit (a tensor is float16 only where that changes none of its numbers), and need no folder of a
@@ -263,7 +267,7 @@ def save_segmenter(
     from safetensors.torch import save
 
     state = {k: _halved(v, whole) if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
-    shape = shape_of(segmenter, backbone, whole=whole).model_dump(exclude_none=True)
+    shape = shape_of(segmenter, backbone, whole=whole).model_dump(mode="json", exclude_none=True)
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
     header = {"network": json.dumps(shape)} | ({"facts": json.dumps(facts)} if facts else {})  # the order of two is random
     write(as_path(path), save(tensors, metadata=header))
@@ -329,23 +333,31 @@ def _assembled(shape: NetworkShape, state: dict[str, Tensor]) -> Segmenter:
     Raises:
         RuntimeError: a tensor is missing, or of another shape.
     """
-    if shape.transformers is not None or may_be_skeleton(shape.backbone):
+    if shape.transformers is not None or (isinstance(shape.backbone, str) and may_be_skeleton(shape.backbone)):
         with torch.device("meta"):
-            net, mean, std = _built(shape)
+            net, mean, std = _built(shape, 0)
         _check_tensors(net.state_dict(), state)
         net.load_state_dict(state, assign=True)
         net.mean, net.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
         if not any(buffer.is_meta for buffer in net.buffers()):
             return net
-    net = _built(shape)[0]
+    net = _built(shape, sum(tensor.numel() for tensor in state.values()))[0]
     net.load_state_dict(state)
     return net
 
 
-def _built(shape: NetworkShape) -> tuple[Segmenter, Triple, Triple]:
-    """Return the network of a header with random weights, and the mean and standard deviation of its backbone."""
-    described = shape.transformers
-    backbone = load_backbone(shape.backbone, "none") if described is None else described_backbone(described)
+def _built(shape: NetworkShape, limit: int) -> tuple[Segmenter, Triple, Triple]:
+    """Return the network of a header with random weights, and the mean and standard deviation of its backbone.
+
+    Args:
+        limit: numbers that the checkpoint holds.
+    """
+    if shape.transformers is not None:
+        backbone = described_backbone(shape.transformers)
+    elif isinstance(shape.backbone, str):
+        backbone = load_backbone(shape.backbone)
+    else:
+        backbone = rebuild(shape.backbone, shape.channels, limit)
     segmenter = Segmenter(
         backbone,
         shape.classes,
@@ -355,6 +367,7 @@ def _built(shape: NetworkShape) -> tuple[Segmenter, Triple, Triple]:
         align_corners=shape.align_corners,
         pool_align_corners=shape.pool_align_corners,
         project=shape.project,
+        bottleneck=isinstance(shape.backbone, str),
     )
     return segmenter, backbone.mean, backbone.std
 

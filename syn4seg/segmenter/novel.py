@@ -274,7 +274,7 @@ class NovelTraining:
         return [
             (kind, pool[place])
             for kind, pool in pools.items()
-            for place in _draw(len(pool), kind, self.steps_done, self.schedule.per_step[kind], self.seed)
+            for place in draw_places(len(pool), kind, self.steps_done, self.schedule.per_step[kind], self.seed)
         ]
 
     def _loss(self, batch: list[TrainingSample]) -> Tensor:
@@ -291,22 +291,17 @@ class NovelTraining:
         first = 0 if self.start.align_corners else stride // 2  # the corner, or the middle, of each block of pixels
         thin = label[:, first::stride, first::stride]
         full = upsample(logits, (thin.shape[1], thin.shape[2]), self.start.align_corners)
-        merged = _merged(batch, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
+        kinds, labels = zip(*((s.kind, s.label) for s in batch), strict=True)
+        merged = merged_classes(kinds, labels, self.base_rows, len(self.start.weight), self.schedule).to(x.device)
         weight, background = _weights(batch, label), self.schedule.background_weight
         weight = None if weight is None else weight[:, first::stride, first::stride]
         loss = pixel_loss(full, thin, weight=weight, merged=merged, background_weight=background, all_reduce=all_reduce_sum)
         if self.schedule.distill > 0:
             with torch.no_grad():
                 before = _logits(self.base, x)
-            allowed = self._without_novel(label, x)
+            allowed = cells_without_novel(label, self.base_rows, x, self.start.align_corners)
             loss = loss + self.schedule.distill * distillation(logits, before, allowed, all_reduce=all_reduce_sum)
         return loss
-
-    def _without_novel(self, label: Tensor, features: Tensor) -> Tensor:
-        """Return bool (N, h, w): the cells without a pixel that is novel or 255."""
-        sides = zip(label.shape[1:], features.shape[2:], strict=True)
-        rows, columns = (torch.from_numpy(area_weights(n, g, self.start.align_corners)).to(features) for n, g in sides)
-        return rows @ (label >= self.base_rows).to(features) @ columns.T == 0
 
 
 def train_novel(
@@ -338,7 +333,7 @@ def train_novel(
     return training.classifier
 
 
-def _draw(size: int, kind: str, step: int, count: int, seed: int) -> list[int]:
+def draw_places(size: int, kind: str, step: int, count: int, seed: int) -> list[int]:
     """Return places in a pool: consecutive ones in an endless row of permutations, each named by (seed, kind, round)."""
     places = range(step * count, (step + 1) * count)
     orders = {r: seeded("novel", seed, kind, r).permutation(size) for r in {p // size for p in places}}
@@ -360,16 +355,30 @@ def _weights(batch: list[TrainingSample], label: Tensor) -> Tensor | None:
     return torch.from_numpy(np.stack(rows)).to(label.device).float()
 
 
-def _merged(batch: list[TrainingSample], base_rows: int, rows: int, schedule: NovelSchedule) -> Tensor:
-    """Return bool (N, rows), the classes that each sample's background may be."""
-    merged = torch.zeros(len(batch), rows, dtype=torch.bool)
-    for n, sample in enumerate(batch):
-        if sample.kind == "support" and schedule.merge_support:
+def cells_without_novel(label: Tensor, base_rows: int, features: Tensor, align_corners: bool) -> Tensor:
+    """Return bool (N, h, w): the cells of features (N, D, h, w) without a pixel of labels (N, H, W) that is novel or 255."""
+    sides = zip(label.shape[1:], features.shape[2:], strict=True)
+    rows, columns = (torch.from_numpy(area_weights(n, g, align_corners)).to(features) for n, g in sides)
+    return rows @ (label >= base_rows).to(features) @ columns.T == 0
+
+
+def merged_classes(
+    kinds: Sequence[Kind], labels: Sequence[np.ndarray], base_rows: int, rows: int, schedule: NovelSchedule
+) -> Tensor:
+    """Return bool (N, rows), the classes that each sample's background may be.
+
+    Args:
+        kinds: of N samples.
+        labels: theirs, uint8 (H, W).
+    """
+    merged = torch.zeros(len(kinds), rows, dtype=torch.bool)
+    for n, (kind, label) in enumerate(zip(kinds, labels, strict=True)):
+        if kind == "support" and schedule.merge_support:
             merged[n, :base_rows] = True
-        if sample.kind in schedule.merge_novel:
+        if kind in schedule.merge_novel:
             merged[n, base_rows:] = True
-            if sample.kind == "support":
-                annotated = [int(k) for k in np.unique(sample.label) if base_rows <= k < rows]
+            if kind == "support":
+                annotated = [int(k) for k in np.unique(label) if base_rows <= k < rows]
                 merged[n, annotated] = False
     merged[:, BACKGROUND] = True
     return merged

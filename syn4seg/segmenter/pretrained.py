@@ -66,7 +66,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Tripl
         net, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
         raise UserError(
-            f"backbone {name!r} cannot be loaded ({_reason(error)}); expected config.json and a whole "
+            f"backbone {name!r} cannot be loaded ({reason(error)}); expected config.json and a whole "
             "model.safetensors: download it again"
         ) from error
     finally:
@@ -107,7 +107,7 @@ def build_described(description: dict[str, Any]) -> tuple[nn.Module, int, int]:
         channels, stride = _shape(kind, skeleton)
         return LastMap(network(config).eval(), stride), channels, stride
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"a transformers backbone of the kind {kind[:80]!r} cannot be built ({_reason(error)})") from error
+        raise UserError(f"a transformers backbone of the kind {kind[:80]!r} cannot be built ({reason(error)})") from error
 
 
 def check_pretrained(name: str, size: int) -> None:
@@ -168,7 +168,7 @@ def _skeleton(name: str) -> tuple[Any, nn.Module]:
         with torch.device("meta"):
             return kind, kind(config).eval()
     except Exception as error:
-        raise UserError(f"backbone {name!r} is unknown ({_reason(error)}); {EXPECTED}") from error
+        raise UserError(f"backbone {name!r} is unknown ({reason(error)}); {EXPECTED}") from error
 
 
 def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
@@ -178,7 +178,7 @@ def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
             _, channels, side, _ = skeleton(torch.zeros(1, 3, PROBE, PROBE)).feature_maps[-1].shape
     except Exception as error:
         raise UserError(
-            f"backbone {name!r} takes no images of other sizes than its own ({_reason(error)}); choose another"
+            f"backbone {name!r} takes no images of other sizes than its own ({reason(error)}); choose another"
         ) from error
     return channels, PROBE // side
 
@@ -204,5 +204,6 @@ def _normalisation(name: str) -> tuple[Triple, Triple] | None:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return the kind of an error and the first line of its text."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"

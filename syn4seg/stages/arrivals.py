@@ -57,10 +57,7 @@ class Arrivals:
         new = self.pending.filter(is_done)
         if len(new):
             self.pending = self.pending.filter(pc.invert(is_done))
-            for key, places in (("image_at", self.run.samples.images()), ("label_at", self.run.samples.locations(self.draw))):
-                index = pc.index_in(new["sample_id"], places["sample_id"].combine_chunks())
-                new = new.append_column(key, pc.fill_null(places[key].take(index), ""))
-            self.finished += new.to_pylist()
+            self.finished += add_places(self.run, self.draw, new).to_pylist()
         now = time.monotonic()
         self.next_poll = now + max(POLL_SECONDS, (now - started) / POLL_SHARE)
 
@@ -88,6 +85,14 @@ class Arrivals:
             self.pending = pa.concat_tables([self.pending, again.cast(self.pending.schema)])
             return []
         return [(row, sample, image) for row, (sample, image) in zip(rows, samples, strict=True)]
+
+
+def add_places(run: RunDir, draw: int, samples: pa.Table) -> pa.Table:
+    """Return a table of finished samples with the columns `image_at` and `label_at`, which readers need in the layout `sharded`."""
+    for key, places in (("image_at", run.samples.images()), ("label_at", run.samples.locations(draw))):
+        index = pc.index_in(samples["sample_id"], places["sample_id"].combine_chunks())
+        samples = samples.append_column(key, pc.fill_null(places[key].take(index), ""))
+    return samples
 
 
 class FeatureCache:

@@ -12,6 +12,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.sources import EMBEDDED_TRAIN
 from syn4seg.errors import UserError
+from syn4seg.stages.network_base import check_network, import_network
 from syn4seg.stages.setup import base_images, canvas_of, shipped_base, training_device
 from syn4seg.store.files import exists
 from syn4seg.store.rundir import RunDir
@@ -19,6 +20,7 @@ from syn4seg.store.seals import write_sealed, write_sealed_json
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.network import Segmenter
+    from syn4seg.segmenter.semantic_networks import SemanticShape
 
 Report = Callable[[dict[str, Any]], None]
 """Takes the facts of a finished epoch: epoch, epochs, loss, lr."""
@@ -61,6 +63,11 @@ def make_base(
             train_base_stage(config, run, dataset, fold, training_device(config), report)
         else:
             train(report)
+    elif config.base.is_network:
+        network, shape, facts = import_network(config, dataset, fold)
+        _write_facts(run, None, chosen="by whoever trained it", origin="imported", family=shape.title, label_pixels=None, **facts)
+        learned = {"imported": shape.title, "sha256": facts["sha256"], "base": [fold.names[k - 1] for k in fold.base]}
+        _save(network, run, shape, learned)
     else:
         check_checkpoint(config, fold)
         network, facts = _read(config, 1 + len(fold.base))
@@ -68,7 +75,7 @@ def make_base(
         about = {"origin": "imported", "family": facts["family"], "notes": facts.get("notes", []), "label_pixels": None}
         _write_facts(run, None, chosen="by whoever trained it", **source, **about)
         learned = {key: facts[key] for key in ("base", "novel") if key in facts}
-        _save(network, config, run, {"imported": facts["family"], **source, **learned})
+        _save(network, run, config.segmenter.backbone, {"imported": facts["family"], **source, **learned})
 
 
 def _write_facts(run: RunDir, images: list[str] | None, chosen: str = "the last epoch", **facts: Any) -> None:
@@ -76,10 +83,10 @@ def _write_facts(run: RunDir, images: list[str] | None, chosen: str = "the last 
     write_sealed_json(run.base_facts, {"images": images, "chosen": chosen, **facts})
 
 
-def _save(network: Segmenter, config: Config, run: RunDir, facts: dict[str, Any]) -> None:
+def _save(network: Segmenter, run: RunDir, backbone: str | SemanticShape, facts: dict[str, Any]) -> None:
     from syn4seg.segmenter.network import save_segmenter
 
-    save_segmenter(network, run.base, backbone=config.segmenter.backbone, facts=facts, write=write_sealed)
+    save_segmenter(network, run.base, backbone=backbone, facts=facts, write=write_sealed)
 
 
 def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, device: str, report: Report) -> None:
@@ -118,7 +125,7 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
         fold,
         ids,
         schedule=BaseSchedule(**{key: getattr(base, key) for key in BaseSchedule.__dataclass_fields__}),
-        augmentation=Augmentation(base.crop or settings.size, scale=base.scale, blur=base.blur),
+        augmentation=Augmentation(base.crop or settings.size, scale=base.scale, native=base.scale_of == "native", blur=base.blur),
         seed=config.seed,
         freeze_backbone=settings.freeze_backbone,
         cached_on=canvas_of(config) if settings.freeze_backbone else None,
@@ -130,15 +137,19 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
     pixels = {str(k): int(n) for k, n in enumerate(counts) if n}
     names = {"backbone": settings.backbone, "weights": weights}
     _write_facts(run, ids, origin="trained here", rule=base.images, label_pixels=pixels, **names)
-    _save(network, config, run, {"fold": config.data.fold, "base": [fold.names[k - 1] for k in fold.base], "epochs": base.epochs})
+    facts = {"fold": config.data.fold, "base": [fold.names[k - 1] for k in fold.base], "epochs": base.epochs}
+    _save(network, run, settings.backbone, facts)
 
 
 def check_checkpoint(config: Config, fold: Fold) -> None:
-    """Read the checkpoint file of a configuration and refuse one that does not fit.
+    """Read the checkpoint file, or the network, of a configuration and refuse one that does not fit.
 
     Raises:
-        UserError: no such file, no checkpoint, or of another fold, backbone or width.
+        UserError: no such file, no checkpoint, or of another fold, backbone or width; see `check_network` for a network.
     """
+    if config.base.is_network:
+        check_network(config, fold)
+        return
     path = Path(config.base.checkpoint)
     key = f"base.checkpoint={path}"
     if not path.is_file():
@@ -200,6 +211,11 @@ def _header(path: Path, key: str = "network") -> dict[str, Any]:
 def _check_network(config: Config, fold: Fold, key: str, network: dict[str, Any]) -> None:
     """Raise UserError if a checkpoint is not the network that the settings describe."""
     settings = config.segmenter
+    if isinstance(network.get("backbone"), dict):
+        raise UserError(
+            f"{key}: the checkpoint is a run's copy of a network of {network['backbone'].get('library')}; set base.checkpoint to "
+            "that network itself, and take the finished stage over with --reuse RUN"
+        )
     expected = {
         "backbone": settings.backbone,
         "classes": 1 + len(fold.base),

@@ -12,6 +12,7 @@ from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
+from syn4seg.stages.network_base import network_warnings
 from syn4seg.store.readback import Facts, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import check_class_name
@@ -54,6 +55,11 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
         raise UserError(
             f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
             "Use a Stable Diffusion 3 model, or import images with synthesis.source=folder"
+        )
+    if config.base.names and not config.base.is_network:
+        raise UserError(
+            f"base.names says what a network calls the base classes, but base.checkpoint={config.base.checkpoint} is no network of "
+            "transformers or torchvision; leave it empty"
         )
     if config.base.checkpoint == "shipped" and not setup.shipped_base(config.data.fold).is_file():
         raise UserError(
@@ -126,6 +132,8 @@ def check_files(
         if digest not in _CHECKED and digest != _noted(run):
             warnings += look(progress)
         _CHECKED.add(digest)
+    if config.base.is_network:
+        warnings += network_warnings(config, fold)
     for draw in setup.draws_of(config):
         for target, ids in setup.support_of(config, dataset, fold, draw).items():
             if len(set(ids)) < len(ids):

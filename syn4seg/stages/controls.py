@@ -6,6 +6,7 @@ is stored of a sample and are never written.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,15 @@ def image_label(draft: np.ndarray, target: int, novel: range) -> np.ndarray:
 
 
 class ControlLabels:
-    """Computes the labels of the control rows of one support draw; with no control asked for it computes nothing."""
+    """Computes the labels of the control rows of one support draw; with no control asked for it computes nothing.
 
-    def __init__(self, config: Config, run: RunDir, fold: Fold, draw: int):
-        self.columns = {ROWS[row][1] for row in rows_of(config)} & {IMAGE_LABEL, SWAPPED, TRUTH}
+    Args:
+        columns: which label columns; None: those of the configuration's rows.
+    """
+
+    def __init__(self, config: Config, run: RunDir, fold: Fold, draw: int, columns: Set[str] | None = None):
+        asked = {ROWS[row][1] for row in rows_of(config)} if columns is None else columns
+        self.columns = asked & {IMAGE_LABEL, SWAPPED, TRUTH}
         self.novel = fold.novel_indices
         self.truth = truth_source(config) if TRUTH in self.columns else None
         self.enhancer = Enhancer.from_run(run, draw, config, config.placement.device) if SWAPPED in self.columns else None

@@ -71,7 +71,7 @@ class Enhancer:
 
     Attributes:
         segmenter: frozen base network.
-        classifier: base and novel rows, registered on the support set (round 0).
+        classifier: base and novel rows, registered on the support set (round 0), or trained in the round before.
         prototypes: float32 (1+B+M, D), global prototype of each class index, background first.
         thresholds: lambda_keep by class index of the novel classes.
         settings: the config section.
@@ -87,11 +87,17 @@ class Enhancer:
 
     @staticmethod
     def from_run(run: RunDir, draw: int, config: Config, device: str) -> Enhancer:
-        """Return the enhancer of one support draw of a run, from its files; for `device` see `resolve_device`."""
+        """Return the enhancer of one support draw of a run, from its files; for `device` see `resolve_device`.
+
+        In a later round (`labeling.rounds`) drafts come from the classifier that the round before trained; all else is the same.
+        """
+        from syn4seg.stages.classifiers import load_classifier
         from syn4seg.stages.support import Registration
 
         segmenter, registration = load_on_device(run, device), Registration.load(run.draw(draw))
-        classifier = registration.classifier_on(segmenter.weight.device)
+        later = config.labeling.rounds > 1
+        classifier = load_classifier(run.draw(draw).drafter) if later else registration.classifier_on("cpu")
+        classifier = classifier.to(segmenter.weight.device)
         prototypes, thresholds = registration.prototypes, registration.thresholds
         return Enhancer(segmenter, classifier, prototypes, thresholds, config.labeling, canvas_of(config))
 

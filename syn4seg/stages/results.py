@@ -19,7 +19,7 @@ from syn4seg.errors import DamagedError, UserError
 from syn4seg.schema import FAULT, LABEL_COLUMNS, RECORD
 from syn4seg.stages.gains import paired_gains
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
+from syn4seg.stages.rows import BASELINE, RESULT_NAMES, scored_rows
 from syn4seg.store.files import exists, explain_errors
 from syn4seg.store.rundir import Draw, RunDir, table_digest
 from syn4seg.store.samples import check_class_name, check_names
@@ -153,8 +153,8 @@ def summarise(
     from syn4seg.baselines import facts_of
 
     rows, per_class, by_draw = {}, {}, {}
-    for row in rows_of(config):
-        name = RESULT_NAMES[row]
+    for row in scored_rows(config):
+        name = RESULT_NAMES.get(row, row)
         by_draw[name] = _by_draw(fold, row, matrices)
         rows[name], per_class[name] = _figures(fold, by_draw[name])
     baselines = {}
@@ -212,7 +212,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "deviations": [*config.deviations(), *extra],
         "data": data.source,
         "train_list": lists,
-        "backbone": config.segmenter.backbone,
+        "backbone": config.network,
         "weights": config.segmenter.weights or "none",
         "masks": data.masks if data.source == "coco" else "as given",
         "canvas": config.segmenter.size,

@@ -62,7 +62,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
             continue
         if stage == "images" and _bytes(new.plan) != _bytes(old.plan):  # a language model does not repeat its prompts
             continue
-        map_threads(lambda name: _link(old.root / name, new.root / name), names[stage])
+        map_threads(lambda name: link(old.root / name, new.root / name), names[stage])
         if stage == "images" and not same_layout:
             _copy_images(old, new, config)
         reused.append(stage)
@@ -88,7 +88,8 @@ def _bytes(path: AnyPath) -> bytes:
     return read_bytes(path, MAX_TABLE) if exists(path) else b""
 
 
-def _link(source: AnyPath, target: AnyPath) -> None:
+def link(source: AnyPath, target: AnyPath) -> None:
+    """Take over one file with its seal, as a hard link where that is possible; nothing where it is there already, or missing."""
     if exists(target) or not exists(source):
         return
     copy_seal(source, target)

@@ -13,11 +13,13 @@ import numpy as np
 
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.errors import UserError
 from syn4seg.stages.classifiers import base_classifier, load_classifier
 from syn4seg.stages.labels import load_on_device
-from syn4seg.stages.rows import BASELINE, rows_of
+from syn4seg.stages.rows import BASELINE, joint_names, rows_of
 from syn4seg.stages.setup import canvas_of, draws_of, queries_of, support_of
 from syn4seg.stages.support import Registration, feature_extractor, support_samples
+from syn4seg.store.files import exists
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.seals import write_sealed_json
@@ -55,6 +57,7 @@ class Scorer:
         self.segmenter = segmenter or load_on_device(run, device)
         self.queries = {draw: set(ids) for draw, ids in queries_by_draw(config, dataset, fold).items()}
         self.predictors = {(draw, row): p for draw in self.queries for row, p in self._predictors(draw).items()}
+        self.networks = {key: self._network(*key) for key in joint_names(config)}
 
     def _predictors(self, draw: int) -> dict[str, Predictor]:
         """Return the classifier of every row of a draw, and the baselines, as functions from features to classes."""
@@ -67,14 +70,32 @@ class Scorer:
             predictors |= baseline_predictors(config, self.dataset, fold, self.segmenter, draw, prototypes)
         return predictors
 
+    def _network(self, draw: int, name: str) -> Segmenter:
+        """Return a network of the joint stage."""
+        from syn4seg.segmenter.network import load_segmenter
+
+        path = self.run.draw(draw).checkpoint(name)
+        if not exists(path):
+            raise UserError(f"{path}: missing; run `syn4seg train` (or `syn4seg run`) before evaluating")
+        return load_segmenter(path)[0].to(self.segmenter.weight.device)
+
     def __call__(self, ids: list[str]) -> Matrices:
-        """Return the matrices of a chunk; every query is seen by the network once, and scored in its draws."""
+        """Return the matrices of a chunk; every query is seen by each network once, and scored in its draws."""
+        from syn4seg.segmenter.evaluation import predictor_of
+
+        found = self._score(self.segmenter, self.predictors, ids)
+        for (draw, name), network in self.networks.items():
+            chosen = [sample_id for sample_id in ids if sample_id in self.queries[draw]]
+            found |= self._score(network, {(draw, name): predictor_of(network.classifier)}, chosen)
+        return found
+
+    def _score(self, network: Segmenter, predictors: dict[DrawRow, Predictor], ids: list[str]) -> Matrices:
         from syn4seg.segmenter.evaluation import accumulate_confusion, iterate_queries
 
         canvas, space = canvas_of(self.config), self.config.evaluation.space
-        stream = iterate_queries(self.segmenter, self.dataset, self.fold, ids, canvas=canvas, space=space, batch=CHUNK)
+        stream = iterate_queries(network, self.dataset, self.fold, ids, canvas=canvas, space=space, batch=CHUNK)
         classes = len(self.fold.index_names)
-        return accumulate_confusion(stream, self.predictors, classes, lambda key, sample_id: sample_id in self.queries[key[0]])
+        return accumulate_confusion(stream, predictors, classes, lambda key, sample_id: sample_id in self.queries[key[0]])
 
 
 def baseline_predictors(

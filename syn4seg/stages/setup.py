@@ -167,6 +167,10 @@ def digest_inputs(config: Config) -> dict[str, str]:
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
     """
     paths = {key: operator.attrgetter(key)(config) for key in INPUT_KEYS}
+    if config.base.is_network:
+        from syn4seg.segmenter.semantic_sources import source_path
+
+        paths["base.checkpoint"] = source_path(config.base.checkpoint)
     digests = {key: _digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
     if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
         digests["data.root"] = _digest(manifest)

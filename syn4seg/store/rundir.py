@@ -65,6 +65,7 @@ class Draw:
         self.root = run.root / "draws" / str(number)
         self.support = self.root / "support.safetensors"
         self.support_json = self.root / "support.json"
+        self.drafter = self.root / "drafter.safetensors"
         self.queries = self.root / "queries.json"
         self.manifest = self.root / "manifest.parquet"
 
@@ -214,6 +215,10 @@ class RunDir:
     def draw(self, number: int) -> Draw:
         """Return one support draw, the same object every time."""
         return self._draws.setdefault(number, Draw(self, number))
+
+    def round(self, number: int) -> RunDir:
+        """Return the run of an earlier round of labelling (`labeling.rounds`), in the same layout."""
+        return RunDir(self.root / "rounds" / str(number), self._layout)
 
     def draws(self) -> list[Draw]:
         """Return the draws that have a folder, in order."""

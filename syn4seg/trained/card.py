@@ -86,9 +86,15 @@ def _images(config: ModelConfig) -> list[str]:
     where = "Done by the program that loads it" if config.weights.format == "safetensors" else "Inside of the graph"
     return [
         f"{where}: {brought}; RGB is divided by 255 and normalised (`mean` and `std` in config.json); the scores are brought back "
-        f"to the pixels of the image. The network is {escape(config.network.backbone)} with {config.provenance['parameters']:,} "
-        f"parameters; all of them are in {FILES[config.weights.format]}."
+        f"to the pixels of the image. The network is {escape(backbone_name(config))}; every weight of it is in "
+        f"{FILES[config.weights.format]}."
     ]
+
+
+def backbone_name(config: ModelConfig) -> str:
+    """Return what a person calls the backbone."""
+    backbone = config.network.backbone
+    return backbone if isinstance(backbone, str) else backbone.title
 
 
 def _training(facts: dict[str, Any]) -> list[str]:
@@ -100,7 +106,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
         "## Training",
         "",
         f"Data set {escape(facts['data'])}, fold {escape(facts['fold'])}; backbone {escape(facts['backbone'])}; base stage "
-        f"{escape(facts['base_stage'] or 'unknown')}; {made}"
+        f"{escape(facts['base_stage'] or 'unknown')}; the novel stage trained the {escape(facts['trains'])}; {made}"
         + (f", prompts by {escape(facts['prompts_by'])}, boundaries by {escape(facts['refiner'])}." if counts else "."),
         "",
     ]

@@ -15,7 +15,7 @@ from syn4seg.report.sheets import class_colors, rgb_of
 from syn4seg.schema import FAULT, RECORD
 from syn4seg.stages.classifiers import best_row, trained_segmenter
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.stages.rows import RESULT_NAMES, ROWS, WITHOUT_VERDICT, rows_of
+from syn4seg.stages.rows import RESULT_NAMES, ROWS, WITHOUT_VERDICT, joint_rows, scored_rows
 from syn4seg.store.files import as_path, check_reachable, exists, remove, write_atomically
 from syn4seg.store.listing import list_files
 from syn4seg.store.readback import BaseFacts, Provenance, Results, SupportFacts, read_checked
@@ -25,7 +25,7 @@ from syn4seg.trained.form import CONFIG, FILES, README, ModelCanvas, ModelClass,
 
 if TYPE_CHECKING:
     from syn4seg.data.datasets import Fold
-    from syn4seg.segmenter.network import Segmenter
+    from syn4seg.segmenter.network import NetworkShape, Segmenter
     from syn4seg.store.files import AnyPath
     from syn4seg.store.rundir import RunDir
 
@@ -57,31 +57,37 @@ def write_model(
     from syn4seg.segmenter.network import save_segmenter
 
     draw, row = choose(run, config, draw, row)
-    segmenter = trained_segmenter(run, draw, row)
-    backbone = public_name(config.segmenter.backbone)
+    segmenter, header = trained_segmenter(config, run, draw, row)
+    shape = public_shape(segmenter, header)
     kept: list[bytes] = []
     save_segmenter(
-        segmenter, folder / FILES["safetensors"], backbone=backbone, facts={}, write=lambda _, d: kept.append(d), whole=True
+        segmenter, folder / FILES["safetensors"], backbone=shape.backbone, facts={}, write=lambda _, d: kept.append(d), whole=True
     )
     write(folder / FILES["safetensors"], kept[0])
     digest = hashlib.sha256(kept[0]).hexdigest()
-    found = describe_model(run, config, fold, draw, row, segmenter, "safetensors", digest)
+    found = describe_model(run, config, fold, draw, row, shape, "safetensors", digest)
     write_facts(folder, found, write)
     return found
 
 
-def describe_model(
-    run: RunDir, config: Config, fold: Fold, draw: int, row: str, segmenter: Segmenter, format: str, digest: str
-) -> ModelConfig:
-    """Return the config.json of a model whose weights have a format of `FILES` and a SHA-256."""
+def public_shape(segmenter: Segmenter, header: NetworkShape) -> NetworkShape:
+    """Return what a segmenter is built of, without the place from which its backbone came."""
     from syn4seg.segmenter.network import shape_of
 
+    backbone = header.backbone if not isinstance(header.backbone, str) else public_name(header.backbone)
+    return shape_of(segmenter, backbone, whole=True)
+
+
+def describe_model(
+    run: RunDir, config: Config, fold: Fold, draw: int, row: str, network: NetworkShape, format: str, digest: str
+) -> ModelConfig:
+    """Return the config.json of a model whose weights have a format of `FILES` and a SHA-256."""
     return ModelConfig(
         weights=ModelWeights.model_validate({"format": format, "sha256": digest}),
-        network=shape_of(segmenter, public_name(config.segmenter.backbone), whole=True),
+        network=network,
         canvas=ModelCanvas(size=config.segmenter.size, kind=config.segmenter.canvas),
         classes=_classes(fold),
-        provenance=provenance_of(run, config, fold, draw, row, segmenter),
+        provenance=provenance_of(run, config, draw, row),
     )
 
 
@@ -126,8 +132,8 @@ def choose(run: RunDir, config: Config, draw: int | None, row: str | None) -> tu
         raise UserError(f"--draw {draw}: this run has the draws {', '.join(map(str, draws))}")
     if row is None:
         return draw, best_row(config, run, draw)
-    if row not in rows_of(config):
-        raise UserError(f"--row {row}: this run has the rows {', '.join(rows_of(config))}")
+    if row not in scored_rows(config):
+        raise UserError(f"--row {row}: this run has the rows {', '.join(scored_rows(config))}")
     return draw, row
 
 
@@ -138,7 +144,7 @@ def _classes(fold: Fold) -> tuple[ModelClass, ...]:
     return tuple(ModelClass.model_validate({"name": n, "kind": k, "id": i, "color": c}) for n, k, i, c in rows)
 
 
-def provenance_of(run: RunDir, config: Config, fold: Fold, draw: int, row: str, segmenter: Segmenter) -> dict[str, Any]:
+def provenance_of(run: RunDir, config: Config, draw: int, row: str) -> dict[str, Any]:
     """Return where a model comes from, as plain JSON; no path, no secret.
 
     Scores are those of the row over all draws of the run, null before its evaluation.
@@ -147,10 +153,11 @@ def provenance_of(run: RunDir, config: Config, fold: Fold, draw: int, row: str, 
     paths, stored = run.draw(draw), read_checked(run.provenance, Provenance) if exists(run.provenance) else {}
     support = read_checked(paths.support_json, SupportFacts)["support"] if exists(paths.support_json) else {}
     scores = read_checked(run.results, Results) if exists(run.results) else None
-    name, base = RESULT_NAMES[row], read_checked(run.base_facts, BaseFacts) if exists(run.base_facts) else {}
-    used, prompts = ROWS[row], Counter()
+    name, base = RESULT_NAMES.get(row, row), read_checked(run.base_facts, BaseFacts) if exists(run.base_facts) else {}
+    trained_on = joint_rows(config).get(row, row)
+    used, prompts = ROWS[trained_on], Counter()
     if used[0]:
-        prompts = synthetic_counts(run, draw, row)
+        prompts = synthetic_counts(run, draw, trained_on)
     parts = licences(common) if used[0] else {common["segmenter"]: licences(common)[common["segmenter"]]}
     return {
         "run": config.name,
@@ -168,8 +175,8 @@ def provenance_of(run: RunDir, config: Config, fold: Fold, draw: int, row: str, 
         "prompts_by": common["prompts_by"] if used[0] else "",
         "refiner": common["refiner"] if used[0] else "",
         "backbone": common["segmenter"],
+        "trains": config.novel.trains if row in joint_rows(config) else "classifier",
         "base_stage": base.get("origin", ""),
-        "parameters": sum(p.numel() for p in segmenter.parameters()),
         "scores": None if scores is None else scores["rows"].get(name),
         "per_class": None if scores is None else scores["per_class"].get(name),
         "scored_on": None if scores is None else scores["protocol"].get("evaluation_space"),

@@ -21,7 +21,7 @@ from syn4seg.errors import UserError
 from syn4seg.stages.classifiers import trained_segmenter
 from syn4seg.stages.setup import canvas_of
 from syn4seg.store.files import write_atomically
-from syn4seg.trained.folder import choose, describe_model, write_facts
+from syn4seg.trained.folder import choose, describe_model, public_shape, write_facts
 from syn4seg.trained.form import FILES, ModelConfig
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def write_graph(
         UserError: the row is not trained, or torch cannot export its backbone.
     """
     draw, row = choose(run, config, draw, row)
-    segmenter = trained_segmenter(run, draw, row)
+    segmenter, header = trained_segmenter(config, run, draw, row)
     graph = PixelGraph(segmenter, canvas_of(config))
     try:
         data = (onnx_bytes if format == "onnx" else pt2_bytes)(graph)
@@ -132,7 +132,7 @@ def write_graph(
         ) from error
     write_atomically(folder / FILES[format], data)
     digest = hashlib.sha256(data).hexdigest()
-    found = describe_model(run, config, fold, draw, row, segmenter, format, digest)
+    found = describe_model(run, config, fold, draw, row, public_shape(segmenter, header), format, digest)
     write_facts(folder, found)
     return found
 

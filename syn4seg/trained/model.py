@@ -120,7 +120,7 @@ def load(place: str | Path, device: str = "auto", trust: bool = False) -> Model:
     folder = find_model(place)
     config = own_config(folder)
     check_weights(folder, config)
-    if trust and ":" in config.network.backbone:
+    if trust and isinstance(config.network.backbone, str) and ":" in config.network.backbone:
         trust_code(config.network.backbone)
     path = folder / FILES["safetensors"]
     segmenter, shape, _ = read_segmenter(path)

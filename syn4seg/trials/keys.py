@@ -18,9 +18,12 @@ from syn4seg.trials.cache import RUNS, key_hash
 CODE = {
     RUNS: ("syn4seg.prompts", "syn4seg.models", "syn4seg.data", "syn4seg.segmenter", "syn4seg.stages.plan", "syn4seg.stages.base"),
     "support": ("syn4seg.data", "syn4seg.stages.setup"),
-    "real": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.data"),
+    "real": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.segmenter.semantic_networks", "syn4seg.data"),
     "registration": ("syn4seg.segmenter", "syn4seg.labeling.prototypes", "syn4seg.stages.support", "syn4seg.stages.classifiers"),
-    "dense": ("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.data.canvas", "syn4seg.stages.labels"),
+    "dense": (
+        *("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.segmenter.semantic_networks"),
+        *("syn4seg.data.canvas", "syn4seg.stages.labels"),
+    ),
     "draft": ("syn4seg.segmenter.network", "syn4seg.labeling.filtering", "syn4seg.stages.labels"),
     "kept": ("syn4seg.labeling.components", "syn4seg.labeling.filtering", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "relabeled": ("syn4seg.labeling.relabeling", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
@@ -41,9 +44,9 @@ MODEL = ("model",)
 """The key of `refinement` that comes in as the digest of SAM's weights."""
 REDRAWING = ("band_width", "min_agreement")
 """Keys of `refinement` that SAM's masks do not depend on."""
-SYNTHETIC = ("synthetic_weight", "confidence_weight", "replay_images")
+SYNTHETIC = ("trains", "rows", "synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""
-FIGURES = ("queries", "background_in_base", "mean", "baselines", "controls", "masks")
+FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "masks")
 """Keys of `evaluation` that choose the queries, which come in by their content, or the figures that a table shows."""
 DRAWN = ("draws", "first_draw", "val_images", "root")
 """Keys of `data` that change no support draw; the root comes in by its digest."""

@@ -330,7 +330,7 @@ class _Trial:
         chunks = self.labels(draw)
         query_key, queries = self.queries(draw)
         samples = [[chunk.key for chunk in chunks], self.context.planned, [m.sample_id for m in self.context.images]]
-        values = section_values(self.config.novel)
+        values = section_values(self.config.novel, without=("trains", "rows"))
         key = entry_key("classifier", registration_key, samples, self._schedule(draw), values, query_key, reports)
         base, new = len(self.fold.base), len(self.fold.novel)
         with self.cache.lock(self.cache.path("classifier", key)):

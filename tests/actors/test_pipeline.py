@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
 from actors.pipeline import Pipeline, node_inputs
 from syn4seg.config.loading import load
+from syn4seg.stages.classifiers import load_classifier
+from syn4seg.stages.labels import Enhancer
+from syn4seg.stages.results import verify_run
+from syn4seg.stages.rows import HDIG
+from syn4seg.store.files import read_json
 from syn4seg.store.rundir import RunDir
 
 
@@ -36,3 +47,38 @@ def test_training_workers_read_the_data_set_and_the_backbone_where_they_are(tmp_
     assert not {"data.root", "segmenter.weights"} & set(node_inputs(load(None, keys)))
     found = node_inputs(load(None, [*keys, "placement.training.workers=1"]))
     assert found["data.root"] == str(tmp_path) and found["segmenter.weights"] == "/mnt/w.pth"
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory, small):
+    """A run whose labels were drafted by the classifier of a round before."""
+    out = tmp_path_factory.mktemp("rounds") / "run"
+    command = [sys.executable, "-m", "syn4seg.cli", "run", *small, "labeling.rounds=2", "evaluation.rows=[syn4seg]", "--out", out]
+    for _ in range(2):  # the second command finds everything done
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+    return RunDir(out)
+
+
+def labels_of(draw) -> list:
+    return [(r["sample_id"], r["image"], r["label"], r["reason"]) for r in draw.records()]
+
+
+def test_the_round_before_is_the_run_of_one_round(two_rounds, finished):
+    earlier = two_rounds.round(1)
+    assert labels_of(earlier.draw(0)) == labels_of(RunDir(finished[0]).draw(0))
+    for run in (earlier, two_rounds):
+        assert verify_run(run)[1] == []
+
+
+def test_labels_of_a_later_round_are_drafted_by_the_classifier_of_the_round_before(two_rounds):
+    config, draw = two_rounds.stored(), two_rounds.draw(0)
+    trained = load_classifier(two_rounds.round(1).draw(0).checkpoint("syn4seg"))
+    enhancer = Enhancer.from_run(two_rounds, 0, config, "cpu")
+    assert (enhancer.classifier.weight == trained.weight).all() and (enhancer.classifier.bias == trained.bias).all()
+    plan = [row for row in two_rounds.read_plan().to_pylist() if row["bank"] == HDIG]
+    rows = {row["sample_id"]: row for row in draw.records()}
+    (before,), (after,) = (run.draw(0).read([rows[plan[0]["sample_id"]]]) for run in (two_rounds.round(1), two_rounds))
+    made = enhancer(after[1], plan[0]["class_id"])
+    assert np.array_equal(made.draft, after[0].labels["draft"]) and not np.array_equal(made.draft, before[0].labels["draft"])
+    assert set(read_json(two_rounds.results)["rows"]) == {"support_only", "syn4seg"}

@@ -50,6 +50,10 @@ BEFORE = {"data": {"root": "folder"}, "synthesis": {"root": "folder"}, "base": {
 """What some other values need to be valid."""
 
 
+EMPTY_LISTS = {"evaluation.baselines": ["bcm"], "evaluation.rows": ["apr"]}
+"""Values of keys whose lists are empty by default."""
+
+
 def other_value(key, value, field):
     """A valid value of a key that differs from the one it has."""
     choices = [c for c in get_args(field.annotation) if isinstance(c, str)]
@@ -64,7 +68,7 @@ def other_value(key, value, field):
     if isinstance(value, str):
         return f"{value}_x"
     if isinstance(value, list):
-        return value[::-1] if len(set(map(str, value))) > 1 else ["bcm"] if key == "evaluation.baselines" else []
+        return value[::-1] if len(set(map(str, value))) > 1 else EMPTY_LISTS.get(key, [])
     if isinstance(value, dict):
         return {"more": "1"}
     assert value is None, (key, value)

@@ -79,6 +79,18 @@ def test_image_and_label_are_warped_together_and_outside_is_unlabeled():
     assert outside > 0
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_scales_are_uniform_in_the_logarithm_on_the_crop_or_uniform_on_the_native_size(native):
+    label = np.ones((256, 256), np.uint8)
+    label[88:168, 88:168] = 2  # 80 native pixels wide, 20 where the long side is 64
+    how = Augmentation(512 if native else 64, scale=(0.5, 2.0), native=native, rotate=0, blur=0, flip=0)
+    views = [augment(np.zeros((256, 256, 3), np.uint8), label, np.random.default_rng(s), how)[1] for s in range(400)]
+    scales = np.array([np.sqrt((view == 2).sum()) / (80 if native else 20) for view in views])
+    assert 0.45 < scales.min() < 0.6 and 1.85 < scales.max() < 2.1
+    centre = scales.mean() - 1.25 if native else np.log(scales).mean()
+    assert abs(centre) < 0.06
+
+
 def test_every_part_of_the_image_can_be_cropped():
     label = np.arange(4, dtype=np.uint8).repeat(16)[None].repeat(64, 0)
     image = np.zeros((64, 64, 3), np.uint8)

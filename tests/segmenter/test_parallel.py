@@ -15,7 +15,7 @@ from torch import nn
 from syn4seg.errors import UserError
 from syn4seg.segmenter.base import BaseSchedule, check_batch_shares
 from syn4seg.segmenter.parallel import synchronize_layers
-from tests.shared_batch import FROZEN, PARTIAL, curve, dropped, normalised
+from tests.shared_batch import FROZEN, PARTIAL, curve, dropped, joint_curve, normalised
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,14 @@ def test_both_processes_end_with_the_same_bits(both, way):
     a, b = (found[way] for found in both)
     assert a["losses"] == b["losses"] and torch.equal(a["seen"], b["seen"])
     assert all(torch.equal(value, b["state"][key]) for key, value in a["state"].items())
+
+
+def test_two_processes_train_a_network_jointly_as_one_does(both):
+    single = joint_curve()
+    assert both[0]["joint"]["losses"] == both[1]["joint"]["losses"] == pytest.approx(single["losses"], rel=1e-5)
+    for key, value in single["state"].items():
+        torch.testing.assert_close(both[0]["joint"]["state"][key], value, rtol=1e-3, atol=1e-4)
+        assert torch.equal(both[0]["joint"]["state"][key], both[1]["joint"]["state"][key])
 
 
 @pytest.mark.parametrize("part", PARTIAL)

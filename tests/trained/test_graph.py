@@ -35,7 +35,8 @@ def images(finished):
 @pytest.fixture(scope="module")
 def graph(finished):
     """The graph of the finished run's model."""
-    return PixelGraph(trained_segmenter(RunDir(finished[0]), 0, "syn4seg"), Canvas(64))
+    config = load_config(finished[0] / "config.yaml")
+    return PixelGraph(trained_segmenter(config, RunDir(finished[0]), 0, "syn4seg")[0], Canvas(64))
 
 
 def run_torch(module, images):

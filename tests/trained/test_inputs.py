@@ -71,7 +71,10 @@ def test_an_object_store_is_read_as_a_folder_is(photos):
 
 def test_shards_give_their_images_and_never_their_labels(tmp_path):
     members = [(f"w{k}.{kind}", png(level)) for k in range(2) for kind, level in (("label.png", 99), ("image.png", k))]
-    write_tar(tmp_path / "a.tar", [*members, ("w0.json", b"{}"), ("only.mask.png", png(5)), ("../../up.jpg", png(7)), ("plain.png", png(8))])
+    write_tar(
+        tmp_path / "a.tar",
+        [*members, ("w0.json", b"{}"), ("only.mask.png", png(5)), ("../../up.jpg", png(7)), ("plain.png", png(8))],
+    )
     assert levels(find_images([str(tmp_path / "a.tar")])) == {"w0": 0, "w1": 1, "=2E=2E/=2E=2E/up": 7, "plain": 8}
     images = pa.array([{"bytes": png(k), "path": None} for k in range(5)])
     pq.write_table(pa.table({"image": images, "label": images}), tmp_path / "rows.parquet", row_group_size=2)

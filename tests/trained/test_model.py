@@ -206,3 +206,30 @@ def test_the_model_in_a_run_is_sealed(finished, syn4seg, tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
     with pytest.raises(DamagedError, match="not the weights"):
         library.load(tmp_path / "run")
+
+
+def test_a_network_of_another_library_trained_whole_leaves_the_run_whole(small, syn4seg, tmp_path):
+    from syn4seg.segmenter.network import load_segmenter
+    from tests.shared_networks import saved_network
+
+    fold = load_dataset(load_config(None, []))[1]
+    saved_network(tmp_path / "net", labels=("sky", *(fold.names[k - 1] for k in fold.base)))
+    joint = ("novel.trains=all", "novel.rows=[syn4seg]", "evaluation.rows=[syn4seg]", "joint.steps=2", "joint.crop=32")
+    code, _, errors = syn4seg("run", *small, *joint, f"base.checkpoint={tmp_path / 'net'}", "--out", tmp_path / "run")
+    assert code == 0, errors
+    assert syn4seg("model", tmp_path / "run", "--row", "syn4seg", "--to", tmp_path / "frozen")[0] == 0
+    shutil.rmtree(tmp_path / "net")
+    run = RunDir(tmp_path / "run")
+    config = load_config(run.config)
+    dataset = load_dataset(config)[0]
+    base, whole = (load_segmenter(path)[0] for path in (run.base, run.draw(0).checkpoint("syn4seg_all")))
+    rows = {
+        "frozen": ("syn4seg", base, load_classifier(run.draw(0).checkpoint("syn4seg"))),
+        "run/model": ("syn4seg_all", whole, whole.classifier),
+    }
+    for place, (row, network, classifier) in rows.items():
+        model = library.load(tmp_path / place, device="cpu")
+        assert model.config.provenance["row"] == row and model.config.provenance["scores"]
+        for query in iterate_queries(network, dataset, fold, dataset.val, canvas=canvas_of(config)):
+            assert np.array_equal(model(dataset.image(query.sample_id)), predictor_of(classifier)(query))
+        assert not any(str(tmp_path).encode() in path.read_bytes() for path in (tmp_path / place).glob("[!.]*"))

@@ -29,6 +29,7 @@ CHANGES = {
     **dict.fromkeys(("novel.replay_batch=2", "novel.background_weight=0.5", "novel.distillation=0.5"), ROUND_0),
     **dict.fromkeys(("novel.ramp=0.5", "novel.merge_synthetic=true", "novel.label_stride=2"), ROUND_0),
     "novel.replay_images=5": ROUND_0,
+    **{key: set() for key in ("novel.trains=all", "novel.rows=[oracle]")},
     **{key: {"classifier"} for key in ("novel.synthetic_weight=0.5", "novel.confidence_weight=0.5")},
     "data.shots=2": {"support", "real", *ROUND_0},
     "data.min_support_area=0.021": {"support"},
@@ -42,7 +43,7 @@ CHANGES = {
     "evaluation.queries=5": {"real", "classifier"},  # one draw: five images are another batch of the network than six
     **{key: set() for key in ("evaluation.background_in_base=true", "evaluation.mean=all_classes")},
     "evaluation.baselines=[bcm]": set(),
-    **{key: set() for key in ("evaluation.controls=true", "evaluation.masks=/nowhere")},
+    **{key: set() for key in ("evaluation.rows=[apr]", "evaluation.controls=true", "evaluation.masks=/nowhere")},
 }
 """A changed key -> the kinds of entries that are made anew; all others are found."""
 NOT_HERE = {
@@ -53,6 +54,7 @@ NOT_HERE = {
     "data.support_from": "draws from the val list, which has too few images here",
     "data.first_draw": "other draws, so no entry of a draw is shared",
     "refinement.model": "needs other weights",
+    "labeling.rounds": "a trial labels once",
 }
 """Keys that this test cannot change, and why; sections of prompts, images and base stage change the run itself."""
 

@@ -86,6 +86,8 @@ space:
         ("space: {labeling.beta: [0.1]}\nvalidation: {novel_images: 0}", "needs novel classes"),
         ("space: {labeling.beta: {low: 0.0, high: 1.0}}\nsampler: grid", "needs a step"),
         ("space: {seed: {low: 0, high: 20000}}\nsampler: grid", "10000 at most"),
+        ("space: {labeling.beta: [0.1]}\nset: {labeling.rounds: 2}", "labels once"),
+        ("space: {labeling.rounds: [1, 2]}", "cannot be swept"),
         ("space: [1", "not readable as YAML"),
         ("surprise: 1\nspace: {labeling.beta: [0.1]}", "unknown key"),
     ],

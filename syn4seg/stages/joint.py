@@ -1,0 +1,261 @@
+"""The joint stage of a run: the network of a row and draw, trained on base, support and accepted synthetic images (method.md 5.4).
+
+It starts from the base network and the row's classifier, once all labels of the draw are there. What a reader needs to make the
+views of a step is a small value (`ImageReader`), so readers may be processes of their own.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from syn4seg.config.tree import Config
+from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.data.support import support_label
+from syn4seg.schema import FAULT
+from syn4seg.stages.arrivals import add_places
+from syn4seg.stages.classifiers import digest_of_ids, load_classifier, read_learned_digest, schedule_of, seed_of
+from syn4seg.stages.controls import ControlLabels
+from syn4seg.stages.novel import NovelStage
+from syn4seg.stages.plan import read_planned_samples
+from syn4seg.stages.rows import IMAGE_LABEL, ROWS, TRUTH, WITHOUT_VERDICT, joint_rows
+from syn4seg.stages.setup import base_images, load_dataset, support_of
+from syn4seg.stages.support import Registration
+from syn4seg.store.files import exists, remove
+from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import write_sealed
+
+if TYPE_CHECKING:
+    from syn4seg.segmenter.joint import JointBatch, JointSchedule, JointViews
+    from syn4seg.segmenter.novel import Kind
+
+CACHE_BYTES = 2 * 2**30
+"""Decoded support and synthetic images that a reader keeps."""
+READ_AHEAD = 4
+"""Steps that each reader process is ahead."""
+
+
+def joint_schedule(config: Config) -> JointSchedule:
+    """Return how the joint stage of a configuration learns."""
+    from syn4seg.segmenter.joint import JointSchedule
+
+    joint, novel = config.joint, config.novel
+    assert novel.trains != "classifier"
+    same = ("steps", "lr", "decoder_factor", "classifier_factor", "weight_decay", "warmup", "norms", "average")
+    return JointSchedule(
+        trains=novel.trains,
+        per_step=_per_step(config),
+        synthetic_weight=novel.synthetic_weight,
+        confidence_weight=novel.confidence_weight,
+        loss=schedule_of(config),
+        **{key: getattr(joint, key) for key in same},
+    )
+
+
+def _per_step(config: Config) -> dict[str, int]:
+    joint = config.joint
+    return {"support": joint.support_batch, "synthetic": joint.synthetic_batch, "replay": joint.base_batch}
+
+
+@dataclass
+class ImageReader:
+    """Reads the images of the joint stage with their labels; picklable, and it opens the data set where it is used.
+
+    Attributes:
+        run: address of the run.
+        row: of the ablation, a key of `ROWS`.
+        synthetic: plan row of every sample that the row learns from, by id.
+        support: novel dataset id and image id by the name of a support sample.
+    """
+
+    config: Config
+    run: str
+    draw: int
+    row: str
+    synthetic: dict[str, dict[str, Any]]
+    support: dict[str, tuple[int, str]]
+    cache: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    cached_bytes: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("config", "run", "draw", "row", "synthetic", "support")
+        return {name: self.__dict__[name] for name in names} | {"cache": {}, "cached_bytes": 0}
+
+    @cached_property
+    def _data(self) -> tuple[Dataset, Fold]:
+        return load_dataset(self.config)
+
+    @cached_property
+    def _controls(self) -> ControlLabels:
+        return ControlLabels(self.config, RunDir(self.run), self._data[1], self.draw, {ROWS[self.row][1]} & {IMAGE_LABEL, TRUTH})
+
+    @cached_property
+    def _samples(self) -> Any:
+        return RunDir(self.run).draw(self.draw)
+
+    def __call__(self, kind: Kind, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return an image uint8 (H, W, 3) and its class indices uint8 (H, W)."""
+        if kind == "replay":
+            dataset, fold = self._data
+            return dataset.image(name), fold.to_base_index[dataset.mask(name)]
+        if name not in self.cache:
+            found = self._support(name) if kind == "support" else self._synthetic(name)
+            size = sum(part.nbytes for part in found)
+            if self.cached_bytes + size > CACHE_BYTES:
+                return found
+            self.cached_bytes += size
+            self.cache[name] = found
+        return self.cache[name]
+
+    def _support(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        (dataset, fold), (target, image_id) = self._data, self.support[name]
+        label = support_label(dataset.mask(image_id), fold, target, base_in_support=self.config.data.base_in_support)
+        return dataset.image(image_id), label
+
+    def _synthetic(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        ((sample, image),) = self._samples.read([self.synthetic[name]])
+        labels = sample.labels | self._controls.of(sample, image, None)
+        return image, labels[ROWS[self.row][1]]
+
+
+def joint_views(
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, draw: int, row: str, share: tuple[int, int] = (0, 1)
+) -> JointViews:
+    """Return the views of every step of a row and draw, for one process of those that share the steps.
+
+    Args:
+        row: of the ablation, a key of `ROWS`.
+        share: number of the process, and how many there are.
+    """
+    from syn4seg.segmenter.base import Augmentation
+    from syn4seg.segmenter.joint import JointViews
+
+    joint = config.joint
+    synthetic = _learned_samples(run, draw, row, fold)
+    support = {}
+    for target, ids in support_of(config, dataset, fold, draw).items():
+        for shot, image_id in enumerate(ids):
+            support[f"{target}-{shot}-{image_id}"] = target, image_id
+    reader = ImageReader(config, run.address, draw, row, synthetic, support)
+    base = base_images(config, dataset, fold) if joint.base_batch else []
+    pools = {"support": sorted(support), "synthetic": sorted(synthetic), "replay": sorted(base)}
+    augmentation = Augmentation(
+        joint.crop or config.segmenter.size,
+        scale=joint.scale,
+        native=joint.scale_of == "native",
+        rotate=joint.rotate,
+        blur=joint.blur,
+        colour=joint.colour,
+    )
+    return JointViews(pools, _per_step(config), augmentation, seed_of(config, draw), reader, share)
+
+
+def _learned_samples(run: RunDir, draw: int, row: str, fold: Fold) -> dict[str, dict[str, Any]]:
+    """Return what finds the samples that a row learns from, by id; rejected ones are among them if its labels know no verdict."""
+    bank, column = ROWS[row]
+    if not bank:
+        return {}
+    records = run.draw(draw).table().select(["sample_id", "reason"])
+    plan = read_planned_samples(run).select(["sample_id", "class_id", "bank"])
+    plan = plan.filter(pc.equal(plan["bank"], bank)).join(records, "sample_id").combine_chunks()
+    used = pc.equal(plan["reason"], "")
+    if column in WITHOUT_VERDICT:
+        used = pc.invert(pc.starts_with(plan["reason"], FAULT))
+    names = pa.array(fold.index_names, pa.string())
+    plan = plan.filter(used).append_column("class", names.take(plan.filter(used)["class_id"]))
+    return {found["sample_id"]: found for found in add_places(run, draw, plan.drop_columns(["reason"])).to_pylist()}
+
+
+def read_ahead(views: JointViews, readers: int) -> Callable[[range], Iterable[JointBatch]]:
+    """Return what yields the batches of a range of steps, made in this process or, ahead, by `readers` processes; the same."""
+    if not readers:
+        return lambda steps: (views[step] for step in steps)
+    from torch.utils.data import DataLoader
+
+    def batches(steps: range) -> Iterable[JointBatch]:
+        return DataLoader(
+            views,  # pyright: ignore[reportArgumentType]
+            batch_size=None,
+            sampler=steps,
+            collate_fn=_unchanged,  # pyright: ignore[reportArgumentType]
+            num_workers=readers,
+            prefetch_factor=READ_AHEAD,
+            multiprocessing_context="spawn",
+        )
+
+    return batches
+
+
+def _unchanged(batch: JointBatch) -> JointBatch:
+    return batch
+
+
+def train_network(
+    stage: NovelStage,
+    draw: int,
+    name: str,
+    progress: Callable[[int, float], None],
+    feed: Callable[[JointViews], Callable[[range], Iterable[JointBatch]]] | None = None,
+) -> None:
+    """Train and keep the network of a row and draw, unless it is there and learned from the samples that are accepted now.
+
+    Args:
+        name: of the network among the rows of the results, see `joint_rows`.
+        progress: called with (steps done, loss of the whole step).
+        feed: makes batches of views; None: `read_ahead` with the readers of the placement.
+
+    Raises:
+        UserError: the labels of the draw are incomplete, or the row has no classifier yet.
+    """
+    from syn4seg.segmenter.joint import check_shares, train_jointly
+    from syn4seg.segmenter.network import save_segmenter
+    from syn4seg.segmenter.parallel import rank_and_world_size
+
+    config, run, fold, (rank, world) = stage.config, stage.run, stage.fold, rank_and_world_size()
+    row, paths = joint_rows(config)[name], run.draw(draw)
+    views = joint_views(config, run, stage.dataset, fold, draw, row, (rank, world))
+    learned = digest_of_ids(views.pools["synthetic"])
+    schedule, path, partial = (
+        joint_schedule(config),
+        paths.checkpoint(name),
+        paths.checkpoint(name).with_name(f"{name}-training.pt"),
+    )
+    if read_learned_digest(path) == learned:
+        progress(schedule.steps, float("nan"))
+        return
+    check_shares(views, world)
+    registered = Registration.load(paths).classifier_on("cpu") if schedule.confidence_weight else None
+    network = train_jointly(
+        stage.segmenter,
+        load_classifier(paths.checkpoint(row)),
+        feed(views) if feed else read_ahead(views, config.placement.training.readers),
+        base_classes=len(fold.base),
+        schedule=schedule,
+        seed=seed_of(config, draw),
+        facts={"learned": learned, "name": name},
+        registered=registered,
+        checkpoint=partial,
+        progress=progress,
+    )
+    if rank == 0:
+        facts = {"learned": learned, "row": row, "draw": draw, "steps": schedule.steps, "trains": schedule.trains}
+        save_segmenter(network, path, backbone=_backbone_name(run), facts=facts, write=write_sealed)
+        if exists(partial):
+            remove(partial)
+
+
+def _backbone_name(run: RunDir) -> str:
+    """Return the name of the backbone in the header of the run's base checkpoint."""
+    import json
+
+    from syn4seg.store.tensors import read_tensors
+
+    return json.loads(read_tensors(run.base)[1]["network"])["backbone"]
