@@ -1,10 +1,14 @@
-"""The verbs that make a run: `run`, and one for each of its steps. Imports wait inside, so that `--help` answers at once."""
+"""The verbs that make a run, and `predict`, which uses it. Imports wait inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
 
 from syn4seg.errors import UserError, catch_signals
 from syn4seg.options import Out, Reuse, Settings, Trust, reach_run, read_config
@@ -125,6 +129,74 @@ def evaluate(settings: Settings = None, out: Out = None, reuse: Reuse = None, tr
         _show_results(pipeline, pipeline.evaluate())
 
 
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="Folder or URL of a model, or of a finished run.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, globs, s3:// URLs; .parquet and .tar shards too.")
+    ],
+    to: Annotated[str, typer.Option(help="Where masks, overlays and predictions.jsonl go: a folder, or s3://BUCKET/NAME.")],
+    palette: Annotated[bool, typer.Option("--palette", help="Masks are palette PNGs (OpenCV reads them as colours).")] = False,
+    overlays: Annotated[bool, typer.Option(help="Write the image with its classes drawn over it.")] = True,
+    probabilities: Annotated[
+        str, typer.Option(help="classes (all, float16 .npy) or winner (the mask's class, 8-bit PNG).", show_default=False)
+    ] = "",
+    tile: Annotated[
+        int | None, typer.Option(help="See larger images in overlapping tiles of this side, in pixels.", show_default=False)
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a tile that the next one covers.")] = 0.25,
+    batch: Annotated[int, typer.Option(help="Images that the network sees at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runner: Annotated[str, typer.Option(help="inline, ray, or auto: Ray for 4000 images or more.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Actors under Ray; default: as many as fit.", show_default=False)
+    ] = None,
+    address: Annotated[str, typer.Option(help="Ray cluster: here, auto or HOST:PORT.")] = "here",
+    trust: Annotated[bool, typer.Option("--trust", help="Run the code that the model names as its backbone.")] = False,
+) -> None:
+    """Segment images with a trained model; the same command goes on after a kill."""
+    from actors.predicting import MANY, predict_chunks, start_ray
+    from syn4seg.store.files import as_path, check_writable, is_local
+    from syn4seg.terminal import Terminal
+    from syn4seg.trained.inputs import find_images
+    from syn4seg.trained.model import find_model, own_config
+    from syn4seg.trained.output import PredictionFolder
+    from syn4seg.trained.prediction import ChunkPredictor, PredictionOptions
+    from syn4seg.trust import trust as trust_code
+
+    for option, value, allowed in (("runner", runner, ("auto", "inline", "ray")), ("device", device, ("auto", "cpu", "cuda"))):
+        if value not in allowed:
+            raise UserError(f"--{option} {value}: expected {', '.join(allowed)}")
+    options = PredictionOptions(palette, overlays, cast(Any, probabilities), tile, overlap, batch)
+    options.check()
+    check_writable(to, "--to")
+    folder, display = find_model(model), Terminal()
+    config = own_config(folder)
+    if trust and isinstance(config.network.backbone, str) and ":" in config.network.backbone:
+        trust_code(config.network.backbone)
+    target, sources = PredictionFolder(to, config, options), find_images(images)
+    here, there = (str(path.absolute()) if is_local(path) else str(path) for path in (folder, as_path(to)))
+    if runner == "ray" or (runner == "auto" and len(sources) >= MANY):
+        count, gpus = start_ray(address, workers, there, {"MODEL": here} | {s.label: s.place for s in sources[:1]})
+        catch_signals()  # Ray brings handlers of its own
+        run_chunks = functools.partial(
+            predict_chunks, model=here, to=there, options=options, device=device, workers=count, gpus=gpus
+        )
+    else:
+        run_chunks = ChunkPredictor(here, there, options, device).run
+    with display.bar("images") as progress:
+        lines = target.predict(sources, run_chunks, progress, lambda line: print(line, file=sys.stderr))
+    bad = sum("error" in line for line in lines)
+    display.note(
+        f"{to}: {len(lines) - bad} masks in masks/, {len(config.classes)} classes; see contact_sheet.png, predictions.jsonl"
+    )
+    if bad:
+        print(f"{bad} of {len(lines)} images could not be read; they are named in {to}/predictions.jsonl", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 def _show_results(pipeline: Pipeline, results: dict[str, Any]) -> None:
     pipeline.display.results(results)
     pipeline.display.note(f"results: {pipeline.run.results}")
+    pipeline.display.note(
+        f"model: {pipeline.run.model}; to use it: syn4seg predict {pipeline.run.model} IMAGES... --to predictions"
+    )

@@ -36,6 +36,8 @@ from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import exists
 from syn4seg.store.readback import Inputs, read_checked
 from syn4seg.store.rundir import RunDir
+from syn4seg.store.seals import rewrite_sealed
+from syn4seg.trained.folder import write_model
 
 TRAINING_BARS = ("novel stage", "joint stage", "queries")
 """Titles of the bars of training and scoring."""
@@ -231,7 +233,10 @@ class Pipeline:
         return trainer.train_and_evaluate(*arguments, evaluate=evaluate, is_labeled=is_labeled)
 
     def _write_results(self, matrices: Matrices) -> dict[str, Any]:
-        return write_results(self.run, self.config, self.fold, matrices, getattr(self.dataset, "unpublished", ()))
+        """Write results.json, and last of all the model of the first draw into model/."""
+        results = write_results(self.run, self.config, self.fold, matrices, getattr(self.dataset, "unpublished", ()))
+        write_model(self.run, self.config, self.fold, self.run.model, write=rewrite_sealed)
+        return results
 
     def evaluate(self) -> dict[str, Any]:
         """Score the classifiers that are trained.

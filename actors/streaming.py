@@ -124,7 +124,7 @@ def run_stream(
 
     check_columns(rows.column_names, operators)
     preflight(operators, node_resources())
-    _configure_ray_data(store_bytes)
+    configure_ray_data(store_bytes)
     ledger: Any = ray.remote(Ledger).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     stream = plan_dataset(rows, rows_per_block)
     for operator in operators:
@@ -142,7 +142,7 @@ def run_stream(
         ray.kill(ledger)
 
 
-def _configure_ray_data(store_bytes: float | None) -> None:
+def configure_ray_data(store_bytes: float | None) -> None:
     """Set Ray Data's options of this process, for the streams built from now on."""
     import ray.data
     from ray.data import ExecutionResources

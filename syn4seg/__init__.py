@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from syn4seg.library.prompts import PromptBank
     from syn4seg.library.scores import evaluate
     from syn4seg.report.picture import show
+    from syn4seg.trained.model import load
 
-__all__ = ["PromptBank", "evaluate", "filter_regions", "refine_boundary", "relabel", "show"]
+__all__ = ["PromptBank", "evaluate", "filter_regions", "load", "refine_boundary", "relabel", "show"]
 
-_MODULES = {"PromptBank": "library.prompts", "evaluate": "library.scores", "show": "report.picture"}
+_MODULES = {"PromptBank": "library.prompts", "evaluate": "library.scores", "show": "report.picture", "load": "trained.model"}
 
 
 def __getattr__(name: str) -> Any:

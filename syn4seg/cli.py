@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from actors.command import evaluate, prompts, refine, run, synthesize, train
+from actors.command import evaluate, predict, prompts, refine, run, synthesize, train
 from syn4seg.doctor import doctor
 from syn4seg.errors import Interrupted, catch_signals, describe_error, interruption
 from syn4seg.exports.command import export
@@ -19,6 +19,7 @@ from syn4seg.options import Settings, read_config
 from syn4seg.planning.command import plan
 from syn4seg.report.command import compare, report
 from syn4seg.stages.command import audit, prepare, verify
+from syn4seg.trained.command import model
 from syn4seg.trials.command import cache
 from syn4seg.watch.command import watch
 from tune.command import sweep
@@ -40,7 +41,7 @@ def config(settings: Settings = None) -> None:
 
 
 for verb in (
-    *(run, prompts, synthesize, refine, train, evaluate, sweep),
+    *(run, prompts, synthesize, refine, train, evaluate, sweep, predict, model),
     *(verify, watch, report, compare, export, prepare, plan, audit, config, doctor),
 ):
     app.command()(verb)

@@ -24,7 +24,8 @@ def test_help_loads_nothing_heavy():
     verbs = [line.split()[0] for line in text.partition("Commands:")[2].splitlines() if line[:3].strip()]
     assert verbs[:7] == ["run", "prompts", "synthesize", "refine", "train", "evaluate", "sweep"]
     assert set(verbs[7:]) == {
-        *("verify", "watch", "report", "compare", "export", "prepare", "plan", "audit", "config", "doctor", "cache")
+        *("verify", "watch", "report", "compare", "export", "prepare", "plan", "audit", "config", "doctor", "cache"),
+        *("predict", "model"),
     }
 
 

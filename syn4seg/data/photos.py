@@ -6,6 +6,7 @@ point pixels are refused, since nobody says what their range is. EXIF orientatio
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import threading
@@ -67,6 +68,27 @@ def decode_image(path: Path, remedy: str = "replace the file or take it out of t
     """
     with open_image(path, remedy) as stored:
         return _to_rgb(_upright(stored, path, remedy), stored.format, path, remedy)
+
+
+def decode_bytes(data: bytes, what: str) -> np.ndarray:
+    """Return the RGB image uint8 (H, W, 3) of the bytes of a photo, as `decode_image` does of a file; `what` names it in messages.
+
+    Raises:
+        UserError: unreadable, larger than `MAX_PIXELS`, or with pixels whose range is unknown.
+    """
+    place, remedy = Path(what), "replace the file or leave it out"
+    with _open(io.BytesIO(data), place, remedy, _PHOTO_FORMATS) as stored:
+        return _to_rgb(_upright(stored, place, remedy), stored.format, place, remedy)
+
+
+def upright_pixels(image: Image.Image, what: str) -> np.ndarray:
+    """Return the RGB image uint8 (H, W, 3) of an opened PIL image, upright by its EXIF orientation.
+
+    Raises:
+        UserError: it cannot be decoded, or the range of its pixels is unknown.
+    """
+    place, remedy = Path(what), "give another image"
+    return _to_rgb(_upright(image, place, remedy), image.format, place, remedy)
 
 
 def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED, exif: Exif = "auto") -> np.ndarray:
@@ -172,10 +194,18 @@ def open_image(path: Path, remedy: str = LISTED, formats: tuple[str, ...] = _PHO
     if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE:
         what = f"has {facts.st_size:,} bytes" if stat.S_ISREG(facts.st_mode) else "is no regular file"
         raise UserError(f"{path} {what}; expected a picture file of at most {MAX_FILE:,} bytes: {remedy}")
+    with _open(path, path, remedy, formats) as image:
+        yield image
+
+
+@contextmanager
+def _open(source: Path | io.BytesIO, path: Path, remedy: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Open a picture of a file or of bytes, see `open_image`; `path` names it in messages."""
     try:
-        image = Image.open(path, formats=formats)
+        image = Image.open(source, formats=formats)
     except _UNREADABLE as error:
-        raise UserError(f"{path} is not a readable image ({_line(error)}); expected {', '.join(formats)}: {remedy}") from error
+        reason = _line(error).replace(repr(source), "it")  # an address in memory would be another one every time
+        raise UserError(f"{path} is not a readable image ({reason}); expected {', '.join(formats)}: {remedy}") from error
     with image:
         columns, rows = image.size
         if columns * rows > MAX_PIXELS:

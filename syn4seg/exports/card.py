@@ -47,39 +47,40 @@ def card(info: ExportInfo, counts: Counter) -> str:
             yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
             "---",
             "",
-            f"# {_escape(info.name)}",
+            f"# {escape(info.name)}",
             "",
             "Synthetic images with segmentation labels, made and exported by Syn4Seg on Ray. Nobody has drawn or checked these "
             "labels: `label` holds class indices, 0 for background and 255 for unlabeled pixels, which are to be ignored.",
             "",
             "## Samples",
             "",
-            *_table(("split", "class", "samples"), ((*key, n) for key, n in sorted(counts.items()))),
+            *table(("split", "class", "samples"), ((*key, n) for key, n in sorted(counts.items()))),
             "",
             "## Classes",
             "",
-            *_table(("label value", "class"), enumerate(info.classes)),
+            *table(("label value", "class"), enumerate(info.classes)),
             "",
             "## Lineage",
             "",
             "Every row has prompt, noise seed, reason, model, revision and the fingerprint of each stage; `audit` is JSON.",
             "",
-            *_table(("what", "value"), lineage),
+            *table(("what", "value"), lineage),
             "",
             "## Licences of the models that made it",
             "",
-            *_table(("model", "licence"), info.licences.items()),
+            *table(("model", "licence"), info.licences.items()),
             "",
         ]
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    lines = [" | ".join(_escape(cell) for cell in row) for row in rows]
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return the lines of a Markdown table; what is in its cells is shown as it is."""
+    lines = [" | ".join(escape(cell) for cell in row) for row in rows]
     return [f"| {line} |" for line in (" | ".join(head), " | ".join("---" for _ in head), *lines)]
 
 
-def _escape(text: object) -> str:
+def escape(text: object) -> str:
     """Return a text that Markdown and HTML show as it is, in one line."""
     line = " ".join(str(text).split())
     return "".join(f"\\{c}" if c in "\\|`*_[]#" else c for c in html.escape(line, quote=False))

@@ -40,7 +40,7 @@ class Target:
         check_reachable(self.root)
         if exists(self.root):
             raise UserError(f"--to {path}: is a file; give a folder that is empty or not there yet")
-        if _lies_in(self.root, run):
+        if lies_in(self.root, run):
             raise UserError(f"--to {path}: lies in the run {run}; give a folder outside of it")
 
     def begin(self, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -107,7 +107,8 @@ class Target:
         remove(self.root / BEGUN)
 
 
-def _lies_in(path: AnyPath, run: AnyPath) -> bool:
+def lies_in(path: AnyPath, run: AnyPath) -> bool:
+    """Return whether a path is a folder or lies below it."""
     if isinstance(path, Path) and isinstance(run, Path):
         return path.resolve().is_relative_to(run.resolve())
     return f"{path}/".startswith(f"{run}".rstrip("/") + "/")

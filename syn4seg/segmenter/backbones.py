@@ -11,6 +11,7 @@ import importlib.util
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,20 @@ def load_backbone(name: str, weights: str = "none") -> Backbone:
         state = _fitting(own, _read_state(name, weights), name, weights)
         backbone.module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
     return backbone
+
+
+def described_backbone(description: dict[str, Any]) -> Backbone:
+    """Return a transformers backbone with random weights, of a description that `pretrained.describe_pretrained` gave.
+
+    Raises:
+        UserError: it describes none.
+    """
+    return Backbone(*pretrained.build_described(description))
+
+
+def may_be_skeleton(name: str) -> bool:
+    """Return whether a backbone of this name can be built on torch's meta device: neither code of yours nor a folder is needed."""
+    return _is_timm(name) or name == "embedded" or name in resnet.RESNETS or name in efficientnet.SCALES
 
 
 def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
@@ -147,7 +162,7 @@ def _is_timm(name: str) -> bool:
 
 def _is_built_in(name: str) -> bool:
     """Return whether a backbone is built in (False: transformers); raise UserError for a name that is neither."""
-    if name == "embedded" or name in resnet.RESNETS or name in efficientnet.SCALES or _is_timm(name):
+    if may_be_skeleton(name):
         return True
     if not pretrained.may_be_pretrained(name):
         raise UserError(f"backbone {name!r} is unknown (no such folder); {pretrained.EXPECTED}")

@@ -156,11 +156,15 @@ def iterate_queries(
 def scores_to_classes(query: Query, scores: Tensor) -> np.ndarray:
     """Return class indices uint8, as large as the query's label, of scores (1, C, size, size) on its canvas."""
     if query.shape is not None:
-        rows, columns = query.canvas.shape(query.shape)
-        scores = scores[:, :, :rows, :columns]
-        if (rows, columns) != query.shape:
-            scores = upsample(scores, query.shape)
+        scores = scores_at_pixels(scores, query.canvas, query.shape)
     return scores[0].argmax(0).byte().cpu().numpy()
+
+
+def scores_at_pixels(scores: Tensor, canvas: Canvas, shape: tuple[int, int]) -> Tensor:
+    """Return scores (N, C, H, W) of an original image of `shape` (H, W), of scores (N, C, size, size) on its canvas."""
+    rows, columns = canvas.shape(shape)
+    scores = scores[:, :, :rows, :columns]
+    return scores if (rows, columns) == shape else upsample(scores, shape)
 
 
 Name = TypeVar("Name")

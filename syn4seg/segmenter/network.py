@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.segmenter.backbones import Backbone, load_backbone
+from syn4seg.segmenter.backbones import Backbone, described_backbone, load_backbone, may_be_skeleton
+from syn4seg.segmenter.pretrained import Triple, describe_pretrained
 from syn4seg.segmenter.semantic_networks import SemanticShape, rebuild
 from syn4seg.store.files import as_path, write_atomically
 from syn4seg.store.tensors import read_tensors, tensor_bytes
@@ -195,8 +196,18 @@ def frozen_features(segmenter: Segmenter, images: np.ndarray, *, batch: int = 32
     return torch.cat(parts)
 
 
-class _Shape(BaseModel):
-    """The header of a segmenter checkpoint: what its network is built of."""
+Finite = Annotated[float, Field(ge=-1e3, le=1e3)]
+Positive = Annotated[float, Field(gt=0, le=1e3)]
+
+
+class NetworkShape(BaseModel):
+    """The header of a segmenter checkpoint: what its network is built of.
+
+    Attributes:
+        mean, std: normalisation per RGB channel, in units of [0, 1]; None: that of the backbone.
+        transformers: configuration of a transformers backbone, whose weights are among the tensors; None: the backbone is built
+            by its name.
+    """
 
     backbone: str | SemanticShape
     classes: Annotated[int, Field(ge=1, le=65_536)]
@@ -206,6 +217,33 @@ class _Shape(BaseModel):
     align_corners: bool = False
     pool_align_corners: bool | None = None
     project: bool = False
+    mean: tuple[Finite, Finite, Finite] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    transformers: dict[str, Any] | None = None
+
+
+def shape_of(segmenter: Segmenter, backbone: str | SemanticShape, *, whole: bool = False) -> NetworkShape:
+    """Return what a segmenter is built of.
+
+    Args:
+        backbone: the name given to `load_backbone`, or the description of another library's network.
+        whole: with the normalisation, and with the configuration of a transformers backbone, so that its folder is not needed.
+    """
+    more = {}
+    if whole:
+        mean, std = (tuple(buffer.flatten().tolist()) for buffer in (segmenter.mean, segmenter.std))
+        more = {"mean": mean, "std": std, "transformers": describe_pretrained(segmenter.backbone)}
+    return NetworkShape(
+        backbone=backbone,
+        classes=len(segmenter.weight),
+        channels=segmenter.weight.shape[1],
+        ppm_bins=segmenter.ppm.bins,
+        cosine=segmenter.cosine,
+        align_corners=segmenter.align_corners,
+        pool_align_corners=segmenter.ppm.align_corners,
+        project=len(segmenter.bottleneck) > 4,
+        **more,
+    )
 
 
 def save_segmenter(
@@ -215,31 +253,37 @@ def save_segmenter(
     backbone: str | SemanticShape,
     facts: dict[str, object],
     write: Callable[[AnyPath, bytes], None] = write_atomically,
+    whole: bool = False,
 ) -> None:
-    """Write float16 safetensors; `load_segmenter` needs nothing else.
+    """Write safetensors; `load_segmenter` needs nothing else.
 
     Args:
         backbone: the name given to `load_backbone`, or the description of another library's network.
         facts: kept in the file's header under "facts" (JSON).
         write: puts the bytes there; `seals.write_sealed` for a file of a run.
+        whole: lose no digit (a tensor is float16 only where that changes none of its numbers), and need no folder of a
+            transformers backbone; else every tensor is float16.
     """
-    state = {k: v.half() if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
-    shape = {
-        "backbone": backbone if isinstance(backbone, str) else backbone.model_dump(mode="json"),
-        "classes": len(segmenter.weight),
-        "channels": segmenter.weight.shape[1],
-        "ppm_bins": segmenter.ppm.bins,
-        "cosine": segmenter.cosine,
-        "align_corners": segmenter.align_corners,
-        "pool_align_corners": segmenter.ppm.align_corners,
-        "project": len(segmenter.bottleneck) > 4,
-    }
+    state = {k: _halved(v, whole) if v.is_floating_point() else v for k, v in segmenter.state_dict().items()}
+    shape = shape_of(segmenter, backbone, whole=whole).model_dump(mode="json", exclude_none=True)
     tensors = {k: v.contiguous().cpu() for k, v in state.items()}
-    write(as_path(path), tensor_bytes(tensors, {"network": json.dumps(shape), "facts": json.dumps(facts)}))
+    header = {"network": json.dumps(shape)} | ({"facts": json.dumps(facts)} if facts else {})
+    write(as_path(path), tensor_bytes(tensors, header))
+
+
+def _halved(tensor: Tensor, exactly: bool) -> Tensor:
+    half = tensor.half()
+    return half if not exactly or torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
-    """Return the segmenter of `save_segmenter` (float32, eval mode) and its facts.
+    """Return the segmenter of `save_segmenter` (float32, eval mode) and its facts; it raises what `read_segmenter` does."""
+    segmenter, _, facts = read_segmenter(path)
+    return segmenter, facts
+
+
+def read_segmenter(path: str | AnyPath) -> tuple[Segmenter, NetworkShape, dict]:
+    """Return the segmenter of `save_segmenter` (float32, eval mode), what its header says that it is built of, and its facts.
 
     Raises:
         UserError: the file is missing or was written by something else.
@@ -257,17 +301,63 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
             f"{str(path)!r} is no segmenter checkpoint: its header has no 'network'; expected a file of `save_segmenter`"
         )
     try:
-        shape, facts = _Shape.model_validate_json(header["network"]), json.loads(header.get("facts", "{}"))
+        shape, facts = NetworkShape.model_validate_json(header["network"]), json.loads(header.get("facts", "{}"))
         if not isinstance(facts, dict):
             raise ValueError("its facts are no object")
     except ValueError as error:
         raise UserError(
             f"{str(path)!r} is no segmenter checkpoint ({' '.join(str(error).split())[:200]}); take a complete file"
         ) from None
-    net = Segmenter(
-        load_backbone(shape.backbone)
-        if isinstance(shape.backbone, str)
-        else rebuild(shape.backbone, shape.channels, sum(t.numel() for t in state.values())),
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    try:
+        net = _assembled(shape, state)
+    except RuntimeError as error:
+        raise UserError(
+            f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
+            f"({' '.join(str(error).split())[:200]}); take a complete file"
+        ) from None
+    for buffer, values in ((net.mean, shape.mean), (net.std, shape.std)):
+        if values is not None:
+            buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
+    return net.eval(), shape, facts
+
+
+def _assembled(shape: NetworkShape, state: dict[str, Tensor]) -> Segmenter:
+    """Return the network of a header with the tensors of a file.
+
+    Where it can be, it is built without numbers first: so no header makes anybody allocate what the file does not hold, and no time
+    goes into random weights. Only a network with further buffers of its own is then built with them.
+
+    Raises:
+        RuntimeError: a tensor is missing, or of another shape.
+    """
+    if shape.transformers is not None or (isinstance(shape.backbone, str) and may_be_skeleton(shape.backbone)):
+        with torch.device("meta"):
+            net, mean, std = _built(shape, 0)
+        _check_tensors(net.state_dict(), state)
+        net.load_state_dict(state, assign=True)
+        net.mean, net.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        if not any(buffer.is_meta for buffer in net.buffers()):
+            return net
+    net = _built(shape, sum(tensor.numel() for tensor in state.values()))[0]
+    net.load_state_dict(state)
+    return net
+
+
+def _built(shape: NetworkShape, limit: int) -> tuple[Segmenter, Triple, Triple]:
+    """Return the network of a header with random weights, and the mean and standard deviation of its backbone.
+
+    Args:
+        limit: numbers that the checkpoint holds.
+    """
+    if shape.transformers is not None:
+        backbone = described_backbone(shape.transformers)
+    elif isinstance(shape.backbone, str):
+        backbone = load_backbone(shape.backbone)
+    else:
+        backbone = rebuild(shape.backbone, shape.channels, limit)
+    segmenter = Segmenter(
+        backbone,
         shape.classes,
         shape.channels,
         shape.ppm_bins,
@@ -277,11 +367,12 @@ def load_segmenter(path: str | AnyPath) -> tuple[Segmenter, dict]:
         project=shape.project,
         bottleneck=isinstance(shape.backbone, str),
     )
-    try:
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except RuntimeError as error:
-        raise UserError(
-            f"segmenter checkpoint {str(path)!r} does not hold the tensors that its header promises "
-            f"({' '.join(str(error).split())[:200]}); take a complete file"
-        ) from None
-    return net.eval(), facts
+    return segmenter, backbone.mean, backbone.std
+
+
+def _check_tensors(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Raise RuntimeError unless a file holds every tensor of a network in its shape."""
+    for name, tensor in own.items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "missing"
+            raise RuntimeError(f"{name} is {found}, expected {tuple(tensor.shape)}")

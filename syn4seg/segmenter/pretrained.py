@@ -82,6 +82,34 @@ def load_pretrained(name: str) -> tuple[nn.Module, int, int, tuple[Triple, Tripl
     return LastMap(net.eval(), stride), channels, stride, _normalisation(name)
 
 
+def describe_pretrained(module: nn.Module) -> dict[str, Any] | None:
+    """Return the configuration of a module of `load_pretrained`, without the place that it came from; None for any other module."""
+    if not isinstance(module, LastMap):
+        return None
+    described: dict[str, Any] = json.loads(module.net.config.to_json_string(use_diff=False))  # pyright: ignore
+    return {key: value for key, value in described.items() if not key.startswith("_") and key != "auto_map"}
+
+
+def build_described(description: dict[str, Any]) -> tuple[nn.Module, int, int]:
+    """Return module, channels and stride of a backbone with random weights, of what `describe_pretrained` gave.
+
+    Raises:
+        UserError: it describes no backbone of transformers.
+    """
+    kind = str(description.get("model_type"))
+    try:
+        from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
+
+        config = AutoConfig.for_model(**description)
+        network: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        with torch.device("meta"):
+            skeleton = network(config).eval()
+        channels, stride = _shape(kind, skeleton)
+        return LastMap(network(config).eval(), stride), channels, stride
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"a transformers backbone of the kind {kind[:80]!r} cannot be built ({reason(error)})") from error
+
+
 def check_pretrained(name: str, size: int) -> None:
     """Check that `load_pretrained(name)` will find its files and that the canvas is large enough; load no weights.
 

@@ -12,16 +12,19 @@ import numpy as np
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.errors import DamagedError, UserError
+from syn4seg.stages.rows import CONTROLS, joint_rows, rows_of
 from syn4seg.stages.setup import training_device
+from syn4seg.store.files import exists
 from syn4seg.store.seals import write_sealed
 from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from syn4seg.segmenter.network import Classifier, Segmenter
+    from syn4seg.segmenter.network import Classifier, NetworkShape, Segmenter
     from syn4seg.segmenter.novel import NovelSchedule, TrainingSample
     from syn4seg.store.files import AnyPath
+    from syn4seg.store.rundir import RunDir
 
 
 def initial_classifier(segmenter: Segmenter, prototypes: np.ndarray, fold: Fold) -> Classifier:
@@ -126,6 +129,43 @@ def load_classifier(path: AnyPath) -> Classifier:
         return Classifier(tensors["weight"], tensors["bias"], bool(facts["cosine"]), bool(facts["align_corners"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path}: no classifier ({type(error).__name__}); delete it, and run the same command again") from None
+
+
+def trained_segmenter(config: Config, run: RunDir, draw: int, row: str) -> tuple[Segmenter, NetworkShape]:
+    """Return the whole network of a trained row, float32 on the CPU, and what the header of its checkpoint says of it.
+
+    A network of the joint stage is its own; every other row is the base stage's network with the row's classifier.
+
+    Raises:
+        UserError: the base stage or the row has not been trained yet, or a file is damaged.
+    """
+    import torch
+
+    from syn4seg.segmenter.network import read_segmenter
+
+    path = run.draw(draw).checkpoint(row)
+    if row in joint_rows(config):
+        return read_segmenter(path)[:2]
+    (segmenter, shape, _), classifier = read_segmenter(run.base), load_classifier(path)
+    segmenter.weight, segmenter.bias = (torch.nn.Parameter(part.float()) for part in (classifier.weight, classifier.bias))
+    segmenter.cosine, segmenter.align_corners = classifier.cosine, classifier.align_corners
+    return segmenter, shape
+
+
+def best_row(config: Config, run: RunDir, draw: int) -> str:
+    """Return the row that is trained in the fullest way: the whole method, else the last of the ablation that is trained.
+
+    Where the joint stage trained a network of that row, it is that network. Scores have no say in it, and no control is taken.
+
+    Raises:
+        UserError: none is trained yet.
+    """
+    joint = {row: name for name, row in joint_rows(config).items()}
+    rows = [name for row in rows_of(config) if row not in CONTROLS for name in (row, joint.get(row)) if name]
+    rows = [row for row in rows if exists(run.draw(draw).checkpoint(row))]
+    if not rows:
+        raise UserError(f"{run.root}: draw {draw} has no trained row; run `syn4seg train` (or `syn4seg run`) first")
+    return rows[-1]
 
 
 def read_learned_digest(path: AnyPath) -> str | None:

@@ -3,6 +3,7 @@
     RUN/config.yaml inputs.json checked_files.json provenance.json results.json metrics.jsonl
     RUN/prompts.parquet embeddings.safetensors plan.parquet
     RUN/proposals/CLASS.jsonl (of a language model)  generators/HASH.json (how an image model was run)  quarantined/ID.json
+    RUN/model/{model.safetensors,config.json,README.md}, the trained model that the run ends with
     RUN/checkpoints/{base.safetensors,base.json}  images/... (see `layout_files.py`, `layout_sharded.py`)
     RUN/draws/K/support.json support.safetensors queries.json manifest.parquet checkpoints/ROW.safetensors labels/... records/...
 
@@ -139,6 +140,7 @@ class RunDir:
         self.base = self.root / "checkpoints" / "base.safetensors"
         self.base_facts = self.root / "checkpoints" / "base.json"
         self.results = self.root / "results.json"
+        self.model = self.root / "model"
         self.metrics = self.root / "metrics.jsonl"
 
     @property

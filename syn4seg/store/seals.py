@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.errors import DamagedError
 from syn4seg.store.files import (
+    MAX_TABLE,
     atomic_file,
     exists,
     explain_errors,
     open_regular,
+    read_bytes,
     read_json,
     to_json_bytes,
     write_atomically,
@@ -43,6 +45,14 @@ def write_sealed(path: AnyPath, data: bytes) -> None:
     """
     _write_seal(path, hashlib.blake2b(data, digest_size=16).hexdigest())
     write_atomically(path, data)
+
+
+def rewrite_sealed(path: AnyPath, data: bytes) -> None:
+    """Write a file and its seal as `write_sealed` does, unless that very file is there already."""
+    with contextlib.suppress(DamagedError):  # too large to be ours
+        if exists(path) and read_bytes(path, MAX_TABLE) == data:
+            return
+    write_sealed(path, data)
 
 
 def write_sealed_json(path: AnyPath, value: Any) -> None:
@@ -106,7 +116,11 @@ def broken_seals(root: AnyPath, missing: bool = True) -> list[str]:
 def _folders(root: AnyPath) -> list[AnyPath]:
     """Return the folders of a run that hold sealed files."""
     draws = [root / "draws" / name for name in list_names(root / "draws") if name.isascii() and name.isdecimal()]
-    return [root, root / "checkpoints", root / "generators", *(f for draw in draws for f in (draw, draw / "checkpoints"))]
+    return [
+        root,
+        *(root / name for name in ("checkpoints", "generators", "model")),
+        *(f for draw in draws for f in (draw, draw / "checkpoints")),
+    ]
 
 
 def _seal_of(path: AnyPath) -> AnyPath:

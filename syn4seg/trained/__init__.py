@@ -1,0 +1,1 @@
+"""A trained segmenter outside of its run: its folder, its predictions, and its forms for other programs. Free of Ray."""
