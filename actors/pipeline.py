@@ -189,7 +189,8 @@ class Pipeline:
         rounds, run = self.config.labeling.rounds, self.run.round(self.config.labeling.rounds - 1)
         labeling = self.config.labeling.model_copy(update={"rounds": rounds - 1})
         evaluation = self.config.evaluation.model_copy(update={"rows": ("syn4seg",), "controls": False, "baselines": ()})
-        config = self.config.model_copy(update={"labeling": labeling, "evaluation": evaluation})
+        novel = self.config.novel.model_copy(update={"trains": "classifier"})
+        config = self.config.model_copy(update={"labeling": labeling, "novel": novel, "evaluation": evaluation})
         run.open(config)
         if exists(self.run.inputs):
             run.write_inputs(read_checked(self.run.inputs, Inputs))

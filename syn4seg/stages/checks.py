@@ -12,6 +12,7 @@ from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
+from syn4seg.stages.rows import RESULT_NAMES, rows_of
 from syn4seg.stages.network_base import network_warnings
 from syn4seg.store.readback import Facts, read_checked
 from syn4seg.store.rundir import RunDir
@@ -30,6 +31,13 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     """
     for name in config.evaluation.baselines:
         find_baseline(name)
+    if config.novel.trains != "classifier":
+        trained = {RESULT_NAMES[row] for row in rows_of(config)}
+        if absent := [name for name in config.novel.rows if name not in trained]:
+            raise UserError(
+                f"novel.rows: {absent[0]!r} is no row of this run, which has {', '.join(sorted(trained))}; leave it out, or see "
+                "evaluation.rows and evaluation.controls"
+            )
     dataset, fold = setup.load_dataset(config)
     for name in fold.index_names:
         check_class_name(name)

@@ -50,6 +50,13 @@ def test_a_baseline_that_is_not_in_the_table_is_named_with_the_nearest_one(small
         check(config)
 
 
+def test_a_network_of_a_row_that_the_run_does_not_train_is_refused(small):
+    words = [*small, "novel.trains=decoder", "novel.rows=[syn4seg, oracle]"]
+    with pytest.raises(UserError, match=r"novel\.rows: 'oracle' is no row.*evaluation\.controls"):
+        check(load(None, words))
+    check(load(None, [*words, "evaluation.controls=true"]))
+
+
 def test_models_that_the_run_needs_no_more_are_not_looked_for(fresh, small, tmp_path):
     run, _ = fresh
     config = load(None, [*small, f"base.checkpoint={tmp_path / 'absent.safetensors'}"])
