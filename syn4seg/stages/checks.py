@@ -12,8 +12,8 @@ from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
-from syn4seg.stages.rows import RESULT_NAMES, rows_of
 from syn4seg.stages.network_base import network_warnings
+from syn4seg.stages.rows import RESULT_NAMES, rows_of
 from syn4seg.store.readback import Facts, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import check_class_name
