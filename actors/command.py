@@ -173,7 +173,7 @@ def predict(
     config = own_config(folder)
     if trust and isinstance(config.network.backbone, str) and ":" in config.network.backbone:
         trust_code(config.network.backbone)
-    target, sources = PredictionFolder(to, config, options), find_images(images)
+    target, sources = PredictionFolder(to, config, options), find_images(images, as_path(to))
     here, there = (str(path.absolute()) if is_local(path) else str(path) for path in (folder, as_path(to)))
     if runner == "ray" or (runner == "auto" and len(sources) >= MANY):
         count, gpus = start_ray(address, workers, there, {"MODEL": here} | {s.label: s.place for s in sources[:1]})

@@ -1,7 +1,5 @@
 """The verbs in order: prompts, synthesis, labels, novel stage, evaluation; streamed through Ray or inline, resumable."""
 
-# pyright: reportAttributeAccessIssue=false
-# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.compute as pc
 
 from actors import trainer
 from actors.cluster import check_shared
@@ -22,12 +19,11 @@ from actors.graph import check_placement, stream
 from actors.training import check_workers, on_workers, start_here, train_base_on_workers
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.errors import UserError
 from syn4seg.models.device import free_gpu
 from syn4seg.stages.base import make_base
 from syn4seg.stages.classifiers import load_classifier
 from syn4seg.stages.novel import NovelStage
-from syn4seg.stages.plan import make_plan, read_planned_samples
+from syn4seg.stages.plan import check_labelled, make_plan
 from syn4seg.stages.results import write_manifest, write_results
 from syn4seg.stages.reuse import reuse
 from syn4seg.stages.rounds import next_registration
@@ -197,6 +193,7 @@ class Pipeline:
         reuse(self.run, run, config)
         earlier = Pipeline(config, run, self.dataset, self.fold, self.display)
         earlier.refine()
+        reuse(run, self.run, self.config)  # its images
         earlier._train_finished(evaluate=False)
         with earlier._timed("register"):
             stage = NovelStage(config, run, self.dataset, self.fold)
@@ -204,7 +201,6 @@ class Pipeline:
                 next_registration(stage, draw).save(self.run.draw(draw).drafter)
             del stage
             free_gpu()
-        reuse(run, self.run, self.config)
         self.display.note(f"round {rounds - 1} of {rounds} is in {run.root}")
 
     def train(self, evaluate: bool = True) -> dict[str, Any] | None:
@@ -217,15 +213,8 @@ class Pipeline:
         return self._write_results(matrices) if evaluate else None
 
     def _train_finished(self, evaluate: bool) -> Matrices:
-        planned = read_planned_samples(self.run)["sample_id"]
         for draw in draws_of(self.config):
-            done = self.run.draw(draw).complete()["sample_id"]
-            missing = len(planned) - pc.sum(pc.is_in(planned, done.combine_chunks())).as_py()
-            if missing:
-                raise UserError(
-                    f"{self.run.root}: {missing} of {len(planned)} samples of draw {draw} have no label yet; run "
-                    "`syn4seg refine` (or `syn4seg run`) with the same configuration first"
-                )
+            check_labelled(self.run, draw)
         with self._timed("novel"), self.display.bars(*TRAINING_BARS) as bars:
             return self._train(bars, evaluate, trainer.always_labeled)
 

@@ -216,6 +216,8 @@ def _train(stage: NovelStage, is_labeled: IsLabeled, report: Callable[[dict[str,
         train_draw(stage, draw, after_step, is_labeled)
     networks, steps = joint_names(stage.config), stage.config.joint.steps
     for number, (draw, name) in enumerate(networks):
+        while not is_labeled(draw):
+            time.sleep(POLL_SECONDS)
 
         def after_joint_step(done: int, loss: float, before: int = number, draw: int = draw, name: str = name) -> None:
             report({"done": before * steps + done, "total": len(networks) * steps, "draw": draw, "loss": loss, "network": name})

@@ -24,6 +24,7 @@ from syn4seg.config.placement import TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.stages.base import train_base_stage
+from syn4seg.stages.joint import check_joint_shares
 from syn4seg.stages.setup import load_dataset
 from syn4seg.store.rundir import RunDir
 
@@ -250,3 +251,4 @@ def check_workers(config: Config) -> None:
         from syn4seg.segmenter.base import check_batch_shares
 
         check_batch_shares(config.base.batch, workers.workers)
+    check_joint_shares(config, workers.workers)

@@ -44,6 +44,10 @@ NOT_SWEPT = (
     "prompts.key_variable",
     "prompts.timeout",
     "labeling.rounds",
+    "labeling.support_share",
+    "novel.trains",
+    "novel.rows",
+    "joint",
 )
 """Keys (and sections) that say how a result is measured or where it is made, and so never are what a study searches."""
 MAX_GRID = 10_000
@@ -190,7 +194,7 @@ def check_study(study: Study, config: Config) -> None:
     for key in study.space:
         if any(key == name or key.startswith(name + ".") for name in NOT_SWEPT):
             raise UserError(
-                f"study: {key}: cannot be swept, since it says where or how trials are measured and not what they do; "
+                f"study: {key}: cannot be swept: no trial depends on it, or it says where or how trials are measured; "
                 "give it to every trial under `set`, or with the configuration"
             )
         if key in study.set:
@@ -207,6 +211,8 @@ def check_study(study: Study, config: Config) -> None:
             raise UserError(f"--objective {name}: needs novel classes to score on; set validation.novel_images above 0")
     if study.set.get("labeling.rounds", config.labeling.rounds) != 1:
         raise UserError("labeling.rounds: a trial of a sweep labels once; set labeling.rounds=1, and run its best values with more")
+    if study.set.get("novel.trains", config.novel.trains) != "classifier":
+        raise UserError("novel.trains: a trial of a sweep trains the classifier alone; set novel.trains=classifier")
     for key, space in study.space.items():
         for value in [space.low, space.high] if isinstance(space, Range) else space:
             value = int(value) if isinstance(space, Range) and space.whole else value

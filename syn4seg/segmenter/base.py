@@ -175,7 +175,7 @@ def train_base(
     facts = asdict(schedule) | {"how": str(augmentation), "seed": seed, "images": len(ids), "base": str(fold.base)}
     facts |= {"freeze": freeze_backbone, "cached": str(cached_on), "classifier": str(tuple(segmenter.weight.shape))}
     first, pixels = _resume(segmenter, optimizer, checkpoint, facts)
-    _check_same_epoch(first, checkpoint, segmenter.weight.device)
+    check_same_start(first, checkpoint, segmenter.weight.device)
     broadcast_state(segmenter)
     if cached_on is not None:
         grid, batches = segmenter.head, _cached_batches(segmenter, dataset, fold, cached_on, seed)
@@ -224,15 +224,15 @@ def _check(segmenter: Segmenter, fold: Fold, ids: Sequence[str], schedule: BaseS
     check_batch_shares(schedule.batch, rank_and_world_size()[1])
 
 
-def _check_same_epoch(first: int, checkpoint: AnyPath | None, device: torch.device) -> None:
-    """Raise UserError if not all processes continue from the same epoch."""
+def check_same_start(first: int, checkpoint: AnyPath | None, device: torch.device, unit: str = "epochs") -> None:
+    """Raise UserError if not all processes continue from the same epoch or step."""
     rank, world = rank_and_world_size()
     epochs = torch.zeros(world, dtype=torch.int64, device=device)
     epochs[rank] = first
     finished = all_reduce_sum(epochs).tolist()
     if len(set(finished)) > 1:
         raise UserError(
-            f"checkpoint {checkpoint}: the workers found {finished} finished epochs in it; the run directory must be on "
+            f"checkpoint {checkpoint}: the workers found {finished} finished {unit} in it; the run directory must be on "
             "a file system that every node shares"
         )
 

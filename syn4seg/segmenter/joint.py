@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
-from syn4seg.segmenter.base import Augmentation, augment, poly_rate
+from syn4seg.segmenter.base import Augmentation, augment, check_same_start, poly_rate
 from syn4seg.segmenter.losses import distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, Segmenter, upsample
 from syn4seg.segmenter.novel import KINDS, Kind, NovelSchedule, cells_without_novel, draw_places, merged_classes
@@ -135,6 +135,11 @@ def check_shares(views: JointViews, world: int) -> None:
     count = len(views.names(0))
     if not count:
         raise UserError("the joint stage got no image of the kinds of which a step has some; give it support images at least")
+    refuse_shares(count, world)
+
+
+def refuse_shares(count: int, world: int) -> None:
+    """Raise UserError if `world` processes cannot have equally many of `count` images."""
     if count % world:
         raise UserError(
             f"a step of the joint stage has {count} images, no multiple of placement.training.workers={world}: each worker takes "
@@ -170,13 +175,13 @@ def train_jointly(
         base: frozen, with 1 + B rows: where the network starts, and the teacher of the distillation.
         start: rows (1+B+M, D) with which it starts.
         batches: yields this process's share of every step in a range, in order.
-        facts: what else decides the result; a checkpoint of other facts is refused.
+        facts: what else decides the result; with a checkpoint of other facts the training starts over.
         registered: classifier of round 0, for `confidence_weight`.
         checkpoint: file of the last 50 steps, written by process 0; an existing one is continued.
         progress: called after every step with (steps done, loss of the whole step).
 
     Raises:
-        UserError: a checkpoint of another training, or a batch norm that processes cannot share.
+        UserError: a layer that processes cannot share, or a checkpoint that not every process sees.
     """
     (rank, _), device = rank_and_world_size(), base.weight.device
     base = base.eval()
@@ -184,6 +189,7 @@ def train_jointly(
     optimizer, average = _optimizer(network, schedule), _Average(network, schedule.average)
     facts = {**facts, "schedule": str(asdict(schedule)), "seed": seed, "rows": len(start.weight)}
     first = _resume(network, average, optimizer, checkpoint, facts)
+    check_same_start(first, checkpoint, device, "steps")
     broadcast_state(network)
     loss_of = _StepLoss(base, start, schedule, base_classes, registered)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _training(network, schedule):
@@ -294,9 +300,21 @@ def _training(network: Segmenter, schedule: JointSchedule) -> Iterator[None]:
         for module in network.modules():
             if isinstance(module, NORMS):
                 module.eval()
+    _refuse_own_randomness(network)
     with synchronize_layers(network):
         yield
     network.eval()
+
+
+def _refuse_own_randomness(network: Segmenter) -> None:
+    """Raise UserError for stochastic depth in several processes: each would drop other images than one process does."""
+    world = rank_and_world_size()[1]
+    for name, module in network.named_modules() if world > 1 else ():
+        if module.training and type(module).__name__.endswith("DropPath") and getattr(module, "drop_prob", 0):
+            raise UserError(
+                f"placement.training.workers={world}: {name} drops whole images at random, which processes cannot share; set "
+                "placement.training.workers=1, or novel.trains=classifier"
+            )
 
 
 def _save(

@@ -89,6 +89,7 @@ def describe(checkpoint: str, *, weights: bool = False) -> Described:
     try:
         parsed = networks.transformers_config(config)
         plain = json.loads(json.dumps(parsed.to_dict()))
+        plain = {key: value for key, value in plain.items() if not key.startswith("_") and key != "auto_map"}  # places, code
         names = tuple(str(parsed.id2label[i]) for i in range(parsed.num_labels))
     except Exception as error:  # transformers checks configurations by raising whatever comes
         raise UserError(f"config.json is no configuration of {kind.__name__} ({reason(error)}); download it again") from error

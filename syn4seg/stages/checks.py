@@ -14,6 +14,7 @@ from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
 from syn4seg.stages.network_base import network_warnings
 from syn4seg.stages.rows import RESULT_NAMES, rows_of
+from syn4seg.store.files import exists
 from syn4seg.store.readback import Facts, read_checked
 from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import check_class_name
@@ -31,6 +32,11 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     """
     for name in config.evaluation.baselines:
         find_baseline(name)
+    if config.novel.trains == "decoder" and config.base.is_network:
+        raise UserError(
+            f"novel.trains=decoder: of base.checkpoint={config.base.checkpoint} it is not known where the decoder begins; expected "
+            "all or classifier"
+        )
     if config.novel.trains != "classifier":
         trained = {RESULT_NAMES[row] for row in rows_of(config)}
         if absent := [name for name in config.novel.rows if name not in trained]:
@@ -140,7 +146,7 @@ def check_files(
         if digest not in _CHECKED and digest != _noted(run):
             warnings += look(progress)
         _CHECKED.add(digest)
-    if config.base.is_network:
+    if config.base.is_network and not (run is not None and exists(run.base)):
         warnings += network_warnings(config, fold)
     for draw in setup.draws_of(config):
         for target, ids in setup.support_of(config, dataset, fold, draw).items():

@@ -24,8 +24,9 @@ from syn4seg.schema import FAULT
 from syn4seg.stages.arrivals import add_places
 from syn4seg.stages.classifiers import digest_of_ids, load_classifier, read_learned_digest, schedule_of, seed_of
 from syn4seg.stages.controls import ControlLabels
+from syn4seg.stages.draw_training import broadcast_from_rank0
 from syn4seg.stages.novel import NovelStage
-from syn4seg.stages.plan import read_planned_samples
+from syn4seg.stages.plan import check_labelled, read_planned_samples
 from syn4seg.stages.rows import IMAGE_LABEL, ROWS, TRUTH, WITHOUT_VERDICT, joint_rows
 from syn4seg.stages.setup import base_images, load_dataset, support_of
 from syn4seg.stages.support import Registration
@@ -35,6 +36,7 @@ from syn4seg.store.seals import write_sealed
 
 if TYPE_CHECKING:
     from syn4seg.segmenter.joint import JointBatch, JointSchedule, JointViews
+    from syn4seg.segmenter.network import Classifier
     from syn4seg.segmenter.novel import Kind
 
 CACHE_BYTES = 2 * 2**30
@@ -127,20 +129,27 @@ class ImageReader:
 
 
 def joint_views(
-    config: Config, run: RunDir, dataset: Dataset, fold: Fold, draw: int, row: str, share: tuple[int, int] = (0, 1)
+    config: Config,
+    run: RunDir,
+    dataset: Dataset,
+    fold: Fold,
+    draw: int,
+    row: str,
+    share: tuple[int, int] = (0, 1),
+    synthetic: dict[str, dict[str, Any]] | None = None,
 ) -> JointViews:
     """Return the views of every step of a row and draw, for one process of those that share the steps.
 
     Args:
         row: of the ablation, a key of `ROWS`.
         share: number of the process, and how many there are.
+        synthetic: `learned_samples(...)`, where they are known already.
     """
     from syn4seg.segmenter.base import Augmentation
     from syn4seg.segmenter.joint import JointViews
 
     joint = config.joint
-    synthetic = learned_samples(run, draw, row, fold)
-    support = {}
+    synthetic, support = learned_samples(run, draw, row, fold) if synthetic is None else synthetic, {}
     for target, ids in support_of(config, dataset, fold, draw).items():
         for shot, image_id in enumerate(ids):
             support[f"{target}-{shot}-{image_id}"] = target, image_id
@@ -216,26 +225,31 @@ def train_network(
         UserError: the labels of the draw are incomplete, or the row has no classifier yet.
     """
     from syn4seg.segmenter.joint import check_shares, train_jointly
-    from syn4seg.segmenter.network import save_segmenter
+    from syn4seg.segmenter.network import read_segmenter, save_segmenter
     from syn4seg.segmenter.parallel import rank_and_world_size
 
     config, run, fold, (rank, world) = stage.config, stage.run, stage.fold, rank_and_world_size()
-    row, paths = joint_rows(config)[name], run.draw(draw)
-    views = joint_views(config, run, stage.dataset, fold, draw, row, (rank, world))
-    learned = digest_of_ids(views.pools["synthetic"])
-    schedule, path, partial = (
-        joint_schedule(config),
-        paths.checkpoint(name),
-        paths.checkpoint(name).with_name(f"{name}-training.pt"),
-    )
-    if read_learned_digest(path) == learned:
+    row, paths, schedule = joint_rows(config)[name], run.draw(draw), joint_schedule(config)
+    path, partial = paths.checkpoint(name), paths.checkpoint(name).with_name(f"{name}-training.pt")
+
+    def look() -> tuple[dict[str, dict[str, Any]], bool, Classifier]:
+        check_labelled(run, draw)
+        samples = learned_samples(run, draw, row, fold)
+        return samples, read_learned_digest(path) == digest_of_ids(samples), load_classifier(paths.checkpoint(row))
+
+    samples, is_done, start = broadcast_from_rank0(look)  # files that appear meanwhile must not part the processes
+    if is_done:
+        if rank == 0 and exists(partial):
+            remove(partial)
         progress(schedule.steps, float("nan"))
         return
+    views = joint_views(config, run, stage.dataset, fold, draw, row, (rank, world), samples)
+    learned = digest_of_ids(samples)
     check_shares(views, world)
     registered = Registration.load(paths).classifier_on("cpu") if schedule.confidence_weight else None
     network = train_jointly(
         stage.segmenter,
-        load_classifier(paths.checkpoint(row)),
+        start,
         feed(views) if feed else read_ahead(views, config.placement.training.readers),
         base_classes=len(fold.base),
         schedule=schedule,
@@ -247,15 +261,18 @@ def train_network(
     )
     if rank == 0:
         facts = {"learned": learned, "row": row, "draw": draw, "steps": schedule.steps, "trains": schedule.trains}
-        save_segmenter(network, path, backbone=_backbone_name(run), facts=facts, write=write_sealed)
+        save_segmenter(network, path, backbone=read_segmenter(run.base)[1].backbone, facts=facts, write=write_sealed)
         if exists(partial):
             remove(partial)
 
 
-def _backbone_name(run: RunDir) -> str:
-    """Return the name of the backbone in the header of the run's base checkpoint."""
-    import json
+def check_joint_shares(config: Config, workers: int) -> None:
+    """Refuse workers that cannot have equally many images of every step of each network, from the configuration alone.
 
-    from syn4seg.store.tensors import read_tensors
+    Raises:
+        UserError: see `segmenter.joint.check_shares`.
+    """
+    from syn4seg.segmenter.joint import refuse_shares
 
-    return json.loads(read_tensors(run.base)[1]["network"])["backbone"]
+    for row in joint_rows(config).values():
+        refuse_shares(sum(n for kind, n in _per_step(config).items() if kind != "synthetic" or ROWS[row][0]), workers)

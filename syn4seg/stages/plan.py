@@ -1,5 +1,7 @@
 """The prompt bank and the plan (method.md 1): which images will be generated, decided before the first one is."""
 
+# pyright: reportAttributeAccessIssue=false
+# (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
 import itertools
@@ -174,3 +176,14 @@ def _prompt_table(fold: Fold, banks: dict[str, Bank], class_prompts: dict[str, s
         rows.append((name, index, CLASS_NAME, class_prompts[name], 0, True, None, "", ""))
     columns = ("class", "class_id", "bank", "prompt", "order", "accepted", "similarity", "nearest", "why")
     return pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])
+
+
+def check_labelled(run: RunDir, draw: int) -> None:
+    """Raise UserError unless every planned sample of a draw has its labels or a note."""
+    planned, done = read_planned_samples(run)["sample_id"], run.draw(draw).complete()["sample_id"]
+    missing = len(planned) - pc.sum(pc.is_in(planned, done.combine_chunks())).as_py()
+    if missing:
+        raise UserError(
+            f"{run.root}: {missing} of {len(planned)} samples of draw {draw} have no label yet; run `syn4seg refine` (or "
+            "`syn4seg run`) with the same configuration first"
+        )

@@ -106,8 +106,6 @@ def model_folder(to: str, run: AnyPath) -> AnyPath:
     files = set(list_files(folder))
     if files and not (CONFIG in files and files <= {CONFIG, README, *FILES.values()}):
         raise UserError(f"--to {to}: holds other files ({min(files)}); give a folder that is empty or not there yet")
-    for name in sorted(files):  # an earlier model
-        remove(folder / name)
     return folder
 
 
@@ -115,6 +113,9 @@ def write_facts(folder: AnyPath, config: ModelConfig, write: Write = write_atomi
     """Write README.md and config.json of a model."""
     write(folder / README, card(config).encode())
     write(folder / CONFIG, (config.model_dump_json(indent=1, exclude_none=True) + "\n").encode())
+    for format, name in FILES.items():
+        if format != config.weights.format and exists(folder / name):  # of an earlier model
+            remove(folder / name)
 
 
 def choose(run: RunDir, config: Config, draw: int | None, row: str | None) -> tuple[int, str]:

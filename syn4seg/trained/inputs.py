@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from syn4seg.data.photos import MAX_FILE, PHOTO_SUFFIXES
 from syn4seg.errors import DamagedError, UserError
+from syn4seg.exports.target import lies_in
 from syn4seg.store.files import as_path, check_reachable, exists, explain_errors, open_regular, read_bytes
 from syn4seg.store.listing import list_files
 from syn4seg.store.samples import escape_name
@@ -80,18 +81,19 @@ class ImageSource:
             raise UserError(f"{self.label} is missing; put it back, or leave it out") from None
 
 
-def find_images(words: Iterable[str]) -> list[ImageSource]:
+def find_images(words: Iterable[str], apart: AnyPath | None = None) -> list[ImageSource]:
     """Return the images that words mean, in the order of the words; inside of a folder or glob by path.
 
     Args:
         words: files, folders, globs (** for folders below), `s3://` and `gs://` URLs of each, .parquet and .tar shards.
+        apart: a folder of which nothing is taken: that of the predictions may lie among the images.
 
     Raises:
         UserError: nothing is there, a shard is damaged, or two images would get one name.
     """
     found: list[ImageSource] = []
     for word in words:
-        part = list(_find(word))
+        part = [source for source in _find(word) if apart is None or not lies_in(as_path(source.place), apart)]
         if not part:
             raise UserError(
                 f"{word}: holds no image; expected {', '.join(PHOTO_SUFFIXES)}, .parquet or .tar, or a folder or glob of them"

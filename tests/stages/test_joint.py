@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from syn4seg.config.loading import load
+from syn4seg.errors import UserError
 from syn4seg.segmenter.network import load_segmenter, upsample
 from syn4seg.segmenter.novel import KINDS
 from syn4seg.stages.checks import check
-from syn4seg.stages.joint import joint_views
+from syn4seg.stages.joint import check_joint_shares, joint_views, train_network
+from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.rows import joint_rows, scored_rows
 from syn4seg.stages.setup import canvas_of
 from syn4seg.store.files import read_bytes
@@ -92,3 +96,22 @@ def test_layouts_and_readers_change_no_byte_and_nothing_is_trained_twice(trained
     other, _ = run(small, tmp_path / "sharded", "layout=sharded", "placement.training.readers=2")
     assert [read_bytes(other.draw(0).checkpoint(path.stem)) for path in paths] == [data for data, _ in before]
     assert scored_rows(other.stored()) == scored_rows(found.stored())
+
+
+def test_a_network_is_not_trained_on_a_part_of_the_labels(trained, tmp_path):
+    found, _ = trained
+    copy = RunDir(shutil.copytree(found.root, tmp_path / "run"))
+    stage = NovelStage(copy.stored(), copy, *check(copy.stored()))
+    before = read_bytes(copy.draw(0).checkpoint("syn4seg_all"))
+    next((copy.root / "draws" / "0" / "records").rglob("hdig*.json")).unlink()
+    with pytest.raises(UserError, match="1 of 24 samples of draw 0 have no label"):
+        train_network(stage, 0, "syn4seg_all", lambda *_: None)
+    assert read_bytes(copy.draw(0).checkpoint("syn4seg_all")) == before
+
+
+def test_workers_that_cannot_share_a_step_are_refused_from_the_configuration(small):
+    config = load(None, [*small, "novel.trains=all", "novel.rows=[syn4seg, support_only]"])
+    check_joint_shares(config, 4)  # 20 images, and 12
+    with pytest.raises(UserError, match=r"12 images.*workers=5"):
+        check_joint_shares(config, 5)
+    check_joint_shares(load(None, small), 7)

@@ -52,6 +52,14 @@ def test_a_folder_a_glob_and_files_mean_the_same_images(photos):
     assert len(find_images([str(photos), str(photos)])) == 4
 
 
+def test_predictions_among_the_images_are_not_taken_for_images(photos):
+    before = find_images([str(photos)], photos / "out")
+    (photos / "out" / "masks").mkdir(parents=True)
+    (photos / "out" / "masks" / "a.png").write_bytes(png(9))
+    assert find_images([str(photos)], photos / "out") == before
+    assert len(find_images([str(photos)])) == len(before) + 1
+
+
 def test_names_that_would_meet_keep_their_suffix_or_are_refused(photos):
     Image.open(photos / "a.png").save(photos / "a.jpg")
     assert sorted(source.name for source in find_images([f"{photos}/a.*"])) == ["a.jpg", "a.png"]

@@ -88,6 +88,8 @@ space:
         ("space: {seed: {low: 0, high: 20000}}\nsampler: grid", "10000 at most"),
         ("space: {labeling.beta: [0.1]}\nset: {labeling.rounds: 2}", "labels once"),
         ("space: {labeling.rounds: [1, 2]}", "cannot be swept"),
+        ("space: {joint.lr: [0.1]}", "cannot be swept"),
+        ("space: {labeling.beta: [0.1]}\nset: {novel.trains: all}", "classifier alone"),
         ("space: [1", "not readable as YAML"),
         ("surprise: 1\nspace: {labeling.beta: [0.1]}", "unknown key"),
     ],
