@@ -78,7 +78,7 @@ def drawn(prompts: list[str], seed: str, start: int = 0) -> tuple[Tensor, Tensor
     return to_tensor(scenes(prompts, seed, start)[0]), targets_of(prompts)
 
 
-def train_judge(folder: Path, steps: int = 2400, batch: int = 64) -> Judge:
+def train_judge(folder: Path, steps: int = 2000, batch: int = 64) -> Judge:
     """Train on drawn images only; slight noise and blur, so that it reads shapes and not pixels."""
     journal, judge = Journal(folder / "judge"), Judge().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state, done = journal.load(), 0
@@ -96,10 +96,11 @@ def train_judge(folder: Path, steps: int = 2400, batch: int = 64) -> Judge:
             x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         x = x + 0.05 * torch.randn(x.shape, generator=gen)
         named = (words[:, 3:] >= 0) & torch.stack([words[:, 2] < 0, words[:, 4] >= 0], 1)
-        counts, *others = judge(x.contiguous(memory_format=torch.channels_last))
-        loss = 4 * F.cross_entropy(counts, shown(words))
+        with torch.autocast("cpu", torch.bfloat16):
+            counts, *others = judge(x.contiguous(memory_format=torch.channels_last))
+        loss = 4 * F.cross_entropy(counts.float(), shown(words))
         for k, out in enumerate(others):
-            loss = loss + 0.3 * F.cross_entropy(out[named[:, k]], words[named[:, k], 3 + k])
+            loss = loss + 0.3 * F.cross_entropy(out.float()[named[:, k]], words[named[:, k], 3 + k])
         opt.zero_grad()
         loss.backward()
         opt.step()
