@@ -1,9 +1,9 @@
 """Rectified flow of the embedded Stable Diffusion 3: latents of drawn scenes, the transformer and its text encoders.
 
-Four things make an hour of one core go further. The loss of latent cells on and around objects counts three times, since
+Three things make an hour of one core go further. The loss of latent cells on and around objects counts three times, since
 silhouettes are what is hard to learn; a linear layer behind the third block reads the class mask off the image tokens, and
-its loss teaches shapes without the noise of the flow's own target; matrices are trained by Muon, all else by AdamW; products
-are bfloat16 (weights, averages and losses stay float32), and the network is compiled.
+its loss teaches shapes without the noise of the flow's own target; products are bfloat16
+(weights, averages and losses stay float32); attention is the plain one, and the network is compiled.
 
 The rate is constant after a warm-up, so a training has no end: the exponential average of its weights can be exported at any
 time, and `decay` adds a leg, from a copy of the checkpoint, in which the rate falls to zero.
@@ -137,16 +137,6 @@ def load_folder(net: Denoiser, tokenizer: Any, folder: Path) -> None:
                 new[name].copy_(value)
 
 
-def optimisers(net: Denoiser, rate: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the transformer's blocks, AdamW for all else (embeddings, biases, first and last layers)."""
-    inner = {id(p) for name, p in net.net.named_parameters() if p.ndim == 2 and "transformer_blocks" in name}
-    matrices, others = ([p for p in net.parameters() if (id(p) in inner) is wanted] for wanted in (True, False))
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-    ]
-
-
 def losses(net: Any, clean: Tensor, maps: Tensor, ids: Tensor, gen: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the flow's loss (cells on and beside objects count `NEAR` times) and the loss of the class map."""
     at, noise = torch.sigmoid(0.7 + torch.randn(len(clean), generator=gen)), torch.randn(clean.shape, generator=gen)
@@ -186,11 +176,11 @@ def train(
     began, tokenizer = time.time(), clip_tokenizer(embedded.vocabulary())
     net, journal, state, before = _resumed(folder, tokenizer, start, decay)
     pool, empty = Pool(folder / "latents", vae, tokenizer, shards), tokens(tokenizer, [""])[0]
-    average, opts, step = {k: v.detach().clone() for k, v in net.state_dict().items()}, optimisers(net, rate), 0
+    average, step = {k: v.detach().clone() for k, v in net.state_dict().items()}, 0
+    opt = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     if state:
         average, step = state["average"], state["step"]
-        for opt, stored in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(stored)
+        opt.load_state_dict(state["opt"])
     first = int(state["decay_from"]) if state and "decay_from" in state else step
     steps, running = first + decay // batch if decay else images // batch, None
     if step < steps:
@@ -203,14 +193,12 @@ def train(
         clean, maps, ids = pool.batch(which)
         ids = torch.where(torch.rand(batch, 1, generator=gen) < 0.1, empty, ids)
         flow, outline = losses(forward, clean, maps, ids, gen)
-        for opt in opts:
-            opt.zero_grad()
-            for group in opt.param_groups:
-                group["lr"] = rate * ((steps - step) / (steps - first) if decay else min(1.0, (step + 1) / 200))
+        opt.zero_grad()
+        for group in opt.param_groups:
+            group["lr"] = rate * ((steps - step) / (steps - first) if decay else min(1.0, (step + 1) / 200))
         (flow + OUTLINE_WEIGHT * outline).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
+        opt.step()
         step += 1
         keep = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -222,7 +210,7 @@ def train(
         if step % LOG == 0 or step == steps or over:
             flow, outline = _held(net, average, held)
             journal.log(step=step, images=step * batch, loss=round(running, 4), held=flow, outline=outline, pool=len(pool.latents))
-        full = {"net": net.state_dict(), "opts": [opt.state_dict() for opt in opts], "average": average, "step": step}
+        full = {"net": net.state_dict(), "opt": opt.state_dict(), "average": average, "step": step}
         journal.save(full | ({"decay_from": first} if decay else {}), force=step == steps or over)
         if over:
             break
