@@ -1,9 +1,9 @@
 """Rectified flow of the embedded Stable Diffusion 3: latents of drawn scenes, the transformer and its text encoders.
 
 Three things make an hour of one core go further. The loss of latent cells on and around objects counts three times, since
-silhouettes are what is hard to learn; a linear layer behind the third block reads the class mask off the image tokens, and
-its loss teaches shapes without the noise of the flow's own target; products are bfloat16
-(weights, averages and losses stay float32); attention is the plain one, and the network is compiled.
+silhouettes are what is hard to learn. A linear layer behind the third block reads the class mask off the image tokens, and
+its loss teaches shapes without the noise of the flow's own target. Products are bfloat16 (weights, averages and losses stay
+float32), attention is the plain one, which is the faster one in bfloat16, and the network is compiled.
 
 The rate is constant after a warm-up, so a training has no end: the exponential average of its weights can be exported at any
 time, and `decay` adds a leg, from a copy of the checkpoint, in which the rate falls to zero.
