@@ -23,9 +23,15 @@ def _parser() -> argparse.ArgumentParser:
     networks.choices["sam"].add_argument("--steps", type=int, default=1200, help="optimiser steps (default: %(default)s)")
     networks.choices["base"].add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
     generator = networks.choices["generator"]
-    generator.add_argument("--images", type=int, default=400_000, help="images the transformer sees (default: %(default)s)")
-    generator.add_argument("--pool", type=int, default=49_152, help="drawn scenes encoded to latents (default: %(default)s)")
-    generator.add_argument("--autoencoder-steps", type=int, default=1800)
+    generator.add_argument("--start", type=Path, help="exported folder to start from, if --work has no checkpoint")
+    generator.add_argument("--images", type=int, default=2_000_000, help="stop after as many images; 0 only exports the average")
+    generator.add_argument("--decay", type=int, default=0, help="instead, a last leg of as many images, the rate falling to zero")
+    generator.add_argument("--shards", type=int, default=24, help="files of 2048 drawn scenes in the pool (default: %(default)s)")
+    generator.add_argument("--autoencoder-steps", type=int, default=1800, help="without --start (default: %(default)s)")
+    judge = networks.choices["judge"]
+    judge.add_argument("--images", type=int, default=512, help="generated images to judge (default: %(default)s)")
+    judge.add_argument("--sheet", type=Path, help="PNG file for a contact sheet of the first 64")
+    judge.add_argument("--copies", type=int, default=0, help="look for copies among as many training scenes")
     return parser
 
 
@@ -44,27 +50,47 @@ def _base(arguments: argparse.Namespace) -> None:
 
 
 def _generator(arguments: argparse.Namespace) -> None:
-    from tools import generator
+    from tools import flow, generator
 
-    vae = generator.train_autoencoder(arguments.work, arguments.autoencoder_steps)
-    net, facts = generator.train_diffusion(arguments.work, vae, arguments.images, arguments.pool, compiled=True)
-    command = f"python -m tools generator --images {arguments.images} --pool {arguments.pool} --work DIR --out DIR"
-    generator.export(net, vae, arguments.out, {"command": command, **facts})
+    vae, how = generator.any_autoencoder(arguments.work, arguments.autoencoder_steps, arguments.start)
+    net, facts = flow.train(
+        arguments.work, vae, arguments.images, start=arguments.start, decay=arguments.decay, shards=arguments.shards
+    )
+    command = (
+        "python -m tools generator [--start FOLDER] --work DIR --out DIR, stopped at any time; then --images 0, or --decay IMAGES"
+    )
+    generator.export(net.net, net.texts, vae, arguments.out, {"command": command, **facts, "autoencoder": how})
 
 
 def _judge(arguments: argparse.Namespace) -> None:
     import json
 
+    import cv2
+    import numpy as np
+
     from tools import judge
     from tools.checkpoint import write_card
+    from tools.generator import product_prompts, scenes, to_tensor
 
-    reader = judge.train_judge(arguments.work)
-    generated, _ = judge.judge_generator(reader, arguments.out)
-    drawn = judge.accuracy(reader, *judge.drawn("judge-held", 0, 512))
+    reader, prompts = judge.train_judge(arguments.work), product_prompts(arguments.images)
+    images = judge.generated(arguments.out, prompts)
+    generated = judge.accuracy(reader, to_tensor(images), judge.targets_of(prompts))
+    drawn = judge.accuracy(reader, *judge.drawn(product_prompts(1024), "judge-held"))
     print(json.dumps({"generated": generated, "drawn": drawn}))
     card = arguments.out / "card.json"
     facts = json.loads(card.read_text()) if card.is_file() else {}
-    facts |= {"read off 512 generated images": generated, "read off 512 drawn images": drawn}
+    facts |= {f"read off {len(images)} generated images": generated, "read off 1024 drawn images": drawn}
+    if arguments.copies:
+        made, fresh = images[:256], scenes(prompts[:256], "fresh")[0]
+        least = {who: judge.nearest(some, arguments.copies) for who, some in (("generated", made), ("drawn", fresh))}
+        percentiles = {who: [round(float(v), 1) for v in np.percentile(least[who], (0, 5, 50))] for who in least}
+        facts[f"nearest of {arguments.copies} training scenes"] = (
+            f"RMS in grey levels at 16 x 16 pixels: least, 5th percentile, median {percentiles['generated']}; "
+            f"of freshly drawn scenes {percentiles['drawn']}"
+        )
+        print(facts[f"nearest of {arguments.copies} training scenes"])
+    if arguments.sheet:
+        cv2.imwrite(str(arguments.sheet), judge.contact_sheet(images[:64], prompts[:64])[..., ::-1])
     write_card(arguments.out, "embedded-sd3: a small StableDiffusion3Pipeline of the embedded world", facts)
 
 

@@ -7,7 +7,6 @@ once), the rectified-flow transformer together with its two text encoders. `expo
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tools.checkpoint import Journal, write_card
 
 LATENT = 16  # side of the latent grid of a 64-pixel image
 CHANNELS = 8
-TOKENS = 12  # longest sentence of the world, with its two end marks
+TOKENS = 18  # longest sentence of the world and a word more, with its two end marks
 WIDTH = 64  # hidden size of each text encoder
 SEED = 20
 
@@ -129,30 +128,62 @@ def transformer():
 
 
 def training_prompt(rng: np.random.Generator) -> str:
-    """Return one sentence of the generator's training set: plain, single and upright things most often."""
-    pick = embedded._pick
+    """Return one sentence of the generator's training set.
+
+    Its words are those of the grammar, with other shares: every other prompt asks for company, a quarter of that of any class but
+    the companion; single and upright things are more frequent than the grammar's; one prompt in twenty is a class name alone.
+    """
+    pick, name = embedded._pick, embedded._pick(rng, embedded.CLASSES)
+    if rng.random() < 0.05:
+        return f"a {name}"
+    beside = ""
+    if rng.random() < 0.5:
+        others = [c for c in embedded.CLASSES if c not in (name, embedded.COMPANIONS[name])]
+        other = embedded.COMPANIONS[name] if rng.random() < 0.75 else pick(rng, others)
+        words = ["a", pick(rng, embedded.PATTERNS), pick(rng, embedded.COLOURS)]
+        if rng.random() < 0.1:
+            words.insert(1, pick(rng, embedded.SIZES))
+        if rng.random() < 0.1:
+            words.append("tilted")
+        beside = " ".join([*words, other])
     return embedded.prompt_of(
-        pick(rng, embedded.CLASSES),
+        name,
         colour=pick(rng, embedded.COLOURS),
         size=pick(rng, embedded.SIZES),
-        pattern=str(rng.choice(embedded.PATTERNS, p=(0.56, 0.22, 0.22))),
+        pattern=str(rng.choice(embedded.PATTERNS, p=(0.4, 0.3, 0.3))),
         background=pick(rng, embedded.BACKGROUNDS),
-        pose=str(rng.choice(embedded.POSES, p=(0.8, 0.2))),
-        count=str(rng.choice(("a", "two"), p=(0.93, 0.07))),
+        pose=str(rng.choice(embedded.POSES, p=(0.65, 0.35))),
+        count=str(rng.choice(tuple(embedded.COUNTS), p=(0.65, 0.35))),
+        beside=beside,
     )
 
 
-def _scenes(seed: str, start: int, count: int) -> tuple[np.ndarray, list[str]]:
-    images, prompts = [], []
-    for i in range(start, start + count):
-        prompt = training_prompt(embedded.seeded(seed, i))
+def product_prompts(count: int, seed: int = SEED) -> list[str]:
+    """Return `count` prompts as the grammar agent writes them, the classes in turn."""
+    from syn4seg.prompts.grammar import GrammarAgent
+
+    agent = GrammarAgent("embedded", seed, -(-count // len(embedded.CLASSES)))
+    rows = [agent.propose(name, 0, [], []) for name in embedded.CLASSES]
+    return [prompt for turn in zip(*rows, strict=True) for prompt in turn][:count]
+
+
+def scenes(prompts: list[str], seed: str, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 (N, 64, 64, 3) and class masks uint8 (N, 64, 64) that show exactly what each prompt says."""
+    drawn = []
+    for i, prompt in enumerate(prompts, start):
         noise_seed = int(embedded.seeded(seed, "noise", i).integers(2**62))
-        images.append(embedded.draw(embedded.scene_of_prompt(prompt, noise_seed, company=0))[0])
-        prompts.append(prompt)
-    return np.stack(images), prompts
+        drawn.append(embedded.draw(embedded.scene_of_prompt(prompt, noise_seed, company=0)))
+    images, masks = zip(*drawn, strict=True)
+    return np.stack(images), np.stack(masks)
 
 
-def _to_tensor(images: np.ndarray) -> Tensor:
+def prompts_of(seed: str, start: int, count: int) -> list[str]:
+    """Return training prompts `start` to `start + count` of a named seed."""
+    return [training_prompt(embedded.seeded(seed, i)) for i in range(start, start + count)]
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Return (N, 3, H, W) float in [-1, 1] of uint8 (N, H, W, 3)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -170,8 +201,8 @@ def train_autoencoder(folder: Path, steps: int, batch: int = 32, crop: int = 32)
         done = state["step"]
     if done >= steps:
         return vae
-    pool = _to_tensor(_scenes("vae", 0, 3000)[0])
-    held = _to_tensor(_scenes("vae-held", 0, 64)[0])
+    pool = to_tensor(scenes(prompts_of("vae", 0, 3000), "vae")[0])
+    held = to_tensor(scenes(prompts_of("vae-held", 0, 64), "vae-held")[0])
     for step in range(done, steps):
         gen = torch.Generator().manual_seed(SEED * 10_000_000 + step)
         which = torch.randint(len(pool), (batch,), generator=gen)
@@ -207,170 +238,43 @@ def train_autoencoder(folder: Path, steps: int, batch: int = 32, crop: int = 32)
     return vae
 
 
-def latent_pool(folder: Path, vae: Any, count: int, shard: int = 4096) -> tuple[np.ndarray, list[str]]:
-    """Return latents float16 (count, 8, 16, 16), scaled to unit variance, and their prompts; one file per shard, kept.
+def any_autoencoder(folder: Path, steps: int, start: Path | None) -> tuple[Any, str]:
+    """Return the autoencoder in `folder`, of the folder `start`, or else a trained one, and a line about it for the card.
 
-    The first shard fixes `scaling_factor` and `shift_factor` of the autoencoder.
+    A trained one learns its `scaling_factor` and `shift_factor` from 1024 scenes, so that latents have unit variance.
     """
-    out, latents, prompts = folder / "latents", [], []
-    out.mkdir(parents=True, exist_ok=True)
-    vae.eval()
-    for start in range(0, count, shard):
-        path = out / f"{start:08d}.npz"
-        if not path.exists():
-            images, words = _scenes("pool", start, shard)
+    from diffusers import AutoencoderKL
+
+    kept = folder / "autoencoder"
+    if not kept.exists():
+        if start is not None:
+            vae: Any = AutoencoderKL.from_pretrained(start / "vae").float()
+        else:
+            vae = train_autoencoder(folder, steps).eval()
+            images = to_tensor(scenes(prompts_of("vae", 0, 1024), "vae")[0])
             with torch.no_grad():
-                mean = torch.cat([vae.encode(_to_tensor(part)).latent_dist.mean for part in np.array_split(images, 64)])
-            np.savez(path.with_suffix(".partial.npz"), latent=mean.numpy().astype(np.float16), prompt=np.array(words))
-            path.with_suffix(".partial.npz").rename(path)
-        with np.load(path) as stored:
-            latents.append(stored["latent"])
-            prompts.extend(stored["prompt"].tolist())
-    shift, scale = float(latents[0].astype(np.float32).mean()), 1 / float(latents[0].astype(np.float32).std())
-    vae.register_to_config(scaling_factor=scale, shift_factor=shift)
-    pool = np.concatenate(latents)
-    for part in np.array_split(pool, 16):
-        part[:] = (part.astype(np.float32) - shift) * scale
-    return pool[:count], prompts[:count]
-
-
-class Denoiser(nn.Module):
-    """Transformer and text encoders as one module, conditioned exactly as StableDiffusion3Pipeline does it."""
-
-    def __init__(self, tokenizer):
-        super().__init__()
-        self.net = transformer()
-        self.texts = nn.ModuleList([text_encoder(tokenizer, SEED + k) for k in (1, 2)])
-
-    def condition(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sequence (N, TOKENS, 128) and pooled (N, 128) embeddings of token ids (N, TOKENS)."""
-        outs = [text(tokens, output_hidden_states=True) for text in self.texts]
-        return torch.cat([o.hidden_states[-2] for o in outs], -1), torch.cat([o.text_embeds for o in outs], -1)
-
-    def forward(self, noisy: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
-        sequence, pooled = self.condition(tokens)
-        return self.net(noisy, encoder_hidden_states=sequence, pooled_projections=pooled, timestep=time * 1000, return_dict=False)[
-            0
-        ]
-
-
-def _tokens(tokenizer, prompts: list[str]) -> Tensor:
-    return tokenizer(prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
-
-
-def train_diffusion(
-    folder: Path,
-    vae: Any,
-    images: int,
-    pool_size: int,
-    batch: int = 48,
-    rate: float = 1.5e-3,
-    threads: int = 0,
-    compiled: bool = False,
-    stop_after: float = math.inf,
-) -> tuple[Denoiser, dict]:
-    """Return rectified flow with time drawn as sigmoid(0.7 + normal), 10 % empty prompts, and an exponential average.
-
-    Args:
-        images: images to be seen in all; the rate falls linearly to zero over the last 40 % of them.
-        stop_after: seconds after which a checkpoint is written and training returns early.
-
-    Returns:
-        The averaged network and the facts for its card.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    started = time.time()
-    tokenizer = clip_tokenizer(embedded.vocabulary())
-    pool, prompts = latent_pool(folder, vae, pool_size)
-    ids, empty = _tokens(tokenizer, prompts), _tokens(tokenizer, [""])[0]
-    held_latents = torch.from_numpy(pool[:256].astype(np.float32))
-    net = Denoiser(tokenizer)
-    average = {k: v.detach().clone() for k, v in net.state_dict().items()}
-    opt = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    journal, step, steps = Journal(folder / "diffusion", every=180), 0, images // batch
-    state = journal.load()
-    if state:
-        net.load_state_dict(state["net"])
-        opt.load_state_dict(state["opt"])
-        average, step = state["average"], state["step"]
-    forward = torch.compile(net) if compiled else net
-    running = None
-    while step < steps:
-        gen = torch.Generator().manual_seed(SEED * 10_000_000 + step)
-        which = torch.randint(256, len(pool), (batch,), generator=gen)
-        clean = torch.from_numpy(pool[which.numpy()].astype(np.float32))
-        words = torch.where(torch.rand(batch, 1, generator=gen) < 0.1, empty, ids[which])
-        t = torch.sigmoid(0.7 + torch.randn(batch, generator=gen))
-        noise = torch.randn(clean.shape, generator=gen)
-        at = t.view(-1, 1, 1, 1)
-        loss = F.mse_loss(forward((1 - at) * clean + at * noise, words, t), noise - clean)
-        opt.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        left = min(1.0, (steps - step) / (0.4 * steps))
-        for group in opt.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 200) * max(left, 0.01)
-        opt.step()
-        step += 1
-        keep = min(0.9985, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in net.state_dict().items():
-                if value.is_floating_point():
-                    average[name].lerp_(value, 1 - keep)
-        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
-        if step % 250 == 0 or step == steps:
-            journal.log(
-                step=step,
-                images=step * batch,
-                loss=round(running, 4),
-                held=round(_held_loss(net, average, held_latents, ids[:256]), 4),
-                lr=opt.param_groups[0]["lr"],
-            )
-        out_of_time = time.time() - started > stop_after
-        journal.save(
-            {"net": net.state_dict(), "opt": opt.state_dict(), "average": average, "step": step}, force=step == steps or out_of_time
-        )
-        if out_of_time:
-            break
-    net.load_state_dict(average)
-    facts = {
-        "seed": SEED,
-        "data": f"{pool_size} drawn scenes of the embedded world",
-        "images seen": step * batch,
-        "steps": step,
-        "batch": batch,
-        "hours": round(journal.seconds / 3600, 2),
-        "cpu hours": round(journal.cpu_seconds / 3600, 2),
-    }
-    return net.eval(), facts
-
-
-def _held_loss(net: Denoiser, average: dict, latents: Tensor, ids: Tensor) -> float:
-    """Return loss of the averaged weights on 256 held-out scenes at fixed noise and times."""
-    now = {k: v.clone() for k, v in net.state_dict().items()}
-    net.load_state_dict(average)
-    gen = torch.Generator().manual_seed(SEED)
-    noise, t = torch.randn(latents.shape, generator=gen), torch.sigmoid(0.7 + torch.randn(len(latents), generator=gen))
-    at = t.view(-1, 1, 1, 1)
+                mean = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
+            vae.register_to_config(scaling_factor=1 / mean.std().item(), shift_factor=mean.mean().item())
+        vae.save_pretrained(kept)
+    vae = AutoencoderKL.from_pretrained(kept).float().eval()
+    held = to_tensor(scenes(product_prompts(256), "vae-held")[0])
     with torch.no_grad():
-        loss = F.mse_loss(net((1 - at) * latents + at * noise, ids, t), noise - latents).item()
-    net.load_state_dict(now)
-    return loss
+        error = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) - part for part in held.split(64)])
+    return vae, f"held-out PSNR {10 * math.log10(4 / error.square().mean().item()):.2f} dB on scenes of the grammar's prompts"
 
 
-def export(net: Denoiser, vae: Any, folder: Path, facts: dict) -> None:
+def export(net: nn.Module, texts: Any, vae: Any, folder: Path, facts: dict) -> None:
     """Write the pipeline in diffusers' folder format, float16 safetensors, with its card."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     tokenizer = clip_tokenizer(embedded.vocabulary())
     parts: dict[str, Any] = {
-        "transformer": net.net,
+        "transformer": net,
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=1.5),
         "vae": vae,
-        "text_encoder": net.texts[0],
+        "text_encoder": texts[0],
         "tokenizer": tokenizer,
-        "text_encoder_2": net.texts[1],
+        "text_encoder_2": texts[1],
         "tokenizer_2": tokenizer,
         "text_encoder_3": None,
         "tokenizer_3": None,

@@ -40,15 +40,15 @@ STEPS, SIZE = 2, 32
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A pipeline saved without T5, as the embedded one; layers that start at zero are made random: words matter."""
-    from tools import generator
+    from tools import flow, generator
 
-    net = generator.Denoiser(generator.clip_tokenizer(embedded.vocabulary()))
+    net = flow.Denoiser(generator.clip_tokenizer(embedded.vocabulary()))
     torch.manual_seed(0)
     for values in net.net.parameters():
         if not values.any():
             torch.nn.init.normal_(values, std=0.1)
     path = tmp_path_factory.mktemp("models") / "small-sd3"
-    generator.export(net, generator.autoencoder(), path, {"weights": "random"})
+    generator.export(net.net, net.texts, generator.autoencoder(), path, {"weights": "random"})
     return path
 
 
@@ -128,7 +128,7 @@ def test_an_embedding_does_not_depend_on_neighbours_order_or_repeats(encoder, en
         np.testing.assert_array_equal(part.pooled, encoded.pooled[order])
         np.testing.assert_array_equal(part.sequence, encoded.sequence[order])
     nothing = encoder.encode([])
-    assert nothing.pooled.shape == (0, 128) and nothing.sequence.shape == (0, 12, 128)
+    assert nothing.pooled.shape == (0, 128) and nothing.sequence.shape == (0, *encoded.sequence.shape[1:])
     np.testing.assert_array_equal(nothing.empty_pooled, encoder.encode([""]).pooled)
 
 
@@ -146,7 +146,7 @@ def test_each_half_loads_from_a_folder_that_has_only_its_own_files(folder, tmp_p
     assert DiffusionGenerator(str(tmp_path / "image"), steps=1, guidance=1.0, size=SIZE).pipeline.text_encoder is None
 
 
-def test_a_pipeline_with_t5_keeps_its_tokens(folder, tmp_path):
+def test_a_pipeline_with_t5_keeps_its_tokens(folder, encoder, tmp_path):
     from diffusers import StableDiffusion3Pipeline
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -161,7 +161,7 @@ def test_a_pipeline_with_t5_keeps_its_tokens(folder, tmp_path):
     with_t5.save_pretrained(tmp_path / "t5")
     with_t5.set_progress_bar_config(disable=True)
     encoded = DiffusionTextEncoder(str(tmp_path / "t5"), device="cpu").encode(PROMPTS)
-    assert encoded.sequence.shape == (8, 12 + T5_TOKENS, 128)
+    assert encoded.sequence.shape == (8, encoder.encode([""]).sequence.shape[1] + T5_TOKENS, 128)
     half = DiffusionGenerator(str(tmp_path / "t5"), steps=STEPS, guidance=1.0, size=SIZE, device="cpu")
     images, _ = half.generate(PROMPTS, encoded, SEEDS)
     np.testing.assert_array_equal(images, called_whole(with_t5, 1.0, T5_TOKENS))
@@ -395,6 +395,28 @@ def test_the_tokenizer_of_the_embedded_world_is_the_same_in_every_process():
 
     words = generator.clip_tokenizer(embedded.vocabulary())
     assert all(len(words(word).input_ids) == 3 for word in embedded.vocabulary())
+
+
+def test_the_prompts_of_the_product_and_of_the_training_fit_the_tokenizer():
+    from tools import generator
+
+    words = generator.clip_tokenizer(embedded.vocabulary())
+    for prompt in (*generator.product_prompts(320), *generator.prompts_of("test", 0, 320)):
+        assert len(words(prompt).input_ids) == 2 + len(prompt.split()) <= generator.TOKENS
+
+
+def test_training_from_an_exported_folder_goes_on_with_its_weights_and_the_words_that_it_knows(folder):
+    from tools import flow, generator
+
+    known = generator.clip_tokenizer(embedded.vocabulary())
+    words = generator.clip_tokenizer([word for word in embedded.vocabulary() if word != "beside"])
+    assert words("star").input_ids != known("star").input_ids
+    net, old = flow.Denoiser(words), load_text_encoder(str(folder), device="cpu")
+    flow.load_folder(net, words, folder)
+    texts = torch.cat([text(flow.tokens(words, PROMPTS)).text_embeds for text in net.texts], 1)
+    np.testing.assert_allclose(texts.detach().numpy(), old.encode(PROMPTS).pooled, atol=1e-4)
+    stored = DiffusionGenerator(str(folder), steps=1, guidance=1.0, size=SIZE, device="cpu").pipeline.transformer.state_dict()
+    assert all((value == stored[name]).all() for name, value in net.net.state_dict().items())
 
 
 @pytest.mark.parametrize("number", ["", "_2"])

@@ -125,10 +125,11 @@ def folder(tmp_path_factory):
     from diffusers import StableDiffusion3Pipeline
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-    from tools import generator
+    from tools import flow, generator
 
     path = tmp_path_factory.mktemp("sizes") / "sd3"
-    generator.export(generator.Denoiser(generator.clip_tokenizer(embedded.vocabulary())), generator.autoencoder(), path, {})
+    net = flow.Denoiser(generator.clip_tokenizer(embedded.vocabulary()))
+    generator.export(net.net, net.texts, generator.autoencoder(), path, {})
     letters = [(c, -6.0) for c in "abcdefghijklmnopqrstuvwxyz"]
     words = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0), *letters], extra_ids=0)
     config = T5Config(vocab_size=len(words), d_model=128, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
