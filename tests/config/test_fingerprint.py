@@ -23,6 +23,7 @@ FIRST = {
     "labeling": {"labels"},
     "refinement": {"labels"},
     "novel": {"labels"},
+    "joint": {"scores"},
     "evaluation": {"scores"},
     "name": set(),
     "layout": set(),

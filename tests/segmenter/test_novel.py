@@ -270,9 +270,9 @@ def test_with_a_label_stride_the_pixels_between_teach_nothing(corners, stride):
 
 
 def test_every_sample_of_a_kind_is_used_before_any_is_used_again():
-    from syn4seg.segmenter.novel import _draw
+    from syn4seg.segmenter.novel import draw_places
 
-    drawn = [place for step in range(7) for place in _draw(7, "replay", step, 2, 0)]
+    drawn = [place for step in range(7) for place in draw_places(7, "replay", step, 2, 0)]
     assert len(set(drawn[:7])) == 7 and len(set(drawn[7:])) == 7
 
 
