@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT_STEPS = 50
 """Steps between two checkpoints."""
-NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -298,7 +297,7 @@ def _training(network: Segmenter, schedule: JointSchedule) -> Iterator[None]:
         network.backbone.eval()
     if schedule.norms == "frozen":
         for module in network.modules():
-            if isinstance(module, NORMS):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
     _refuse_own_randomness(network)
     with synchronize_layers(network):

@@ -207,19 +207,12 @@ def _unchanged(batch: JointBatch) -> JointBatch:
     return batch
 
 
-def train_network(
-    stage: NovelStage,
-    draw: int,
-    name: str,
-    progress: Callable[[int, float], None],
-    feed: Callable[[JointViews], Callable[[range], Iterable[JointBatch]]] | None = None,
-) -> None:
+def train_network(stage: NovelStage, draw: int, name: str, progress: Callable[[int, float], None]) -> None:
     """Train and keep the network of a row and draw, unless it is there and learned from the samples that are accepted now.
 
     Args:
         name: of the network among the rows of the results, see `joint_rows`.
         progress: called with (steps done, loss of the whole step).
-        feed: makes batches of views; None: `read_ahead` with the readers of the placement.
 
     Raises:
         UserError: the labels of the draw are incomplete, or the row has no classifier yet.
@@ -250,7 +243,7 @@ def train_network(
     network = train_jointly(
         stage.segmenter,
         start,
-        feed(views) if feed else read_ahead(views, config.placement.training.readers),
+        read_ahead(views, config.placement.training.readers),
         base_classes=len(fold.base),
         schedule=schedule,
         seed=seed_of(config, draw),

@@ -18,6 +18,7 @@ from syn4seg.stages.support import Registration
 ROW = "syn4seg"
 """The row whose labels and classifier the next round starts from."""
 READ = 64
+"""Samples that are read at a time."""
 
 
 def next_registration(stage: NovelStage, draw: int) -> Registration:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -45,7 +43,6 @@ def read_drawn(kind, name):
 def test_readers_ahead_give_the_same_batches():
     views = joint_views()
     views = JointViews(views.pools, views.per_step, views.augmentation, 5, read_drawn)
-    assert pickle.loads(pickle.dumps(views)).pools == views.pools
     for ahead, own in zip(read_ahead(views, 2)(range(2, 5)), read_ahead(views, 0)(range(2, 5)), strict=True):
         assert np.array_equal(ahead.images, own.images) and np.array_equal(ahead.labels, own.labels) and ahead.kinds == own.kinds
 
