@@ -77,6 +77,9 @@ def preflight(operators: list[Operator], nodes: Sequence[Node], training: Traini
     if training is not None and training.workers:
         request = resource_request("training", training, training.workers)
         pools.append(PoolRequest("placement.training", "workers", training, request))
+        if count := training.workers * training.readers:
+            reader = PoolConfig(cpus=1)
+            pools.append(PoolRequest("placement.training", "readers", reader, resource_request("readers", reader, count)))
     for pool in pools:
         _check_actor(pool, nodes)
     if not fits([pool.resources for pool in pools], nodes, IO_CPUS):

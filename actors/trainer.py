@@ -17,12 +17,13 @@ from actors.cluster import node_resources
 from actors.evaluation import evaluate_run
 from actors.graph import operator_pools
 from actors.placement import Operator, preflight
+from actors.readers import read_with_ray
 from actors.training import WorkerContext, fit, on_workers
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.stages.draw_training import train_draw
-from syn4seg.stages.joint import train_network
+from syn4seg.stages.joint import ReadAhead, read_ahead, train_network
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.rows import joint_names
 from syn4seg.stages.setup import draws_of, load_dataset
@@ -201,10 +202,13 @@ def _loop(arguments: dict[str, Any], context: WorkerContext) -> None:
             context.report(facts)
             next_time = time.monotonic() + REPORT_SECONDS
 
-    _train(NovelStage(config, RunDir(arguments["run"]), dataset, fold), arguments["is_labeled"], report)
+    read = read_with_ray if config.placement.training.readers else read_ahead
+    _train(NovelStage(config, RunDir(arguments["run"]), dataset, fold), arguments["is_labeled"], report, read)
 
 
-def _train(stage: NovelStage, is_labeled: IsLabeled, report: Callable[[dict[str, Any]], None]) -> None:
+def _train(
+    stage: NovelStage, is_labeled: IsLabeled, report: Callable[[dict[str, Any]], None], read: ReadAhead = read_ahead
+) -> None:
     """Train the classifiers of draw after draw, then the networks of the joint stage; report after each step: steps done and in
     all (of all draws), the draw, the step's loss, and in the joint stage the name of the network."""
     draws = draws_of(stage.config)
@@ -222,4 +226,4 @@ def _train(stage: NovelStage, is_labeled: IsLabeled, report: Callable[[dict[str,
         def after_joint_step(done: int, loss: float, before: int = number, draw: int = draw, name: str = name) -> None:
             report({"done": before * steps + done, "total": len(networks) * steps, "draw": draw, "loss": loss, "network": name})
 
-        train_network(stage, draw, name, after_joint_step)
+        train_network(stage, draw, name, after_joint_step, read)

@@ -203,16 +203,23 @@ def read_ahead(views: JointViews, readers: int) -> Callable[[range], Iterable[Jo
     return batches
 
 
+ReadAhead = Callable[["JointViews", int], "Callable[[range], Iterable[JointBatch]]"]
+"""(views, readers) -> what yields the batches of a range of steps in order."""
+
+
 def _unchanged(batch: JointBatch) -> JointBatch:
     return batch
 
 
-def train_network(stage: NovelStage, draw: int, name: str, progress: Callable[[int, float], None]) -> None:
+def train_network(
+    stage: NovelStage, draw: int, name: str, progress: Callable[[int, float], None], read: ReadAhead = read_ahead
+) -> None:
     """Train and keep the network of a row and draw, unless it is there and learned from the samples that are accepted now.
 
     Args:
         name: of the network among the rows of the results, see `joint_rows`.
         progress: called with (steps done, loss of the whole step).
+        read: who makes the batches, with `placement.training.readers` of them.
 
     Raises:
         UserError: the labels of the draw are incomplete, or the row has no classifier yet.
@@ -243,7 +250,7 @@ def train_network(stage: NovelStage, draw: int, name: str, progress: Callable[[i
     network = train_jointly(
         stage.segmenter,
         start,
-        read_ahead(views, config.placement.training.readers),
+        read(views, config.placement.training.readers),
         base_classes=len(fold.base),
         schedule=schedule,
         seed=seed_of(config, draw),

@@ -197,3 +197,16 @@ def test_two_workers_learn_what_one_process_learns_and_a_killed_one_goes_on_from
     for row in rows_of(here):
         one, two = (load_classifier(RunDir(root).draw(0).checkpoint(row)) for root in (tmp_path / "one", run.root))
         torch.testing.assert_close(one.weight, two.weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_worker_with_readers_of_ray_data_trains_the_network_that_this_process_trains(
+    one_after_the_other, small, tmp_path, ray_cluster
+):
+    root, networks = one_after_the_other.run.root, []
+    for name, words in (("here", ()), ("there", ("runner=ray", "training.workers=1", "training.readers=1"))):
+        keys = [*small, *KEYS, "novel.trains=decoder", "joint.steps=4", "joint.crop=32", *(f"placement.{word}" for word in words)]
+        config, run = load(None, keys), RunDir(shutil.copytree(root, tmp_path / name))
+        train_and_evaluate(config, run, *check(config), [lambda *_: None] * 3, evaluate=False, is_labeled=always_labeled)
+        networks.append(run.draw(0).checkpoint("syn4seg_decoder").read_bytes())
+    assert networks[0] == networks[1]
