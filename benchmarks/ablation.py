@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py [--work DIR] [--draws 5] [key=value ...]
     python benchmarks/ablation.py --name baselines 'evaluation.baselines=[imprinting, finetuning, diam, bcm]'
+    python benchmarks/ablation.py --work DIR --name joint-all novel.trains=all 'novel.rows=[syn4seg, oracle]'
 
 A fold is one run (finished folds are kept, so it resumes). Figures are averaged over folds within a draw first; the
 spread is the standard deviation over draws of that fold mean, as the field reports it. Also written: the gains, paired by fold and
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from record import machine, write
+from record import joint_seconds, machine, write
 
 from syn4seg.config.loading import load
 from syn4seg.report.numbers import measure_label_quality
@@ -31,7 +32,7 @@ from syn4seg.report.reading import read_records
 from syn4seg.segmenter.evaluation import metrics
 from syn4seg.stages.gains import paired_gains
 from syn4seg.stages.results import METRICS, spread
-from syn4seg.stages.rows import BASELINE, RESULT_NAMES, rows_of
+from syn4seg.stages.rows import BASELINE, RESULT_NAMES, scored_rows
 from syn4seg.stages.setup import load_dataset
 from syn4seg.stages.truth import truth_source
 from syn4seg.store.rundir import RunDir
@@ -67,7 +68,7 @@ def main() -> None:
         folds[fold_number] = json.loads(run.results.read_text())
         for draw in range(args.draws):
             matrices = json.loads((run.draw(draw).root / "confusion.json").read_text())
-            for row in (*rows_of(config), *(BASELINE + name for name in config.evaluation.baselines)):
+            for row in (*scored_rows(config), *(BASELINE + name for name in config.evaluation.baselines)):
                 found = metrics(np.array(matrices[row]), len(fold.base), len(fold.novel))
                 by_cell.setdefault(RESULT_NAMES.get(row, row), []).append(found)
                 for metric in METRICS:
@@ -87,6 +88,7 @@ def main() -> None:
             "overrides": args.overrides,
             "per_fold": {str(f): r["rows"] for f, r in folds.items()},
             "seconds": seconds,
+            "joint_seconds": {str(f): joint_seconds(RunDir(args.work / f"fold{f}")) for f in folds},
             "funnel": {str(f): r["funnel"] for f, r in folds.items()},
             "label_quality": {stage: {k: spread(v) for k, v in values.items()} for stage, values in quality.items()},
         }

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from record import ROOT, machine, write
+from record import ROOT, joint_seconds, machine, write
 
 from syn4seg.config.loading import load
 from syn4seg.data.datasets import fold_of
@@ -128,6 +128,7 @@ def main() -> None:
                 for key, value in values.items():
                     quality.setdefault(stage, {}).setdefault(key, []).append(value)
         per_fold[str(number)] = {key: found[key] for key in ("rows", "baselines", "gains", "funnel", "config_digest")}
+        per_fold[str(number)]["joint_seconds"] = joint_seconds(run)
         per_fold[str(number)]["novel"] = found["protocol"]["novel"]
         per_fold[str(number)]["cpu_seconds"] = round(time.process_time() + sum(os.times()[2:4]) - started)
     metrics = ("base", "novel", "mean", "harmonic")

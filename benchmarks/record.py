@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from syn4seg.store.rundir import RunDir
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,3 +37,15 @@ def write(name: str, result: dict[str, Any]) -> Path:
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {path.relative_to(ROOT)}")
     return path
+
+
+def joint_seconds(run: RunDir) -> float:
+    """Wall seconds that a run's joint stage took for one network, from the lines of its progress; 0 without one."""
+    lines = [line for line in map(json.loads, run.metrics.read_text().splitlines()) if "network" in line]
+    steps = max((line["total"] for line in lines), default=0)
+    networks = len({(line["draw"], line["network"]) for line in lines})
+    return (
+        round((lines[-1]["time"] - lines[0]["time"]) / max(1, lines[-1]["done"] - lines[0]["done"]) * steps / networks, 1)
+        if networks
+        else 0.0
+    )
