@@ -84,5 +84,5 @@ def _batch_of(batch: dict[str, Any]) -> JointBatch:
         if failure:
             facts = Failure(**json.loads(str(failure)))
             raise UserError(facts.line) if facts.mendable else WorkerError(f"the joint stage failed to read: {facts.line}")
-    kinds = [cast("Kind", str(kind)) for kind in batch["kind"]]
+    kinds: list[Kind] = [cast("Kind", str(kind)) for kind in batch["kind"]]
     return JointBatch(np.ascontiguousarray(batch["image"]), np.ascontiguousarray(batch["label"]), kinds)

@@ -136,7 +136,7 @@ class SynthesisConfig(Section):
     root: Path | None = None
     """Folder of images to import: ROOT/CLASS/*.jpg|png."""
     model: str = "renderer"
-    """`renderer`, `embedded-sd3`, or a folder or hub id in diffusers' Stable Diffusion 3 format."""
+    """`renderer`, `embedded-sd3`, or a folder or hub id of a text-to-image pipeline of diffusers."""
     images_per_class: Count = 48
     """Synthetic images per novel class and prompt bank; prompts are used in turn."""
     class_name_bank: bool = True

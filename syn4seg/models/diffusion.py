@@ -17,10 +17,11 @@ from torch import Tensor
 
 from syn4seg.errors import UserError
 from syn4seg.models import speed as speeds
-from syn4seg.models.device import resolve_device
+from syn4seg.models.device import generator_device, generator_dtype
 from syn4seg.models.embeddings import Encoded
 from syn4seg.models.hub import CLASSES, IMAGE, TEXT, locate_model, present_components, revision
 from syn4seg.models.images import to_uint8
+from syn4seg.models.pipelines import read_network
 from syn4seg.models.protocols import PLAIN, GeneratedBatch, Speed
 from syn4seg.models.step_cache import StepCache
 
@@ -37,7 +38,7 @@ class DiffusionTextEncoder:
         Raises:
             UserError: the model is not there, not of this kind, or cannot be read.
         """
-        self.device = _device(device)
+        self.device = generator_device(device)
         folder, index = locate_model(model, (*TEXT, "transformer/config.json"))
         self.pipeline = _loaded(folder, index, TEXT, self.device, PLAIN)
         self.t5_tokens = T5_TOKENS if "text_encoder_3" in present_components(index, TEXT) else 0
@@ -91,13 +92,13 @@ class DiffusionGenerator:
         """
         if steps < 1:
             raise UserError(f"synthesis.steps is {steps}; expected at least 1 denoising step")
-        self.steps, self.guidance, self.size, self.device, self.speed = steps, guidance, size, _device(device), speed
+        self.steps, self.guidance, self.size, self.device, self.speed = steps, guidance, size, generator_device(device), speed
         speeds.check(speed, self.device)
         folder, index = locate_model(model, IMAGE)
         self.source = {"model": folder.name if Path(model).is_dir() else model, "revision": revision(folder)}
         self.pipeline = _loaded(folder, index, IMAGE, self.device, speed)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.dtype = _dtype(self.device)
+        self.dtype = generator_dtype(self.device)
         self._check_size(model)
         self.cache = StepCache(self.pipeline.transformer) if speed.step_cache > 0 else None
 
@@ -217,20 +218,6 @@ class DiffusionGenerator:
         return None, {"retried": ", ".join(tried)}
 
 
-def _device(name: str) -> torch.device:
-    name = resolve_device(name)
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "placement.device=cuda: there is no usable GPU here; set placement.device=cpu (or auto), or give the "
-            "stage a GPU (placement.synthesis.gpus=1, placement.encoding.gpus=1)"
-        )
-    return torch.device(name)
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
 def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device: torch.device, speed: Speed) -> Any:
     """Return the pipeline with only `parts` in it."""
     import diffusers
@@ -243,7 +230,9 @@ def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device:
     options = {"transformer": speeds.quantisation(speed)}
     try:
         networks = {
-            name: _network(folder / name, index[name][1], _dtype(device), options.get(name, {})) for name in have if name in CLASSES
+            name: read_network(folder / name, index[name], generator_dtype(device), options.get(name, {}))
+            for name in have
+            if name in CLASSES
         }
         pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True, **networks, **left_out)
     except (OSError, ValueError, RuntimeError) as error:
@@ -252,21 +241,5 @@ def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device:
             "diffusers' save_pretrained writes them"
         ) from error
     if "transformer" in have:
-        speeds.apply(speed, pipeline.transformer, device, _dtype(device))
+        speeds.apply(speed, pipeline.transformer, device, generator_dtype(device))
     return pipeline.to(device)
-
-
-def _network(folder: Path, kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    """Return one part with weights, every one of which must come from its files (the libraries would invent those that lack)."""
-    import diffusers
-    import transformers
-
-    network, info = getattr(transformers if folder.name in TEXT else diffusers, kind).from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-    )
-    if lacking := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{folder.name} lacks {len(lacking)} of its weights, such as {lacking[0]}; its config.json or its "
-            "weights are of another model"
-        )
-    return network

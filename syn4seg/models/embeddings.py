@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,13 +27,17 @@ class Encoded:
         pooled: float32 (P, E), the vector that a prompt is compared and conditioned by.
         sequence: float32 (P, T, C), one vector per token.
         empty_pooled: float32 (1, E).
-        empty_sequence: float32 (1, T, C).
+        empty_sequence: float32 (1, T', C).
+        mask: float32 (P, T), 1 for tokens that count, 0 for padding; None where all of them count.
+        empty_mask: float32 (1, T').
     """
 
     pooled: np.ndarray
     sequence: np.ndarray
     empty_pooled: np.ndarray
     empty_sequence: np.ndarray
+    mask: np.ndarray | None = None
+    empty_mask: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -41,13 +45,22 @@ class Encoded:
     def rows(self, indices: Sequence[int]) -> Encoded:
         """Return the prompts `indices`, in that order; repeats are allowed."""
         rows = np.asarray(indices, np.int64)
-        return Encoded(self.pooled[rows], self.sequence[rows], self.empty_pooled, self.empty_sequence)
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, pooled=self.pooled[rows], sequence=self.sequence[rows], mask=mask)
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """Return the prompts of one or more parts, made by the same text encoder, one after another."""
-    pooled, sequence = np.concatenate([p.pooled for p in parts]), np.concatenate([p.sequence for p in parts])
-    return Encoded(pooled, sequence, parts[0].empty_pooled, parts[0].empty_sequence)
+    mask = None if parts[0].mask is None else pad([p.mask for p in parts if p.mask is not None])
+    return replace(parts[0], pooled=np.concatenate([p.pooled for p in parts]), sequence=pad([p.sequence for p in parts]), mask=mask)
+
+
+def pad(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays (P, T, ...) one after another, zeros behind those that are shorter along T than the longest."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(p, [(0, 0), (0, longest - p.shape[1]), *[(0, 0)] * (p.ndim - 2)]) if p.shape[1] < longest else p for p in parts]
+    )
 
 
 def save_embeddings(path: AnyPath, encoded: Encoded) -> None:
@@ -55,7 +68,7 @@ def save_embeddings(path: AnyPath, encoded: Encoded) -> None:
     from safetensors.torch import save_file
 
     with sealed_file(path) as partial:
-        save_file({name: _compact(values) for name, values in vars(encoded).items()}, partial)
+        save_file({name: _compact(values) for name, values in vars(encoded).items() if values is not None}, partial)
 
 
 def _compact(values: np.ndarray) -> torch.Tensor:
@@ -83,7 +96,7 @@ class EmbeddingStore:
                 "and plan.parquet (not proposals/), and run the same command again: the same prompts, plan and "
                 "embeddings are made anew"
             ) from error
-        if missing := set(Encoded.__dataclass_fields__) - set(self.file.tensors):
+        if missing := {name for name, f in Encoded.__dataclass_fields__.items() if f.default is MISSING} - set(self.file.tensors):
             raise UserError(
                 f"embeddings {self.path}: no {', '.join(sorted(missing))} in it; expected a file written by `save_embeddings`"
             )
@@ -102,9 +115,12 @@ class EmbeddingStore:
         """Return the prompts `indices` in that order, with the empty prompt; repeats are allowed and read once."""
         distinct = self._checked(indices)
         position = {row: i for i, row in enumerate(distinct)}
-        parts = [self.file.rows(name, distinct) for name in ("pooled", "sequence")]
-        empty = [self.file.rows(name, [0]) for name in ("empty_pooled", "empty_sequence")]
-        return Encoded(*parts, *empty).rows([position[row] for row in indices])
+        parts = {
+            name: self.file.rows(name, [0] if name.startswith("empty") else distinct)
+            for name in Encoded.__dataclass_fields__
+            if name in self.file.tensors
+        }
+        return Encoded(**parts).rows([position[row] for row in indices])
 
     def _checked(self, indices: Sequence[int]) -> list[int]:
         distinct = sorted(set(indices))

@@ -11,6 +11,7 @@ from typing import Any
 
 from syn4seg.errors import UserError
 from syn4seg.models import renderer
+from syn4seg.models.families import FAMILIES, SD3
 from syn4seg.models.protocols import PLAIN, GeneratorSource, ImageGenerator, PromptWorld, Speed, TextEncoder
 
 EMBEDDED_SD3 = Path(__file__).parent.parent / "weights" / "embedded-sd3"
@@ -18,7 +19,11 @@ EMBEDDED_SD3 = Path(__file__).parent.parent / "weights" / "embedded-sd3"
 
 
 def diffusers_source(path: str, world: PromptWorld = "natural") -> GeneratorSource:
-    """Return how a Stable Diffusion 3 pipeline is loaded from a folder or a hub id."""
+    """Return how a text-to-image pipeline of diffusers is loaded from a folder or a hub id.
+
+    Stable Diffusion 3 has a class of its own; other families are told apart in `families.FAMILIES`, and what is none of them is
+    called whole: its prompts are compared as the renderer's bags of words.
+    """
 
     def check(speed: Speed) -> None:
         from syn4seg.models import hub
@@ -26,14 +31,29 @@ def diffusers_source(path: str, world: PromptWorld = "natural") -> GeneratorSour
         hub.check(path)
 
     def text_encoder(device: str) -> TextEncoder:
-        from syn4seg.models.diffusion import DiffusionTextEncoder
+        from syn4seg.models.hub import read_index
 
-        return DiffusionTextEncoder(path, device=device)
+        kind = read_index(path)["_class_name"]
+        if kind == SD3:
+            from syn4seg.models.diffusion import DiffusionTextEncoder
+
+            return DiffusionTextEncoder(path, device=device)
+        if kind in FAMILIES:
+            from syn4seg.models.pipelines import PipelineTextEncoder
+
+            return PipelineTextEncoder(path, device=device)
+        return renderer.SOURCE.load_text_encoder(device)
 
     def generator(**options: Any) -> ImageGenerator:
-        from syn4seg.models.diffusion import DiffusionGenerator
+        from syn4seg.models.hub import read_index
 
-        return DiffusionGenerator(path, **options)
+        if read_index(path)["_class_name"] == SD3:
+            from syn4seg.models.diffusion import DiffusionGenerator
+
+            return DiffusionGenerator(path, **options)
+        from syn4seg.models.pipelines import PipelineGenerator
+
+        return PipelineGenerator(path, **options)
 
     return GeneratorSource(text_encoder, generator, check, path, world)
 
@@ -70,7 +90,7 @@ def load_text_encoder(model: str, *, device: str = "auto") -> TextEncoder:
     """Load the text encoder of an image model, without the image model.
 
     Args:
-        model: a name in `GENERATORS`, or a folder or hub id in the Stable Diffusion 3 format of diffusers.
+        model: a name in `GENERATORS`, or a folder or hub id of a text-to-image pipeline of diffusers.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where a Stable Diffusion 3 folder is, and whether it is whole: headers and file lengths are read, no weight is loaded.
+"""Where the folder of a diffusers pipeline is, and whether it is whole: headers and file lengths are read, no weight is loaded.
 
 Every way in which a model can be missing has its own message and its own remedy: gated, unknown, offline, cut short, no
 room on the disk. Each half of the pipeline fetches only its own files.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from syn4seg.errors import UserError
+from syn4seg.models.families import OTHER_TASK, SD3, has_weights, part_names
 
-PIPELINE = "StableDiffusion3Pipeline"
 TEXT = ("tokenizer", "tokenizer_2", "tokenizer_3", "text_encoder", "text_encoder_2", "text_encoder_3")
 IMAGE = ("transformer", "vae", "scheduler")
 CLASSES = {
@@ -27,8 +27,8 @@ CLASSES = {
     "text_encoder_2": ("CLIPTextModelWithProjection",),
     "text_encoder_3": ("T5EncoderModel",),
 }
-"""The parts with weights, and the classes that each may be of."""
-GATED = re.compile(r"stabilityai/stable-diffusion-3")
+"""The parts of a Stable Diffusion 3 with weights, and the classes that each may be of."""
+GATED = re.compile(r"stabilityai/stable-diffusion-3|black-forest-labs/FLUX\.\d-dev")
 INSTEAD = "without any download: synthesis.model=renderer or synthesis.model=embedded-sd3"
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 Fetch = Callable[..., str]
@@ -40,7 +40,7 @@ def locate_model(model: str, parts: tuple[str, ...], fetch: Fetch | None = None)
 
     Args:
         model: a folder, or a hub id such as "stabilityai/stable-diffusion-3.5-large".
-        parts: of `TEXT` and `IMAGE`, or a file such as "transformer/config.json"; no other file is fetched.
+        parts: names of parts (see `families.part_names`), or a file such as "transformer/config.json"; no other file is fetched.
         fetch: in place of `huggingface_hub.snapshot_download`.
 
     Raises:
@@ -66,14 +66,14 @@ def check(model: str) -> None:
         UserError: as `located`; or the model must be fetched and the machine is offline, or it is gated and no token is set.
     """
     if model and Path(model).is_dir():
-        locate_model(model, (*IMAGE, *TEXT))
+        locate_model(model, _all_parts(_index(model, Path(model))))
         return
     folder = _cached(_checked_id(model))
     if folder is not None:
         index = _index(model, folder)
-        for problem in find_damage(folder, index, (*IMAGE, *TEXT)):
+        for problem in find_damage(folder, index, _all_parts(index)):
             raise UserError(f"model {model!r}: {problem}; delete it, and it is fetched again ({folder})")
-        if not list(missing_components(folder, index, (*IMAGE, *TEXT))):
+        if not list(missing_components(folder, index, _all_parts(index))):
             return
     from huggingface_hub import constants, get_token
 
@@ -81,6 +81,23 @@ def check(model: str) -> None:
         raise UserError(_offline(model))
     if GATED.match(model) and get_token() is None:
         raise UserError(_no_token(model))
+
+
+def read_index(model: str, fetch: Fetch | None = None) -> dict[str, Any]:
+    """Return the model_index.json of a folder or hub id, which alone is fetched.
+
+    Raises:
+        UserError: as `locate_model`.
+    """
+    folder = Path(model)
+    return _index(model, folder if model and folder.is_dir() else _fetched(_checked_id(model), (), fetch))
+
+
+def _all_parts(index: dict[str, Any]) -> tuple[str, ...]:
+    if index["_class_name"] == SD3:
+        return (*IMAGE, *TEXT)
+    text, image = part_names(index)
+    return (*text, *image)
 
 
 def revision(folder: Path) -> str:
@@ -114,12 +131,12 @@ def _index(model: str, folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"model {model!r}: model_index.json is not JSON ({error}); fetch the model again") from None
     kind = index.get("_class_name") if isinstance(index, dict) else None
-    if kind != PIPELINE:
+    if not isinstance(kind, str) or not kind.endswith("Pipeline") or OTHER_TASK.search(kind):
         raise UserError(
-            f"model {model!r} is a {kind}; expected a {PIPELINE}, such as "
-            f"stabilityai/stable-diffusion-3.5-large or -medium; {INSTEAD}"
+            f"model {model!r} is a {kind}; expected a text-to-image pipeline of diffusers, such as "
+            f"stabilityai/stable-diffusion-3.5-large; {INSTEAD}"
         )
-    for name, classes in CLASSES.items():
+    for name, classes in CLASSES.items() if kind == SD3 else ():
         entry = index.get(name)
         have = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if have not in classes and (have is not None or name in IMAGE):
@@ -129,7 +146,7 @@ def _index(model: str, folder: Path) -> dict[str, Any]:
 
 def present_components(index: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
     """Return those of `parts` that the pipeline has: a Stable Diffusion 3 may be saved without T5."""
-    return [name for name in parts if "/" not in name and index.get(name, [None])[0]]
+    return [name for name in parts if "/" not in name and (index.get(name) or [None])[0]]
 
 
 def missing_components(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
@@ -142,9 +159,9 @@ def missing_components(folder: Path, index: dict[str, Any], parts: tuple[str, ..
             yield f"the folder {name}/ is missing; expected {', '.join(present_components(index, parts))}"
             continue
         config = "scheduler_config.json" if name == "scheduler" else "config.json"
-        if not name.startswith("tokenizer") and not (part / config).is_file():
+        if (name == "scheduler" or has_weights(index, name)) and not (part / config).is_file():
             yield f"{name}/{config} is missing"
-        if name not in CLASSES:
+        if not has_weights(index, name):
             continue
         single, lists = _weights(part)
         if not single and not lists:
@@ -158,7 +175,7 @@ def missing_components(folder: Path, index: dict[str, Any], parts: tuple[str, ..
 
 def find_damage(folder: Path, index: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
     """Yield one line for every file that is there but unreadable, cut short, or without the tensors that it is said to hold."""
-    for name in (n for n in present_components(index, parts) if n in CLASSES and (folder / n).is_dir()):
+    for name in (n for n in present_components(index, parts) if has_weights(index, n) and (folder / n).is_dir()):
         single, lists = _weights(folder / name)
         listed: dict[Path, set[str]] = {path: set() for path in single}
         for path in lists:
@@ -244,7 +261,7 @@ def _cached(model: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True, **_options((*IMAGE, *TEXT))))
+        return Path(snapshot_download(model, local_files_only=True, **_options(())))
     except LocalEntryNotFoundError:
         return None
 

@@ -280,6 +280,7 @@ def generator_size(model: str) -> GeneratorSize:
     Raises:
         UserError: the name is unknown here and no folder, or the folder lacks a part.
     """
+    from syn4seg.models.families import SD3
     from syn4seg.models.generators import GENERATORS, generator_source
 
     if generator_source(model).path is None:
@@ -291,6 +292,11 @@ def generator_size(model: str) -> GeneratorSize:
         raise UserError(
             f"synthesis.model={model!r}: its size is not known here; expected {', '.join(GENERATORS)}, "
             f"{', '.join(TRANSFORMERS)}, or a folder with model_index.json"
+        )
+    if (kind := read_json(folder / "model_index.json").get("_class_name")) != SD3:
+        raise UserError(
+            f"synthesis.model={model!r} is a {kind}, whose cost is not counted here (only {SD3}'s is); measure it instead: "
+            "`syn4seg run` with a small synthesis.images_per_class"
         )
     present = [name for name in TEXT if list((folder / name).glob("*.safetensors"))]
     words = folder / "tokenizer" / "tokenizer_config.json"

@@ -304,7 +304,7 @@ def test_shards_that_lack_a_tensor_and_lists_that_lead_elsewhere_are_refused(fol
 
 def test_another_pipeline_and_another_part_are_named_with_what_was_expected(folder):
     for change, said in (
-        ({"_class_name": "FluxPipeline"}, "is a FluxPipeline; expected a StableDiffusion3Pipeline"),
+        ({"_class_name": "FluxImg2ImgPipeline"}, "is a FluxImg2ImgPipeline; expected a text-to-image pipeline"),
         ({"transformer": ["diffusers", "FluxTransformer2DModel"]}, "is a FluxTransformer2DModel; expected SD3"),
         ({"vae": [None, None]}, "vae is a None; expected AutoencoderKL or AutoencoderTiny"),
         ({"text_encoder_3": ["my_module", "Mine"]}, "is a Mine; expected T5EncoderModel"),
