@@ -189,8 +189,8 @@ def serving(options: ServeOptions, gpus: float | None, host: str, port: int, add
         WorkerError: a replica fails otherwise.
     """
     connect(PlacementConfig(address=address))
-    import ray
     from ray import serve
+    from ray.exceptions import RayError
 
     if serve.status().proxies:
         raise UserError(
@@ -203,7 +203,7 @@ def serving(options: ServeOptions, gpus: float | None, host: str, port: int, add
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port, "request_timeout_s": ANSWER_SECONDS})
         try:
             serve.run(application(options.model_dump()), name=NAME)
-        except (RuntimeError, ray.exceptions.RayError) as error:
+        except (RuntimeError, RayError) as error:
             raise local_error("the server", error) from error
         yield options
     finally:
