@@ -234,7 +234,6 @@ def serve(
     display.note(f"starting Ray Serve with {len(config.classes)} classes of {model}")
     try:
         with serving(options, gpus, host, port, address) as found:
-            catch_signals()  # Ray brings handlers of its own
             shown = f"[{host}]" if ":" in host else host
             share = f", {found.gpus:g} GPU each" if found.gpus else ""
             display.note(f"http://{shown}:{port}: {replicas} replica(s){share}; Ctrl-C ends it")

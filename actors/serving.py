@@ -24,7 +24,7 @@ from actors import ray_private
 from actors.cluster import connect, joins_others, node_resources
 from actors.failures import local_error
 from syn4seg.config.placement import PlacementConfig
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, catch_signals
 from syn4seg.trained.model import Model, load
 from syn4seg.trained.prediction import PredictionOptions, Seen, see_tiles, see_whole
 from syn4seg.trained.service import build_app
@@ -87,7 +87,7 @@ def read_options(values: Mapping[str, Any]) -> ServeOptions:
 
 
 class Segmentation:
-    """A model in a replica: one thread, the network's, asks it, while other threads decode and encode pictures.
+    """A model in a replica: one thread runs the network, one brings scores to pixels, others decode and encode pictures.
 
     Attributes:
         counts: images that the network saw whole, and the batches in which it did.
@@ -97,7 +97,7 @@ class Segmentation:
         from ray import serve
 
         self.model: Model = load(options.model, options.device, options.trust)
-        self.network = ThreadPoolExecutor(1)
+        self.network, self.pixels = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         gather = serve.batch(max_batch_size=options.batch, batch_wait_timeout_s=options.wait_ms / 1000)
         self.scores = gather(self.batch_scores)
         self.counts = Counter(images=0, batches=0)
@@ -108,7 +108,7 @@ class Segmentation:
         if options.is_tiled(image):
             return await ask(self.network, see_tiles, self.model, image, options)
         scores = await self.scores(image)
-        return await ask(self.network, see_whole, self.model, scores, image.shape[:2], options)
+        return await ask(self.pixels, see_whole, self.model, scores, image.shape[:2], options)
 
     async def batch_scores(self, images: list[np.ndarray]) -> list[Tensor]:
         """Return the scores (1, C, size, size) of each image uint8 (H_i, W_i, 3) of a batch."""
@@ -189,6 +189,7 @@ def serving(options: ServeOptions, gpus: float | None, host: str, port: int, add
         WorkerError: a replica fails otherwise.
     """
     connect(PlacementConfig(address=address))
+    catch_signals()  # Ray brings handlers of its own
     from ray import serve
     from ray.exceptions import RayError
 
