@@ -58,7 +58,7 @@ def store_bytes_for(placement: PlacementConfig) -> int:
     """
     if placement.object_store_gib is not None:
         return int(placement.object_store_gib * 2**30)
-    if _address(placement) == "local":
+    if not joins_others(placement.address):
         return int(DEFAULT_STORE_GIB * 2**30)
     import ray
 
@@ -91,17 +91,22 @@ def connect(placement: PlacementConfig) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    address = _address(placement)
+    address = _resolve(placement.address)
     if address == "local":
         _start(placement)
     else:
         _join(address)
 
 
-def _address(placement: PlacementConfig) -> str:
-    if placement.address == "here":
+def joins_others(address: str) -> bool:
+    """Return whether `placement.address` is a cluster that goes on without this process."""
+    return _resolve(address) != "local"
+
+
+def _resolve(address: str) -> str:
+    if address == "here":
         return "auto" if inside_job() else "local"
-    return placement.address
+    return address
 
 
 def _start(placement: PlacementConfig) -> None:

@@ -1,16 +1,17 @@
-"""The verbs that make a run, and `predict`, which uses it. Imports wait inside, so that `--help` answers at once."""
+"""The verbs that make a run, and `predict` and `serve`, which use it. Imports wait inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from syn4seg.errors import UserError, catch_signals
+from syn4seg.errors import Interrupted, UserError, catch_signals
 from syn4seg.options import Out, Reuse, Settings, Trust, reach_run, read_config
 
 if TYPE_CHECKING:
@@ -192,6 +193,54 @@ def predict(
     if bad:
         print(f"{bad} of {len(lines)} images could not be read; they are named in {to}/predictions.jsonl", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="Folder or URL of a model, or of a finished run.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; nobody is asked for a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that each hold the model.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="Share of a GPU per replica; default 0.5 where there is one.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images that the network sees at a time, at most.")] = 8,
+    max_bytes: Annotated[str, typer.Option(help="Largest upload: bytes, or as 25MB.")] = "25MB",
+    address: Annotated[str, typer.Option(help="Ray cluster: here, auto or HOST:PORT.")] = "here",
+    trust: Annotated[bool, typer.Option("--trust", help="Run the code that the model names as its backbone.")] = False,
+) -> None:
+    """Serve a trained model with Ray Serve: a page to drop pictures on, and HTTP, until Ctrl-C."""
+    from actors.serving import check_installed, check_port, is_loopback, read_options, serving
+    from syn4seg.store.files import is_local
+    from syn4seg.terminal import Terminal
+    from syn4seg.trained.model import check_weights, find_model, own_config
+    from syn4seg.trust import check_trusted
+
+    check_installed()
+    folder, display = find_model(model), Terminal()
+    config = own_config(folder)
+    check_weights(folder, config)
+    if not trust and isinstance(config.network.backbone, str) and ":" in config.network.backbone:
+        check_trusted(config.network.backbone)
+    place = str(folder.absolute()) if is_local(folder) else str(folder)
+    asked = {"device": device, "replicas": replicas, "batch": batch, "max_bytes": max_bytes, "trust": trust}
+    options = read_options({"model": place, **asked})
+    check_port(host, port)
+    if not is_loopback(host):
+        display.warn(
+            f"--host {host}: whoever reaches this machine may use the model; there is no password and no encryption, so put a "
+            "proxy that has both in front of it"
+        )
+    display.note(f"starting Ray Serve with {len(config.classes)} classes of {model}")
+    try:
+        with serving(options, gpus, host, port, address) as found:
+            shown = f"[{host}]" if ":" in host else host
+            share = f", {found.gpus:g} GPU each" if found.gpus else ""
+            display.note(f"http://{shown}:{port}: {replicas} replica(s){share}; Ctrl-C ends it")
+            while True:
+                time.sleep(3600)
+    except Interrupted:
+        raise Interrupted("") from None  # nothing is left that could go on
 
 
 def _show_results(pipeline: Pipeline, results: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The only module that uses what Ray keeps private; `tests/actors/test_ray_private.py` holds it to the installed version.
 
-Ray has no public way to ask which nodes an autoscaler may still start, to start a cluster on loopback alone, or to learn which
-address `auto` stands for before it is waited on for minutes.
+Ray has no public way to ask which nodes an autoscaler may still start, to start a cluster on loopback alone, to learn which
+address `auto` stands for before it is waited on for minutes, or to keep a replica of Serve from listening on every interface.
 """
 
 from __future__ import annotations
@@ -38,3 +38,16 @@ def head_address(address: str) -> str:
     from ray._private.services import canonicalize_bootstrap_address
 
     return str(canonicalize_bootstrap_address(address))
+
+
+def keep_replica_on_loopback() -> None:
+    """Let the replica of Ray Serve in this process, which is being built, open its port for other deployments on loopback only.
+
+    It would listen on every interface, ask for no token, and unpickle what it is sent. Serve's HTTP proxies do not use that port
+    unless the environment tells them to (RAY_SERVE_USE_GRPC_BY_DEFAULT); then it stays as it is.
+    """
+    from ray.serve._private import constants, replica
+
+    add_port = replica.add_port_to_grpc_server
+    if not constants.RAY_SERVE_PROXY_USE_GRPC:
+        replica.add_port_to_grpc_server = lambda server, address: add_port(server, address.replace("[::]", "127.0.0.1"))

@@ -1,4 +1,4 @@
-"""cluster.yaml, the Kubernetes manifest, the dashboard and the guide are what Ray, KubeRay and Grafana will take."""
+"""cluster.yaml, the Kubernetes manifest, the Serve config, the dashboard and the guide are what Ray, KubeRay and Grafana take."""
 
 from __future__ import annotations
 
@@ -313,6 +313,33 @@ def test_secrets_reach_pods_by_reference_only_and_only_pods_of_the_job_reach_its
         assert labels.items() <= group["template"]["metadata"]["labels"].items()
     assert policy["policyTypes"] == ["Ingress"]
     assert all(rule["from"] for rule in policy["ingress"])  # an empty list would let everybody in
+
+
+# ----------------------------------------------------------------------------------------------------------- Ray Serve
+def test_serve_takes_the_serve_config_and_the_application_takes_its_arguments():
+    pytest.importorskip("fastapi", reason="Ray Serve is missing: pip install -e .[serve]")
+    from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+    from actors.serving import NAME, application, read_options
+
+    text = (REPOSITORY / "docs" / "serve.yaml").read_text()
+    config = yaml.safe_load(text)
+    ServeDeploySchema.model_validate(config)
+    (app,) = config["applications"]
+    (deployment,) = app["deployments"]
+    for part, schema in (
+        (config, ServeDeploySchema),
+        (config["http_options"], HTTPOptionsSchema),
+        (app, ServeApplicationSchema),
+        (deployment, DeploymentSchema),
+    ):
+        assert set(part) <= set(schema.model_fields)  # Serve ignores what it does not know
+    assert app["import_path"] == f"{application.__module__}:{application.__name__}" and deployment["name"] == app["name"] == NAME
+    built = application(app["args"])
+    assert built._bound_deployment.name == NAME
+    options = read_options(app["args"])
+    assert deployment["autoscaling_config"]["target_ongoing_requests"] <= 2 * options.batch
+    assert config["http_options"]["host"] == "127.0.0.1" and not SECRET.search(text)
 
 
 # ------------------------------------------------------------------------------------------------------------ Grafana

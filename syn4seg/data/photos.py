@@ -70,13 +70,13 @@ def decode_image(path: Path, remedy: str = "replace the file or take it out of t
         return _to_rgb(_upright(stored, path, remedy), stored.format, path, remedy)
 
 
-def decode_bytes(data: bytes, what: str) -> np.ndarray:
+def decode_bytes(data: bytes, what: str, remedy: str = "replace the file or leave it out") -> np.ndarray:
     """Return the RGB image uint8 (H, W, 3) of the bytes of a photo, as `decode_image` does of a file; `what` names it in messages.
 
     Raises:
         UserError: unreadable, larger than `MAX_PIXELS`, or with pixels whose range is unknown.
     """
-    place, remedy = Path(what), "replace the file or leave it out"
+    place = Path(what)
     with _open(io.BytesIO(data), place, remedy, _PHOTO_FORMATS) as stored:
         return _to_rgb(_upright(stored, place, remedy), stored.format, place, remedy)
 
@@ -204,7 +204,7 @@ def _open(source: Path | io.BytesIO, path: Path, remedy: str, formats: tuple[str
     try:
         image = Image.open(source, formats=formats)
     except _UNREADABLE as error:
-        reason = _line(error).replace(repr(source), "it")  # an address in memory would be another one every time
+        reason = _line(error).replace(f" {source!r}", "")  # an address in memory would be another one every time
         raise UserError(f"{path} is not a readable image ({reason}); expected {', '.join(formats)}: {remedy}") from error
     with image:
         columns, rows = image.size

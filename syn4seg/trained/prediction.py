@@ -75,6 +75,10 @@ class PredictionOptions:
             files["probabilities"] = f"probabilities/{name}.{'npy' if self.probabilities == 'classes' else 'png'}"
         return files | {"mask": f"masks/{name}.png"}
 
+    def is_tiled(self, image: np.ndarray) -> bool:
+        """Return whether an image uint8 (H, W, 3) is seen in tiles."""
+        return self.tile is not None and max(image.shape[:2]) > self.tile
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -89,6 +93,31 @@ class Seen:
     label: np.ndarray
     confidence: np.ndarray
     probabilities: np.ndarray | None = None
+
+
+def see_whole(model: Model, scores: Tensor, shape: tuple[int, int], options: PredictionOptions) -> Seen:
+    """Return what the network says of an image (H, W) = `shape`, of its scores (1, C, size, size) on the canvas."""
+    from syn4seg.trained.pixels import label_pixels, probabilities
+
+    label, confidence = label_pixels(scores, model.canvas, shape)
+    full = probabilities(scores, model.canvas, shape).astype(np.float16) if options.probabilities == "classes" else None
+    return Seen(label, confidence, full)
+
+
+def see_tiles(model: Model, image: np.ndarray, options: PredictionOptions) -> Seen:
+    """Return what the network says of an image uint8 (H, W, 3) that it sees in tiles."""
+    from syn4seg.trained.pixels import tiled_probabilities
+
+    assert options.tile is not None
+    shape = image.shape[:2]
+    label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+    full = np.empty((len(model.classes), *shape), np.float16) if options.probabilities == "classes" else None
+    for top, part in tiled_probabilities(image, model.scores, model.canvas, options.tile, options.overlap, options.batch):
+        rows = slice(top, top + part.shape[1])
+        label[rows], confidence[rows] = part.argmax(0), part.max(0)
+        if full is not None:
+            full[:, rows] = part
+    return Seen(label, confidence, full)
 
 
 class ChunkPredictor:
@@ -132,41 +161,17 @@ class ChunkPredictor:
 
     def _see(self, images: list[np.ndarray | str]) -> Iterator[Seen | None]:
         """Yield what the network says of each image; a bad one is seen black, so that the others are seen as ever."""
-        from syn4seg.trained.pixels import label_pixels, probabilities
-
         black = np.zeros((8, 8, 3), np.uint8)
-        whole = [black if isinstance(image, str) or self._is_tiled(image) else image for image in images]
+        whole = [black if isinstance(image, str) or self.options.is_tiled(image) else image for image in images]
         all_scores = self.model.scores(whole) if any(image is not black for image in whole) else None
         for index, image in enumerate(images):
             if isinstance(image, str):
                 yield None
-            elif self._is_tiled(image):
-                yield self._see_tiles(image)
+            elif self.options.is_tiled(image):
+                yield see_tiles(self.model, image, self.options)
             else:
                 assert all_scores is not None
-                scores: Tensor = all_scores[index : index + 1]
-                label, confidence = label_pixels(scores, self.model.canvas, image.shape[:2])
-                wanted = self.options.probabilities == "classes"
-                full = probabilities(scores, self.model.canvas, image.shape[:2]).astype(np.float16) if wanted else None
-                yield Seen(label, confidence, full)
-
-    def _is_tiled(self, image: np.ndarray) -> bool:
-        return self.options.tile is not None and max(image.shape[:2]) > self.options.tile
-
-    def _see_tiles(self, image: np.ndarray) -> Seen:
-        from syn4seg.trained.pixels import tiled_probabilities
-
-        options, shape, model = self.options, image.shape[:2], self.model
-        assert options.tile is not None
-        label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
-        wanted = options.probabilities == "classes"
-        full = np.empty((len(model.classes), *shape), np.float16) if wanted else None
-        for top, part in tiled_probabilities(image, model.scores, model.canvas, options.tile, options.overlap, options.batch):
-            rows = slice(top, top + part.shape[1])
-            label[rows], confidence[rows] = part.argmax(0), part.max(0)
-            if full is not None:
-                full[:, rows] = part
-        return Seen(label, confidence, full)
+                yield see_whole(self.model, all_scores[index : index + 1], image.shape[:2], self.options)
 
     def _write(self, source: ImageSource, image: np.ndarray | str, seen: Seen | None) -> Line:
         line: Line = {"name": source.name, "image": source.label}
@@ -177,9 +182,14 @@ class ChunkPredictor:
             write_atomically(self.to / files["overlay"], encode_jpeg(overlay(image, seen.label, self.model.palette)))
         if "probabilities" in files:
             write_atomically(self.to / files["probabilities"], _encode_probabilities(seen))
-        mask = encode_palette(seen.label, self.model.palette) if self.options.palette else encode_image(seen.label)
+        mask = encode_mask(seen.label, self.model.palette if self.options.palette else None)
         write_atomically(self.to / files["mask"], mask)
         return line | {"height": image.shape[0], "width": image.shape[1], **files, **describe(seen, self.model.classes)}
+
+
+def encode_mask(label: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """Return class indices uint8 (H, W) as PNG: 8-bit grey, or with a palette RGB uint8 (C, 3) the same indices in colours."""
+    return encode_image(label) if palette is None else encode_palette(label, palette)
 
 
 def _encode_probabilities(seen: Seen) -> bytes:
