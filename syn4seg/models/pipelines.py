@@ -283,7 +283,9 @@ def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device:
 
 
 def read_network(folder: Path, entry: list[str], dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    """Return one part with weights, of the library and class that `entry` names, every one of which must come from its files (the libraries would invent those that lack).
+    """Return one part with weights, of the library and class that `entry` names.
+
+    Every weight must come from its files, since the libraries would invent those that lack.
 
     Raises:
         UserError: a weight lacks, or the class is of neither library.
