@@ -64,7 +64,8 @@ class NovelSchedule:
         lr: of the classifier, relative to the root mean square of the base weights.
         background_weight: factor on pixels labelled background (DIaM has 0.01 to 0.15 on its support images).
         distill: weight of the distillation to the base model on pixels without novel labels.
-        merge_support: a support image's background may be any base class (its base objects are unlabelled).
+        merge_base: kinds of samples whose background may be any base class: support images, whose base objects are unlabelled;
+            where base classes have no masks at all, synthetic images too, whose labels come from such masks.
         merge_novel: kinds of samples whose background may be each novel class that a support label does not hold: nobody annotated
             it in a support image, base truth calls it background, and the segmenter that labels synthetic images misses much of it.
         ramp: share of the steps over which the planned synthetic samples are admitted; 0 admits all from the first step.
@@ -76,7 +77,7 @@ class NovelSchedule:
     lr: float = 0.1
     background_weight: float = 1.0
     distill: float = 1.0
-    merge_support: bool = True
+    merge_base: tuple[Kind, ...] = ("support",)
     merge_novel: tuple[Kind, ...] = KINDS
     ramp: float = 0.0
     label_stride: int = 1
@@ -373,7 +374,7 @@ def merged_classes(
     """
     merged = torch.zeros(len(kinds), rows, dtype=torch.bool)
     for n, (kind, label) in enumerate(zip(kinds, labels, strict=True)):
-        if kind == "support" and schedule.merge_support:
+        if kind in schedule.merge_base:
             merged[n, :base_rows] = True
         if kind in schedule.merge_novel:
             merged[n, base_rows:] = True

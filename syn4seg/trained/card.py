@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from syn4seg.exports.card import escape, table
+from syn4seg.segmenter.model_folder import FILES, ModelConfig
 from syn4seg.terminal import format_percent
-from syn4seg.trained.form import FILES, ModelConfig
 
 SCORES = {"base": "base mIoU", "novel": "novel mIoU", "mean": "mean", "harmonic": "harmonic mean"}
 USE = {
