@@ -19,6 +19,7 @@ from syn4seg.data.unlabeled import UnlabeledPhotos
 from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED
 from syn4seg.seeds import seeded
+from syn4seg.stages.classifiers import base_classifier
 from syn4seg.stages.setup import base_images, canvas_of
 
 if TYPE_CHECKING:
@@ -90,7 +91,6 @@ def base_samples(config: Config, segmenter: Segmenter, dataset: Dataset, fold: F
         features: of the images of `base_photos`.
     """
     from syn4seg.segmenter.novel import TrainingSample
-    from syn4seg.stages.classifiers import base_classifier
 
     replay, prototypes, _ = config.base_images_used
     ids = shuffled_base_images(config, dataset, fold)[: max(replay, prototypes)]

@@ -69,6 +69,7 @@ def schedule_of(config: Config) -> NovelSchedule:
         background_weight=novel.background_weight,
         ramp=novel.ramp,
         label_stride=novel.label_stride,
+        inverted_cells=novel.inverted_cells if novel.base_data == "none" else 0,
         merge_novel=("support", "replay", *(("synthetic",) if novel.merge_synthetic else ())),
         merge_base=_without_base_masks(config),
     )

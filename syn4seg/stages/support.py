@@ -17,6 +17,7 @@ from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, normalize, support_prototypes
 from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.stages.base_data import BaseSamples, Features, Photos
+from syn4seg.stages.classifiers import base_classifier, initial_classifier, train_row
 from syn4seg.stages.setup import canvas_of, support_of
 from syn4seg.store.files import exists
 from syn4seg.store.rundir import Draw, RunDir
@@ -147,8 +148,6 @@ def compute_registration(
     config: Config, segmenter: Segmenter, fold: Fold, support: list[TrainingSample], base: BaseSamples, draw: int
 ) -> Registration:
     """Compute round 0: prototypes, thresholds, and a classifier that has seen the support set and replayed base images only."""
-    from syn4seg.stages.classifiers import initial_classifier, train_row
-
     prototypes = _prototypes(config, segmenter, fold, support, base.prototype_images)
     start = initial_classifier(segmenter, prototypes, fold)
     trained = train_row(config, fold, start, [*support, *base.replayed], draw)
@@ -161,7 +160,7 @@ def _prototypes(
 ) -> np.ndarray:
     """Return unit global prototypes (1+B+M, D): novel and background from the support set, base from base images.
 
-    A base class that no image holds has none (0); without base labels it has the direction of its classifier row instead.
+    A base class that no image holds has none (0); without base labels its classifier row stands for it (`inversion`).
     """
     import torch
 
@@ -177,12 +176,24 @@ def _prototypes(
     background = _background(features, labels, [p.cpu().numpy() for p in predictions], images, corners, annotated)
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
     if not annotated:
-        base = normalize(segmenter.weight[1 : 1 + len(fold.base)].detach().cpu().numpy())
+        base = _inverted_prototypes(config, segmenter, support)
     features, labels = _arrays(images)
     present = [i for i in range(1, 1 + len(fold.base)) if any((label == i).any() for label in labels)]
     if present:
         base[np.array(present) - 1] = support_prototypes(features, labels, present, align_corners=corners)
     return np.concatenate([background[None], base, novel]).astype(np.float32)
+
+
+def _inverted_prototypes(config: Config, segmenter: Segmenter, support: list[TrainingSample]) -> np.ndarray:
+    """Return unit prototypes (B, D) of base classes without an image of them: means of inverted cells, else the classifier's rows."""
+    from syn4seg.segmenter.inversion import invert_classifier
+    from syn4seg.segmenter.novel import free_cells
+
+    base = base_classifier(segmenter)
+    cells = free_cells(support, len(base.weight), base.align_corners)
+    found, classes = invert_classifier(base, cells, config.novel.inverted_cells, config.seed)
+    rows = [found[classes == k].mean(0) if (classes == k).any() else base.weight[k] for k in range(1, len(base.weight))]
+    return normalize(np.stack([row.numpy() for row in rows]))
 
 
 def _background(
