@@ -191,6 +191,7 @@ def _gain_lines(gains: dict[str, Any]) -> list[str]:
         parts = [
             f"{metric} {100 * gains[key][metric]['mean']:+.1f} ± {100 * gains[key][metric]['std']:.1f}"
             for metric in ("base", "novel", "harmonic")
+            if gains[key][metric]["mean"] is not None  # no query has a mask of a base class
         ]
         won = f"novel above 0 in {gains[key]['novel']['won']} of {gains[key]['novel']['n']} draws"
         lines.append(f"Syn4Seg over {text}, paired by draw: {', '.join(parts)}; {won}")

@@ -330,13 +330,13 @@ class NovelConfig(Section):
     """Synthetic images per step (0 synthetic samples in the row `support_only`)."""
     base_data: Literal["labelled", "predicted", "none"] = "labelled"
     """What of base data the stages after the base stage see. `labelled`: base training images with base labels. `predicted`: photos
-    alone, with what the base model is sure of as their labels. `none`: no base image; the classifier's own rows stand for base classes."""
+    alone, with what the base model is sure of as their labels. `none`: no base image, but cells that invert the classifier."""
     base_photos: Path | None = None
     """`predicted`: folder of unlabeled photos; empty: the data set's train images, whose masks are not read for it."""
     base_confidence: Share = 0.9
     """`predicted`: a pixel on which the base model is less sure than this is unlabeled."""
     inverted_cells: Whole = 200
-    """`none`: feature cells per base class, made by inverting the base classifier, that are distilled too; 0: none (method.md 5.6)."""
+    """`none`: feature cells that are made for each base class from the classifier itself, and distilled (method.md 5.3)."""
     replay_images: Whole = 200
     """Base images (`base_data`) that are replayed; stated in every result."""
     replay_batch: Whole = 4

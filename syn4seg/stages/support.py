@@ -185,7 +185,7 @@ def _prototypes(
 
 
 def _inverted_prototypes(config: Config, segmenter: Segmenter, support: list[TrainingSample]) -> np.ndarray:
-    """Return unit prototypes (B, D) of base classes without an image of them: means of inverted cells, else the classifier's rows."""
+    """Return unit prototypes (B, D) of base classes without images: means of inverted cells, else the classifier's rows."""
     from syn4seg.segmenter.inversion import invert_classifier
     from syn4seg.segmenter.novel import free_cells
 
