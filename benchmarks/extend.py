@@ -3,7 +3,7 @@
     python benchmarks/extend.py world [key=value] [--draws 3] [--how labelled none predicted]
     python benchmarks/extend.py facade --photos ../shared/reference/facade
 
-Fold 0 alone, on which the settings of `novel.base_data` were chosen. All ways share the images and the base network of the first one.
+Fold 0 alone, on which the settings of `novel.base_data` were chosen. All ways share images and base network of the first one.
 `facade` is described in real_photos.py. The row `predicted` reads the train list's own images, never their masks.
 """
 

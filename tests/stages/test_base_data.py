@@ -20,7 +20,7 @@ from syn4seg.stages.joint import joint_views
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.results import protocol
 from syn4seg.stages.setup import load_dataset, support_of
-from syn4seg.stages.support import compute_registration, feature_extractor, support_samples
+from syn4seg.stages.support import _background, compute_registration, feature_extractor, support_samples
 from syn4seg.store.rundir import RunDir
 
 
@@ -121,3 +121,11 @@ def test_photos_of_a_folder_are_drawn_by_name_and_bad_folders_are_refused(small,
     config = load(None, key)
     assert set(shuffled_base_images(config, dataset, fold)) == {"a/1.png", "2.png"}
     assert base_photos(config, dataset).image("a/1.png").shape == (8, 9, 3)
+
+
+def test_unannotated_base_objects_make_no_background_prototype():
+    features, label = [np.ones((2, 8, 8), np.float32)], [np.zeros((64, 64), np.uint8)]
+    seen = [np.full((64, 64), 3, np.uint8)]  # the base model sees class 3 everywhere
+    assert not _background(features, label, seen, [], False, annotated=False).any()
+    assert _background(features, label, seen, [], False, annotated=True).any()
+    assert _background(features, label, [np.zeros((64, 64), np.uint8)], [], False, annotated=False).any()
