@@ -1,6 +1,6 @@
 """What a model loses when it learns new classes without base training data: labelled, predicted and no base images compared.
 
-    python benchmarks/extend.py world [key=value] [--draws 3] [--how labelled none predicted]
+    python benchmarks/extend.py world [key=value] [--draws 3] [--how labelled none]
     python benchmarks/extend.py facade --photos ../shared/reference/facade
 
 Fold 0 alone, on which the settings of `novel.base_data` were chosen. All ways share images and base network of the first one.
@@ -19,13 +19,18 @@ from typing import Any
 from real_photos import TRAINED, import_folder
 from record import ROOT, machine, write
 
-WAYS = ("labelled", "none", "predicted")
+WAYS = {
+    "labelled": ["novel.base_data=labelled"],
+    "none": ["novel.base_data=none"],
+    "none_not_inverted": ["novel.base_data=none", "novel.inverted_cells=0"],
+    "predicted": ["novel.base_data=predicted"],
+}
 METRICS = ("base", "novel", "mean", "harmonic")
 
 
 def run(args: argparse.Namespace, how: str) -> dict[str, Any]:
     """Run a way unless it is done; return its results.json."""
-    words = [f"data.draws={args.draws}", "data.fold=0", f"novel.base_data={how}", "evaluation.rows=[hdig_raw,syn4seg]"]
+    words = [f"data.draws={args.draws}", "data.fold=0", *WAYS[how], "evaluation.rows=[hdig_raw,syn4seg]"]
     words += ["placement.runner=inline", *args.overrides]
     config = "embedded"
     if args.data == "facade":
