@@ -24,6 +24,7 @@ WAYS = {
     "none": ["novel.base_data=none"],
     "none_not_inverted": ["novel.base_data=none", "novel.inverted_cells=0"],
     "predicted": ["novel.base_data=predicted"],
+    "predicted_sure": ["novel.base_data=predicted", "novel.base_confidence=0.9"],
 }
 METRICS = ("base", "novel", "mean", "harmonic")
 

@@ -333,7 +333,7 @@ class NovelConfig(Section):
     alone, with what the base model is sure of as their labels. `none`: no base image, but cells that invert the classifier."""
     base_photos: Path | None = None
     """`predicted`: folder of unlabeled photos; empty: the data set's train images, whose masks are not read for it."""
-    base_confidence: Share = 0.9
+    base_confidence: Share = 0.7
     """`predicted`: a pixel on which the base model is less sure than this is unlabeled."""
     inverted_cells: Whole = 200
     """`none`: feature cells that are made for each base class from the classifier itself, and distilled (method.md 5.3)."""
