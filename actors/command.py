@@ -130,6 +130,23 @@ def evaluate(settings: Settings = None, out: Out = None, reuse: Reuse = None, tr
         _show_results(pipeline, pipeline.evaluate())
 
 
+def extend(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="Folder or URL of a model, or of a finished run.")],
+    data: Annotated[str, typer.Option(help="Folder of the new classes: images/, masks/, classes.json; see docs/model.md.")],
+    settings: Settings = None,
+    to: Out = None,
+    trust: Trust = False,
+) -> None:
+    """Teach a trained model new classes from 1 to 5 annotated images each, without its base training data."""
+    from syn4seg.terminal import Terminal
+    from syn4seg.trained.extending import extension_words
+
+    words, line = extension_words(model, data, settings or [], trust)
+    Terminal().note(line)
+    with logged_pipeline(words, to, None, trust) as pipeline:
+        _show_results(pipeline, pipeline.run_all())
+
+
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="Folder or URL of a model, or of a finished run.")],
     images: Annotated[
@@ -156,10 +173,10 @@ def predict(
 ) -> None:
     """Segment images with a trained model; the same command goes on after a kill."""
     from actors.predicting import MANY, predict_chunks, start_ray
+    from syn4seg.segmenter.model_folder import find_model, own_config
     from syn4seg.store.files import as_path, check_writable, is_local
     from syn4seg.terminal import Terminal
     from syn4seg.trained.inputs import find_images
-    from syn4seg.trained.model import find_model, own_config
     from syn4seg.trained.output import PredictionFolder
     from syn4seg.trained.prediction import ChunkPredictor, PredictionOptions
     from syn4seg.trust import trust as trust_code
@@ -211,9 +228,9 @@ def serve(
 ) -> None:
     """Serve a trained model with Ray Serve: a page to drop pictures on, and HTTP, until Ctrl-C."""
     from actors.serving import check_installed, check_port, is_loopback, read_options, serving
+    from syn4seg.segmenter.model_folder import check_weights, find_model, own_config
     from syn4seg.store.files import is_local
     from syn4seg.terminal import Terminal
-    from syn4seg.trained.model import check_weights, find_model, own_config
     from syn4seg.trust import check_trusted
 
     check_installed()

@@ -77,6 +77,7 @@ def node_inputs(config: Config) -> dict[str, str]:
     }
     if on_workers(config):
         inputs |= {"data.root": config.data.root, "segmenter.weights": config.segmenter.weights}
+        inputs |= {"novel.base_photos": config.novel.base_photos}
     return {key: str(value) for key, value in inputs.items() if value}
 
 
@@ -132,7 +133,7 @@ class Pipeline:
         there is room for both at the same time; the result is the same as afterwards."""
         if self.config.placement.runner != "ray" or not trainer.training_fits_beside_stream(self.config):
             self.refine()
-            return self._write_results(self._train_finished(evaluate=True))
+            return self._write_results(self._train_finished(evaluate=bool(self.dataset.val)))
         self._register()
         draws = draws_of(self.config)
         board = start_here(trainer.LabelBoard) if on_workers(self.config) else None
@@ -148,7 +149,9 @@ class Pipeline:
                 write_manifest(self.run, draw)
 
             with trainer.LabelingThread(label, draws, board) as labeling:
-                matrices = self._train(bars, True, trainer.RemoteLabelState(board) if board else labeling.is_labeled)
+                matrices = self._train(
+                    bars, bool(self.dataset.val), trainer.RemoteLabelState(board) if board else labeling.is_labeled
+                )
         return self._write_results(matrices)
 
     def refine(self) -> dict[int, Counter]:
@@ -237,6 +240,8 @@ class Pipeline:
         for draw in draws_of(self.config):
             for row in rows_of(self.config):
                 load_classifier(self.run.draw(draw).checkpoint(row))
+        if not self.dataset.val:
+            return self._write_results({})
         with self._timed("evaluate"), self.display.bar("queries") as progress:
             matrices = evaluate_run(self.config, self.run, self.dataset, self.fold, progress)
         return self._write_results(matrices)

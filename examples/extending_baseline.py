@@ -18,10 +18,11 @@ from syn4seg.data.canvas import Canvas
 from syn4seg.labeling.prototypes import support_prototypes
 from syn4seg.segmenter.evaluation import Metrics, Predictor, accumulate_confusion, iterate_queries, metrics, predictor_of
 from syn4seg.segmenter.network import Classifier, load_segmenter
+from syn4seg.stages.base_data import base_samples
 from syn4seg.stages.checks import check
 from syn4seg.stages.scoring import baseline_predictors, queries_by_draw
 from syn4seg.stages.setup import shipped_base
-from syn4seg.stages.support import base_samples, feature_extractor
+from syn4seg.stages.support import feature_extractor
 
 FACTS: BaselineFacts = {
     "source": "nearest prototype by cosine",
@@ -45,7 +46,7 @@ def main() -> Metrics:
     config = load(None, ["evaluation.baselines=[nearest]", "evaluation.queries=40"])
     dataset, fold = check(config)
     segmenter, _ = load_segmenter(shipped_base(config.data.fold))
-    images = base_samples(config, dataset, fold, feature_extractor(config, segmenter, dataset)).prototype_images
+    images = base_samples(config, segmenter, dataset, fold, feature_extractor(config, segmenter, dataset)).prototype_images
     maps, labels = [s.features.float().numpy() for s in images], [s.label for s in images]
     prototypes = support_prototypes(maps, labels, range(1 + len(fold.base)))
     predictors = baseline_predictors(config, dataset, fold, segmenter, draw=0, prototypes=prototypes)

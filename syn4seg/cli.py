@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from actors.command import evaluate, predict, prompts, refine, run, serve, synthesize, train
+from actors.command import evaluate, extend, predict, prompts, refine, run, serve, synthesize, train
 from syn4seg.doctor import doctor
 from syn4seg.errors import Interrupted, catch_signals, describe_error, interruption
 from syn4seg.exports.command import export
@@ -41,7 +41,7 @@ def config(settings: Settings = None) -> None:
 
 
 for verb in (
-    *(run, prompts, synthesize, refine, train, evaluate, sweep, predict, serve, model),
+    *(run, prompts, synthesize, refine, train, evaluate, sweep, predict, serve, model, extend),
     *(verify, watch, report, compare, export, prepare, plan, audit, config, doctor),
 ):
     app.command()(verb)

@@ -104,6 +104,9 @@ class Terminal:
         protocol = results["protocol"]
         for draw, counts in results["funnel"]["draws"].items():
             self.funnel(int(draw), Counter({"": counts["accepted"], **counts["rejected"]}))
+        if protocol["queries"] == "none":
+            self.note("no scores: the data set has no queries with masks (val.txt); the model is trained on what there is")
+            return
         title = f"fold {protocol['fold']}, {protocol['shots']}-shot, {protocol['draws']} support draw(s), mIoU in %"
         table = Table("row", title=title, title_justify="left")
         columns = table_columns(protocol)
@@ -157,8 +160,8 @@ def result_notes(results: dict[str, Any]) -> list[str]:
         f"{protocol['evaluation_space']}, {protocol['queries']}",
         *(f"deviation from {protocol['preset']}: {line}" for line in protocol["deviations"]),
         f"segmenter {protocol['backbone']} ({protocol['weights']}), canvas {protocol['canvas_kind']} {protocol['canvas']}; "
-        f"masks {protocol['masks']}; base images {protocol['base_images']}; support draws {protocol['support_draw']}; base "
-        f"prototypes of {protocol['base_prototype_images']} base images",
+        f"masks {protocol['masks']}; base images {protocol['base_images']}{_base_data(protocol)}; support draws "
+        f"{protocol['support_draw']}; base prototypes of {protocol['base_prototype_images']} base images",
         f"generator {protocol['generator']}; {protocol['replayed_base_images']} base images replayed; base mIoU: "
         f"{protocol['base_mIoU']}; mean {protocol['mean']}; spread: standard deviation over draws",
     ]
@@ -172,6 +175,12 @@ def result_notes(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _base_data(protocol: dict[str, Any]) -> str:
+    """Return what base images were after the base stage, if they were not labelled ones."""
+    texts = {"predicted": ", later without masks (labels predicted)", "none": ", later none"}
+    return texts.get(protocol.get("base_data", "labelled"), "")
+
+
 def _gain_lines(gains: dict[str, Any]) -> list[str]:
     """Return a line per row over which the whole method is measured, draw by draw, and the share of the oracle's gain."""
     lines = []
@@ -182,6 +191,7 @@ def _gain_lines(gains: dict[str, Any]) -> list[str]:
         parts = [
             f"{metric} {100 * gains[key][metric]['mean']:+.1f} ± {100 * gains[key][metric]['std']:.1f}"
             for metric in ("base", "novel", "harmonic")
+            if gains[key][metric]["mean"] is not None  # no query has a mask of a base class
         ]
         won = f"novel above 0 in {gains[key]['novel']['won']} of {gains[key]['novel']['n']} draws"
         lines.append(f"Syn4Seg over {text}, paired by draw: {', '.join(parts)}; {won}")

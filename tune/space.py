@@ -47,6 +47,8 @@ NOT_SWEPT = (
     "labeling.support_share",
     "novel.trains",
     "novel.rows",
+    "novel.base_data",
+    "novel.base_photos",
     "joint",
 )
 """Keys (and sections) that say how a result is measured or where it is made, and so never are what a study searches."""
@@ -213,6 +215,8 @@ def check_study(study: Study, config: Config) -> None:
         raise UserError("labeling.rounds: a trial of a sweep labels once; set labeling.rounds=1, and run its best values with more")
     if study.set.get("novel.trains", config.novel.trains) != "classifier":
         raise UserError("novel.trains: a trial of a sweep trains the classifier alone; set novel.trains=classifier")
+    if study.set.get("novel.base_photos", config.novel.base_photos) is not None:
+        raise UserError("novel.base_photos: a trial of a sweep reads the data set alone; leave it empty")
     for key, space in study.space.items():
         for value in [space.low, space.high] if isinstance(space, Range) else space:
             value = int(value) if isinstance(space, Range) and space.whole else value

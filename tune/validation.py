@@ -5,8 +5,8 @@ from __future__ import annotations
 from syn4seg.config.tree import Config, annotated, differences
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
+from syn4seg.stages.base_data import shuffled_base_images
 from syn4seg.stages.setup import draws_of, load_dataset, support_of
-from syn4seg.stages.support import shuffled_base_images
 from syn4seg.store.files import read_bytes, read_json, write_atomically, write_json
 from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.rundir import RunDir

@@ -112,7 +112,7 @@ def _stated(protocol: str, source: str, science: dict[str, Any]) -> list[str]:
     lines, backbone = [], science["segmenter"]["backbone"]
     if backbone not in ("resnet50-deep", "resnet101-deep"):
         lines.append(f"the public code has a ResNet with the 3-convolution stem (resnet50-deep); this backbone is {backbone}")
-    if protocol == "diam":
+    if protocol == "diam" and science["novel"]["base_data"] != "none":
         shown = science["labeling"]["base_prototype_images"]
         lines.append(f"base prototypes are made of {shown} base training images when novel classes are learned; DIaM sees none")
     if protocol == "pop" and source != "pascal":

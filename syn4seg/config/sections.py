@@ -43,7 +43,8 @@ class DataConfig(Section):
     """`folder`: whether photos are turned by their EXIF orientation. `auto`: yes, unless only the photo as stored is as large as
     its mask; a data set in which that cannot be told is refused."""
     fold: Whole | str = 0
-    """Which fold's classes are novel: its number, or its name in the class table."""
+    """Which fold's classes are novel: its number, or its name in the class table. `all`: every class of a `folder` is, and the base
+    classes are those of a trained model (`syn4seg extend`)."""
     shots: Count = 1
     """Annotated images per novel class (K)."""
     draws: Count = 1
@@ -199,7 +200,10 @@ class BaseConfig(Section):
     """`shipped`: the packaged checkpoint of the embedded world's fold. `train`: train in this run. Or a file: ours, or a public
     base checkpoint of DIaM/BAM, BCM or POP, which is imported. Or a semantic segmentation network that somebody has trained: a
     folder or hub id of transformers (SegFormer, UPerNet, DPT, BEiT, ...), `torchvision:NAME` with torchvision's own weights, or
-    `torchvision:NAME:FILE`; what else describes the network in `segmenter` does not count then."""
+    `torchvision:NAME:FILE`; what else describes the network in `segmenter` does not count then. With `classes`: the folder of a
+    trained model of this project, or a run with one (`syn4seg extend`)."""
+    classes: tuple[str, ...] = ()
+    """Classes of the trained model that `checkpoint` names, in the order of its rows: all of them are the base classes here."""
     names: dict[str, str | Annotated[int, Field(ge=0)]] = {}
     """What such a network calls the base classes where their names differ: `{motorbike: motorcycle}`, or the number of a row where
     its labels have no names: `{motorbike: 14}`. Case, spaces and punctuation do not count."""
@@ -232,9 +236,14 @@ class BaseConfig(Section):
     """Side of the random crop in pixels; the canvas's own size when empty."""
 
     @property
+    def is_model(self) -> bool:
+        """Whether `checkpoint` names a trained model of this project."""
+        return bool(self.classes)
+
+    @property
     def is_network(self) -> bool:
         """Whether `checkpoint` names a network of transformers or torchvision, not a file of weights with a base classifier."""
-        if self.checkpoint in ("shipped", "train"):
+        if self.checkpoint in ("shipped", "train") or self.is_model:
             return False
         path = Path(self.checkpoint)
         return self.checkpoint.startswith("torchvision:") or not (path.is_file() or path.suffix in CHECKPOINT_SUFFIXES)
@@ -257,7 +266,7 @@ class LabelingConfig(Section):
     min_region: Whole = 12
     """Regions with fewer pixels become free."""
     base_prototype_images: Count = 200
-    """Base training images whose features make the base classes' prototypes."""
+    """Base images (`novel.base_data`) whose features make the base classes' prototypes."""
     tau_base: Share = 0.6
     """Base predictions are kept where the segmenter's confidence is at least this."""
     tau_background: Share = 0.7
@@ -319,8 +328,17 @@ class NovelConfig(Section):
     """Support images per step."""
     synthetic_batch: Count = 8
     """Synthetic images per step (0 synthetic samples in the row `support_only`)."""
+    base_data: Literal["labelled", "predicted", "none"] = "labelled"
+    """What of base data the stages after the base stage see. `labelled`: base training images with base labels. `predicted`: photos
+    alone, with what the base model is sure of as their labels. `none`: no base image, but cells that invert the classifier."""
+    base_photos: Path | None = None
+    """`predicted`: folder of unlabeled photos; empty: the data set's train images, whose masks are not read for it."""
+    base_confidence: Share = 0.7
+    """`predicted`: a pixel on which the base model is less sure than this is unlabeled."""
+    inverted_cells: Whole = 200
+    """`none`: feature cells that are made for each base class from the classifier itself, and distilled (method.md 5.3)."""
     replay_images: Whole = 200
-    """Base training images replayed with their base labels; stated in every result."""
+    """Base images (`base_data`) that are replayed; stated in every result."""
     replay_batch: Whole = 4
     """Replayed images per step."""
     synthetic_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -357,7 +375,7 @@ class JointConfig(Section):
     synthetic_batch: Whole = 8
     """Accepted synthetic images per step."""
     base_batch: Whole = 8
-    """Base training images per step, of all of them; 0: no base data."""
+    """Base images per step: of all base training images, or of those that are replayed (`novel.base_data`); 0: none."""
     norms: Literal["frozen", "batch"] = "frozen"
     """Batch norms keep their statistics, or take those of each batch (of all workers)."""
     average: Share = 0.98
@@ -374,24 +392,3 @@ class JointConfig(Section):
     """Brightness, contrast and saturation change by a factor of up to 1 + this."""
     crop: Count | None = None
     """Side of the random crop in pixels; the canvas's own size when empty."""
-
-
-class EvaluationConfig(Section):
-    space: Literal["original", "canvas"] = "original"
-    """Where pixels are counted: the original image (CAPL, POP) or the segmenter's canvas (DIaM, BCM)."""
-    queries: Count | None = None
-    """Score a random sample of this many queries, another one in each draw (10000 on COCO in DIaM)."""
-    background_in_base: bool = False
-    """Which base mIoU the table shows: foreground classes (DIaM), or with the background (CAPL, POP)."""
-    mean: Literal["base_novel", "all_classes"] = "base_novel"
-    """Which mean the table shows: (base + novel) / 2 (DIaM), or over all classes, `total` (CAPL, POP)."""
-    rows: tuple[Literal["class_name_raw", "hdig_raw", "apf", "apr", "syn4seg"], ...] = ()
-    """Rows of the ablation that are trained and scored, beside `support_only`; empty: all."""
-    controls: bool = False
-    """Also train the controls: the image's class alone, another class's prototype and, where they are known, the true masks."""
-    masks: Path | None = None
-    """True masks of imported images, if there are any: MASKS/NAME.png with the data set's ids. Only the control `oracle` and the
-    figures of label quality read them."""
-    baselines: tuple[str, ...] = ()
-    """Baselines scored beside ours on the same features: `imprinting` (prototypes, CAPL's), `finetuning` (on the support set),
-    `diam` (transductive), `bcm`."""

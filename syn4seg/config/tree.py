@@ -11,12 +11,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, model_validator
 
+from syn4seg.config.evaluation import EvaluationConfig
 from syn4seg.config.placement import LoggingConfig, PlacementConfig
 from syn4seg.config.protocols import deviations
 from syn4seg.config.sections import (
     BaseConfig,
     DataConfig,
-    EvaluationConfig,
     JointConfig,
     LabelingConfig,
     NovelConfig,
@@ -67,6 +67,8 @@ class Config(Section):
                 f"base.checkpoint is 'shipped', but data.source is {self.data.source!r}: checkpoints are "
                 "shipped for the embedded world only; set base.checkpoint=train, or a file"
             )
+        if self.data.fold == "all" and not self.base.is_model:
+            raise ValueError("data.fold=all: then no class is base; use `syn4seg extend MODEL --data FOLDER`, or choose a fold")
         if self.base.checkpoint == "shipped" and not isinstance(self.data.fold, int):
             raise ValueError(f"data.fold={self.data.fold}: the folds of the embedded world have numbers; set data.fold=0 to 3")
         return self
@@ -75,6 +77,15 @@ class Config(Section):
     def network(self) -> str:
         """What the segmenter is built on, for records: the network that `base.checkpoint` names, else `segmenter.backbone`."""
         return ":".join(self.base.checkpoint.split(":")[:2]) if self.base.is_network else self.segmenter.backbone
+
+    @property
+    def base_images_used(self) -> tuple[int, int, int]:
+        """Base images that are replayed, that make prototypes, and in a step of the joint stage; 0 with `novel.base_data=none`."""
+        if self.novel.base_data == "none":
+            return 0, 0, 0
+        replayed = self.novel.replay_images
+        in_step = self.joint.base_batch if self.novel.base_data == "labelled" or replayed else 0
+        return replayed, self.labeling.base_prototype_images, in_step
 
     def deviations(self) -> list[str]:
         """Return a line for each key in which this configuration deviates from its `protocol`."""

@@ -20,6 +20,9 @@ from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED
 
 EXPECTED = '{"classes": [names], "folds_novel": {"fold0": [names], ...}}'
+EXPECTED_NEW = '{"classes": [names of the new classes]}'
+ALL = "all"
+"""Name of the fold of a table without folds: every class is novel."""
 LONGEST = 200
 """Characters of the longest class name."""
 _BACKGROUND = {"background", "bg"}
@@ -49,8 +52,11 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: {error}") from None
 
 
-def read_class_table(path: Path) -> ClassTable:
+def read_class_table(path: Path, *, all_new: bool = False) -> ClassTable:
     """Read and validate a class table.
+
+    Args:
+        all_new: it needs no folds: without, the one fold `all` holds every class (an extension: base classes are a model's).
 
     Raises:
         UserError: not readable, or of another form; the file, the value and the form expected are named.
@@ -60,9 +66,12 @@ def read_class_table(path: Path) -> ClassTable:
         table = json.loads(text, object_pairs_hook=_without_repeats) if path.suffix == ".json" else parse_yaml(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a class table ({' '.join(str(error).split())[:200]}); expected {EXPECTED}") from None
-    if not isinstance(table, dict) or not {"classes", "folds_novel"} <= table.keys():
-        raise UserError(f"{path} is not a class table ({_show(table)}); expected {EXPECTED}")
+    needed = {"classes"} if all_new else {"classes", "folds_novel"}
+    if not isinstance(table, dict) or not needed <= table.keys():
+        raise UserError(f"{path} is not a class table ({_show(table)}); expected {EXPECTED_NEW if all_new else EXPECTED}")
     names = _names(path, table["classes"])
+    if "folds_novel" not in table:
+        return ClassTable(names, (ALL,), (tuple(range(1, 1 + len(names))),))
     keys, folds = _folds(path, table["folds_novel"])
     ids = {name: k for k, name in enumerate(names, 1)}
     for key, fold in zip(keys, folds, strict=True):

@@ -7,6 +7,8 @@ field's order), 255 unlabeled.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -55,7 +57,7 @@ class Fold:
 
     Attributes:
         names: class names by dataset id (`names[id - 1]`); the background has no entry.
-        base: dataset ids of the base classes, ascending.
+        base: dataset ids of the base classes, ascending; those of a trained model in the order of its rows.
         novel: dataset ids of the novel classes, ascending.
     """
 
@@ -105,6 +107,43 @@ def fold_of(dataset: Dataset, which: int | str) -> Fold:
     novel = tuple(sorted(dataset.folds[places[0]]))
     base = tuple(k for k in range(1, len(dataset.classes) + 1) if k not in novel)
     return Fold(tuple(dataset.classes), base, novel)
+
+
+def extended_fold(fold: Fold, classes: Sequence[str]) -> Fold:
+    """Return a fold whose base classes are those of a trained model, in the order of its rows: each keeps its class index.
+
+    They need not be in the data set; those that are (by name, without case, spaces and punctuation) may have masks. Classes of the
+    data set that are neither novel nor the model's are unlabeled.
+
+    Args:
+        fold: of the data set, for its novel classes.
+        classes: names of the model's, without the background.
+
+    Raises:
+        UserError: the model has a novel class already, or all names together are too many for a mask.
+    """
+    names, base = list(fold.names), []
+    for name in classes:
+        same = [k for k, n in enumerate(names, 1) if n == name] or [k for k, n in enumerate(names, 1) if plain(n) == plain(name)]
+        if not same:
+            names.append(name)
+            same = [len(names)]
+        base.append(same[0])
+    if known := [fold.names[k - 1] for k in fold.novel if k in base]:
+        raise UserError(
+            f"the model has learned {', '.join(map(repr, known))} already, so it cannot be new; take it out of the class table "
+            "and its masks, or give it another name"
+        )
+    if len(names) >= UNLABELED:
+        raise UserError(f"{len(names)} classes in all; a mask has values for {UNLABELED - 1}")
+    for k, name in zip(base, classes, strict=True):
+        names[k - 1] = name
+    return Fold(tuple(names), tuple(base), fold.novel)
+
+
+def plain(name: str) -> str:
+    """Return a class name without case, spaces and punctuation, for comparisons."""
+    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def class_areas(mask: np.ndarray) -> dict[int, float]:

@@ -40,25 +40,32 @@ class FolderDataset:
 
     Args:
         exif: as in `photos.decode_photo`.
+        all_new: an extension: every class of the table is new, which needs no folds then, and the lists may be absent: without
+            val.txt nothing is scored, without train.txt every other image with a mask is an annotated one.
 
     Raises:
         UserError: a list, the class table or an id is missing or malformed; the message names the file and the remedy.
     """
 
-    def __init__(self, root: str | Path, exif: Exif = "auto"):
+    def __init__(self, root: str | Path, exif: Exif = "auto", all_new: bool = False):
         self.root = Path(root)
         self.exif: Exif = exif
         if not self.root.is_dir():
             raise UserError(f"data folder {str(root)!r} does not exist; expected images/, masks/, train.txt, val.txt, classes.json")
         self._images = _find(self.root, ("images", "JPEGImages"), "the folder of images")
         self._masks = _find(self.root, ("masks", "SegmentationClass"), "the folder of index masks (PNG)")
-        table = read_class_table(_find(self.root, ("classes.json", "classes.yaml", "classes.yml"), "the class table"))
+        place = _find(self.root, ("classes.json", "classes.yaml", "classes.yml"), "the class table")
+        table = read_class_table(place, all_new=all_new)
         self.classes, self.folds, self.fold_names = table.names, table.folds, table.fold_names
-        self.train, self.val = (self._read_list(name) for name in ("train", "val"))
+        self.val = [] if all_new and not _places(self.root, _lists("val")) else self._read_list("val")
+        if all_new and not _places(self.root, _lists("train")):
+            self.train = sorted(set(self._mask_files) - set(self.val))
+        else:
+            self.train = self._read_list("train")
         self._areas: dict[str, dict[int, float]] = {}
 
     def _read_list(self, name: str) -> list[str]:
-        path = _find(self.root, (f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"), f"the {name} list, one id per line")
+        path = _find(self.root, _lists(name), f"the {name} list, one id per line")
         ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not ids:
             raise UserError(f"{path} lists no id; expected one id per line, e.g. '0001'")
@@ -140,7 +147,7 @@ class FolderDataset:
         warnings = []
         for name, listed in (("train", self.train), ("val", self.val)):
             shown = {k for sample_id in listed for k in self._areas[sample_id]}
-            if absent := [c for k, c in enumerate(self.classes, 1) if k not in shown]:
+            if listed and (absent := [c for k, c in enumerate(self.classes, 1) if k not in shown]):
                 warnings.append(f"no mask of the {name} list of {self.root} holds {', '.join(map(repr, absent))}")
         return warnings
 
@@ -187,8 +194,16 @@ def _single(files: dict[str, list[Path]], sample_id: str, what: str, folder: Pat
     return paths[0]
 
 
+def _lists(name: str) -> tuple[str, ...]:
+    """Return where a list may lie."""
+    return f"{name}.txt", f"ImageSets/Segmentation/{name}.txt"
+
+
+def _places(root: Path, names: tuple[str, ...]) -> list[Path]:
+    return [root / name for name in names if (root / name).exists()]
+
+
 def _find(root: Path, names: tuple[str, ...], what: str) -> Path:
-    path = next((root / name for name in names if (root / name).exists()), None)
-    if path is None:
+    if not (places := _places(root, names)):
         raise UserError(f"{root} has no {' or '.join(names)} ({what}); add it")
-    return path
+    return places[0]

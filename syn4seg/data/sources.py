@@ -37,9 +37,10 @@ def _open_embedded(data: DataConfig) -> Dataset:
 
 
 def _open_folder(data: DataConfig) -> Dataset:
+    from syn4seg.data.class_table import ALL
     from syn4seg.data.folder import FolderDataset
 
-    return FolderDataset(str(data.root), data.exif)
+    return FolderDataset(str(data.root), data.exif, data.fold == ALL)
 
 
 def _open_pascal(data: DataConfig) -> Dataset:

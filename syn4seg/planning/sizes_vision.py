@@ -155,6 +155,23 @@ def network_size(checkpoint: str, classes: int, size: int) -> SegmenterSize:
     return _measure(net, size)
 
 
+@functools.cache
+def model_size(checkpoint: str, classes: int, size: int) -> SegmenterSize:
+    """Count the parts of the network of a trained model of this project (`base.checkpoint`) with `classes` rows.
+
+    Raises:
+        UserError: there is no such model, or it is damaged.
+    """
+    import torch
+
+    from syn4seg.segmenter.model_folder import find_model, read_model
+
+    net = read_model(find_model(checkpoint))[0].to("meta")
+    with torch.device("meta"):
+        net.weight, net.bias = (torch.nn.Parameter(torch.empty(classes, *part.shape[1:])) for part in (net.weight, net.bias))
+    return _measure(net, size)
+
+
 def _measure(net: Any, size: int) -> SegmenterSize:
     """Count the parts of a segmenter on the meta device."""
     import torch

@@ -17,7 +17,7 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, StageWork
 from syn4seg.planning.sizes import generator_size
-from syn4seg.planning.sizes_vision import SegmenterSize, network_size, sam_size, segmenter_size
+from syn4seg.planning.sizes_vision import SegmenterSize, model_size, network_size, sam_size, segmenter_size
 from syn4seg.stages.rows import joint_names, rows_of
 
 EMBEDDED_FACTS = (4, 12, 6000, 300)
@@ -94,6 +94,8 @@ def kind_of(config: Config, pool: PoolConfig | None = None) -> Kind:
 def segmenter_of(config: Config, facts: WorkloadFacts, side: int | None = None) -> SegmenterSize:
     """Return the size of the configured segmenter with its base classifier, on its canvas or on crops of `side` pixels."""
     net = config.segmenter
+    if config.base.is_model:
+        return model_size(config.base.checkpoint, 1 + facts.base, net.size)
     if config.base.is_network:
         return network_size(config.base.checkpoint, 1 + facts.base, net.size)
     return segmenter_size(net.backbone, 1 + facts.base, net.channels, net.ppm_bins, side or net.size)
@@ -167,13 +169,13 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
 def cached_images(config: Config, facts: WorkloadFacts) -> int:
     """Count the synthetic, support and replayed images of the novel stage, whose features are kept."""
     data = config.data
-    return samples_of(config, facts)[0] + facts.novel * data.shots * data.draws + config.novel.replay_images
+    return samples_of(config, facts)[0] + facts.novel * data.shots * data.draws + config.base_images_used[0]
 
 
 def step_images(config: Config) -> int:
     """Return images in a step of the novel stage."""
     novel = config.novel
-    return novel.support_batch + novel.synthetic_batch + (novel.replay_batch if novel.replay_images else 0)
+    return novel.support_batch + novel.synthetic_batch + (novel.replay_batch if config.base_images_used[0] else 0)
 
 
 def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
@@ -181,7 +183,7 @@ def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
     net, step, side = segmenter_of(config, facts), step_images(config), settings.size
     queries = min(config.evaluation.queries or facts.queries, facts.queries)
     looked_at = min(facts.queries, queries * draws) if config.evaluation.queries else queries
-    images = cached_images(config, facts) + config.labeling.base_prototype_images + looked_at
+    images = cached_images(config, facts) + config.base_images_used[1] + looked_at
     classes, (width, h, w) = 1 + facts.base + facts.novel, net.features
     logits = 4.0 * classes * side**2
     pixel_flops = 2.0 * classes * (width * h * w + side * h * w + side * w * side)
@@ -243,7 +245,7 @@ def _base_work(config: Config, facts: WorkloadFacts, here: Any) -> StageWork:
 def joint_step_images(config: Config) -> int:
     """Return images in a step of the joint stage."""
     joint = config.joint
-    return joint.support_batch + joint.synthetic_batch + joint.base_batch
+    return joint.support_batch + joint.synthetic_batch + config.base_images_used[2]
 
 
 def _joint_work(config: Config, facts: WorkloadFacts, here: Any) -> StageWork:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
 from syn4seg.segmenter.base import Augmentation, augment, check_same_start, poly_rate
-from syn4seg.segmenter.losses import distillation, pixel_loss
+from syn4seg.segmenter.losses import cells_without_novel, distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, Segmenter, upsample
-from syn4seg.segmenter.novel import KINDS, Kind, NovelSchedule, cells_without_novel, draw_places, merged_classes
+from syn4seg.segmenter.novel import KINDS, Kind, NovelSchedule, draw_places, merged_classes
 from syn4seg.segmenter.parallel import (
     all_reduce_gradients,
     all_reduce_sum,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from syn4seg.labeling.prototypes import area_weights
 from syn4seg.schema import BACKGROUND, UNLABELED
 
 AllReduce = Callable[[Tensor], Tensor]
@@ -117,3 +118,10 @@ def distillation(logits: Tensor, base_logits: Tensor, allowed: Tensor, all_reduc
     before = F.log_softmax(base_logits, 1)
     kl = (before.exp() * (before - current)).sum(1)
     return (kl * allowed).sum() / all_reduce(allowed.sum()).clamp_min(1)
+
+
+def cells_without_novel(label: Tensor, base_rows: int, features: Tensor, align_corners: bool) -> Tensor:
+    """Return bool (N, h, w): the cells of features (N, D, h, w) without a pixel of labels (N, H, W) that is novel or 255."""
+    sides = zip(label.shape[1:], features.shape[2:], strict=True)
+    rows, columns = (torch.from_numpy(area_weights(n, g, align_corners)).to(features) for n, g in sides)
+    return rows @ (label >= base_rows).to(features) @ columns.T == 0

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from syn4seg.errors import UserError
-from syn4seg.labeling.prototypes import area_weights
 from syn4seg.schema import BACKGROUND, UNLABELED
 from syn4seg.seeds import seeded
-from syn4seg.segmenter.losses import distillation, pixel_loss
+from syn4seg.segmenter.inversion import InvertedCells
+from syn4seg.segmenter.losses import cells_without_novel, distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, upsample
 from syn4seg.segmenter.parallel import all_reduce_gradients, all_reduce_sum, rank_and_world_size
 
@@ -64,10 +64,12 @@ class NovelSchedule:
         lr: of the classifier, relative to the root mean square of the base weights.
         background_weight: factor on pixels labelled background (DIaM has 0.01 to 0.15 on its support images).
         distill: weight of the distillation to the base model on pixels without novel labels.
-        merge_support: a support image's background may be any base class (its base objects are unlabelled).
+        merge_base: kinds of samples whose background may be any base class: support images, whose base objects are unlabelled;
+            where base classes have no masks at all, synthetic images too, whose labels come from such masks.
         merge_novel: kinds of samples whose background may be each novel class that a support label does not hold: nobody annotated
             it in a support image, base truth calls it background, and the segmenter that labels synthetic images misses much of it.
         ramp: share of the steps over which the planned synthetic samples are admitted; 0 admits all from the first step.
+        inverted_cells: cells per base class on which the base model is distilled too (`inversion`), where there are no base images.
         label_stride: the cross-entropy looks at every n-th row and column of the labels.
     """
 
@@ -76,8 +78,9 @@ class NovelSchedule:
     lr: float = 0.1
     background_weight: float = 1.0
     distill: float = 1.0
-    merge_support: bool = True
+    merge_base: tuple[Kind, ...] = ("support",)
     merge_novel: tuple[Kind, ...] = KINDS
+    inverted_cells: int = 0
     ramp: float = 0.0
     label_stride: int = 1
 
@@ -153,6 +156,10 @@ class NovelTraining:
         for sample in samples:
             self._add(sample)
         self.ids = {kind: sorted(s.sample_id for s in samples if s.kind == kind) for kind in KINDS}
+        self.inverted: InvertedCells | None = None
+        if schedule.inverted_cells and schedule.distill > 0 and rank_and_world_size()[0] == 0:
+            cells = free_cells([s for s in samples if s.kind == "support"], self.base_rows, start.align_corners)
+            self.inverted = InvertedCells(self.base, cells, schedule.inverted_cells, seed)
         self.checkpoint: dict[str, Tensor] | None = None
         if not (self.planned and schedule.per_step.get("synthetic", 0)) and not any(self._counts(k) for k in KINDS):
             raise self._no_samples()
@@ -197,9 +204,11 @@ class NovelTraining:
         batch = self._batch()
         local = [self.samples[kind, name] for kind, name in batch if is_local_sample(name)]
         loss = self._loss(local)
+        if self.inverted is not None:  # in process 0 alone: gradients are summed
+            loss = loss + self.schedule.distill * self.inverted.loss(self.current, self.steps_done)
         self.optimizer.param_groups[0]["lr"] = self.rate * (0.5 + 0.5 * math.cos(math.pi * self.steps_done / self.schedule.steps))
         self.optimizer.zero_grad(set_to_none=False)
-        if local:
+        if loss.requires_grad:
             loss.backward()
         all_reduce_gradients(self.optimizer)
         if batch:
@@ -355,11 +364,14 @@ def _weights(batch: list[TrainingSample], label: Tensor) -> Tensor | None:
     return torch.from_numpy(np.stack(rows)).to(label.device).float()
 
 
-def cells_without_novel(label: Tensor, base_rows: int, features: Tensor, align_corners: bool) -> Tensor:
-    """Return bool (N, h, w): the cells of features (N, D, h, w) without a pixel of labels (N, H, W) that is novel or 255."""
-    sides = zip(label.shape[1:], features.shape[2:], strict=True)
-    rows, columns = (torch.from_numpy(area_weights(n, g, align_corners)).to(features) for n, g in sides)
-    return rows @ (label >= base_rows).to(features) @ columns.T == 0
+def free_cells(samples: Sequence[TrainingSample], base_rows: int, align_corners: bool) -> Tensor:
+    """Return the cells float32 (n, D) of samples that hold no pixel that is novel or 255, in the order of their ids."""
+    found = []
+    for sample in sorted(samples, key=lambda s: s.sample_id):
+        features = sample.features.float()
+        free = cells_without_novel(torch.from_numpy(sample.label)[None], base_rows, features[None], align_corners)[0]
+        found.append(features[:, free].T)
+    return torch.cat(found) if found else torch.zeros(0, 0)
 
 
 def merged_classes(
@@ -373,7 +385,7 @@ def merged_classes(
     """
     merged = torch.zeros(len(kinds), rows, dtype=torch.bool)
     for n, (kind, label) in enumerate(zip(kinds, labels, strict=True)):
-        if kind == "support" and schedule.merge_support:
+        if kind in schedule.merge_base:
             merged[n, :base_rows] = True
         if kind in schedule.merge_novel:
             merged[n, base_rows:] = True

@@ -11,8 +11,10 @@ from typing import Literal
 
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
+from syn4seg.data.unlabeled import UnlabeledPhotos
 from syn4seg.errors import UserError
 from syn4seg.schema import PROMPTS_FILE
+from syn4seg.stages.base_data import base_photos
 from syn4seg.stages.setup import draws_of
 from syn4seg.store.files import exists
 from syn4seg.store.images import pixel_digest
@@ -54,6 +56,7 @@ def audit_run(config: Config, run: RunDir, dataset: Dataset, fold: Fold) -> list
         _audit_weights(base),
         _audit_prompts(config, run, support | set(dataset.val)),
         _audit_images(config, run, dataset),
+        *_audit_photos(config, dataset),
     ]
 
 
@@ -163,3 +166,16 @@ def _audit_images(config: Config, run: RunDir, dataset: Dataset) -> Finding:
     if same:
         return Finding(claim, "LEAK", f"{len(same)} of {len(imported)} imported images equal a validation image, e.g. {same[0]}")
     return Finding(claim, "ok", f"none of {len(imported)} imported images equals one of {len(dataset.val)} validation images")
+
+
+def _audit_photos(config: Config, dataset: Dataset) -> list[Finding]:
+    """Return whether an unlabeled photo (`novel.base_photos`) is, pixel by pixel, a validation image."""
+    photos, claim = base_photos(config, dataset), "no unlabeled photo is an exact copy of a validation image"
+    if not isinstance(photos, UnlabeledPhotos):
+        return []
+    queries = {pixel_digest(dataset.image(s)): s for s in dataset.val}
+    same = [queries[d] for d in (pixel_digest(photos.image(s)) for s in photos.ids) if d in queries]
+    evidence = f"{len(same)} of {len(photos.ids)} photos equal one of {len(queries)} validation images" + (
+        f", e.g. {same[0]}" if same else ""
+    )
+    return [Finding(claim, "LEAK" if same else "ok", evidence)]

@@ -12,6 +12,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.sources import EMBEDDED_TRAIN
 from syn4seg.errors import UserError
+from syn4seg.stages.model_base import model_facts, read_base_model
 from syn4seg.stages.network_base import check_network, import_network
 from syn4seg.stages.setup import base_images, canvas_of, shipped_base, training_device
 from syn4seg.store.files import exists
@@ -63,6 +64,12 @@ def make_base(
             train_base_stage(config, run, dataset, fold, training_device(config), report)
         else:
             train(report)
+    elif config.base.is_model:
+        network, found = read_base_model(config)
+        facts = model_facts(found)
+        _write_facts(run, None, chosen="by whoever trained it", origin="imported", label_pixels=None, **facts)
+        learned = {"imported": facts["family"], "sha256": facts["sha256"], "base": [fold.names[k - 1] for k in fold.base]}
+        _save(network, run, found.network.backbone, learned, whole=True)
     elif config.base.is_network:
         network, shape, facts = import_network(config, dataset, fold)
         _write_facts(run, None, chosen="by whoever trained it", origin="imported", family=shape.title, label_pixels=None, **facts)
@@ -83,10 +90,10 @@ def _write_facts(run: RunDir, images: list[str] | None, chosen: str = "the last 
     write_sealed_json(run.base_facts, {"images": images, "chosen": chosen, **facts})
 
 
-def _save(network: Segmenter, run: RunDir, backbone: str | SemanticShape, facts: dict[str, Any]) -> None:
+def _save(network: Segmenter, run: RunDir, backbone: str | SemanticShape, facts: dict[str, Any], *, whole: bool = False) -> None:
     from syn4seg.segmenter.network import save_segmenter
 
-    save_segmenter(network, run.base, backbone=backbone, facts=facts, write=write_sealed)
+    save_segmenter(network, run.base, backbone=backbone, facts=facts, write=write_sealed, whole=whole)
 
 
 def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, device: str, report: Report) -> None:
@@ -147,6 +154,9 @@ def check_checkpoint(config: Config, fold: Fold) -> None:
     Raises:
         UserError: no such file, no checkpoint, or of another fold, backbone or width; see `check_network` for a network.
     """
+    if config.base.is_model:
+        read_base_model(config)
+        return
     if config.base.is_network:
         check_network(config, fold)
         return

@@ -12,6 +12,8 @@ from syn4seg.data.embedded import CLASSES
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.models.generators import generator_source
 from syn4seg.stages import setup
+from syn4seg.stages.base_data import base_photos, shuffled_base_images
+from syn4seg.stages.model_base import check_base_data
 from syn4seg.stages.network_base import network_warnings
 from syn4seg.stages.rows import RESULT_NAMES, rows_of
 from syn4seg.store.files import exists
@@ -47,6 +49,7 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     dataset, fold = setup.load_dataset(config)
     for name in fold.index_names:
         check_class_name(name)
+    check_base_data(config, dataset, fold)
     canvas = setup.canvas_of(config)
     for draw in setup.draws_of(config):
         for target, ids in setup.support_of(config, dataset, fold, draw).items():
@@ -148,6 +151,10 @@ def check_files(
         _CHECKED.add(digest)
     if config.base.is_network and not (run is not None and exists(run.base)):
         warnings += network_warnings(config, fold)
+    if config.novel.base_photos is not None:
+        photos, drawn = base_photos(config, dataset), shuffled_base_images(config, dataset, fold)
+        for sample_id in drawn[: max(config.base_images_used[:2])]:
+            photos.image(sample_id)
     for draw in setup.draws_of(config):
         for target, ids in setup.support_of(config, dataset, fold, draw).items():
             if len(set(ids)) < len(ids):

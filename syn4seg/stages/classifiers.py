@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from syn4seg.segmenter.network import Classifier, NetworkShape, Segmenter
-    from syn4seg.segmenter.novel import NovelSchedule, TrainingSample
+    from syn4seg.segmenter.novel import Kind, NovelSchedule, TrainingSample
     from syn4seg.store.files import AnyPath
     from syn4seg.store.rundir import RunDir
 
@@ -69,9 +69,16 @@ def schedule_of(config: Config) -> NovelSchedule:
         background_weight=novel.background_weight,
         ramp=novel.ramp,
         label_stride=novel.label_stride,
+        inverted_cells=novel.inverted_cells if novel.base_data == "none" else 0,
         merge_novel=("support", "replay", *(("synthetic",) if novel.merge_synthetic else ())),
-        merge_support=config.data.base_in_support == "background",
+        merge_base=_without_base_masks(config),
     )
+
+
+def _without_base_masks(config: Config) -> tuple[Kind, ...]:
+    """Return the kinds of images whose background may hold base objects that nobody annotated."""
+    support: tuple[Kind, ...] = ("support",) if config.data.base_in_support == "background" else ()
+    return support if config.novel.base_data == "labelled" else (*support, "synthetic")
 
 
 def seed_of(config: Config, draw: int) -> int:

@@ -8,7 +8,7 @@ views of a step is a small value (`ImageReader`), so readers may be processes of
 # (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,14 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.support import support_label
 from syn4seg.schema import FAULT
 from syn4seg.stages.arrivals import add_places
+from syn4seg.stages.base_data import Photos, base_photos
 from syn4seg.stages.classifiers import digest_of_ids, load_classifier, read_learned_digest, schedule_of, seed_of
 from syn4seg.stages.controls import ControlLabels
 from syn4seg.stages.draw_training import broadcast_from_rank0
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import check_labelled, read_planned_samples
 from syn4seg.stages.rows import IMAGE_LABEL, ROWS, TRUTH, WITHOUT_VERDICT, joint_rows
-from syn4seg.stages.setup import base_images, load_dataset, support_of
+from syn4seg.stages.setup import base_images, canvas_of, load_dataset, support_of
 from syn4seg.stages.support import Registration
 from syn4seg.store.files import exists, remove
 from syn4seg.store.rundir import RunDir
@@ -37,7 +38,7 @@ from syn4seg.store.seals import write_sealed
 if TYPE_CHECKING:
     from syn4seg.segmenter.joint import JointBatch, JointSchedule, JointViews
     from syn4seg.segmenter.network import Classifier
-    from syn4seg.segmenter.novel import Kind
+    from syn4seg.segmenter.novel import Kind, TrainingSample
 
 CACHE_BYTES = 2 * 2**30
 """Decoded support and synthetic images that a reader keeps."""
@@ -64,7 +65,7 @@ def joint_schedule(config: Config) -> JointSchedule:
 
 def _per_step(config: Config) -> dict[str, int]:
     joint = config.joint
-    return {"support": joint.support_batch, "synthetic": joint.synthetic_batch, "replay": joint.base_batch}
+    return {"support": joint.support_batch, "synthetic": joint.synthetic_batch, "replay": config.base_images_used[2]}
 
 
 @dataclass
@@ -76,6 +77,7 @@ class ImageReader:
         row: of the ablation, a key of `ROWS`.
         synthetic: plan row of every sample that the row learns from, by id.
         support: novel dataset id and image id by the name of a support sample.
+        predicted: base images without masks: what the base model is sure of, uint8 (size, size) on the canvas, by id.
     """
 
     config: Config
@@ -84,16 +86,21 @@ class ImageReader:
     row: str
     synthetic: dict[str, dict[str, Any]]
     support: dict[str, tuple[int, str]]
+    predicted: dict[str, np.ndarray] = field(default_factory=dict)
     cache: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     cached_bytes: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("config", "run", "draw", "row", "synthetic", "support")
+        names = ("config", "run", "draw", "row", "synthetic", "support", "predicted")
         return {name: self.__dict__[name] for name in names} | {"cache": {}, "cached_bytes": 0}
 
     @cached_property
     def _data(self) -> tuple[Dataset, Fold]:
         return load_dataset(self.config)
+
+    @cached_property
+    def _photos(self) -> Photos:
+        return base_photos(self.config, self._data[0])
 
     @cached_property
     def _controls(self) -> ControlLabels:
@@ -107,6 +114,8 @@ class ImageReader:
         """Return an image uint8 (H, W, 3) and its class indices uint8 (H, W)."""
         if kind == "replay":
             dataset, fold = self._data
+            if self.config.novel.base_data != "labelled":
+                return canvas_of(self.config).image(self._photos.image(name)), self.predicted[name]
             return dataset.image(name), fold.to_base_index[dataset.mask(name)]
         if name not in self.cache:
             found = self._support(name) if kind == "support" else self._synthetic(name)
@@ -137,6 +146,7 @@ def joint_views(
     row: str,
     share: tuple[int, int] = (0, 1),
     synthetic: dict[str, dict[str, Any]] | None = None,
+    replayed: Sequence[TrainingSample] = (),
 ) -> JointViews:
     """Return the views of every step of a row and draw, for one process of those that share the steps.
 
@@ -144,6 +154,7 @@ def joint_views(
         row: of the ablation, a key of `ROWS`.
         share: number of the process, and how many there are.
         synthetic: `learned_samples(...)`, where they are known already.
+        replayed: of the novel stage; without base masks they are the base images here too.
     """
     from syn4seg.segmenter.base import Augmentation
     from syn4seg.segmenter.joint import JointViews
@@ -153,8 +164,9 @@ def joint_views(
     for target, ids in support_of(config, dataset, fold, draw).items():
         for shot, image_id in enumerate(ids):
             support[f"{target}-{shot}-{image_id}"] = target, image_id
-    reader = ImageReader(config, run.address, draw, row, synthetic, support)
-    base = base_images(config, dataset, fold) if joint.base_batch else []
+    predicted = {s.sample_id: s.label for s in replayed} if config.novel.base_data != "labelled" else {}
+    reader = ImageReader(config, run.address, draw, row, synthetic, support, predicted)
+    base = predicted or (base_images(config, dataset, fold) if config.novel.base_data == "labelled" and joint.base_batch else [])
     pools = {"support": sorted(support), "synthetic": sorted(synthetic), "replay": sorted(base)}
     augmentation = Augmentation(
         joint.crop or config.segmenter.size,
@@ -243,7 +255,7 @@ def train_network(
             remove(partial)
         progress(schedule.steps, float("nan"))
         return
-    views = joint_views(config, run, stage.dataset, fold, draw, row, (rank, world), samples)
+    views = joint_views(config, run, stage.dataset, fold, draw, row, (rank, world), samples, stage.base.replayed)
     learned = digest_of_ids(samples)
     check_shares(views, world)
     registered = Registration.load(paths).classifier_on("cpu") if schedule.confidence_weight else None
@@ -260,8 +272,10 @@ def train_network(
         progress=progress,
     )
     if rank == 0:
+        shape = read_segmenter(run.base)[1]
         facts = {"learned": learned, "row": row, "draw": draw, "steps": schedule.steps, "trains": schedule.trains}
-        save_segmenter(network, path, backbone=read_segmenter(run.base)[1].backbone, facts=facts, write=write_sealed)
+        whole = shape.mean is not None  # a model that was extended: its backbone's folder may be gone
+        save_segmenter(network, path, backbone=shape.backbone, facts=facts, write=write_sealed, whole=whole)
         if exists(partial):
             remove(partial)
 

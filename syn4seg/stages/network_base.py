@@ -80,11 +80,17 @@ def _names(fold: Fold, ids: Sequence[int]) -> list[str]:
 
 
 def _describe(config: Config, fold: Fold, *, weights: bool = False) -> Described:
+    from syn4seg.segmenter.model_folder import is_model_folder
     from syn4seg.segmenter.semantic_classes import base_rows
     from syn4seg.segmenter.semantic_sources import describe
 
     if unknown := sorted(set(config.base.names) - set(fold.names)):
         raise UserError(f"base.names: {unknown[0]!r} is no class of the data set; expected some of {', '.join(fold.names[:20])}")
+    if is_model_folder(config.base.checkpoint):
+        raise UserError(
+            f"base.checkpoint={config.base.checkpoint}: is a trained model of this project; `syn4seg extend` takes it, or set "
+            "base.classes to the names of its classes in their order"
+        )
     try:
         described = describe(config.base.checkpoint, weights=weights)
         base_rows(described.names, described.shape.labels, _names(fold, fold.base), config.base.names)

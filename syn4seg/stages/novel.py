@@ -13,7 +13,7 @@ import numpy as np
 
 from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
-from syn4seg.stages import classifiers, support
+from syn4seg.stages import base_data, classifiers, support
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.setup import canvas_of, support_of
@@ -33,7 +33,8 @@ class NovelStage:
         self.config, self.run, self.dataset, self.fold = config, run, dataset, fold
         self.segmenter = load_on_device(run, config.placement.device)
         self.real_features = support.feature_extractor(config, self.segmenter, dataset)
-        self.base = support.base_samples(config, dataset, fold, self.real_features)
+        photos = support.feature_extractor(config, self.segmenter, base_data.base_photos(config, dataset))
+        self.base = base_data.base_samples(config, self.segmenter, dataset, fold, photos)
         self.features = FeatureCache()
         self.round0: dict[int, Classifier] = {}
         self.loss = float("nan")  # of the last step, of whichever row

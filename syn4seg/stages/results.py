@@ -29,6 +29,8 @@ from syn4seg.store.tables import read_parquet, write_parquet
 if TYPE_CHECKING:
     from syn4seg.segmenter.evaluation import Metrics
 
+NO_QUERIES = "none"
+"""What a protocol says of the queries where the data set has none, so that nothing was scored."""
 METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic", "harmonic_with_background")
 
 
@@ -148,6 +150,7 @@ def summarise(
     """Return results.json: every metric of every row and baseline as mean, standard deviation and number of draws.
 
     Args:
+        matrices: of every draw and row; none where the data set has no queries: then every figure is None.
         unpublished: a line for each list of the data set that is not the published one.
     """
     from syn4seg.baselines import facts_of
@@ -167,7 +170,7 @@ def summarise(
         "gains": paired_gains(by_draw),
         "per_class": per_class,
         "baselines": baselines,
-        "protocol": protocol(config, fold, unpublished),
+        "protocol": protocol(config, fold, unpublished) | ({} if matrices else {"queries": NO_QUERIES}),
         "config_digest": config_digest(config),
     }
 
@@ -184,11 +187,11 @@ def _figures(fold: Fold, draws: list[Metrics]) -> tuple[dict[str, Any], dict[str
     Two harmonic means are among them: `harmonic`, the mean over draws of each draw's, and `harmonic_of_means`, that of the two
     means shown beside it. They differ where draws do.
     """
-    ious = np.array([values["per_class"] for values in draws], float)
+    ious = np.array([values["per_class"] for values in draws], float).reshape(len(draws), len(fold.index_names))
     per_class = {name: spread(ious[:, i]) for i, name in enumerate(fold.index_names)}
     figures = {metric: spread([values[metric] for values in draws]) for metric in METRICS}
     base, novel = figures["base"]["mean"], figures["novel"]["mean"]
-    of_means = 2 * base * novel / (base + novel) if base and novel else 0.0
+    of_means = None if None in (base, novel) else 2 * base * novel / (base + novel) if base and novel else 0.0
     return figures | {"harmonic_of_means": {"mean": of_means, "std": None, "n": len(draws)}}, per_class
 
 
@@ -230,8 +233,9 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "base_mIoU": "with the background" if evaluation.background_in_base else "foreground base classes",
         "mean": "(base + novel) / 2" if evaluation.mean == "base_novel" else "over all classes (total)",
         "harmonic": "2bn / (b + n), per draw, of the base and novel mIoU shown; harmonic_of_means: of their means over draws",
-        "replayed_base_images": config.novel.replay_images,
-        "base_prototype_images": config.labeling.base_prototype_images,
+        "base_data": config.novel.base_data,
+        "replayed_base_images": config.base_images_used[0],
+        "base_prototype_images": config.base_images_used[1],
         "transductive": config.synthesis.source != "generate",
         "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
-from syn4seg.data.datasets import Dataset, Fold, fold_of
+from syn4seg.data.datasets import Dataset, Fold, extended_fold, fold_of
 from syn4seg.data.photos import PHOTO_SUFFIXES
 from syn4seg.data.sources import dataset_source, open_dataset
 from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, is_reserved, pop_draw, query_ids, support_pools
@@ -23,7 +23,7 @@ from syn4seg.store.samples import escape_name
 if TYPE_CHECKING:
     from syn4seg.models.protocols import Speed
 
-INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model")
+INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos")
 """Keys that may name files of this machine."""
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the packaged weights."""
@@ -45,9 +45,13 @@ def load_dataset(config: Config) -> tuple[Dataset, Fold]:
     dataset.check()
     dataset.train, dataset.val = dataset.train[: data.train_images], dataset.val[: data.val_images]
     try:
-        return dataset, fold_of(dataset, data.fold)
+        fold = fold_of(dataset, data.fold)
     except UserError as error:
         raise UserError(f"data.fold={data.fold}: {error}") from None
+    try:
+        return dataset, extended_fold(fold, config.base.classes) if config.base.is_model else fold
+    except UserError as error:
+        raise UserError(f"base.checkpoint={config.base.checkpoint}: {error}") from None
 
 
 def is_prepared(config: Config) -> bool:
@@ -171,6 +175,8 @@ def digest_inputs(config: Config) -> dict[str, str]:
         from syn4seg.segmenter.semantic_sources import source_path
 
         paths["base.checkpoint"] = source_path(config.base.checkpoint)
+    if config.base.is_model and (Path(config.base.checkpoint) / "config.yaml").is_file():  # a run, of which the model alone counts
+        paths["base.checkpoint"] = Path(config.base.checkpoint) / "model"
     digests = {key: _digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
     if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
         digests["data.root"] = _digest(manifest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,11 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.data.support import support_label
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.labeling.filtering import held_out_similarities
-from syn4seg.labeling.prototypes import background_prototype, support_prototypes
+from syn4seg.labeling.prototypes import background_prototype, normalize, support_prototypes
 from syn4seg.schema import BACKGROUND, UNLABELED
-from syn4seg.seeds import seeded
-from syn4seg.stages.setup import base_images, canvas_of, support_of
+from syn4seg.stages.base_data import BaseSamples, Features, Photos
+from syn4seg.stages.classifiers import base_classifier, initial_classifier, train_row
+from syn4seg.stages.setup import canvas_of, support_of
 from syn4seg.store.files import exists
 from syn4seg.store.rundir import Draw, RunDir
 from syn4seg.store.seals import write_sealed, write_sealed_json
@@ -26,7 +26,6 @@ from syn4seg.store.tensors import read_tensors
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from syn4seg.segmenter.network import Classifier, Segmenter
     from syn4seg.segmenter.novel import TrainingSample
@@ -92,24 +91,12 @@ class Registration:
         return Classifier(weight, bias, self.cosine, self.align_corners)
 
 
-@dataclass(frozen=True)
-class BaseSamples:
-    """Base training images as samples of the kind "replay": those that are replayed, and those that make base prototypes."""
-
-    replayed: list[TrainingSample]
-    prototype_images: list[TrainingSample]
-
-
-Features = Callable[[Sequence[str]], Sequence["Tensor"]]
-"""Frozen features float16 (D, h, w) of real images by id, each computed alone (rounding depends on batch-mates)."""
-
-
-def feature_extractor(config: Config, segmenter: Segmenter, dataset: Dataset) -> Features:
+def feature_extractor(config: Config, segmenter: Segmenter, photos: Photos) -> Features:
     """Return a function from image ids to frozen features; it computes them anew at every call."""
     from syn4seg.segmenter.network import frozen_features
 
     canvas = canvas_of(config)
-    return lambda ids: [frozen_features(segmenter, canvas.image(dataset.image(i))[None])[0] for i in ids]
+    return lambda ids: [frozen_features(segmenter, canvas.image(photos.image(i))[None])[0] for i in ids]
 
 
 def support_samples(
@@ -125,29 +112,6 @@ def support_samples(
             name = f"{target}-{image_id}" + (f"+{ids[:shot].count(image_id)}" if image_id in ids[:shot] else "")
             samples.append(TrainingSample(name, feature, canvas.label(label), "support"))
     return samples
-
-
-def base_samples(config: Config, dataset: Dataset, fold: Fold, features: Features) -> BaseSamples:
-    """Return base training images with frozen features and base labels (novel objects background), drawn by a seed.
-
-    The first `novel.replay_images` of the draw are replayed, the first `labeling.base_prototype_images` make prototypes.
-    """
-    from syn4seg.segmenter.novel import TrainingSample
-
-    replay, prototypes = config.novel.replay_images, config.labeling.base_prototype_images
-    ids = shuffled_base_images(config, dataset, fold)[: max(replay, prototypes)]
-    table, canvas = fold.to_base_index, canvas_of(config)
-    samples = {
-        i: TrainingSample(i, feature, canvas.label(table[dataset.mask(i)]), "replay")
-        for i, feature in zip(ids, features(ids), strict=True)
-    }
-    return BaseSamples([samples[i] for i in sorted(ids[:replay])], [samples[i] for i in sorted(ids[:prototypes])])
-
-
-def shuffled_base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
-    """Return the base training images in the order in which they are drawn for replay and prototypes."""
-    ids = base_images(config, dataset, fold)
-    return [ids[i] for i in seeded("replay", config.seed).permutation(len(ids))]
 
 
 def register(
@@ -184,8 +148,6 @@ def compute_registration(
     config: Config, segmenter: Segmenter, fold: Fold, support: list[TrainingSample], base: BaseSamples, draw: int
 ) -> Registration:
     """Compute round 0: prototypes, thresholds, and a classifier that has seen the support set and replayed base images only."""
-    from syn4seg.stages.classifiers import initial_classifier, train_row
-
     prototypes = _prototypes(config, segmenter, fold, support, base.prototype_images)
     start = initial_classifier(segmenter, prototypes, fold)
     trained = train_row(config, fold, start, [*support, *base.replayed], draw)
@@ -196,7 +158,10 @@ def compute_registration(
 def _prototypes(
     config: Config, segmenter: Segmenter, fold: Fold, support: list[TrainingSample], images: list[TrainingSample]
 ) -> np.ndarray:
-    """Return unit global prototypes (1+B+M, D): novel and background from the support set, base from base training images."""
+    """Return unit global prototypes (1+B+M, D): novel and background from the support set, base from base images.
+
+    A base class that no image holds has none (0); without base labels its classifier row stands for it (`inversion`).
+    """
     import torch
 
     features, labels = _arrays(support)
@@ -207,13 +172,28 @@ def _prototypes(
             segmenter.classifier.pixels(s.features.to(segmenter.weight)[None], config.segmenter.size)[0].argmax(0).byte()
             for s in support
         ]
-    background = _background(features, labels, [p.cpu().numpy() for p in predictions], images, corners)
+    annotated = config.novel.base_data == "labelled"
+    background = _background(features, labels, [p.cpu().numpy() for p in predictions], images, corners, annotated)
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
+    if not annotated:
+        base = _inverted_prototypes(config, segmenter, support)
     features, labels = _arrays(images)
     present = [i for i in range(1, 1 + len(fold.base)) if any((label == i).any() for label in labels)]
     if present:
         base[np.array(present) - 1] = support_prototypes(features, labels, present, align_corners=corners)
     return np.concatenate([background[None], base, novel]).astype(np.float32)
+
+
+def _inverted_prototypes(config: Config, segmenter: Segmenter, support: list[TrainingSample]) -> np.ndarray:
+    """Return unit prototypes (B, D) of base classes without images: means of inverted cells, else the classifier's rows."""
+    from syn4seg.segmenter.inversion import invert_classifier
+    from syn4seg.segmenter.novel import free_cells
+
+    base = base_classifier(segmenter)
+    cells = free_cells(support, len(base.weight), base.align_corners)
+    found, classes = invert_classifier(base, cells, config.novel.inverted_cells, config.seed)
+    rows = [found[classes == k].mean(0) if (classes == k).any() else base.weight[k] for k in range(1, len(base.weight))]
+    return normalize(np.stack([row.numpy() for row in rows]))
 
 
 def _background(
@@ -222,11 +202,16 @@ def _background(
     predictions: list[np.ndarray],
     images: list[TrainingSample],
     align_corners: bool,
+    annotated: bool,
 ) -> np.ndarray:
     """Return the background prototype (D,) from the first of these that has a background pixel: support pixels on which the base
-    model agrees, all support pixels, base training images; zero for data in which every pixel has a class."""
+    model agrees, all support pixels, base images; zero for data in which every pixel has a class.
+
+    Args:
+        annotated: base classes have masks; without, support pixels that the base model gives a class are never background.
+    """
     agreed = [np.where(base == BACKGROUND, label, UNLABELED) for label, base in zip(labels, predictions, strict=True)]
-    for maps, masks in ((features, agreed), (features, labels), _arrays(images)):
+    for maps, masks in ((features, agreed), *([(features, labels)] if annotated else []), _arrays(images)):
         if any((mask == BACKGROUND).any() for mask in masks):
             return background_prototype(maps, masks, align_corners=align_corners)
     return np.zeros(features[0].shape[0], np.float32)

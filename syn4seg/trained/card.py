@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from syn4seg.exports.card import escape, table
+from syn4seg.segmenter.model_folder import FILES, ModelConfig
 from syn4seg.terminal import format_percent
-from syn4seg.trained.form import FILES, ModelConfig
 
 SCORES = {"base": "base mIoU", "novel": "novel mIoU", "mean": "mean", "harmonic": "harmonic mean"}
 USE = {
@@ -117,6 +117,8 @@ def _training(facts: dict[str, Any]) -> list[str]:
 def _scores(facts: dict[str, Any]) -> list[str]:
     if not facts["scores"]:
         return ["Not evaluated yet."]
+    if not any(facts["scores"][key]["n"] for key in ("base", "novel")):
+        return ["None: there was no query with a mask."]
     rows = [(title, _percent(facts["scores"], key)) for key, title in SCORES.items()]
     about = f"In %, mean ± standard deviation over {facts['draws']} support draw(s) of the run, counted on "
     return [f"{about}{escape(facts['scored_on'])}, protocol {escape(facts['protocol'])}.", "", *table(("figure", "value"), rows)]

@@ -13,6 +13,7 @@ from syn4seg.exports.lineage import licences, public_name, shared_columns
 from syn4seg.exports.target import lies_in
 from syn4seg.report.sheets import class_colors, rgb_of
 from syn4seg.schema import FAULT, RECORD
+from syn4seg.segmenter.model_folder import CONFIG, FILES, README, ModelCanvas, ModelClass, ModelConfig, ModelWeights
 from syn4seg.stages.classifiers import best_row, trained_segmenter
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import RESULT_NAMES, ROWS, WITHOUT_VERDICT, joint_rows, scored_rows
@@ -21,7 +22,6 @@ from syn4seg.store.listing import list_files
 from syn4seg.store.readback import BaseFacts, Provenance, Results, SupportFacts, read_checked
 from syn4seg.store.tables import read_parquet
 from syn4seg.trained.card import card
-from syn4seg.trained.form import CONFIG, FILES, README, ModelCanvas, ModelClass, ModelConfig, ModelWeights
 
 if TYPE_CHECKING:
     from syn4seg.data.datasets import Fold
@@ -74,7 +74,8 @@ def public_shape(segmenter: Segmenter, header: NetworkShape) -> NetworkShape:
     """Return what a segmenter is built of, without the place from which its backbone came."""
     from syn4seg.segmenter.network import shape_of
 
-    backbone = header.backbone if not isinstance(header.backbone, str) else public_name(header.backbone)
+    is_public = header.mean is not None or not isinstance(header.backbone, str)  # that of a model that was extended is
+    backbone = header.backbone if is_public else public_name(str(header.backbone))
     return shape_of(segmenter, backbone, whole=True)
 
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syn4seg.errors import UserError
+from syn4seg.segmenter.model_folder import FILES, ModelConfig
 from syn4seg.stages.classifiers import trained_segmenter
 from syn4seg.stages.setup import canvas_of
 from syn4seg.store.files import write_atomically
 from syn4seg.trained.folder import choose, describe_model, public_shape, write_facts
-from syn4seg.trained.form import FILES, ModelConfig
 
 if TYPE_CHECKING:
     from syn4seg.config.tree import Config

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syn4seg.errors import DamagedError, UserError
-from syn4seg.store.files import as_path, check_reachable, exists, read_bytes
-from syn4seg.trained.form import FILES, ModelConfig, read_config
+from syn4seg.segmenter.model_folder import ModelConfig, find_model, own_config, read_model
 from syn4seg.trained.images import images_of, results_like
 from syn4seg.trust import trust as trust_code
 
@@ -18,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from syn4seg.segmenter.network import Segmenter
-    from syn4seg.store.files import AnyPath
     from syn4seg.trained.pictures import Views
 
 BATCH = 16
@@ -115,64 +111,10 @@ def load(place: str | Path, device: str = "auto", trust: bool = False) -> Model:
         UserError: there is no model, a file of it is damaged or was changed, or it is one for another program.
     """
     from syn4seg.models.device import resolve_device
-    from syn4seg.segmenter.network import read_segmenter
 
     folder = find_model(place)
-    config = own_config(folder)
-    check_weights(folder, config)
-    if trust and isinstance(config.network.backbone, str) and ":" in config.network.backbone:
-        trust_code(config.network.backbone)
-    path = folder / FILES["safetensors"]
-    segmenter, shape, _ = read_segmenter(path)
-    if shape != config.network:
-        raise DamagedError(f"{path}: its network is not the one that config.json describes; take both files from one folder")
+    backbone = own_config(folder).network.backbone
+    if trust and isinstance(backbone, str) and ":" in backbone:
+        trust_code(backbone)
+    segmenter, config = read_model(folder)
     return Model(segmenter.to(resolve_device(device)).eval(), config)
-
-
-def own_config(folder: AnyPath) -> ModelConfig:
-    """Return the config.json of a model that can be loaded here.
-
-    Raises:
-        UserError: there is none, or its weights are for another program.
-    """
-    config = read_config(folder)
-    if config.weights.format != "safetensors":
-        raise UserError(
-            f"{folder}: holds {FILES[config.weights.format]} for another program; `syn4seg model RUN --to DIR` writes a folder for "
-            "this one"
-        )
-    return config
-
-
-def find_model(place: str | Path) -> AnyPath:
-    """Return the folder of a model: the place itself, or model/ in a run.
-
-    Raises:
-        UserError: it is a run without a model, or cannot be reached.
-    """
-    root = as_path(place)
-    check_reachable(root)
-    if not exists(root / "config.yaml"):
-        return root
-    if not exists(root / "model" / "config.json"):
-        raise UserError(
-            f"{place}: this run has no model yet; finish it with `syn4seg run`, or use `syn4seg model {place} --to DIR`"
-        )
-    return root / "model"
-
-
-def check_weights(folder: AnyPath, config: ModelConfig) -> None:
-    """Check that the weights are those that config.json names.
-
-    Raises:
-        DamagedError: they are missing or others.
-    """
-    from syn4seg.store.files import MAX_TABLE
-
-    path = folder / FILES[config.weights.format]
-    try:
-        digest = hashlib.sha256(read_bytes(path, MAX_TABLE)).hexdigest()
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: missing; take the whole folder") from None
-    if digest != config.weights.sha256:
-        raise DamagedError(f"{path}: not the weights that config.json names (damaged, cut short or changed); take the whole folder")

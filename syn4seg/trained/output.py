@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from syn4seg.errors import UserError
+from syn4seg.segmenter.model_folder import ModelConfig
 from syn4seg.store.files import append_line, as_path, check_reachable, exists, parse_json, read_bytes, write_atomically, write_json
 from syn4seg.store.listing import list_files
 from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.readback import Facts, read_checked
-from syn4seg.trained.form import ModelConfig
 from syn4seg.trained.inputs import ImageSource
 from syn4seg.trained.pictures import View, Views
 from syn4seg.trained.prediction import Line, PredictionOptions, Runner, chunked, encode_line, read_source

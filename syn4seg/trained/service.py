@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from syn4seg.trained.form import ModelConfig
+    from syn4seg.segmenter.model_folder import ModelConfig
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}

@@ -27,11 +27,12 @@ from syn4seg.config.tree import Config
 from syn4seg.labeling.components import find_components
 from syn4seg.labeling.grabcut import ComponentMasks
 from syn4seg.labeling.relabeling import judge_target
+from syn4seg.stages.base_data import base_samples
 from syn4seg.stages.classifiers import initial_classifier, pixel_weights, schedule_of, seed_of
 from syn4seg.stages.labels import BoundaryRefiner, DraftLabel, Enhancer, dense_features
 from syn4seg.stages.scoring import CHUNK
 from syn4seg.stages.setup import draws_of, queries_of, support_of, training_device
-from syn4seg.stages.support import Registration, base_samples, compute_registration, keep_thresholds, support_samples
+from syn4seg.stages.support import Registration, compute_registration, keep_thresholds, support_samples
 from syn4seg.store.files import exists
 from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
@@ -142,8 +143,8 @@ class _Trial:
 
     @cached_property
     def base(self):
-        """Base training images that are replayed and that make prototypes."""
-        return base_samples(self.config, self.dataset, self.fold, lambda ids: self.real(ids)[1])
+        """Base images that are replayed and that make prototypes."""
+        return base_samples(self.config, self.context.segmenter, self.dataset, self.fold, lambda ids: self.real(ids)[1])
 
     def support_ids(self, draw: int) -> dict[int, list[str]]:
         """Return the support image ids of a draw by novel dataset id. To find them, every mask of the train list may be read."""

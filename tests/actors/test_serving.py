@@ -26,7 +26,7 @@ from PIL import Image
 from actors import serving
 from actors.serving import is_loopback, read_options
 from syn4seg.errors import UserError
-from syn4seg.trained.form import read_config
+from syn4seg.segmenter.model_folder import read_config
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("fastapi"), reason="Ray Serve is missing: pip install -e .[serve]")
 LIMIT = 200_000

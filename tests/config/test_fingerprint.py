@@ -51,7 +51,7 @@ BEFORE = {"data": {"root": "folder"}, "synthesis": {"root": "folder"}, "base": {
 """What some other values need to be valid."""
 
 
-EMPTY_LISTS = {"evaluation.baselines": ["bcm"], "evaluation.rows": ["apr"]}
+EMPTY_LISTS = {"base.classes": ["cat"], "evaluation.baselines": ["bcm"], "evaluation.rows": ["apr"]}
 """Values of keys whose lists are empty by default."""
 
 

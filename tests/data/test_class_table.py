@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from syn4seg.data.class_table import fold_number, read_class_table
+from syn4seg.data.class_table import ClassTable, fold_number, read_class_table
 from syn4seg.errors import UserError
 
 
@@ -131,3 +131,14 @@ def test_other_texts_are_refused_by_file(tmp_path, data):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
             read_class_table(tmp_path / name)
+
+
+def test_a_table_of_new_classes_needs_no_folds(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text('{"classes": ["kite", "drone"]}')
+    assert read_class_table(path, all_new=True) == ClassTable(("kite", "drone"), ("all",), ((1, 2),))
+    with pytest.raises(UserError, match="folds_novel"):
+        read_class_table(path)
+    path.write_text('{"names": []}')
+    with pytest.raises(UserError, match="names of the new classes"):
+        read_class_table(path, all_new=True)

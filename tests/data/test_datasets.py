@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syn4seg.data.datasets import EmbeddedDataset, Fold, class_areas, fold_of
+from syn4seg.data.datasets import EmbeddedDataset, Fold, class_areas, extended_fold, fold_of
 from syn4seg.errors import UserError
 
 
@@ -50,3 +50,14 @@ def test_areas_are_shares_of_the_whole_image_without_background_and_unlabeled():
     dataset = EmbeddedDataset(4, 1)
     for sample_id in dataset.train:
         assert dataset.areas(sample_id) == class_areas(dataset.mask(sample_id))
+
+
+def test_an_extended_fold_gives_a_model_s_classes_their_own_indices_and_knows_them_by_name():
+    fold = extended_fold(Fold(("kite", "traffic light", "sky"), (), (1,)), ("road", "TrafficLight", "car"))
+    assert fold.index_names == ("background", "road", "TrafficLight", "car", "kite")  # in the order of the model's rows
+    assert fold.to_index[[0, 1, 2, 3, 255]].tolist() == [0, 4, 2, 255, 255]  # "sky" is neither new nor the model's
+    assert fold.to_base_index[[0, 1, 2]].tolist() == [0, 0, 2]
+    with pytest.raises(UserError, match="has learned 'kite' already"):
+        extended_fold(Fold(("kite",), (), (1,)), ("Kite",))
+    with pytest.raises(UserError, match="255 classes in all; a mask has values for 254"):
+        extended_fold(Fold(("kite",), (), (1,)), [f"c{i}" for i in range(254)])

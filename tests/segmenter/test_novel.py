@@ -279,15 +279,16 @@ def test_every_sample_of_a_kind_is_used_before_any_is_used_again():
 @pytest.mark.parametrize(
     ("kind", "classes", "told", "key"),
     [
-        ("support", [1, 3], [0, 3], "merge_support"),
+        ("support", [1, 3], [0, 3], "merge_base"),
+        ("synthetic", [1, 3], [0, 3], "merge_base"),
         ("replay", [3, 2], [0, 2], "merge_novel"),
         ("synthetic", [3, 2], [0, 2], "merge_novel"),
     ],
 )
 def test_a_merged_background_protects_the_objects_that_a_kind_leaves_unlabelled(kind, classes, told, key):
     samples = [_sample(i, kind, classes, labels=told) for i in range(2)]
-    plain = dataclasses.replace(SCHEDULE, distill=0.0, merge_support=False, merge_novel=())
-    merged = dataclasses.replace(plain, **{key: (kind,) if key == "merge_novel" else True})
+    plain = dataclasses.replace(SCHEDULE, distill=0.0, merge_base=(), merge_novel=())
+    merged = dataclasses.replace(plain, **{key: (kind,)})
     scores = [
         _accuracy(train_novel(_start(), samples, base_classes=BASE, schedule=schedule, seed=0)) for schedule in (plain, merged)
     ]

@@ -78,8 +78,8 @@ def test_every_key_of_the_novel_stage_reaches_the_schedule(small):
     schedule = schedule_of(config)
     assert schedule.per_step == {"support": 3, "synthetic": 5, "replay": 2}
     assert (schedule.steps, schedule.lr, schedule.distill, schedule.ramp) == (9, 0.5, 0.25, 0.5)
-    assert schedule.background_weight == 0.5 and not schedule.merge_support
-    assert schedule_of(load(None, small)).merge_support == (load(None, small).data.base_in_support == "background")
+    assert schedule.background_weight == 0.5 and schedule.merge_base == ()
+    assert schedule_of(load(None, small)).merge_base == ("support",)
 
 
 def test_draws_have_seeds_of_their_own(small):

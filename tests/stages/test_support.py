@@ -11,10 +11,11 @@ from safetensors.numpy import save
 
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
+from syn4seg.stages.base_data import shuffled_base_images
 from syn4seg.stages.checks import check
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.setup import base_images, support_of
-from syn4seg.stages.support import Registration, keep_thresholds, shuffled_base_images, support_samples
+from syn4seg.stages.support import Registration, keep_thresholds, support_samples
 from syn4seg.store.seals import write_sealed
 
 

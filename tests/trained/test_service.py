@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from syn4seg.segmenter.model_folder import read_config
 from syn4seg.trained import service
-from syn4seg.trained.form import read_config
 from syn4seg.trained.prediction import Seen, encode_mask
 from syn4seg.trained.service import PAGE, PAGE_FILES, build_app
 

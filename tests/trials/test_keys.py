@@ -29,6 +29,7 @@ CHANGES = {
     **dict.fromkeys(("novel.replay_batch=2", "novel.background_weight=0.5", "novel.distillation=0.5"), ROUND_0),
     **dict.fromkeys(("novel.ramp=0.5", "novel.merge_synthetic=true", "novel.label_stride=2"), ROUND_0),
     "novel.replay_images=5": ROUND_0,
+    **dict.fromkeys(("novel.base_data=none", "novel.base_confidence=0.5", "novel.inverted_cells=5"), ROUND_0),
     **{key: set() for key in ("novel.trains=all", "novel.rows=[oracle]")},
     **{key: {"classifier"} for key in ("novel.synthetic_weight=0.5", "novel.confidence_weight=0.5")},
     "data.shots=2": {"support", "real", *ROUND_0},
@@ -54,6 +55,7 @@ NOT_HERE = {
     "data.support_from": "draws from the val list, which has too few images here",
     "data.first_draw": "other draws, so no entry of a draw is shared",
     "refinement.model": "needs other weights",
+    "novel.base_photos": "a trial reads the data set alone",
     **dict.fromkeys(("labeling.rounds", "labeling.support_share"), "a trial labels once"),
 }
 """Keys that this test cannot change, and why; sections of prompts, images and base stage change the run itself."""

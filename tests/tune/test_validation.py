@@ -13,8 +13,8 @@ from tune.validation import open_sweep, validation_images
 
 
 def test_validation_images_are_annotated_train_images_that_nothing_else_uses():
+    from syn4seg.stages.base_data import shuffled_base_images
     from syn4seg.stages.setup import draws_of, load_dataset, support_of
-    from syn4seg.stages.support import shuffled_base_images
     from tune.space import apply_overrides
 
     config = load(None, ["data.train_images=300", "data.draws=2", "novel.replay_images=20", "labeling.base_prototype_images=30"])

@@ -1,15 +1,17 @@
-"""config.json of a model's folder: what the model takes and says, and where it comes from; read back through one schema."""
+"""The folder of a trained model: config.json (what it takes and says, where it comes from; one schema) and weights."""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.errors import DamagedError, UserError
-from syn4seg.segmenter.network import NetworkShape
-from syn4seg.store.files import read_bytes
+from syn4seg.segmenter.network import NetworkShape, Segmenter, read_segmenter
+from syn4seg.store.files import MAX_TABLE, as_path, check_reachable, exists, read_bytes
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
@@ -106,3 +108,73 @@ def read_config(folder: AnyPath) -> ModelConfig:
         facts = error.errors()[0]
         place = ".".join(str(part) for part in facts["loc"]) or "the file"
         raise DamagedError(f"{folder / CONFIG}: {place[:100]}: {facts['msg'][:200]}; {remedy}") from None
+
+
+def read_model(folder: AnyPath) -> tuple[Segmenter, ModelConfig]:
+    """Return the network of a model's folder (float32, eval mode, on the CPU) and its config.json.
+
+    Raises:
+        UserError: there is no model, a file of it is damaged or was changed, or it is one for another program.
+    """
+    config, path = own_config(folder), folder / FILES["safetensors"]
+    check_weights(folder, config)
+    segmenter, shape, _ = read_segmenter(path)
+    if shape != config.network:
+        raise DamagedError(f"{path}: its network is not the one that config.json describes; take both files from one folder")
+    return segmenter, config
+
+
+def own_config(folder: AnyPath) -> ModelConfig:
+    """Return the config.json of a model that can be loaded here.
+
+    Raises:
+        UserError: there is none, or its weights are for another program.
+    """
+    config = read_config(folder)
+    if config.weights.format != "safetensors":
+        raise UserError(
+            f"{folder}: holds {FILES[config.weights.format]} for another program; `syn4seg model RUN --to DIR` writes a folder for "
+            "this one"
+        )
+    return config
+
+
+def find_model(place: str | Path) -> AnyPath:
+    """Return the folder of a model: the place itself, or model/ in a run.
+
+    Raises:
+        UserError: it is a run without a model, or cannot be reached.
+    """
+    root = as_path(place)
+    check_reachable(root)
+    if not exists(root / "config.yaml"):
+        return root
+    if not exists(root / "model" / "config.json"):
+        raise UserError(
+            f"{place}: this run has no model yet; finish it with `syn4seg run`, or use `syn4seg model {place} --to DIR`"
+        )
+    return root / "model"
+
+
+def is_model_folder(place: str) -> bool:
+    """Return whether a folder or URL is that of a model, or of a run with one."""
+    try:
+        read_config(find_model(place))
+    except UserError:
+        return False
+    return True
+
+
+def check_weights(folder: AnyPath, config: ModelConfig) -> None:
+    """Check that the weights are those that config.json names.
+
+    Raises:
+        DamagedError: they are missing or others.
+    """
+    path = folder / FILES[config.weights.format]
+    try:
+        digest = hashlib.sha256(read_bytes(path, MAX_TABLE)).hexdigest()
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: missing; take the whole folder") from None
+    if digest != config.weights.sha256:
+        raise DamagedError(f"{path}: not the weights that config.json names (damaged, cut short or changed); take the whole folder")
