@@ -23,7 +23,7 @@ OTHER_TASK = re.compile(r"Img2Img|Inpaint|ControlNet|Video|Upscale|Edit|Kontext|
 
 
 @dataclass(frozen=True)
-class Family:
+class PipelineFamily:
     """What `encode_prompt` of a pipeline returns, in order, and the names under which its call takes that.
 
     Attributes:
@@ -44,24 +44,24 @@ class Family:
     packed: bool = False
 
 
-_PLAIN = Family(("sequence", "empty_sequence"))
-_MASKED = Family(("sequence", "mask", "empty_sequence", "empty_mask"), mask="prompt_attention_mask")
+_PLAIN = PipelineFamily(("sequence", "empty_sequence"))
+_MASKED = PipelineFamily(("sequence", "mask", "empty_sequence", "empty_mask"), mask="prompt_attention_mask")
 FAMILIES = {
     "StableDiffusionPipeline": _PLAIN,
     "LatentConsistencyModelPipeline": _PLAIN,
-    "StableDiffusionXLPipeline": Family(("sequence", "empty_sequence", "pooled", "empty_pooled")),
-    "FluxPipeline": Family(("sequence", "pooled", ""), packed=True),
-    "Flux2Pipeline": Family(("sequence", ""), packed=True),
+    "StableDiffusionXLPipeline": PipelineFamily(("sequence", "empty_sequence", "pooled", "empty_pooled")),
+    "FluxPipeline": PipelineFamily(("sequence", "pooled", ""), packed=True),
+    "Flux2Pipeline": PipelineFamily(("sequence", ""), packed=True),
     "PixArtAlphaPipeline": _MASKED,
     "PixArtSigmaPipeline": _MASKED,
     "SanaPipeline": _MASKED,
-    "SanaSprintPipeline": Family(("sequence", "mask"), mask="prompt_attention_mask"),
+    "SanaSprintPipeline": PipelineFamily(("sequence", "mask"), mask="prompt_attention_mask"),
     "AuraFlowPipeline": _MASKED,
     "Lumina2Pipeline": _MASKED,
-    "QwenImagePipeline": Family(
+    "QwenImagePipeline": PipelineFamily(
         ("sequence", "mask"), mask="prompt_embeds_mask", trimmed=True, guidance="true_cfg_scale", packed=True
     ),
-    "ZImagePipeline": Family(("sequence", "empty_sequence"), trimmed=True, listed=True, packed=True),
+    "ZImagePipeline": PipelineFamily(("sequence", "empty_sequence"), trimmed=True, listed=True, packed=True),
 }
 """Class of a pipeline -> its family."""
 

@@ -18,7 +18,7 @@ from syn4seg.errors import UserError
 from syn4seg.models import speed as speeds
 from syn4seg.models.device import generator_device, generator_dtype
 from syn4seg.models.embeddings import Encoded, pad
-from syn4seg.models.families import FAMILIES, LEFT_OUT, Family, has_weights, part_names
+from syn4seg.models.families import FAMILIES, LEFT_OUT, PipelineFamily, has_weights, part_names
 from syn4seg.models.hub import locate_model, read_index, revision
 from syn4seg.models.images import to_uint8
 from syn4seg.models.protocols import PLAIN, GeneratedBatch, Speed
@@ -125,7 +125,7 @@ class PipelineGenerator:
         speeds.check(speed, self.device)
         _check_speed(speed)
         index = read_index(model)
-        self.family: Family | None = FAMILIES.get(index["_class_name"])
+        self.family: PipelineFamily | None = FAMILIES.get(index["_class_name"])
         text, image = part_names(index)
         parts = image if self.family else (*text, *image)
         folder, index = locate_model(model, parts)
