@@ -93,7 +93,7 @@ def test_layouts_and_readers_change_no_byte_and_nothing_is_trained_twice(trained
     before = [(read_bytes(path), path.stat().st_mtime_ns) for path in paths]
     run(small, found.root)
     assert [(read_bytes(path), path.stat().st_mtime_ns) for path in paths] == before
-    other, _ = run(small, tmp_path / "sharded", "layout=sharded", "placement.training.readers=2")
+    other, _ = run(small, tmp_path / "sharded", "layout=sharded", "placement.training.readers=1")
     assert [read_bytes(other.draw(0).checkpoint(path.stem)) for path in paths] == [data for data, _ in before]
     assert scored_rows(other.stored()) == scored_rows(found.stored())
 
