@@ -14,6 +14,14 @@ from tools.generator import clip_tokenizer
 
 WORDS = ("red", "star", "blue", "moon", "on", "sand", "a", "two", "in", "the")
 WIDTH = 32
+LANGUAGE_MODEL: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 
 
 def clip(projection: bool = False) -> Any:
@@ -154,8 +162,7 @@ def pixart() -> Any:
 def sana() -> Any:
     """Sana: a language model with instructions, and an autoencoder with a deep code."""
     tokenizer = letters()
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
-    config = transformers.Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes)
+    config = transformers.Gemma2Config(vocab_size=len(tokenizer), **LANGUAGE_MODEL)
     vae = diffusers.AutoencoderDC(
         latent_channels=4,
         encoder_block_types=("ResBlock", "ResBlock"),
@@ -192,8 +199,7 @@ def sana() -> Any:
 def z_image() -> Any:
     """Z-Image: prompts of any length, as a list."""
     tokenizer = letters()
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
-    config = transformers.Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes)
+    config = transformers.Qwen3Config(vocab_size=len(tokenizer), **LANGUAGE_MODEL)
     network = diffusers.ZImageTransformer2DModel(
         all_patch_size=(2,),
         all_f_patch_size=(1,),

@@ -21,11 +21,10 @@ from syn4seg.models.device import generator_device, generator_dtype
 from syn4seg.models.embeddings import Encoded
 from syn4seg.models.hub import CLASSES, IMAGE, TEXT, locate_model, present_components, revision
 from syn4seg.models.images import to_uint8
-from syn4seg.models.pipelines import read_network
+from syn4seg.models.pipelines import ENCODE_BATCH, cut_at, read_network
 from syn4seg.models.protocols import PLAIN, GeneratedBatch, Speed
 from syn4seg.models.step_cache import StepCache
 
-ENCODE_BATCH = 8  # every text batch has this many rows, so that a prompt's embedding does not depend on its neighbours
 T5_TOKENS = 256  # as diffusers' default; a pipeline saved without T5 was trained without these tokens: 0
 
 
@@ -68,11 +67,8 @@ class DiffusionTextEncoder:
         return every.rows([at[text] for text in prompts])
 
     def cut_at(self, prompts: list[str]) -> list[int]:
-        """Return for each prompt 0, or the number of tokens after which the pooled embedding no longer reads it."""
-        tokenizer = self.pipeline.tokenizer
-        limit = int(tokenizer.model_max_length)
-        lengths = (len(ids) for ids in tokenizer(prompts, truncation=True, max_length=limit + 1).input_ids)
-        return [limit if length > limit else 0 for length in lengths]
+        """Return `pipelines.cut_at` of CLIP-L, whose pooled embedding no longer reads what stands behind."""
+        return cut_at(self.pipeline.tokenizer, prompts)
 
 
 class DiffusionGenerator:

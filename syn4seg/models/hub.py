@@ -63,7 +63,7 @@ def check(model: str) -> None:
     A hub model passes if its snapshot in the cache is whole, or if it can still be fetched as far as one can tell here.
 
     Raises:
-        UserError: as `located`; or the model must be fetched and the machine is offline, or it is gated and no token is set.
+        UserError: as `locate_model`; or the model must be fetched and the machine is offline, or it is gated and no token is set.
     """
     if model and Path(model).is_dir():
         locate_model(model, _all_parts(_index(model, Path(model))))

@@ -25,6 +25,17 @@ from syn4seg.models.protocols import PLAIN, GeneratedBatch, Speed
 
 ENCODE_BATCH = 8
 """Rows of every batch of texts, so that a prompt's embedding does not depend on its neighbours."""
+NO_LIMIT = 10_000
+"""Tokens beyond which a tokenizer's limit is none: that of a language model, which bounds its texts otherwise."""
+
+
+def cut_at(tokenizer: Any, prompts: list[str]) -> list[int]:
+    """Return for each prompt 0, or the number of tokens after which a text encoder no longer reads it."""
+    limit = int(tokenizer.model_max_length)
+    if limit > NO_LIMIT:
+        return [0] * len(prompts)
+    lengths = (len(ids) for ids in tokenizer(prompts, truncation=True, max_length=limit + 1).input_ids)
+    return [limit if length > limit else 0 for length in lengths]
 
 
 class PipelineTextEncoder:
@@ -94,13 +105,8 @@ class PipelineTextEncoder:
         return found
 
     def cut_at(self, prompts: list[str]) -> list[int]:
-        """Return for each prompt 0, or the number of tokens after which the first text encoder no longer reads it."""
-        tokenizer = self.pipeline.tokenizer
-        limit = int(tokenizer.model_max_length)
-        if limit > 10_000:  # a language model's, which has no bound of its own
-            return [0] * len(prompts)
-        lengths = (len(ids) for ids in tokenizer(prompts, truncation=True, max_length=limit + 1).input_ids)
-        return [limit if length > limit else 0 for length in lengths]
+        """Return `cut_at` of the first text encoder."""
+        return cut_at(self.pipeline.tokenizer, prompts)
 
 
 class PipelineGenerator:
