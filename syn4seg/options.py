@@ -19,7 +19,7 @@ Settings = Annotated[
     typer.Argument(
         metavar="[CONFIG] [KEY=VALUE ...]",
         show_default=False,
-        help="A YAML file, a run, or embedded, pascal5i, coco20i...; then any keys: data.fold=1",
+        help="A YAML file, a run, or embedded, pascal5i, coco20i...; then keys: data.fold=1. No name: each key's default.",
     ),
 ]
 Out = Annotated[

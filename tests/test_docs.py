@@ -223,7 +223,8 @@ def test_the_first_two_commands_run_on_a_machine_with_make(small, tmp_path):
     bin_ = Path(sys.executable).parent
     if not (bin_ / "syn4seg").is_file() or shutil.which("make") is None:
         pytest.skip("no make, or this project is not installed beside this Python")
-    tiny = [*small, "synthesis.images_per_class=1", "prompts.bank_size=1", "novel.steps=1", "--out", str(tmp_path / "run")]
+    ones = ("synthesis.images_per_class=1", "prompts.bank_size=1", "novel.steps=1", "joint.steps=1")
+    tiny = [*small, *ones, "--out", str(tmp_path / "run")]
     asked = {"run": " ".join(tiny), "test": "-q -p no:cacheprovider tests/data/test_canvas.py"}
     for target, arguments in asked.items():  # the set-up is .ci/run's to test
         make = ["make", target, f"BIN={bin_}", "-o", f"{bin_}/.installed", f"ARGS={arguments}"]

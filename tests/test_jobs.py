@@ -124,6 +124,7 @@ def test_the_printed_command_runs_as_a_job_whose_logs_show_progress_and_result_a
     from syn4seg.stages.results import verify_run
     from syn4seg.store.rundir import RunDir
 
+    small = [*small, "joint.steps=2"]
     keys = " ".join(key for key in small if "runner" not in key)
     done = head.submit(f"{printed_command().replace(SHARED, str(tmp_path))} {keys}")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

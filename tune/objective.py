@@ -20,7 +20,7 @@ from syn4seg.store.files import to_json
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import StageCache
 from syn4seg.trials.trial import Trials
-from tune.space import apply_overrides
+from tune.space import ONCE, apply_overrides
 
 
 class TrialObjective(ray_tune.Trainable):
@@ -50,7 +50,7 @@ class TrialObjective(ray_tune.Trainable):
         """Train up to the next report. The result's `record`, a JSON text, is what is kept of the trial once it is `done`."""
         try:
             if self.scores is None:
-                config = apply_overrides(Config.model_validate(self.parts["config"]), self.parts["overrides"])
+                config = apply_overrides(Config.model_validate(self.parts["config"]), self.parts["overrides"] | ONCE)
                 self.scores = self.trials.scores(config, self.parts["study_reports"])
             draws = next(self.scores)
         except StoreError as error:  # no fault of the trial: the sweep stops

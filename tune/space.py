@@ -52,6 +52,8 @@ NOT_SWEPT = (
     "joint",
 )
 """Keys (and sections) that say how a result is measured or where it is made, and so never are what a study searches."""
+ONCE: dict[str, Any] = {"labeling.rounds": 1, "novel.trains": "classifier"}
+"""What every trial has, whatever the configuration says: one labelling, one layer trained. `best.yaml` has the configuration's."""
 MAX_GRID = 10_000
 
 
@@ -211,10 +213,9 @@ def check_study(study: Study, config: Config) -> None:
             )
         if not study.test and name.startswith("novel") and not study.validation.novel_images:
             raise UserError(f"--objective {name}: needs novel classes to score on; set validation.novel_images above 0")
-    if study.set.get("labeling.rounds", config.labeling.rounds) != 1:
-        raise UserError("labeling.rounds: a trial of a sweep labels once; set labeling.rounds=1, and run its best values with more")
-    if study.set.get("novel.trains", config.novel.trains) != "classifier":
-        raise UserError("novel.trains: a trial of a sweep trains the classifier alone; set novel.trains=classifier")
+    for key, value in ONCE.items():
+        if study.set.get(key, value) != value:
+            raise UserError(f"study: set.{key}: every trial of a sweep has {key}={value}; leave it out here")
     if study.set.get("novel.base_photos", config.novel.base_photos) is not None:
         raise UserError("novel.base_photos: a trial of a sweep reads the data set alone; leave it empty")
     for key, space in study.space.items():

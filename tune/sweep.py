@@ -19,7 +19,7 @@ from syn4seg.store.rundir import RunDir
 from syn4seg.terminal import Terminal
 from syn4seg.trials.cache import StageCache
 from tune.records import Record, SweepDir, metric_value
-from tune.space import Range, Study, apply_overrides, check_study, from_choices, read_study, study_path
+from tune.space import ONCE, Range, Study, apply_overrides, check_study, default_value, from_choices, read_study, study_path
 from tune.validation import open_sweep, trial_count, validation_images
 
 LONGEST = 40
@@ -62,6 +62,8 @@ def search_keys(
     reference = _reference(words, folder)
     open_sweep(folder, spec, config, resume)
     announce(display, spec, folder, count)
+    if other := [f"{key}={value}" for key, value in ONCE.items() if default_value(config, key) != value]:
+        display.note(f"trials have {' and '.join(other)}: they stay cheap, and best.yaml has your own again")
     if reference is None:
         run_words = [word for word in words if not word.startswith("study.")]
         pipeline = open_pipeline(run_words, str(folder.run), reuse)

@@ -1,17 +1,15 @@
-"""The sections of the configuration that are science: they may change a result. `placement.py` has the others.
+"""What every section of the configuration is made of, and those of data, segmenter and labels.
 
-One class per section, a docstring under every field, closed choices.
+One class per section, a docstring under every field, closed choices. Beside this file: `images.py` has the sections of what is
+generated, `learning.py` those of the novel and the joint stage, `evaluation.py` and `placement.py` theirs.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from syn4seg.config.class_words import ClassWords, read_names
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
@@ -74,98 +72,6 @@ class DataConfig(Section):
     def _reserve_fits(self) -> DataConfig:
         if self.support_from == "val" and self.support_reserve:
             raise ValueError("data.support_reserve is a share of the train list, but data.support_from is 'val'; set one of them")
-        return self
-
-
-class PromptsConfig(Section):
-    agent: Literal["grammar", "chat", "transformers"] = "grammar"
-    """Who proposes prompts: `grammar` needs no language model; `chat` asks an OpenAI-compatible endpoint; `transformers`
-    runs a causal language model here."""
-    llm: str | None = None
-    """`chat`: the model's name at the endpoint. `transformers`: a folder or hub id."""
-    base_url: str | None = None
-    """`chat`: address of the endpoint, e.g. http://127.0.0.1:8000/v1 (vLLM, Ollama); empty for OpenAI's own."""
-    key_variable: str = "OPENAI_API_KEY"
-    """`chat`: environment variable that holds the key; its value is never written anywhere."""
-    per_round: Count = 16
-    """Prompts that a language model is asked for at once."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Sampling temperature of a language model."""
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    """`chat`: seconds to wait for a reply; late, 429 and 5xx replies are asked for again, a few times."""
-    bank_size: Count = 48
-    """Prompts wanted per novel class."""
-    lambda_prompt: Cosine = 0.97
-    """A prompt is accepted iff its largest cosine to an accepted one is below this (HDIG)."""
-    names: dict[str, ClassWords] = {}
-    """How classes are called in prompts where their names in the data set say something else: `{mouse: computer mouse}`, or
-    `{mouse: {name: computer mouse, synonyms: [pc mouse], definition: the hand-held device that moves a pointer}}`. A prompt may
-    use a synonym instead of the name; language models are told the synonyms and the definition."""
-    patience: Count = 400
-    """Stop after this many candidates in a row without an acceptance."""
-
-    @field_validator("names", mode="before")
-    @classmethod
-    def _names_are_words(cls, value: Any) -> Any:
-        return read_names(value)
-
-    def words(self, class_name: str) -> ClassWords:
-        """Return the words for a class, its own name where no other is given."""
-        given = self.names.get(class_name, ClassWords())
-        return given if given.name else given.model_copy(update={"name": class_name})
-
-    @model_validator(mode="after")
-    def _llm_is_given_and_no_key(self) -> PromptsConfig:
-        if self.agent != "grammar" and not self.llm:
-            raise ValueError(f"prompts.llm is empty, but prompts.agent is {self.agent!r}: name the language model")
-        if "@" in (self.base_url or ""):  # refused here, before any agent or file sees it
-            raise ValueError(
-                "prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
-                "environment variable of prompts.key_variable and nowhere else"
-            )
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.key_variable):
-            raise ValueError(
-                "prompts.key_variable is not the name of an environment variable (is it the key itself? That would be "
-                "written to the run); set the variable to the key, and this to its name"
-            )
-        return self
-
-
-class SynthesisConfig(Section):
-    source: Literal["generate", "folder"] = "generate"
-    """`generate`: from the prompt bank. `folder`: import images, one folder per class under `synthesis.root`."""
-    root: Path | None = None
-    """Folder of images to import: ROOT/CLASS/*.jpg|png."""
-    model: str = "renderer"
-    """`renderer`, `embedded-sd3`, or a folder or hub id of a text-to-image pipeline of diffusers."""
-    images_per_class: Count = 48
-    """Synthetic images per novel class and prompt bank; prompts are used in turn."""
-    class_name_bank: bool = True
-    """Also make images from the plain class-name prompt, for the ablation row `class_name_raw`."""
-    batch: Count = 8
-    """Images per generator batch. It is part of the plan because rounding depends on it."""
-    steps: Count = 16
-    """Denoising steps."""
-    guidance: Annotated[float, Field(ge=0)] = 3.0
-    """Classifier-free guidance scale; 1 or less switches it off."""
-    size: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 64
-    """Side of an image in pixels."""
-    compile: bool = False
-    """Compile the transformer's blocks: faster after a minute; rounding may change."""
-    attention: str = "default"
-    """Attention backend of diffusers (`native`, `flash`, `sage`, ...); rounding may change."""
-    vae_slicing: bool = False
-    """Decode one image at a time: less memory; rounding may change."""
-    weights: Literal["full", "nf4", "fp8"] = "full"
-    """Precision of the transformer's weights on a GPU: `nf4` and `fp8` fit small cards and change the images."""
-    step_cache: Annotated[float, Field(ge=0)] = 0.0
-    """Above 0: skip most of the transformer where its first block changed by less than this share since the last full step.
-    Decided for each image alone; changes the images."""
-
-    @model_validator(mode="after")
-    def _root_is_given(self) -> SynthesisConfig:
-        if self.source == "folder" and self.root is None:
-            raise ValueError("synthesis.root is empty, but synthesis.source is 'folder': set synthesis.root=FOLDER")
         return self
 
 
@@ -307,88 +213,3 @@ class RefinementConfig(Section):
     """SAM masks whose IoU with their component is lower are ignored and counted."""
     images_per_pass: Count = 1
     """Images in one pass of SAM's encoder, always exactly that many (the last pass is padded), because rounding depends on it."""
-
-
-JointRow = Literal["support_only", "class_name_raw", "hdig_raw", "apf", "apr", "syn4seg", "control_image_label", "oracle"]
-
-
-class NovelConfig(Section):
-    trains: Literal["classifier", "decoder", "all"] = "classifier"
-    """What learns base and novel classes together: `classifier`, one layer on frozen features; then also, for `rows`, everything
-    behind the backbone (`decoder`) or the whole network (`all`), on images, see `joint`."""
-    rows: tuple[JointRow, ...] = ("syn4seg",)
-    """Rows whose network is trained by the joint stage, if `trains` is not `classifier`; each becomes a row of its own."""
-    steps: Count = 300
-    """Optimiser steps of the novel stage."""
-    label_stride: Count = 1
-    """The cross-entropy looks at every n-th row and column of the labels: on a large canvas a step spends most time there."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    """Learning rate, relative to the root mean square of the base classifier's weights."""
-    support_batch: Count = 4
-    """Support images per step."""
-    synthetic_batch: Count = 8
-    """Synthetic images per step (0 synthetic samples in the row `support_only`)."""
-    base_data: Literal["labelled", "predicted", "none"] = "labelled"
-    """What of base data the stages after the base stage see. `labelled`: base training images with base labels. `predicted`: photos
-    alone, with what the base model is sure of as their labels. `none`: no base image, but cells that invert the classifier."""
-    base_photos: Path | None = None
-    """`predicted`: folder of unlabeled photos; empty: the data set's train images, whose masks are not read for it."""
-    base_confidence: Share = 0.7
-    """`predicted`: a pixel on which the base model is less sure than this is unlabeled."""
-    inverted_cells: Whole = 200
-    """`none`: feature cells that are made for each base class from the classifier itself, and distilled (method.md 5.3)."""
-    replay_images: Whole = 200
-    """Base images (`base_data`) that are replayed; stated in every result."""
-    replay_batch: Whole = 4
-    """Replayed images per step."""
-    synthetic_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the synthetic loss."""
-    confidence_weight: Share = 0.0
-    """How much the registered segmenter's confidence c weighs a synthetic pixel: 1 - this * (1 - c)."""
-    background_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on pixels labelled background in the cross-entropy, of support, synthetic and replayed images alike."""
-    merge_synthetic: bool = False
-    """In the loss a synthetic image's background may be any novel class, as in support and replayed images: for rough labels."""
-    distillation: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the distillation to the base classifier on pixels that are not novel."""
-    ramp: Share = 0.0
-    """Share of the steps over which the synthetic samples are admitted, in the order of the plan: step s of S draws from the
-    first ceil(N (s + 1) / (ramp S)) of N. Above 0 the stage starts on the first labels and overlaps synthesis; 0 admits all
-    from the first step. The same result whenever the labels arrive."""
-
-
-class JointConfig(Section):
-    steps: Count = 300
-    """Optimiser steps (AdamW) of the joint stage."""
-    lr: Annotated[float, Field(gt=0)] = 0.0005
-    """Learning rate of the backbone; polynomial decay of power 0.9."""
-    decoder_factor: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on it for what lies between backbone and classifier."""
-    classifier_factor: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on it for the classifier."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay."""
-    warmup: Share = 0.05
-    """Share of the steps over which the learning rate rises."""
-    support_batch: Whole = 4
-    """Support images per step."""
-    synthetic_batch: Whole = 8
-    """Accepted synthetic images per step."""
-    base_batch: Whole = 8
-    """Base images per step: of all base training images, or of those that are replayed (`novel.base_data`); 0: none."""
-    norms: Literal["frozen", "batch"] = "frozen"
-    """Batch norms keep their statistics, or take those of each batch (of all workers)."""
-    average: Share = 0.98
-    """Decay of the exponential average of the weights, which is the result; 0: the last weights."""
-    scale: tuple[float, float] = (0.75, 1.33)
-    """Range of the random scale."""
-    scale_of: Literal["crop", "native"] = "crop"
-    """What it multiplies, as `base.scale_of`."""
-    rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
-    """Largest rotation in degrees, of half of the views."""
-    blur: Share = 0.0
-    """Chance of a Gaussian blur."""
-    colour: Share = 0.0
-    """Brightness, contrast and saturation change by a factor of up to 1 + this."""
-    crop: Count | None = None
-    """Side of the random crop in pixels; the canvas's own size when empty."""

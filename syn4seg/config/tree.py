@@ -12,20 +12,18 @@ import yaml
 from pydantic import BaseModel, model_validator
 
 from syn4seg.config.evaluation import EvaluationConfig
+from syn4seg.config.images import PromptsConfig, SynthesisConfig
+from syn4seg.config.learning import JointConfig, NovelConfig
 from syn4seg.config.placement import LoggingConfig, PlacementConfig
 from syn4seg.config.protocols import deviations
 from syn4seg.config.sections import (
     BaseConfig,
     DataConfig,
-    JointConfig,
     LabelingConfig,
-    NovelConfig,
-    PromptsConfig,
     RefinementConfig,
     Section,
     SegmenterConfig,
     SupportQuantile,
-    SynthesisConfig,
     Whole,
 )
 

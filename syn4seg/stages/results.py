@@ -47,7 +47,7 @@ def count_values(column: pa.ChunkedArray) -> Counter:
 
 
 def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
-    """Recompute every digest from the pixels in the run and compare it with the manifests.
+    """Recompute every digest from the pixels in the run and in its earlier rounds, and compare it with the manifests.
 
     Args:
         quick: decode no pixel: compare manifest, plan and the existing files (of a sharded run also the digests beside the pixels).
@@ -86,6 +86,8 @@ def verify_run(run: RunDir, quick: bool = False) -> tuple[str, list[str]]:
         labels = pc.if_else(has_label, digests["label"], _verdicts(table["reason"]))
         names = pc.binary_join_element_wise(f"{draw.number}", ids, "/")
         columns.append((names, pc.fill_null(digests["image"], ""), labels))
+    for earlier in run.rounds():
+        problems += [f"{earlier.root}: {line}" for line in verify_run(earlier, quick)[1]]
     chunks = ([chunk for part in column for chunk in part.chunks] for column in zip(*columns, strict=True))
     return table_digest(*(pa.chunked_array(c, pa.string()) for c in chunks)), problems
 

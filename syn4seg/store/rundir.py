@@ -220,6 +220,11 @@ class RunDir:
         """Return the run of an earlier round of labelling (`labeling.rounds`), in the same layout."""
         return RunDir(self.root / "rounds" / str(number), self._layout)
 
+    def rounds(self) -> list[RunDir]:
+        """Return the runs of earlier rounds of labelling that have a folder, in order."""
+        names = list_names(self.root / "rounds")
+        return [self.round(number) for number in sorted(int(n) for n in names if n.isascii() and n.isdecimal())]
+
     def draws(self) -> list[Draw]:
         """Return the draws that have a folder, in order."""
         names = list_names(self.root / "draws")

@@ -72,6 +72,12 @@ def test_the_round_before_is_the_run_of_one_round(two_rounds, finished):
     assert labels_of(earlier.draw(0)) == labels_of(RunDir(finished[0]).draw(0))
     for run in (earlier, two_rounds):
         assert verify_run(run)[1] == []
+    label = min((earlier.root / "draws/0/labels").rglob("*.png"))
+    before = label.read_bytes()
+    label.write_bytes(before[: len(before) // 2])
+    (problem,) = verify_run(two_rounds)[1]
+    assert problem.startswith(str(earlier.root)) and label.stem in problem
+    label.write_bytes(before)
 
 
 def test_prototypes_of_a_later_round_are_means_of_what_was_labelled_blended_with_the_supports(two_rounds):

@@ -285,7 +285,7 @@ def main() -> None:
                 "data.val_images=10",
                 "novel.steps=5",
             ]
-            command("run", "embedded", "placement.runner=inline", *small, "--out", finished)
+            command("run", "placement.runner=inline", *small, "--out", finished)
         both = {"runs": finished, "sharded runs": sharded(finished, Path(root, "sharded"))}
         for number, (kind, case) in enumerate(cases(given.seed, given.count, both)):
             folder = Path(root, str(number))

@@ -100,6 +100,8 @@ def test_a_sweep_ends_with_best_config_tables_journal_and_report(undisturbed):
         summary["best"]["values"]["novel"]["mean"] == pytest.approx(metric_value(best, "novel")) == pytest.approx(study.best_value)
     )
     chosen = load(sweep.best)
+    assert (chosen.labeling.rounds, chosen.novel.trains) == (2, "all")
+    assert "trials have labeling.rounds=1 and novel.trains=classifier" in said
     assert chosen.labeling.beta == pytest.approx(summary["best"]["params"]["labeling.beta"])
     page = sweep.report.read_text()
     assert (

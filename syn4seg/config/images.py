@@ -1,0 +1,104 @@
+"""The sections `prompts` and `synthesis`: which images are asked for, and what makes them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from syn4seg.config.class_words import ClassWords, read_names
+from syn4seg.config.sections import Cosine, Count, Section
+
+
+class PromptsConfig(Section):
+    agent: Literal["grammar", "chat", "transformers"] = "grammar"
+    """Who proposes prompts: `grammar` needs no language model; `chat` asks an OpenAI-compatible endpoint; `transformers`
+    runs a causal language model here."""
+    llm: str | None = None
+    """`chat`: the model's name at the endpoint. `transformers`: a folder or hub id."""
+    base_url: str | None = None
+    """`chat`: address of the endpoint, e.g. http://127.0.0.1:8000/v1 (vLLM, Ollama); empty for OpenAI's own."""
+    key_variable: str = "OPENAI_API_KEY"
+    """`chat`: environment variable that holds the key; its value is never written anywhere."""
+    per_round: Count = 16
+    """Prompts that a language model is asked for at once."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Sampling temperature of a language model."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """`chat`: seconds to wait for a reply; late, 429 and 5xx replies are asked for again, a few times."""
+    bank_size: Count = 48
+    """Prompts wanted per novel class."""
+    lambda_prompt: Cosine = 0.97
+    """A prompt is accepted iff its largest cosine to an accepted one is below this (HDIG)."""
+    names: dict[str, ClassWords] = {}
+    """How classes are called in prompts where their names in the data set say something else: `{mouse: computer mouse}`, or
+    `{mouse: {name: computer mouse, synonyms: [pc mouse], definition: the hand-held device that moves a pointer}}`. A prompt may
+    use a synonym instead of the name; language models are told the synonyms and the definition."""
+    patience: Count = 400
+    """Stop after this many candidates in a row without an acceptance."""
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _names_are_words(cls, value: Any) -> Any:
+        return read_names(value)
+
+    def words(self, class_name: str) -> ClassWords:
+        """Return the words for a class, its own name where no other is given."""
+        given = self.names.get(class_name, ClassWords())
+        return given if given.name else given.model_copy(update={"name": class_name})
+
+    @model_validator(mode="after")
+    def _llm_is_given_and_no_key(self) -> PromptsConfig:
+        if self.agent != "grammar" and not self.llm:
+            raise ValueError(f"prompts.llm is empty, but prompts.agent is {self.agent!r}: name the language model")
+        if "@" in (self.base_url or ""):  # refused here, before any agent or file sees it
+            raise ValueError(
+                "prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
+                "environment variable of prompts.key_variable and nowhere else"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.key_variable):
+            raise ValueError(
+                "prompts.key_variable is not the name of an environment variable (is it the key itself? That would be "
+                "written to the run); set the variable to the key, and this to its name"
+            )
+        return self
+
+
+class SynthesisConfig(Section):
+    source: Literal["generate", "folder"] = "generate"
+    """`generate`: from the prompt bank. `folder`: import images, one folder per class under `synthesis.root`."""
+    root: Path | None = None
+    """Folder of images to import: ROOT/CLASS/*.jpg|png."""
+    model: str = "renderer"
+    """`renderer`, `embedded-sd3`, or a folder or hub id of a text-to-image pipeline of diffusers."""
+    images_per_class: Count = 48
+    """Synthetic images per novel class and prompt bank; prompts are used in turn."""
+    class_name_bank: bool = True
+    """Also make images from the plain class-name prompt, for the ablation row `class_name_raw`."""
+    batch: Count = 8
+    """Images per generator batch. It is part of the plan because rounding depends on it."""
+    steps: Count = 16
+    """Denoising steps."""
+    guidance: Annotated[float, Field(ge=0)] = 3.0
+    """Classifier-free guidance scale; 1 or less switches it off."""
+    size: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 64
+    """Side of an image in pixels."""
+    compile: bool = False
+    """Compile the transformer's blocks: faster after a minute; rounding may change."""
+    attention: str = "default"
+    """Attention backend of diffusers (`native`, `flash`, `sage`, ...); rounding may change."""
+    vae_slicing: bool = False
+    """Decode one image at a time: less memory; rounding may change."""
+    weights: Literal["full", "nf4", "fp8"] = "full"
+    """Precision of the transformer's weights on a GPU: `nf4` and `fp8` fit small cards and change the images."""
+    step_cache: Annotated[float, Field(ge=0)] = 0.0
+    """Above 0: skip most of the transformer where its first block changed by less than this share since the last full step.
+    Decided for each image alone; changes the images."""
+
+    @model_validator(mode="after")
+    def _root_is_given(self) -> SynthesisConfig:
+        if self.source == "folder" and self.root is None:
+            raise ValueError("synthesis.root is empty, but synthesis.source is 'folder': set synthesis.root=FOLDER")
+        return self
