@@ -40,7 +40,7 @@ from syn4seg.config.tree import Config
 from syn4seg.models.embeddings import Encoded
 from syn4seg.models.generators import load_generator
 from syn4seg.models.protocols import Speed
-from syn4seg.planning import sizes
+from syn4seg.planning import sizes_generators as sizes
 from syn4seg.planning.footprint import memory_of
 from syn4seg.planning.rates import GPUS, Card, Rate, Rates, write_rates
 from syn4seg.planning.sizes_vision import sam_size, segmenter_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from syn4seg.planning.estimate import estimate
 from syn4seg.planning.rates import Card, Rate, Rates, stated_rates
-from syn4seg.planning.sizes import STABILITY
+from syn4seg.planning.sizes_generators import STABILITY
 from syn4seg.planning.workload import WorkloadFacts, workload
 
 GIB = 2**30

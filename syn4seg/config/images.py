@@ -72,7 +72,8 @@ class SynthesisConfig(Section):
     root: Path | None = None
     """Folder of images to import: ROOT/CLASS/*.jpg|png."""
     model: str = "renderer"
-    """`renderer`, `embedded-sd3`, or a folder or hub id of a text-to-image pipeline of diffusers."""
+    """`renderer`, `embedded-sd3`, or a text-to-image pipeline of diffusers: a folder, or a hub id (`OWNER/NAME`, or
+    `OWNER/NAME@REVISION` for one of its commits, branches or tags)."""
     images_per_class: Count = 48
     """Synthetic images per novel class and prompt bank; prompts are used in turn."""
     class_name_bank: bool = True

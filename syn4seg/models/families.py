@@ -33,6 +33,7 @@ class PipelineFamily:
         trimmed: sequences are as long as the longest prompt of the batch.
         listed: sequences come and go as a list, a tensor (T, C) for each prompt.
         guidance: argument of the call that takes the guidance scale.
+        guided_above_zero: the call guides at any scale above 0, not above 1; so a scale of 1 or less is given as 0.
         packed: two by two latent cells make one token, so a side has twice the autoencoder's step.
     """
 
@@ -41,6 +42,7 @@ class PipelineFamily:
     trimmed: bool = False
     listed: bool = False
     guidance: str = "guidance_scale"
+    guided_above_zero: bool = False
     packed: bool = False
 
 
@@ -61,7 +63,9 @@ FAMILIES = {
     "QwenImagePipeline": PipelineFamily(
         ("sequence", "mask"), mask="prompt_embeds_mask", trimmed=True, guidance="true_cfg_scale", packed=True
     ),
-    "ZImagePipeline": PipelineFamily(("sequence", "empty_sequence"), trimmed=True, listed=True, packed=True),
+    "ZImagePipeline": PipelineFamily(
+        ("sequence", "empty_sequence"), trimmed=True, listed=True, guided_above_zero=True, packed=True
+    ),
 }
 """Class of a pipeline -> its family."""
 

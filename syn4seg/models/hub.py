@@ -29,6 +29,7 @@ CLASSES = {
 }
 """The parts of a Stable Diffusion 3 with weights, and the classes that each may be of."""
 GATED = re.compile(r"stabilityai/stable-diffusion-3|black-forest-labs/FLUX\.\d-dev")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 INSTEAD = "without any download: synthesis.model=renderer or synthesis.model=embedded-sd3"
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 Fetch = Callable[..., str]
@@ -39,7 +40,8 @@ def locate_model(model: str, parts: tuple[str, ...], fetch: Fetch | None = None)
     """Return the local folder that holds `parts` of a model, whole, and its model_index.json; a hub model is fetched.
 
     Args:
-        model: a folder, or a hub id such as "stabilityai/stable-diffusion-3.5-large".
+        model: a folder, or a hub id such as "stabilityai/stable-diffusion-3.5-large", with `@REVISION` for one of its commits,
+            branches or tags.
         parts: names of parts (see `families.part_names`), or a file such as "transformer/config.json"; no other file is fetched.
         fetch: in place of `huggingface_hub.snapshot_download`.
 
@@ -93,6 +95,20 @@ def read_index(model: str, fetch: Fetch | None = None) -> dict[str, Any]:
     return _index(model, folder if model and folder.is_dir() else _fetched(_checked_id(model), (), fetch))
 
 
+def locate_configs(model: str, fetch: Fetch | None = None) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a model, of which only configurations and tokenizers need be there, and its model_index.json.
+
+    A hub model's are fetched: some megabytes, no weight.
+
+    Raises:
+        UserError: as `locate_model`.
+    """
+    folder = Path(model)
+    if not (model and folder.is_dir()):
+        folder = _fetched(_checked_id(model), ("*/*config.json", "scheduler/*", "tokenizer/*", "tokenizer_?/*"), fetch)
+    return folder, _index(model, folder)
+
+
 def _all_parts(index: dict[str, Any]) -> tuple[str, ...]:
     if index["_class_name"] == SD3:
         return (*IMAGE, *TEXT)
@@ -110,8 +126,16 @@ def revision(folder: Path) -> str:
     return f"configs:{total.hexdigest()}"
 
 
+def cached_revision(model: str) -> str | None:
+    """Return the commit of a hub model's snapshot on this machine, whole or not; None where there is none, or it is no hub id."""
+    if Path(model).is_dir() or not HUB_ID.fullmatch(model) or model.startswith("."):
+        return None
+    folder = _cached(model)
+    return revision(folder) if folder is not None else None
+
+
 def _checked_id(model: str) -> str:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+    if not HUB_ID.fullmatch(model) or model.startswith("."):
         raise UserError(
             f"model {model!r} is neither a folder nor a hub id such as stabilityai/stable-diffusion-3.5-large; {INSTEAD}"
         )
@@ -244,13 +268,19 @@ def _options(parts: tuple[str, ...]) -> dict[str, Any]:
     return {"allow_patterns": patterns, "ignore_patterns": ["*.fp16*", "*.bin", "*.msgpack", "*.onnx*"]}
 
 
+def _of_hub(model: str) -> dict[str, str]:
+    """Return what the hub is asked for: the repository, and the revision behind its @."""
+    name, _, revision = model.partition("@")
+    return {"repo_id": name} | ({"revision": revision} if revision else {})
+
+
 def _fetched(model: str, parts: tuple[str, ...], fetch: Fetch | None) -> Path:
     """Return the cached snapshot of a hub model, of which only `parts` are downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
     try:
-        return Path((fetch or snapshot_download)(model, **_options(parts)))
+        return Path((fetch or snapshot_download)(**_of_hub(model), **_options(parts)))
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise UserError(_explained(model, error)) from error
 
@@ -261,7 +291,7 @@ def _cached(model: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True, **_options(())))
+        return Path(snapshot_download(**_of_hub(model), local_files_only=True, **_options(())))
     except LocalEntryNotFoundError:
         return None
 
@@ -281,7 +311,7 @@ def _explained(model: str, error: BaseException) -> str:
             "HF_HOME to a larger disk; what has been fetched is kept"
         )
     status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError)), None)
-    token, page = get_token(), f"{constants.ENDPOINT}/{model}"
+    token, page = get_token(), f"{constants.ENDPOINT}/{_of_hub(model)['repo_id']}"
     if isinstance(error, GatedRepoError):
         if token is None:
             return _no_token(model)
@@ -313,8 +343,9 @@ def _explained(model: str, error: BaseException) -> str:
 
 
 def _no_token(model: str) -> str:
+    page = f"https://huggingface.co/{_of_hub(model)['repo_id']}"
     return (
-        f"model {model!r} is gated, and no token is set: accept its licence at https://huggingface.co/{model}, make a token "
+        f"model {model!r} is gated, and no token is set: accept its licence at {page}, make a token "
         f"at https://huggingface.co/settings/tokens and set HF_TOKEN (or `hf auth login`); {INSTEAD}"
     )
 
@@ -327,4 +358,5 @@ def _offline(model: str) -> str:
 
 
 def _elsewhere(model: str) -> str:
-    return f"fetch it elsewhere with `hf download {model} --local-dir FOLDER` and set synthesis.model=FOLDER; {INSTEAD}"
+    fetch = f"hf download {model.replace('@', ' --revision ')} --local-dir FOLDER"
+    return f"fetch it elsewhere with `{fetch}` and set synthesis.model=FOLDER; {INSTEAD}"

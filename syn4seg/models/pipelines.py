@@ -38,6 +38,51 @@ def cut_at(tokenizer: Any, prompts: list[str]) -> list[int]:
     return [limit if length > limit else 0 for length in lengths]
 
 
+def encode_texts(pipeline: Any, family: PipelineFamily, device: torch.device, prompts: list[str]) -> dict[str, np.ndarray]:
+    """Return what one call of a pipeline's `encode_prompt` gives, by the names of `PipelineFamily.returns`, as float32.
+
+    Without a pooled vector of the pipeline's own, it is the mean of the tokens that count.
+    """
+    accepted = inspect.signature(pipeline.encode_prompt).parameters
+    of_call = inspect.signature(type(pipeline).__call__).parameters
+    options = {n: of_call[n].default for n in accepted if n in of_call and of_call[n].default is not inspect.Parameter.empty}
+    options |= {"prompt": prompts, "device": device, "num_images_per_prompt": 1}
+    options["do_classifier_free_guidance"] = any(name.startswith("empty_") for name in family.returns)
+    values = pipeline.encode_prompt(**{name: value for name, value in options.items() if name in accepted})
+    found: dict[str, np.ndarray] = {}
+    for name, value in zip(family.returns, values, strict=True):
+        if not name:
+            continue
+        if family.listed:
+            lengths = [len(tokens) for tokens in value]
+            found[name.replace("sequence", "mask")] = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.float32)
+            value = nn.utils.rnn.pad_sequence(list(value), batch_first=True)
+        if value is not None:
+            found[name] = value.float().cpu().numpy()
+    for prefix in ("", "empty_"):
+        if (sequence := found.get(f"{prefix}sequence")) is not None:
+            if "mask" in family.returns:  # a pipeline may leave out a mask of ones
+                found.setdefault(f"{prefix}mask", np.ones(sequence.shape[:2], np.float32))
+            counted = found.get(f"{prefix}mask", np.ones(sequence.shape[:2], np.float32))[..., None]
+            mean = (sequence * counted).sum(1) / counted.sum(1).clip(1)
+            found.setdefault(f"{prefix}pooled", mean.astype(np.float32))
+    return found
+
+
+def call_options(pipeline: Any, family: PipelineFamily | None, *, steps: int, guidance: float, size: int) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call that say how images are made; those of them that it takes."""
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    options = {
+        "num_inference_steps": steps,
+        family.guidance if family else "guidance_scale": 0.0 if family and family.guided_above_zero and guidance <= 1 else guidance,
+        "height": size,
+        "width": size,
+        "output_type": "np",
+        "use_resolution_binning": False,  # sides as asked for, instead of the nearest that the model was trained on
+    }
+    return {name: value for name, value in options.items() if name in accepted}
+
+
 class PipelineTextEncoder:
     """The text encoders of a pipeline whose family is known."""
 
@@ -59,15 +104,14 @@ class PipelineTextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Encoded:
-        """Return the embeddings of `prompts`; each distinct one is encoded once. Without a pooled vector of the pipeline's own it
-        is the mean of the tokens that count."""
+        """Return the embeddings of `prompts`; each distinct one is encoded once."""
         distinct = list(dict.fromkeys(prompts))
         parts = []
         for start in range(0, len(distinct), ENCODE_BATCH):
             part = distinct[start : start + ENCODE_BATCH]
-            found = self._encode(part + part[-1:] * (ENCODE_BATCH - len(part)))
+            found = self._encoded(part + part[-1:] * (ENCODE_BATCH - len(part)))
             parts.append({name: values[: len(part)] for name, values in found.items() if not name.startswith("empty_")})
-        empty = self._encode([""] * ENCODE_BATCH)
+        empty = self._encoded([""] * ENCODE_BATCH)
         named = {name.removeprefix("empty_"): v[:1] for name, v in empty.items() if name.startswith("empty_")} or {
             name: values[:1] for name, values in empty.items()
         }
@@ -77,32 +121,8 @@ class PipelineTextEncoder:
         at = {text: i for i, text in enumerate(distinct)}
         return encoded.rows([at[text] for text in prompts])
 
-    def _encode(self, prompts: list[str]) -> dict[str, np.ndarray]:
-        """Return what one call of `encode_prompt` gives, by name, as float32."""
-        accepted = inspect.signature(self.pipeline.encode_prompt).parameters
-        of_call = inspect.signature(type(self.pipeline).__call__).parameters
-        options = {n: of_call[n].default for n in accepted if n in of_call and of_call[n].default is not inspect.Parameter.empty}
-        options |= {"prompt": prompts, "device": self.device, "num_images_per_prompt": 1}
-        options["do_classifier_free_guidance"] = any(name.startswith("empty_") for name in self.family.returns)
-        values = self.pipeline.encode_prompt(**{name: value for name, value in options.items() if name in accepted})
-        found: dict[str, np.ndarray] = {}
-        for name, value in zip(self.family.returns, values, strict=True):
-            if not name:
-                continue
-            if self.family.listed:
-                lengths = [len(tokens) for tokens in value]
-                found[name.replace("sequence", "mask")] = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.float32)
-                value = nn.utils.rnn.pad_sequence(list(value), batch_first=True)
-            if value is not None:
-                found[name] = value.float().cpu().numpy()
-        for prefix in ("", "empty_"):
-            if (sequence := found.get(f"{prefix}sequence")) is not None:
-                if "mask" in self.family.returns:  # a pipeline may leave out a mask of ones
-                    found.setdefault(f"{prefix}mask", np.ones(sequence.shape[:2], np.float32))
-                counted = found.get(f"{prefix}mask", np.ones(sequence.shape[:2], np.float32))[..., None]
-                mean = (sequence * counted).sum(1) / counted.sum(1).clip(1)
-                found.setdefault(f"{prefix}pooled", mean.astype(np.float32))
-        return found
+    def _encoded(self, prompts: list[str]) -> dict[str, np.ndarray]:
+        return encode_texts(self.pipeline, self.family, self.device, prompts)
 
     def cut_at(self, prompts: list[str]) -> list[int]:
         """Return `cut_at` of the first text encoder."""
@@ -184,25 +204,21 @@ class PipelineGenerator:
 
     def _images(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int], dtype: torch.dtype) -> np.ndarray:
         """Return float32 (N, size, size, 3) in [0, 1]."""
-        scale = self.family.guidance if self.family else "guidance_scale"
-        options = {
-            **(self._embeddings(encoded, dtype) if self.family else {"prompt": prompts}),
-            "generator": [torch.Generator().manual_seed(int(seed)) for seed in noise_seeds],
-            "num_inference_steps": self.steps,
-            scale: self.guidance,
-            "height": self.size,
-            "width": self.size,
-            "output_type": "np",
-            **({"negative_prompt": None} if self.family else {}),
-            "use_resolution_binning": False,  # sides as asked for, instead of the nearest that the model was trained on
-        }
-        images = self.pipeline(**{name: value for name, value in options.items() if name in self.accepted}).images
+        options = call_options(self.pipeline, self.family, steps=self.steps, guidance=self.guidance, size=self.size)
+        if self.family and "negative_prompt" in inspect.signature(type(self.pipeline).__call__).parameters:
+            options["negative_prompt"] = None
+        what = self._embeddings(encoded, dtype) if self.family else {"prompt": prompts}
+        noise = [torch.Generator().manual_seed(int(seed)) for seed in noise_seeds]
+        images = self.pipeline(**self._accepted(what), generator=noise, **options).images
         if images.shape[1:] != (self.size, self.size, 3):
             raise UserError(
                 f"synthesis.size is {self.size}, but {self.source['model']} made images of {images.shape[2]} x {images.shape[1]} "
                 "pixels; set synthesis.size to a side that it makes"
             )
         return images
+
+    def _accepted(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name in self.accepted}
 
     def _embeddings(self, encoded: Encoded, dtype: torch.dtype) -> dict[str, Any]:
         """Return the arguments of the call that hold the prompts and, with guidance, the empty prompt."""
@@ -254,6 +270,23 @@ def _check_speed(speed: Speed) -> None:
             raise UserError(f"synthesis.{name}={value}: is for Stable Diffusion 3 alone; set it to {plain}")
 
 
+def pipeline_class(kind: str, model: str) -> Any:
+    """Return a text-to-image pipeline's class of diffusers.
+
+    Raises:
+        UserError: there is none of that name, or it makes no image of a text.
+    """
+    import diffusers
+
+    found = getattr(diffusers, kind, None)
+    if found is None or "prompt" not in inspect.signature(found.__call__).parameters:
+        raise UserError(
+            f"model {model} is a {kind}, which diffusers {diffusers.__version__} does not make from a text; expected a "
+            "text-to-image pipeline"
+        )
+    return found
+
+
 def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device: torch.device, speed: Speed) -> Any:
     """Return the pipeline with only `parts` in it; every weight comes from its files."""
     import diffusers
@@ -261,20 +294,14 @@ def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device:
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    kind, name = index["_class_name"], ""
-    pipeline_class = getattr(diffusers, kind, None)
-    if pipeline_class is None or "prompt" not in inspect.signature(pipeline_class.__call__).parameters:
-        raise UserError(
-            f"model {folder.name} is a {kind}, which diffusers {diffusers.__version__} does not make from a text; expected a "
-            "text-to-image pipeline"
-        )
+    kind, name = pipeline_class(index["_class_name"], folder.name), ""
     left_out = {n: None for n, v in index.items() if isinstance(v, list) and (n not in parts or n in LEFT_OUT)}
     try:
         networks = {}
         for name in (n for n in parts if has_weights(index, n)):
             options = speeds.quantisation(speed) if name in ("transformer", "unet") else {}
             networks[name] = read_network(folder / name, index[name], generator_dtype(device), options)
-        pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, **networks, **left_out)
+        pipeline = kind.from_pretrained(folder, local_files_only=True, **networks, **left_out)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(
             f"model {folder} cannot be loaded{f' ({name})' if name else ''}: {' '.join(str(error).split())}; expected "
@@ -288,13 +315,11 @@ def _loaded(folder: Path, index: dict[str, Any], parts: tuple[str, ...], device:
     return pipeline.to(device)
 
 
-def read_network(folder: Path, entry: list[str], dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    """Return one part with weights, of the library and class that `entry` names.
-
-    Every weight must come from its files, since the libraries would invent those that lack.
+def network_class(folder: Path, entry: list[str]) -> Any:
+    """Return the class that `entry`, library and class of a model_index.json, names for the part in `folder`.
 
     Raises:
-        UserError: a weight lacks, or the class is of neither library.
+        UserError: it is of neither library.
     """
     import diffusers
     import transformers
@@ -303,7 +328,18 @@ def read_network(folder: Path, entry: list[str], dtype: torch.dtype, options: di
     source = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), kind, None)
     if source is None:
         raise UserError(f"{folder.name} is a {library}.{kind}; expected a class of diffusers or transformers (code is never run)")
-    network, info = source.from_pretrained(
+    return source
+
+
+def read_network(folder: Path, entry: list[str], dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """Return one part with weights, of the library and class that `entry` names.
+
+    Every weight must come from its files, since the libraries would invent those that lack.
+
+    Raises:
+        UserError: a weight lacks, or the class is of neither library.
+    """
+    network, info = network_class(folder, entry).from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
     if lacking := sorted(info["missing_keys"]):

@@ -6,7 +6,7 @@ import math
 
 from syn4seg.config.tree import Config
 from syn4seg.planning.rates import Rates
-from syn4seg.planning.sizes import WEIGHT_BYTES, generator_size
+from syn4seg.planning.sizes_generators import WEIGHT_BYTES, generator_size
 from syn4seg.planning.sizes_vision import sam_size
 from syn4seg.planning.workload import (
     WorkloadFacts,
@@ -74,16 +74,13 @@ def _encoder(config: Config) -> tuple[int, int]:
 
 def _generator(config: Config) -> tuple[int, int]:
     make, size = config.synthesis, generator_size(config.synthesis.model)
-    if not size.transformer:
+    if not size.is_network:
         return 0, 0
     on_gpu = kind_of(config, config.placement.synthesis) == "gpu"
     width = 2 if on_gpu else 4
     quantised = WEIGHT_BYTES[make.weights] if on_gpu else width
-    inner = size.transformer["attention_head_dim"] * size.transformer["num_attention_heads"]
-    rows = make.batch * (2 if make.guidance > 1 else 1)
-    tokens = (make.size // size.latent_cell) ** 2 + size.text_tokens
-    decoded = 8 * size.vae["block_out_channels"][0] * make.size**2 * (1 if make.vae_slicing else make.batch)
-    return size.image_bytes(width, quantised), width * max(16 * rows * tokens * inner, decoded)
+    held = size.activations(make.size, make.batch, make.guidance, sliced=make.vae_slicing)
+    return size.image_bytes(width, quantised), width * held
 
 
 def _sam(config: Config) -> tuple[int, int]:
@@ -129,7 +126,7 @@ def disk_of(config: Config, facts: WorkloadFacts, rates: Rates) -> dict[str, int
     samples, size, draws = samples_of(config, facts)[0], config.synthesis.size, config.data.draws
     labels = draws * config.labeling.rounds
     generator, net = generator_size(config.synthesis.model), segmenter_of(config, facts)
-    stored = 2 if generator.transformer and kind_of(config, config.placement.encoding) == "gpu" else 4
+    stored = 2 if generator.is_network and kind_of(config, config.placement.encoding) == "gpu" else 4
     label = LABEL_BITS / 8 * size**2 + LABEL_BYTES
     each = {"synthesis": IMAGE_BITS / 8 * size**2, "labeling": 3 * label + RECORD_BYTES, "refinement": label}
     for stage in workload(config, facts):

@@ -16,7 +16,7 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, StageWork
-from syn4seg.planning.sizes import generator_size
+from syn4seg.planning.sizes_generators import generator_size
 from syn4seg.planning.sizes_vision import SegmenterSize, model_size, network_size, sam_size, segmenter_size
 from syn4seg.stages.rows import joint_names, rows_of
 
@@ -141,7 +141,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
             images if generated else 0,
             generator.image_flops(make.size, make.steps, make.guidance),
             what=how | {"guided": make.guidance > 1},
-            extra=0.0 if generator.transformer else DRAW_SECONDS * pixels,
+            extra=0.0 if generator.is_network else DRAW_SECONDS * pixels,
             **_pooled(config, place.synthesis),
         ),
         StageWork(

@@ -17,6 +17,7 @@ from syn4seg.data.sources import dataset_source, open_dataset
 from syn4seg.data.support import POP_SEEDS, base_ids, draw_support, is_reserved, pop_draw, query_ids, support_pools
 from syn4seg.errors import UserError
 from syn4seg.models.device import resolve_device
+from syn4seg.models.hub import cached_revision
 from syn4seg.seeds import seeded
 from syn4seg.store.samples import escape_name
 
@@ -166,7 +167,7 @@ def imported_files(config: Config, name: str) -> ImportedFiles:
 
 
 def digest_inputs(config: Config) -> dict[str, str]:
-    """Return the digest of each input that is files on this machine, by the key that names it.
+    """Return the digest of each input that is files on this machine, by the key that names it; of a hub's image model, the commit.
 
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
     """
@@ -178,6 +179,8 @@ def digest_inputs(config: Config) -> dict[str, str]:
     if config.base.is_model and (Path(config.base.checkpoint) / "config.yaml").is_file():  # a run, of which the model alone counts
         paths["base.checkpoint"] = Path(config.base.checkpoint) / "model"
     digests = {key: _digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
+    if config.synthesis.source == "generate" and (commit := cached_revision(config.synthesis.model)) is not None:
+        digests["synthesis.model"] = commit
     if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
         digests["data.root"] = _digest(manifest)
     return digests

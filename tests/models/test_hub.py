@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from syn4seg.errors import UserError
 from syn4seg.models import generators, hub
 from syn4seg.models.generators import check_model
-from syn4seg.models.hub import IMAGE, TEXT, locate_model, revision, tensors_of
+from syn4seg.models.hub import IMAGE, TEXT, cached_revision, locate_configs, locate_model, revision, tensors_of
 from syn4seg.models.protocols import Speed
 
 MODEL, SHA = "some/model", "0123456789abcdef0123456789abcdef01234567"
@@ -165,7 +165,18 @@ def test_a_half_fetches_its_own_files_and_no_other(folder, online, parts):
         assert (place / "model_index.json").read_bytes() == (folder / "model_index.json").read_bytes()
         assert index == INDEX and revision(place) == SHA
         server.sent.clear()
-        assert locate_model(MODEL, parts)[0] == place and server.sent == []
+        for name in (MODEL, f"{MODEL}@{SHA}"):
+            assert locate_model(name, parts)[0] == place and server.sent == [] and cached_revision(name) == SHA
+    with online(folder, lambda path, token: (404, {"X-Error-Code": "RevisionNotFound"})):
+        assert "@other" in error_of(locate_model, f"{MODEL}@other", parts)
+
+
+def test_a_plan_fetches_configurations_and_no_weight(folder, online):
+    with online(folder) as server:
+        assert cached_revision(MODEL) is None and cached_revision(str(folder)) is None
+        place, index = locate_configs(MODEL)
+        assert index == INDEX and (place / "transformer" / "config.json").is_file()
+        assert server.sent and not [path for path in server.sent if path.endswith(".safetensors")]
 
 
 def gated(path, token):
@@ -221,7 +232,7 @@ def test_offline_and_unreachable_are_told_apart(folder, online, monkeypatch):
     ],
 )
 def test_a_full_disk_is_named_with_the_cache_and_what_is_free(online, full, tmp_path):
-    def fetch(model, **_):
+    def fetch(repo_id, **_):
         raise full
 
     said = error_of(locate_model, MODEL, IMAGE, fetch)
@@ -229,7 +240,7 @@ def test_a_full_disk_is_named_with_the_cache_and_what_is_free(online, full, tmp_
 
 
 def test_any_other_failure_is_one_line_and_says_how_to_go_on(online):
-    def fetch(model, **_):
+    def fetch(repo_id, **_):
         raise OSError("Consistency check failed:\nfile should be of size 7")
 
     assert "could not be fetched (Consistency check failed: file should be of size 7); run the same" in error_of(

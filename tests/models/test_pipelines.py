@@ -51,6 +51,8 @@ def test_embeddings_then_images_are_those_of_the_whole_pipeline(folder, tmp_path
     assert difference.max() <= 1 and (difference == 0).mean() > 0.99
     other, _ = generator.generate(PROMPTS, encoded.rows([1, 0, 2]), SEEDS)
     assert (other[0] != images[0]).any(), "the prompt counts"
+    plain = load_generator(str(folder), steps=STEPS, guidance=1.0, size=SIZE, device="cpu")
+    assert plain.generate(PROMPTS, encoded.rows([0, 1, 2]), SEEDS)[1] == [""] * 3, "without guidance"
     facts = generator.facts()
     assert facts["pipeline"] in families.FAMILIES and facts["scheduler"].endswith("Scheduler") and str(folder) not in str(facts)
 

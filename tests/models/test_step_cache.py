@@ -14,7 +14,7 @@ from torch import Tensor
 
 from syn4seg.models.speed import BLOCK
 from syn4seg.models.step_cache import Memory, StepCache, relative_change
-from syn4seg.planning import sizes
+from syn4seg.planning import sizes_generators
 
 IMAGES, STEPS, BLOCKS, THRESHOLD = 4, 7, 4, 0.2
 
@@ -186,7 +186,7 @@ def large() -> Any:
     from diffusers import SD3Transformer2DModel
 
     with torch.device("meta"):
-        net: Any = SD3Transformer2DModel(**sizes.SD35_LARGE)
+        net: Any = SD3Transformer2DModel(**sizes_generators.SD35_LARGE)
     return net.to(torch.bfloat16).eval()
 
 
@@ -194,13 +194,13 @@ def test_the_published_configs_give_the_parameters_that_they_are_known_for(large
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-    vae = {k: v for k, v in sizes.SD3_VAE.items() if not k.startswith("_")}
+    vae = {k: v for k, v in sizes_generators.SD3_VAE.items() if not k.startswith("_")}
     with torch.device("meta"):
         parts = [
             large,
             AutoencoderKL(**vae),
-            T5EncoderModel(T5Config(**sizes.T5_XXL)),
-            *(CLIPTextModelWithProjection(CLIPTextConfig(**c)) for c in (sizes.CLIP_G, sizes.CLIP_L)),
+            T5EncoderModel(T5Config(**sizes_generators.T5_XXL)),
+            *(CLIPTextModelWithProjection(CLIPTextConfig(**c)) for c in (sizes_generators.CLIP_G, sizes_generators.CLIP_L)),
         ]
     billions = [round(sum(p.numel() for p in part.parameters()) / 1e9, 3) for part in parts]
     assert billions == [8.057, 0.084, 4.762, 0.695, 0.124]

@@ -1,5 +1,6 @@
 """Counts of the published models against published numbers, formulas against torch's counter, memory planned against counted."""
 
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import json
@@ -17,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.planning import sizes, sizes_vision
-from syn4seg.planning.sizes import STABILITY, generator_size
+from syn4seg.planning import sizes_generators as generators
+from syn4seg.planning.sizes_generators import STABILITY, generator_size
 
 GIB = 2**30
 
@@ -33,7 +35,7 @@ def test_sd35_large_counts_as_published():
     assert transformer.buffers == 192 * 192 * 2432  # the table of positions, stored and kept beside the parameters
     assert size.text_bytes(2) / GIB == pytest.approx(8.87 + 1.29 + 0.23, abs=0.02)
     assert size.image_bytes(2) / GIB == pytest.approx(15.01 + 0.16 + 0.17, abs=0.02)
-    assert size.image_bytes(2, sizes.WEIGHT_BYTES["nf4"]) / GIB == pytest.approx(4.4, abs=0.1)
+    assert size.image_bytes(2, generators.WEIGHT_BYTES["nf4"]) / GIB == pytest.approx(4.4, abs=0.1)
     assert size.text_tokens == 77 + 256 and size.embedding_numbers == 333 * 4096 + 2048
     assert generator_size(f"{STABILITY}large-turbo") == size
 
@@ -63,7 +65,7 @@ def test_sd35_medium_is_smaller_and_has_a_larger_table_of_positions():
 )
 def test_the_transformers_formula_is_what_torch_counts(layers, dual, side, tokens, change):
     config = (
-        sizes.SD35_LARGE
+        generators.SD35_LARGE
         | {
             "num_layers": layers,
             "attention_head_dim": 32,
@@ -76,7 +78,7 @@ def test_the_transformers_formula_is_what_torch_counts(layers, dual, side, token
         }
         | change
     )
-    net = sizes.build_transformer(config).eval()
+    net = generators.build_transformer(config).eval()
     inputs = {
         "hidden_states": torch.randn(1, config["in_channels"], side, side),
         "timestep": torch.ones(1),
@@ -86,13 +88,13 @@ def test_the_transformers_formula_is_what_torch_counts(layers, dual, side, token
     # as plain matrix products: which kernel a CPU takes for attention is its own affair, and not all of them are counted
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net.requires_grad_(False)(**inputs)
-    assert sizes.mmdit_flops(config, (side // 2) ** 2, tokens) == counter.get_total_flops()
+    assert generators.mmdit_flops(config, (side // 2) ** 2, tokens) == counter.get_total_flops()
 
 
 def test_an_image_is_its_steps_twice_with_guidance_and_one_decoding():
     size = generator_size(f"{STABILITY}large")
-    decode = sizes.decode_flops(size.vae, 512)
-    forward = sizes.mmdit_flops(size.transformer, 32 * 32, 333)
+    decode = generators.decode_flops(size.vae, 512)
+    forward = generators.mmdit_flops(size.transformer, 32 * 32, 333)
     assert size.latent_cell == 16
     assert size.image_flops(512, 7, 1.0) == pytest.approx(7 * forward + decode)
     assert size.image_flops(512, 7, 4.5) == pytest.approx(14 * forward + decode)
@@ -102,8 +104,8 @@ def test_an_image_is_its_steps_twice_with_guidance_and_one_decoding():
 def test_decoding_costs_what_its_convolutions_cost():
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     small = {"latent_channels": 4, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-    vae = sizes.SD3_VAE | blocks | small
-    net, counted = sizes.build_vae(vae).eval(), []
+    vae = generators.SD3_VAE | blocks | small
+    net, counted = generators.build_vae(vae).eval(), []
     for layer in net.decoder.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
 
@@ -115,7 +117,7 @@ def test_decoding_costs_what_its_convolutions_cost():
     with torch.no_grad():
         net.decode(torch.randn(1, 4, 8, 8))
     attention = 4 * 64 * 64 * 16  # one head over the 64 latent pixels, in the middle
-    assert sizes.decode_flops(vae, 16) == sum(counted) + attention
+    assert generators.decode_flops(vae, 16) == sum(counted) + attention
 
 
 # ---------------------------------------------------------------------------- memory planned against memory counted
@@ -174,8 +176,8 @@ def test_our_own_halves_hold_the_planned_bytes(folder):
 def test_the_architecture_on_the_meta_device_counts_as_its_file(folder):
     transformer, vae = generator_size(str(folder)).image
     with torch.device("meta"):
-        assert sizes.part_of("transformer", sizes.build_transformer(generator_size(str(folder)).transformer)) == transformer
-        assert sizes.part_of("vae", sizes.build_vae(generator_size(str(folder)).vae)) == vae
+        assert sizes.part_of("transformer", generators.build_transformer(generator_size(str(folder)).transformer)) == transformer
+        assert sizes.part_of("vae", generators.build_vae(generator_size(str(folder)).vae)) == vae
 
 
 def test_the_packaged_models_are_counted_from_their_files():
@@ -188,7 +190,7 @@ def test_the_packaged_models_are_counted_from_their_files():
 
 # ---------------------------------------------------------------------------------------------- errors
 def test_what_is_no_model_is_an_error_that_names_the_models(folder, tmp_path):
-    with pytest.raises(UserError, match=r"synthesis\.model='someone/else'.*embedded-sd3, stabilityai"):
+    with pytest.raises(UserError, match=r"model 'someone/else'.*without any download: .*embedded-sd3"):
         generator_size("someone/else")
     with pytest.raises(UserError, match="did you mean vit-h"):
         sizes_vision.sam_size("vit-hh")
@@ -198,7 +200,7 @@ def test_what_is_no_model_is_an_error_that_names_the_models(folder, tmp_path):
         with pytest.raises(UserError, match=name):
             sizes_vision.sam_size(str(tmp_path / name))
     with pytest.raises(UserError, match="FluxVae"):
-        sizes.build_vae({"_class_name": "FluxVae"})
+        generators.build_vae({"_class_name": "FluxVae"})
 
 
 def test_a_damaged_or_empty_part_is_an_error_that_names_it(folder, tmp_path):
