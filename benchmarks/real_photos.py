@@ -79,7 +79,8 @@ def run_fold(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], Run
     ]
     if not (out / "results.json").is_file():
         command = [sys.executable, "-m", "syn4seg.cli", "run", str(ROOT / "examples" / "photos.yaml"), *overrides]
-        subprocess.run([*command, "--out", str(out)], check=True, cwd=ROOT)
+        reused = ["--reuse", str(args.reuse / out.name)] if args.reuse else []
+        subprocess.run([*command, "--out", str(out), *reused], check=True, cwd=ROOT)
     return json.loads((out / "results.json").read_text()), RunDir(out), overrides
 
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--reuse", type=Path, help="--work of an earlier call, whose images and base networks are taken over")
     parser.add_argument("--per-class", type=int, default=30)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
