@@ -16,10 +16,13 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from syn4seg.errors import UserError
 from syn4seg.schema import BACKGROUND
+
+MANY_REGIONS = 128
+"""Regions above which a sparse matrix pools them: each touches few cells, so that a dense one would multiply zeros."""
 
 
 def normalize(vectors: np.ndarray) -> np.ndarray:
@@ -49,6 +52,12 @@ def _cell_edges(fine: int, coarse: int, align_corners: bool) -> tuple[np.ndarray
         return np.arange(coarse + 1) * fine, coarse
     inner = (2 * np.arange(1, coarse) - 1) * (fine - 1) + coarse - 1  # in the middle between two cells
     return np.concatenate([[0], inner, [2 * fine * (coarse - 1)]]), 2 * (coarse - 1)
+
+
+def _cell_lengths(fine: int, coarse: int, align_corners: bool) -> np.ndarray:
+    """Return the length of each cell along one axis in pixels, float64 (coarse,)."""
+    edges, pixel = _cell_edges(fine, coarse, align_corners)
+    return np.diff(edges) / pixel
 
 
 def area_weights(fine: int, coarse: int, align_corners: bool = False) -> np.ndarray:
@@ -116,6 +125,8 @@ def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int], ali
 def pool(features: np.ndarray, regions: np.ndarray, count: int, align_corners: bool = False) -> np.ndarray:
     """Return the sum of the raw features over the pixels of each region, the numerator of mu_k and of v(r) (method.md 3.1).
 
+    Of more than `MANY_REGIONS` regions the sums are added in another order, so they differ in the last bits.
+
     Args:
         features: (D, h, w) float.
         regions: int32 (H, W), 0 for none and 1..count.
@@ -130,14 +141,25 @@ def pool(features: np.ndarray, regions: np.ndarray, count: int, align_corners: b
     if features.ndim != 3:
         raise ValueError(f"features have shape {features.shape}; expected one image's map (D, h, w)")
     depth, h, w = features.shape
-    share = region_occupancy(regions, count, (h, w), align_corners).reshape(count, h * w)
     flat = np.asarray(features, np.float32).reshape(depth, h * w)
+    if count > MANY_REGIONS:
+        return _region_cells(regions, count, (h, w), align_corners) @ cv2.transpose(flat)
+    share = region_occupancy(regions, count, (h, w), align_corners).reshape(count, h * w)
     if align_corners:
-        rows, columns = (
-            np.diff(edges) / pixel for edges, pixel in (_cell_edges(*n, True) for n in zip(regions.shape, (h, w), strict=True))
-        )
+        rows, columns = (_cell_lengths(*n, True) for n in zip(regions.shape, (h, w), strict=True))
         return ((flat * np.outer(rows, columns).astype(np.float32).ravel()) @ share.T).T
     return (flat @ share.T).T * np.float32(regions.size / (h * w))  # faster this way round than share @ flat.T
+
+
+def _region_cells(regions: np.ndarray, count: int, grid: tuple[int, int], align_corners: bool) -> sparse.csr_array:
+    """Return how many pixels of each region lie in each cell, parts of pixels counted, sparse float32 (count, h * w)."""
+    inside = np.flatnonzero(regions)
+    owners = (np.ones(len(inside), np.float32), (regions.ravel()[inside] - 1, inside))
+    sides = [
+        sparse.csr_array((area_weights(n, g, align_corners).T * _cell_lengths(n, g, align_corners)).astype(np.float32))
+        for n, g in zip(regions.shape, grid, strict=True)
+    ]
+    return sparse.csr_array(owners, shape=(count, regions.size)) @ sparse.csr_array(sparse.kron(*sides, format="csr"))
 
 
 def label_values(label: np.ndarray) -> list[int]:
