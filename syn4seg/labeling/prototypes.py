@@ -97,7 +97,7 @@ def occupancy(masks: np.ndarray, grid: tuple[int, int], align_corners: bool = Fa
 
 
 def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int], align_corners: bool = False) -> np.ndarray:
-    """Return the `occupancy` of every region of a map: one histogram if the grid divides the image, else box by box.
+    """Return the `occupancy` of every region of a map: counts if the grid divides the image, else box by box.
 
     Args:
         regions: int32 (H, W), 0 for none and 1..count for the regions, which may be empty.
@@ -109,10 +109,7 @@ def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int], ali
     """
     (height, width), (h, w) = regions.shape, grid
     if height % h == 0 and width % w == 0 and not align_corners:
-        cell = (np.arange(height) // (height // h) * w)[:, None] + np.arange(width) // (width // w)
-        cell += regions * np.int64(h * w)
-        pixels = np.bincount(cell.ravel(), minlength=h * w * (count + 1))
-        return (pixels[h * w :].astype(np.float32) * np.float32(h * w / regions.size)).reshape(count, h, w)
+        return _count_in_cells(regions.reshape(h, height // h, w, width // w), count)
     rows, columns = area_weights(height, h, align_corners), area_weights(width, w, align_corners)
     share = np.zeros((count, h, w), np.float32)
     for index, box in enumerate(ndimage.find_objects(regions, count)):
@@ -120,6 +117,21 @@ def region_occupancy(regions: np.ndarray, count: int, grid: tuple[int, int], ali
             inside = (regions[box] == index + 1).astype(np.float32)
             share[index] = rows[:, box[0]] @ inside @ columns[:, box[1]].T
     return share
+
+
+def _count_in_cells(blocks: np.ndarray, count: int) -> np.ndarray:
+    """Return the share float32 (count, h, w) of each cell's pixels that are of each region, of regions int32 (h, rows, w, columns).
+
+    Most cells lie in one region; only the pixels of the others are counted.
+    """
+    h, tall, w, wide = blocks.shape
+    lowest, highest = blocks.min(1).min(-1).ravel(), blocks.max(1).max(-1).ravel()
+    mixed = np.flatnonzero(lowest != highest)
+    pixels = np.zeros((count + 1, h * w), np.float32)
+    pixels[lowest, np.arange(h * w)] = tall * wide
+    keys = blocks[mixed // w, :, mixed % w] * np.int64(len(mixed)) + np.arange(len(mixed))[:, None, None]
+    pixels[:, mixed] = np.bincount(keys.ravel(), minlength=(count + 1) * len(mixed)).reshape(count + 1, len(mixed))
+    return (pixels[1:] * np.float32(1 / (tall * wide))).reshape(count, h, w)
 
 
 def pool(features: np.ndarray, regions: np.ndarray, count: int, align_corners: bool = False) -> np.ndarray:
@@ -163,8 +175,10 @@ def _region_cells(regions: np.ndarray, count: int, grid: tuple[int, int], align_
 
 
 def label_values(label: np.ndarray) -> list[int]:
-    """Return the values of a label map uint8 (H, W), ascending; a histogram, several times faster than `np.unique`."""
-    return np.flatnonzero(cv2.calcHist([label], [0], None, [256], [0, 256])).tolist()
+    """Return the values of a label map uint8 (H, W), ascending: from where the label changes along its rows, as it seldom does."""
+    flat = label.ravel()
+    changed = flat[1:][flat[1:] != flat[:-1]]
+    return np.flatnonzero(np.bincount(np.append(changed, flat[:1]), minlength=1)).tolist()
 
 
 def region_map(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:

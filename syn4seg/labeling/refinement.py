@@ -99,11 +99,10 @@ def refine_boundary(
     accepted = agreement >= min_agreement
     claimed = _claimed_classes(components.class_index, sam_masks, frames, sam_ious, accepted)
     free = boundary_band(label, band_width) | (label == UNLABELED)
-    refined = label.copy()
-    np.copyto(refined, claimed, where=free & (claimed > 0))
-    given_back = free & withdrawn & (claimed == 0)
-    np.copyto(refined, np.uint8(BACKGROUND), where=given_back)
-    np.copyto(refined, np.uint8(UNLABELED), where=given_back & _two_classes_near(label, band_width))
+    won, given_back = free & (claimed > 0), free & withdrawn & (claimed == 0)
+    refined = cv2.copyTo(claimed, won.view(np.uint8), label.copy())
+    left = _two_classes_near(label, band_width).view(np.uint8) * np.uint8(UNLABELED)  # BACKGROUND elsewhere
+    refined = cv2.copyTo(left, given_back.view(np.uint8), refined)
     return Refined(refined, accepted, agreement, int(np.count_nonzero(refined != label)))
 
 
@@ -155,8 +154,7 @@ def _claimed_classes(
 def _two_classes_near(label: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels with two different foreground classes within `width` (chessboard), bool (H, W)."""
     window = np.ones((2 * width + 1,) * 2, np.uint8)
-    high, low = label.copy(), label.copy()
-    np.copyto(high, np.uint8(BACKGROUND), where=label == UNLABELED)
-    np.copyto(low, np.uint8(UNLABELED), where=label == BACKGROUND)
+    high = label * (label != UNLABELED)  # unlabeled pixels as background
+    low = label | (label == BACKGROUND) * np.uint8(UNLABELED)  # background pixels as unlabeled
     high, low = cv2.dilate(high, window), cv2.erode(low, window)
     return (high != low) & (high != BACKGROUND)
