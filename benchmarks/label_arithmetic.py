@@ -11,9 +11,7 @@ Times are the thread's CPU time (on an idle machine, wall time): the median, and
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from record import machine, write
+from record import machine, one_thread, write
 from scipy import ndimage
 
 from syn4seg.labeling.components import Components, find_components
@@ -230,9 +228,7 @@ def measure(size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measures every size on one thread, prints a table and writes the dated result."""
-    if os.environ.get("OMP_NUM_THREADS") != "1":  # read once, when NumPy loads its BLAS
-        one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | one)
+    one_thread()
     cv2.setNumThreads(1)
     result = machine() | {
         "threads": 1,

@@ -30,6 +30,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def one_thread() -> None:
+    """Starts the script again with one thread for its linear algebra, unless it has one: NumPy reads that when it is imported."""
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | one)
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
     """Writes benchmarks/results/DATE-NAME.json and says so."""
     path = ROOT / "benchmarks" / "results" / f"{result['date']}-{name}.json"

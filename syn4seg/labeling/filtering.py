@@ -108,8 +108,7 @@ def filter_regions(
         free |= unsure
         lost = np.bincount(components.map[unsure], minlength=len(why) + 1)[1:]
         why[(why == "") & (lost == components.area)] = "confidence"
-    kept = draft.copy()
-    kept[free] = UNLABELED
+    kept = draft | free * np.uint8(UNLABELED)
     boxes = map(tuple, components.box.astype(int).tolist())
     columns = (components.class_index.tolist(), components.area.tolist(), boxes, similarity.tolist(), why.tolist())
     return Filtered(kept, [Region(k, area, box, s, reason == "", reason) for k, area, box, s, reason in zip(*columns, strict=True)])
@@ -140,9 +139,12 @@ def _similarities(
     similarity, beaten = np.full(len(components.area), np.nan, np.float32), np.zeros(len(components.area), bool)
     judged = np.flatnonzero(np.isin(components.class_index, list(prototypes)))
     if len(judged):
-        row = np.zeros(len(components.area) + 1, np.int32)
-        row[judged + 1] = np.arange(1, len(judged) + 1)
-        means = normalize(pool(features, np.take(row, components.map), len(judged), align_corners))
+        regions = components.map
+        if len(judged) < len(components.area):
+            row = np.zeros(len(components.area) + 1, np.int32)
+            row[judged + 1] = np.arange(1, len(judged) + 1)
+            regions = np.take(row, regions)
+        means = normalize(pool(features, regions, len(judged), align_corners))
         expected = normalize(np.stack([prototypes[int(k)] for k in components.class_index[judged]]))
         similarity[judged] = np.einsum("rd,rd->r", means, expected)
         if rivals:

@@ -98,8 +98,7 @@ def relabel(
         return Relabeled(kept.copy(), best, local, "no_evidence", 0)
     label = kept.copy()
     similarity[[candidates.index(k) for k in set(rivals) - given]] -= np.float32(rival_margin)
-    planes = _upsampled(similarity, label.shape, align_corners)
-    changed = _fill_free_pixels(label, planes, candidates, given, tau, theta)
+    changed = _fill_free_pixels(label, similarity, candidates, given, tau, theta, align_corners)
     return Relabeled(label, best, local, judge_target(label, target, min_target, max_target), changed)
 
 
@@ -131,31 +130,36 @@ def _drop_background_borders(kept: np.ndarray, grid: tuple[int, int]) -> np.ndar
     side = 2 * cell_size(kept.shape, grid) + 1
     background = (kept == BACKGROUND).view(np.uint8)
     far = cv2.erode(background, np.ones((side, side), np.uint8))
-    trimmed = kept.copy()
-    np.copyto(trimmed, np.uint8(UNLABELED), where=background > far)
-    return trimmed
+    return kept | (background > far) * np.uint8(UNLABELED)
 
 
-def _upsampled(planes: np.ndarray, shape: tuple[int, int], align_corners: bool) -> np.ndarray:
-    """Return planes float32 (C, h, w) at (C, *shape), bilinear."""
+def _at_pixels(planes: np.ndarray, shape: tuple[int, int], chosen: np.ndarray, align_corners: bool) -> list[np.ndarray]:
+    """Return new arrays float32 (n,): each plane of (C, h, w), brought to `shape` bilinearly, at the `chosen` pixels int64 (n,)."""
     if align_corners:
         rows, columns = (corner_interpolation(n, size) for n, size in zip(planes.shape[1:], shape, strict=True))
-        return rows @ planes @ columns.T
-    return np.stack([cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in planes])
+        return [np.take(plane, chosen) for plane in rows @ planes @ columns.T]
+    full = np.empty(shape, np.float32)
+    return [np.take(cv2.resize(plane, shape[::-1], full, interpolation=cv2.INTER_LINEAR), chosen) for plane in planes]
 
 
 def _fill_free_pixels(
-    label: np.ndarray, similarity: np.ndarray, candidates: list[int], given: set[int], tau: float, theta: float
+    label: np.ndarray, similarity: np.ndarray, candidates: list[int], given: set[int], tau: float, theta: float, align_corners: bool
 ) -> int:
     """Write the clear classes that may be `given` into the free pixels of `label`, in place; return how many pixels took one."""
     free = np.flatnonzero(label.ravel() == UNLABELED)
-    planes = [np.take(plane, free) for plane in similarity]
+    planes = _at_pixels(similarity, label.shape, free, align_corners)
     winner, best = np.full(len(free), candidates[0], np.uint8), planes[0].copy()
     for index, plane in zip(candidates[1:], planes[1:], strict=True):
         better = plane > best
         winner[better] = index
         np.maximum(best, plane, out=best)
-    odds = sum(np.exp((plane - best) / np.float32(tau)) for plane in planes)
-    clear = (1.0 / odds >= theta) & np.isin(winner, list(given))
+    for plane in planes:  # in place: a new array costs as much as the arithmetic on it
+        plane -= best
+        plane /= np.float32(tau)
+        np.exp(plane, out=plane)
+    odds = sum(planes[1:], planes[0])
+    may_be_given = np.zeros(256, bool)
+    may_be_given[list(given)] = True
+    clear = (1.0 / odds >= theta) & may_be_given[winner]
     label.ravel()[free[clear]] = winner[clear]
     return int(np.count_nonzero(clear))

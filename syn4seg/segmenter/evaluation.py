@@ -12,20 +12,37 @@ from typing import Literal, TypedDict, TypeVar
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.labeling.refinement import boundary_band
 from syn4seg.schema import UNLABELED
-from syn4seg.segmenter.network import Classifier, Segmenter, frozen_features, upsample
+from syn4seg.segmenter.network import Classifier, Segmenter, frozen_features
+
+EXACT = 2**24
+"""Pixels that OpenCV counts at a time: its histograms are float32, which holds every whole number up to this one."""
 
 
 def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Return int64 (classes, classes): row = label, column = prediction; pixels that are 255 in either are left out."""
-    use = (label != UNLABELED) & (prediction != UNLABELED)
-    pairs = label[use].astype(np.int64) * classes + prediction[use]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    """Return int64 (classes, classes): row = label, column = prediction; pixels that are 255 in either are left out.
+
+    Args:
+        prediction: uint8, of any shape.
+        label: uint8, of the same shape.
+
+    Raises:
+        ValueError: another value that is no class.
+    """
+    pairs, guesses, truth = np.zeros((256, 256), np.int64), np.ravel(prediction), np.ravel(label)
+    for start in range(0, len(truth), EXACT):
+        part = np.s_[start : start + EXACT]
+        pairs += cv2.calcHist([truth[part], guesses[part]], [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    pairs = pairs[:UNLABELED, :UNLABELED]
+    if pairs[classes:].any() or pairs[:, classes:].any():
+        raise ValueError(f"label or prediction holds a value that is no class: expected 0 to {classes - 1}, or {UNLABELED}")
+    return pairs[:classes, :classes].copy()
 
 
 def abstentions(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
@@ -155,16 +172,37 @@ def iterate_queries(
 
 def scores_to_classes(query: Query, scores: Tensor) -> np.ndarray:
     """Return class indices uint8, as large as the query's label, of scores (1, C, size, size) on its canvas."""
+    planes = scores.split(1, 1)
     if query.shape is not None:
-        scores = scores_at_pixels(scores, query.canvas, query.shape)
-    return scores[0].argmax(0).byte().cpu().numpy()
+        planes = (scores_at_pixels(plane, query.canvas, query.shape) for plane in planes)
+    return best_classes(plane[0, 0] for plane in planes)[0].cpu().numpy()
+
+
+def best_classes(planes: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return where each pixel's score is highest, uint8 (H, W), and that score (H, W); ties go to the lower class.
+
+    Equals `argmax(0)` of all planes, but only one is there at a time, so it is read again while it is in the cache.
+
+    Args:
+        planes: scores (H, W) of class 0, 1, ...
+    """
+    rest = iter(planes)
+    best = next(rest).clone()
+    label = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for index, values in enumerate(rest, 1):
+        label.masked_fill_(values > best, index)
+        torch.maximum(best, values, out=best)
+    return label, best
 
 
 def scores_at_pixels(scores: Tensor, canvas: Canvas, shape: tuple[int, int]) -> Tensor:
-    """Return scores (N, C, H, W) of an original image of `shape` (H, W), of scores (N, C, size, size) on its canvas."""
+    """Return scores (N, C, H, W) of an original image of `shape` (H, W), of scores (N, C, size, size) on its canvas.
+
+    Bilinear, by PyTorch: classes that are brought to the pixels alone get the values that they get together, but for the last bit.
+    """
     rows, columns = canvas.shape(shape)
     scores = scores[:, :, :rows, :columns]
-    return scores if (rows, columns) == shape else upsample(scores, shape)
+    return scores if (rows, columns) == shape else F.interpolate(scores, shape, mode="bilinear")
 
 
 Name = TypeVar("Name")

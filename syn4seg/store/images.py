@@ -25,8 +25,8 @@ _ONE_LARGE = threading.Lock()
 
 def encode_image(pixels: np.ndarray) -> bytes:
     """Encode as PNG: uint8 (H, W, 3) RGB or uint8 (H, W)."""
-    ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
-    done, data = cv2.imencode(".png", np.ascontiguousarray(ordered))
+    ordered = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else np.ascontiguousarray(pixels)
+    done, data = cv2.imencode(".png", ordered)
     assert done and pixels.dtype == np.uint8, (pixels.dtype, pixels.shape)
     return data.tobytes()
 
@@ -47,7 +47,7 @@ def decode_image(data: bytes, what: str = "image") -> np.ndarray:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
             raise DamagedError(broken)
-        return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if pixels.ndim == 3 else pixels
 
 
 def write_image(path: AnyPath, pixels: np.ndarray) -> None:

@@ -64,7 +64,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndar
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
     """Return uint8 (H, W, 3) RGB as JPEG."""
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert done
     return data.tobytes()
 

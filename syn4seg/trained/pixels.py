@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from syn4seg.data.canvas import Canvas
-from syn4seg.segmenter.evaluation import scores_at_pixels
+from syn4seg.segmenter.evaluation import best_classes, scores_at_pixels
 
 LARGE = 2**28
 """Numbers (classes x pixels) above which the scores of an image are brought to its pixels class by class."""
@@ -24,13 +24,8 @@ def label_pixels(scores: Tensor, canvas: Canvas, shape: tuple[int, int]) -> tupl
         label = full.argmax(0)
         confidence = 1 / (full - full.amax(0)).exp().sum(0)
         return label.byte().cpu().numpy(), confidence.cpu().numpy()
-    planes = [scores[:, k : k + 1] for k in range(scores.shape[1])]
-    best = torch.full(shape, -torch.inf, device=scores.device)
-    label = torch.zeros(shape, dtype=torch.uint8, device=scores.device)
-    for k, plane in enumerate(planes):
-        values = scores_at_pixels(plane, canvas, shape)[0, 0]
-        label[values > best] = k
-        best = torch.maximum(best, values)
+    planes = scores.split(1, 1)
+    label, best = best_classes(scores_at_pixels(plane, canvas, shape)[0, 0] for plane in planes)
     total = torch.zeros_like(best)
     for plane in planes:
         total += (scores_at_pixels(plane, canvas, shape)[0, 0] - best).exp()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syn4seg.errors import UserError
+from syn4seg.labeling import prototypes
 from syn4seg.labeling.prototypes import (
     area_weights,
     background_prototype,
@@ -125,13 +126,17 @@ def test_no_regions_give_an_empty_array():
 
 
 @pytest.mark.parametrize(("shape", "grid"), GRIDS)
-def test_pool_sums_the_feature_under_every_pixel(shape, grid):
+@pytest.mark.parametrize("many", [0, 128])
+def test_pool_sums_the_feature_under_every_pixel_of_few_and_of_many_regions(shape, grid, many, monkeypatch):
+    monkeypatch.setattr(prototypes, "MANY_REGIONS", many)
     rng = seeded("pool", shape, grid)
     features = rng.normal(size=(4, *grid)).astype(np.float32)
     regions = rng.integers(0, 4, shape).astype(np.int32)
     for align_corners in (False, True):
-        want = np.stack([slow_sum(features, regions == r, align_corners) for r in (1, 2, 3)])
-        np.testing.assert_allclose(pool(features, regions, 3, align_corners), want, rtol=1e-4, atol=1e-4)
+        want = np.stack([slow_sum(features, regions == r, align_corners) for r in (1, 2, 3, 4)])
+        found = pool(features, regions, 4, align_corners)  # the fourth is empty
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+        assert found.dtype == np.float32 and not found[3].any()
 
 
 def test_pool_has_one_precision_whatever_that_of_the_features():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from syn4seg.labeling import refinement
 from syn4seg.labeling.components import find_components
 from syn4seg.labeling.refinement import boundary_band, hint_boxes, refine_boundary
 from syn4seg.seeds import seeded
@@ -81,7 +82,9 @@ def test_an_image_of_one_label_has_no_band_and_a_single_pixel_has_a_square_one()
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_refinement_equals_the_loop_over_pixels(seed):
+@pytest.mark.parametrize("margin", [0, 2, 100])
+def test_refinement_equals_the_loop_over_pixels(seed, margin, monkeypatch):
+    monkeypatch.setattr(refinement, "MARGIN", margin)
     label, components, masks, ious = case(seed)
     settings: dict[str, Any] = dict(band_width=1 + seed % 3, min_agreement=(0.2, 0.5)[seed % 2])
     got = refine_boundary(label, components, masks, ious, **settings)

@@ -13,18 +13,22 @@ from hypothesis import strategies as st
 
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
+from syn4seg.segmenter import evaluation
 from syn4seg.segmenter.backbones import load_backbone
 from syn4seg.segmenter.evaluation import (
     Metrics,
     Query,
     abstentions,
     accumulate_confusion,
+    best_classes,
     boundary_iou,
     class_iou,
     confusion,
     iterate_queries,
     metrics,
     predictor_of,
+    scores_at_pixels,
+    scores_to_classes,
     trimap_iou,
 )
 from syn4seg.segmenter.network import Classifier, Segmenter
@@ -50,6 +54,39 @@ def test_confusion_and_iou_equal_a_loop_over_pixels(seed, classes):
     for k, iou in enumerate(class_iou(fast)):
         a, b = prediction[(prediction != 255) & (label != 255)] == k, label[(prediction != 255) & (label != 255)] == k
         assert math.isnan(iou) if not b.any() else iou == pytest.approx((a & b).sum() / (a | b).sum())
+
+
+def test_confusion_counts_large_images_in_parts_and_names_values_that_are_no_class(monkeypatch):
+    prediction, label = _labels(3, (40, 50)), _labels(4, (40, 50))
+    whole = confusion(prediction[:, ::-1], label[:, ::-1], 5)
+    monkeypatch.setattr(evaluation, "EXACT", 77)
+    assert np.array_equal(confusion(prediction, label, 5), whole) and whole.sum() == ((prediction != 255) & (label != 255)).sum()
+    assert confusion(prediction[:0], label[:0], 5).tolist() == np.zeros((5, 5), int).tolist()
+    for a, b in ((prediction, label), (label, prediction)):
+        a = np.where(a == 4, 255, a).astype(np.uint8)
+        with pytest.raises(ValueError, match="expected 0 to 3, or 255"):
+            confusion(a, b, 4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.booleans())
+def test_the_running_maximum_is_the_first_highest_class_also_where_classes_tie(seed, classes, rounded):
+    scores = torch.randn(classes, 12, 17, generator=torch.Generator().manual_seed(seed))
+    scores = scores.round() if rounded else scores
+    label, best = best_classes(iter(scores))
+    assert label.dtype == torch.uint8 and np.array_equal(label.numpy(), scores.numpy().argmax(0))
+    assert torch.equal(best, scores.amax(0))
+
+
+@pytest.mark.parametrize("kind", ["plain", "diam"])
+@pytest.mark.parametrize("shape", [None, (65, 65), (48, 64), (200, 31)])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_scores_become_the_classes_that_all_planes_together_give(kind, shape, rounded):
+    scores = 2 * torch.randn(1, 21, 65, 65, generator=torch.Generator().manual_seed(2))
+    scores, canvas = scores.round() if rounded else scores, Canvas(65, kind)
+    query = Query("", scores[0], np.zeros(shape or (65, 65), np.uint8), canvas, shape)
+    found, together = scores_to_classes(query, scores), scores if shape is None else scores_at_pixels(scores, canvas, shape)
+    assert found.shape == query.label.shape and np.array_equal(found, together[0].numpy().argmax(0))
 
 
 def test_every_figure_of_the_table_from_one_matrix():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.stages.results import verify_run
+from syn4seg.store.images import decode_image, encode_image
 
 
 def png(rows: int, columns: int) -> bytes:
@@ -21,6 +25,16 @@ def png(rows: int, columns: int) -> bytes:
 
     head = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7), (1, 1, 3)])
+def test_a_png_keeps_every_pixel_and_the_order_of_its_colours(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for given in (pixels, pixels[::-1, ::-1], np.asfortranarray(pixels)):
+        data = encode_image(given)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), given)
+        found = decode_image(data)
+        assert np.array_equal(found, given) and found.dtype == np.uint8 and found.flags.c_contiguous and found.flags.writeable
 
 
 def test_images_are_bounded_before_they_are_decoded(finish, fresh, small, monkeypatch):
