@@ -60,6 +60,7 @@ def sam_size(model: str) -> SamSize:
 def _sam_architecture(model: str) -> Callable[[], Any]:
     from syn4seg.models.sam import ARCHITECTURES, build_sam, encoder_shape
     from syn4seg.models.sam_files import EMBEDDED, PUBLISHED, WEIGHTS, known_sam
+    from syn4seg.models.sam_mobile import MARK, build_mobile_sam
 
     known_sam(model)
     if model in PUBLISHED:
@@ -67,7 +68,8 @@ def _sam_architecture(model: str) -> Callable[[], Any]:
     path = WEIGHTS if model == EMBEDDED else Path(model)
     if path.is_dir():
         return functools.partial(build_sam, read_json(path / "config.json"))
-    return ARCHITECTURES[encoder_shape(_meta_tensors(path), path)]
+    tensors = _meta_tensors(path)
+    return build_mobile_sam if MARK in tensors else ARCHITECTURES[encoder_shape(tensors, path)]
 
 
 def _meta_tensors(path: Path) -> dict[str, Any]:
