@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -74,9 +73,9 @@ class Hints:
 
 
 def coarse_logits(masks: np.ndarray, side: int, height: int, width: int) -> np.ndarray:
-    """Return masks bool (R, H, W) as a SAM takes them: logits float32 (R, 1, side, side).
+    """Return masks bool (R, H, W) as a SAM takes them: logits float32 (R, 1, side, side), 10 inside and -10 outside.
 
-    Each pixel of the grid has the share of the mask in it, between -10 (none) and 10 (all).
+    Between, at the outline, they are what bilinear resizing with antialiasing gives, as SAM 2 of transformers resizes masks.
 
     Args:
         masks: of one image.
@@ -84,10 +83,12 @@ def coarse_logits(masks: np.ndarray, side: int, height: int, width: int) -> np.n
         height: of the image on the grid, whose rest is padding and in no mask.
         width: the same.
     """
+    import torch
+    from torch.nn.functional import interpolate
+
     logits = np.full((len(masks), 1, side, side), -CERTAIN, np.float32)
-    for row, mask in enumerate(masks):
-        share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-        logits[row, 0, :height, :width] = (2 * share - 1) * CERTAIN
+    sure = torch.from_numpy(np.where(masks, np.float32(CERTAIN), np.float32(-CERTAIN)))[:, None]
+    logits[:, :, :height, :width] = interpolate(sure, (height, width), mode="bilinear", antialias=True).numpy()
     return logits
 
 

@@ -18,12 +18,7 @@ MARK = "image_encoder.patch_embed.seq.0.c.weight"
 """A tensor that is in every file of MobileSAM and of no other SAM."""
 SIDE, CELL, WIDTH = 1024, 16, 256
 """Pixels of the input and of a cell of the embedding, and channels."""
-TINY_VIT = {
-    "embed_dims": (64, 128, 160, 320),
-    "depths": (2, 2, 6, 2),
-    "num_heads": (2, 4, 5, 10),
-    "window_sizes": (7, 7, 14, 7),
-}
+TINY_VIT = {"embed_dims": (64, 128, 160, 320), "depths": (2, 2, 6, 2), "num_heads": (2, 4, 5, 10), "window_sizes": (7, 7, 14, 7)}
 """TinyViT-5M."""
 UNUSED = re.compile(r"image_encoder\.(norm_head|head)\.|.*\.attention_bias_idxs$")
 """The classifier that TinyViT was trained with, and a table that the network makes itself."""
@@ -34,7 +29,12 @@ class TinyEncoder(nn.Module):
 
     Args:
         side: pixels, a multiple of 16.
+
+    Attributes:
+        window: cells that attend to one another at most, and the heads with which they do.
     """
+
+    window = (14 * 14, 5)
 
     def __init__(self, side: int = SIDE):
         super().__init__()
