@@ -122,7 +122,7 @@ def empty_network(model: str) -> TransformersSam:
     try:
         config = made.config_class.from_dict(content)
         with _quiet(), torch.device("meta"):
-            return TransformersSam(kind, made(config).eval().requires_grad_(False), None)
+            return TransformersSam(kind, _mended(kind, made(config).eval().requires_grad_(False)), None)
     except Exception as error:  # transformers checks configurations by raising whatever comes
         raise UserError(
             f"{folder / 'config.json'} is no configuration of {made.__name__} ({_reason(error)}); fetch it again"
@@ -153,7 +153,23 @@ def load_transformers_sam(model: str) -> TransformersSam:
         raise UserError(
             f"{folder} lacks {len(lost)} tensors of {made.__name__}, e.g. {lost[0]}; is its config.json of another network?"
         )
-    return TransformersSam(kind, network.float().eval().requires_grad_(False), processor)
+    return TransformersSam(kind, _mended(kind, network.float().eval().requires_grad_(False)), processor)
+
+
+def _mended(kind: str, network: Any) -> Any:
+    """Return a network whose HQ-SAM decoder upscales what its transformer made of the image, as the authors' own does.
+
+    transformers 5.24 drops that and upscales the image's embedding from before, rows and columns exchanged. Where a later version
+    is right, the two are the same, and a test says that this may go.
+    """
+    if kind == "sam_hq":
+        kept: dict[str, Tensor] = {}
+        decoder = network.mask_decoder
+        decoder.transformer.register_forward_hook(lambda _module, _given, found: kept.update(cells=found[1]))
+        decoder.upscale_conv1.register_forward_pre_hook(
+            lambda _module, given: (kept.pop("cells").transpose(2, 3).reshape(given[0].shape),)
+        )
+    return network
 
 
 def _class(kind: str) -> Any:
