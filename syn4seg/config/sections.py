@@ -205,7 +205,7 @@ class RefinementConfig(Section):
     model: str = "embedded-sam"
     """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), a checkpoint file of segment-anything or MobileSAM, a folder or hub
     id of transformers (SAM, HQ-SAM, SAM 2, SAM 3), `grabcut` (by colour, no weights) or `none` (no boundary refinement)."""
-    hints: Annotated[tuple[Literal["box", "point", "mask"], ...], Field(min_length=1)] = ("box",)
+    hints: tuple[Literal["box", "point", "mask"], ...] = ("box",)
     """What SAM is told of a component, one or several: its `box`, the `point` deepest inside it, and beside one of these its
     `mask`, coarsely."""
     band_width: Whole = 3
@@ -219,7 +219,7 @@ class RefinementConfig(Section):
 
     @model_validator(mode="after")
     def _hints_name_a_place(self) -> RefinementConfig:
-        if len(set(self.hints)) < len(self.hints) or set(self.hints) == {"mask"}:
+        if len(set(self.hints)) < len(self.hints) or set(self.hints) <= {"mask"}:
             raise ValueError(
                 f"refinement.hints=[{','.join(self.hints)}]: name each hint once, and a box or a point among them, such as "
                 "[box] or [box,point,mask]"
