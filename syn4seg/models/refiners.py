@@ -80,13 +80,14 @@ def coarse_logits(masks: np.ndarray, side: int, height: int, width: int) -> np.n
     Args:
         masks: of one image.
         side: of the grid.
-        height: of the image on the grid, whose rest is padding and in no mask.
+        height: of the image on the grid, whose rest is padding and in no mask; a very flat image has one row all the same.
         width: the same.
     """
     import torch
     from torch.nn.functional import interpolate
 
     logits = np.full((len(masks), 1, side, side), -CERTAIN, np.float32)
+    height, width = max(1, height), max(1, width)
     sure = torch.from_numpy(np.where(masks, np.float32(CERTAIN), np.float32(-CERTAIN)))[:, None]
     logits[:, :, :height, :width] = interpolate(sure, (height, width), mode="bilinear", antialias=True).numpy()
     return logits

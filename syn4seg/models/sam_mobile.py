@@ -83,11 +83,6 @@ def _name(name: str) -> str:
     return "image_encoder.body." + name.replace(".c.weight", ".conv.weight")
 
 
-def check_timm() -> None:
-    """Raise UserError unless timm is installed."""
-    _tiny_vit()
-
-
 def _tiny_vit() -> Any:
     try:
         from timm.models.tiny_vit import TinyVit

@@ -13,9 +13,8 @@ from segment_anything import SamPredictor
 from torch import Tensor
 
 from syn4seg.errors import UserError
-from syn4seg.models import sam_mobile
 from syn4seg.models.sam import SamRefiner, check_tensors, load_sam
-from syn4seg.models.sam_mobile import build_mobile_sam, check_timm, translated
+from syn4seg.models.sam_mobile import build_mobile_sam, translated
 from syn4seg.planning.sizes_vision import sam_size
 from tests.shared_sams import mobile_sam_state
 
@@ -142,6 +141,5 @@ def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
-    for call in (check_timm, sam_mobile.TinyEncoder):
-        with pytest.raises(UserError, match=r"MobileSAM needs timm.*syn4seg-ray\[timm\]"):
-            call()
+    with pytest.raises(UserError, match=r"MobileSAM needs timm.*syn4seg-ray\[timm\]"):
+        build_mobile_sam(SIDE)
