@@ -203,8 +203,11 @@ class LabelingConfig(Section):
 
 class RefinementConfig(Section):
     model: str = "embedded-sam"
-    """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), a checkpoint file of segment-anything, `grabcut` (by colour, no
-    weights) or `none` (no boundary refinement)."""
+    """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), a checkpoint file of segment-anything or MobileSAM, a folder or hub
+    id of transformers (SAM, HQ-SAM, SAM 2, SAM 3), `grabcut` (by colour, no weights) or `none` (no boundary refinement)."""
+    hints: tuple[Literal["box", "point", "mask"], ...] = ("box",)
+    """What SAM is told of a component, one or several: its `box`, the `point` deepest inside it, and beside one of these its
+    `mask`, coarsely."""
     band_width: Whole = 3
     """Half-width in pixels of the band around changes of label in which SAM may edit."""
     margin: Whole = 1
@@ -213,3 +216,12 @@ class RefinementConfig(Section):
     """SAM masks whose IoU with their component is lower are ignored and counted."""
     images_per_pass: Count = 1
     """Images in one pass of SAM's encoder, always exactly that many (the last pass is padded), because rounding depends on it."""
+
+    @model_validator(mode="after")
+    def _hints_name_a_place(self) -> RefinementConfig:
+        if len(set(self.hints)) < len(self.hints) or set(self.hints) <= {"mask"}:
+            raise ValueError(
+                f"refinement.hints=[{','.join(self.hints)}]: name each hint once, and a box or a point among them, such as "
+                "[box] or [box,point,mask]"
+            )
+        return self

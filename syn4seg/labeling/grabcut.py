@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from syn4seg.labeling.components import Components
+from syn4seg.labeling.refinement import component_masks
 
 WITHOUT_WEIGHTS = ("grabcut", "none")
 """Values of `refinement.model` that name no SAM."""
@@ -23,8 +24,7 @@ class ComponentMasks:
 
     def masks(self, image: np.ndarray, regions: Components) -> tuple[np.ndarray, np.ndarray]:
         """Return bool (R, H, W), and a quality of 1 each, float32 (R,)."""
-        numbers = np.arange(1, len(regions.area) + 1)[:, None, None]
-        return regions.map[None] == numbers, np.ones(len(regions.area), np.float32)
+        return component_masks(regions), np.ones(len(regions.area), np.float32)
 
 
 class GrabCut(ComponentMasks):

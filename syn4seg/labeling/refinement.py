@@ -51,6 +51,27 @@ def hint_boxes(components: Components, margin: float, shape: tuple[int, int]) ->
     return np.clip(wider, 0, np.array((width, height, width, height), np.float32))
 
 
+def hint_points(components: Components) -> np.ndarray:
+    """Return SAM's point hints: of each component the pixel that is deepest inside it (the first such, row by row).
+
+    Beyond the frame is outside, and so are other components.
+
+    Returns:
+        float32 (R, 2), XY pixel indices.
+    """
+    points = np.zeros((len(components.area), 2), np.float32)
+    for row, (x0, y0, x1, y1) in enumerate(components.box.astype(int)):
+        inside = np.pad((components.map[y0:y1, x0:x1] == row + 1).astype(np.uint8), 1)
+        y, x = np.unravel_index(np.argmax(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)), inside.shape)
+        points[row] = x0 + x - 1, y0 + y - 1
+    return points
+
+
+def component_masks(components: Components) -> np.ndarray:
+    """Return the components one by one, bool (R, H, W)."""
+    return components.map[None] == np.arange(1, len(components.area) + 1)[:, None, None]
+
+
 def boundary_band(label: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels within `width` pixels (chessboard distance) of a pixel with another label, bool (H, W).
 

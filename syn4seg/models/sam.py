@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from syn4seg.errors import UserError
 from syn4seg.models.attention import fuse_attention
+from syn4seg.models.refiners import HintedRefiner, Hints
 from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
+from syn4seg.models.sam_mobile import MARK, build_mobile_sam, translated
 from syn4seg.models.sam_modules import (
     ImageEncoderViT,
     MaskDecoder,
@@ -107,7 +109,7 @@ def load_sam(path_or_name: str | Path) -> Sam:
     Args:
         path_or_name: "embedded-sam" (in the package), "vit-b", "vit-l" or "vit-h" (fetched once, into torch's hub cache), a
             folder with `config.json` and `model.safetensors`, or a ViT-B, ViT-L or ViT-H checkpoint of segment-anything
-            (`.pth`, or the same state dict as `.safetensors`).
+            (`.pth`, or the same state dict as `.safetensors`), or one of MobileSAM.
 
     Raises:
         UserError: nothing is there, it cannot be read, or its tensors are not those of the architecture.
@@ -119,8 +121,9 @@ def load_sam(path_or_name: str | Path) -> Sam:
     if path.is_dir():
         state = _read_tensors(path / "model.safetensors")
         build = partial(build_sam, _read_numbers(path / "config.json"))
+    elif MARK in (state := _read_tensors(path)):
+        state, build = translated(state), build_mobile_sam
     else:
-        state = _read_tensors(path)
         shape = encoder_shape(state, path)
         if named and shape != named.encoder:
             has, wants = ("width {} and {} blocks".format(*numbers) for numbers in (shape, named.encoder))
@@ -129,14 +132,16 @@ def load_sam(path_or_name: str | Path) -> Sam:
                 "and the right one is fetched"
             )
         build = ARCHITECTURES[shape]
-    if name == EMBEDDED:  # small enough to be built for nothing: on "meta", torch loads its compiler for two seconds
+    if name == EMBEDDED or build is build_mobile_sam:
+        # small enough to be built for nothing: on "meta", torch loads its compiler for two seconds, and timm's tables stay there
         with torch.random.fork_rng(devices=[]):
             sam = build()
     else:
         with torch.device("meta"):
             sam = build()
     check_tensors(sam, state, path)
-    sam.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    sam.load_state_dict(state, assign=True)
     for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):  # not part of any checkpoint
         sam.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
     return sam.eval()
@@ -207,21 +212,26 @@ def check_tensors(sam: Sam, state: dict[str, Tensor], path: Path) -> None:
         raise UserError(f"SAM weights {path} do not fit their architecture: {'; '.join(faults[:3])}{more}; {EXPECTED}")
 
 
-def decode(sam: Sam, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return SAM's mask decoder with an image embedding of its own for every box; differentiable.
+def decode(
+    sam: Sam, embeddings: Tensor, boxes: Tensor | None, points: Tensor | None = None, masks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return SAM's mask decoder with an image embedding of its own for every hint; differentiable.
 
     Args:
-        embeddings: float32 (R, C, h, w), the image encoder's output for each box's image.
+        embeddings: float32 (R, C, h, w), the image encoder's output for each hint's image.
         boxes: float32 (R, 4) XYXY in pixels of the encoder's input.
+        points: float32 (R, 2) XY there, each inside what is meant.
+        masks: float32 (R, 1, 4h, 4w), logits.
 
     Returns:
         Logits (R, 1 + M, 4h, 4w) and predicted IoU (R, 1 + M): the single mask first, then the M of `multimask_output`.
     """
     decoder = sam.mask_decoder
-    sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
+    inside = None if points is None else (points[:, None], torch.ones(len(points), 1, device=points.device))
+    sparse, dense = sam.prompt_encoder(points=inside, boxes=boxes, masks=masks)
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(len(boxes), -1, -1), sparse], 1)
-    position = sam.prompt_encoder.get_dense_pe().expand(len(boxes), -1, -1, -1)
+    tokens = torch.cat([own.expand(len(embeddings), -1, -1), sparse], 1)
+    position = sam.prompt_encoder.get_dense_pe().expand(len(embeddings), -1, -1, -1)
     answers, keys = decoder.transformer(embeddings + dense, position, tokens)
     fine = decoder.output_upscaling(keys.transpose(1, 2).reshape(embeddings.shape))
     heads = zip(decoder.output_hypernetworks_mlps, answers[:, 1 : len(own)].unbind(1), strict=True)
@@ -240,44 +250,20 @@ def _resized(image: np.ndarray, longest: int) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-class SamRefiner:
-    """Masks for box hints from one Sam; the same masks as `SamPredictor` image by image, up to rounding.
+class SamRefiner(HintedRefiner):
+    """Masks for hints from one Sam; the same masks as `SamPredictor` image by image, up to rounding.
 
-    Each box gets SAM's single mask (`multimask_output=False`): SAM's own advice for hints that are not ambiguous, and
+    Each hint gets SAM's single mask (`multimask_output=False`): SAM's own advice for hints that are not ambiguous, and
     on the embedded world better than the best of three by predicted IoU (mean IoU 0.956 against 0.951).
     """
 
     def __init__(self, sam: Sam, device: str | torch.device = "cpu", images_per_pass: int = 1):
-        """Move `sam` to `device`, for this refiner alone; its parameters stay float32 there.
-
-        Args:
-            images_per_pass: images in one pass of the encoder. Every pass has exactly that many, the last one padded by
-                repeating, so an image's masks depend on this number but not on the other images.
-        """
+        """Move `sam` to `device`, for this refiner alone; its parameters stay float32 there."""
         self.sam, self.device, self.images_per_pass = sam.eval().to(device), torch.device(device), images_per_pass
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and isinstance(sam.image_encoder, ImageEncoderViT):
             fuse_attention(self.sam.image_encoder)
-        self.boxes_per_pass = max(1, 2**17 // sam.prompt_encoder.image_embedding_size[0] ** 2)
-
-    @torch.no_grad()
-    def masks(self, images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Segment what each box holds; images without a box are not encoded.
-
-        Args:
-            images: N images uint8 (H_i, W_i, 3) RGB, of any sizes.
-            boxes: per image float32 (R_i, 4) XYXY, pixel indices of the first and last column and row (a tight box of
-                one pixel has x0 = x1); R_i may be 0.
-
-        Returns:
-            Per image the masks bool (R_i, H_i, W_i) and their IoU as SAM predicts it, float32 (R_i,).
-        """
-        results = [(np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.float32)) for image in images]
-        hinted = [i for i, hints in enumerate(boxes) if len(hints)]
-        for start in range(0, len(hinted), self.images_per_pass):
-            some = hinted[start : start + self.images_per_pass]
-            for i, embedding in zip(some, self.embed([images[i] for i in some]), strict=False):
-                results[i] = self.decode(embedding, images[i].shape[:2], boxes[i])
-        return results
+        self.grid = sam.prompt_encoder.image_embedding_size[0]
+        self.boxes_per_pass = max(1, 2**17 // self.grid**2)
 
     @torch.no_grad()
     def embed(self, images: list[np.ndarray]) -> Tensor:
@@ -291,15 +277,15 @@ class SamRefiner:
             return self.sam.image_encoder(torch.stack(squares).contiguous(memory_format=torch.channels_last)).float()
 
     @torch.no_grad()
-    def decode(self, embedding: Tensor, size: tuple[int, int], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return masks bool (R, H, W) and predicted IoU float32 (R,) of the boxes of one image, from its embedding (C, h, w)."""
-        shape = resized_shape(*size, self.sam.image_encoder.img_size)
-        scale = np.tile([shape[1] / size[1], shape[0] / size[0]], 2)
-        masks, iou = np.zeros((len(boxes), *size), bool), np.zeros(len(boxes), np.float32)
-        for start in range(0, len(boxes), self.boxes_per_pass):
-            part = slice(start, start + self.boxes_per_pass)
-            hints = torch.from_numpy((boxes[part] * scale).astype(np.float32)).to(self.device)
-            logits, quality = decode(self.sam, embedding.expand(len(hints), -1, -1, -1), hints)
+    def decode(self, embedding: Tensor, size: tuple[int, int], hints: np.ndarray | Hints) -> tuple[np.ndarray, np.ndarray]:
+        """Return masks bool (R, H, W) and predicted IoU float32 (R,) of the hints of one image, from its embedding (C, h, w)."""
+        hints = hints if isinstance(hints, Hints) else Hints(hints)
+        shape, side = resized_shape(*size, self.sam.image_encoder.img_size), 4 * self.grid
+        masks, iou = np.zeros((len(hints), *size), bool), np.zeros(len(hints), np.float32)
+        for start in range(0, len(hints), self.boxes_per_pass):
+            part = slice(start, min(start + self.boxes_per_pass, len(hints)))
+            prompts = hints.prompts(part, size, shape, (side, *resized_shape(*size, side)), self.device)
+            logits, quality = decode(self.sam, embedding.expand(part.stop - start, -1, -1, -1), *prompts)
             full = self.sam.postprocess_masks(logits[:, :1], shape, size)[:, 0]
             masks[part] = (full > self.sam.mask_threshold).cpu().numpy()
             iou[part] = quality[:, 0].cpu().numpy()

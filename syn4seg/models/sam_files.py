@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from syn4seg.errors import UserError
+from syn4seg.models.sam_folders import check_transformers_sam, is_transformers_sam
 
 EMBEDDED = "embedded-sam"
 WEIGHTS = Path(__file__).parent.parent / "weights" / EMBEDDED
@@ -40,18 +41,20 @@ PUBLISHED = {
 EXPECTED = (
     f'give "{EMBEDDED}", {", ".join(PUBLISHED)} (fetched once), "grabcut" or "none" (no weights), a checkpoint file of '
     "segment-anything (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth), or a folder with "
-    f"{' and '.join(FOLDER_FILES)}"
+    f"{' and '.join(FOLDER_FILES)} (also one of transformers, or its hub id: SAM, HQ-SAM, SAM 2, SAM 3), or a file of MobileSAM"
 )
 
 
 def known_sam(path_or_name: str | Path) -> None:
-    """Check that a SAM is a known name, a file that is not empty, or a complete folder; open and fetch nothing.
+    """Check that a SAM is a known name, a file that is not empty, a complete folder, or may be a hub id; fetch nothing.
 
     Raises:
         UserError: it is none of them.
     """
     if str(path_or_name) in (EMBEDDED, *PUBLISHED):
         return
+    if is_transformers_sam(str(path_or_name)):
+        return check_transformers_sam(str(path_or_name))
     path = Path(path_or_name)
     if path.is_dir():
         missing = [name for name in FOLDER_FILES if not (path / name).is_file()]

@@ -32,8 +32,9 @@ def _without_init(package: str) -> Iterator[None]:
 with _without_init("segment_anything"):
     from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything.modeling.common import LayerNorm2d
 
 BUILDERS = {"vit-b": build_sam_vit_b, "vit-l": build_sam_vit_l, "vit-h": build_sam_vit_h}
 """Published architectures by name."""
-NETWORKS = (ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer)
+NETWORKS = (ImageEncoderViT, LayerNorm2d, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer)
 """The networks that `syn4seg.models.sam` builds others of."""

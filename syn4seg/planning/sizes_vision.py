@@ -12,6 +12,7 @@ from typing import Any
 
 from syn4seg.errors import UserError
 from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
+from syn4seg.models.sam_folders import is_transformers_sam
 from syn4seg.planning.sizes import ModelPart, flops_of, part_of, read_json, tensor_shapes
 
 
@@ -23,7 +24,7 @@ class SamSize:
         part: all of it.
         encode_flops: per image, also where the image is not square (it is padded).
         box_flops: per box, decoding from the image's embedding.
-        tokens: of the image encoder.
+        tokens: of the image encoder that attend to one another.
         heads: of its attention.
     """
 
@@ -38,7 +39,7 @@ class SamSize:
 def sam_size(model: str) -> SamSize:
     """Count the parts of a SAM: a published or packaged name, a folder with config.json, or a checkpoint file (its header).
 
-    `grabcut` and `none` have no parts.
+    One of transformers counts from its config.json, which is fetched of a hub id; `grabcut` and `none` have no parts.
 
     Raises:
         UserError: it is none of these, or cannot be read.
@@ -47,6 +48,8 @@ def sam_size(model: str) -> SamSize:
 
     if model in WITHOUT_WEIGHTS:
         return SamSize(part_of("sam", torch.nn.Identity()), 0, 0, 0, 0)
+    if is_transformers_sam(model):
+        return _transformers_sam_size(model)
     with torch.device("meta"):
         sam: Any = _sam_architecture(model)().requires_grad_(False)
         side, grid = sam.image_encoder.img_size, sam.prompt_encoder.image_embedding_size
@@ -54,12 +57,31 @@ def sam_size(model: str) -> SamSize:
         sparse, dense = sam.prompt_encoder(points=None, boxes=torch.empty(1, 4), masks=None)
         embedding = torch.empty(1, sam.prompt_encoder.embed_dim, *grid)
         box = flops_of(sam.mask_decoder, embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
-    return SamSize(part_of("sam", sam), encode, box, grid[0] * grid[1], sam.image_encoder.blocks[-1].attn.num_heads)
+    blocks = getattr(sam.image_encoder, "blocks", None)
+    tokens, heads = (grid[0] * grid[1], blocks[-1].attn.num_heads) if blocks else sam.image_encoder.window
+    return SamSize(part_of("sam", sam), encode, box, tokens, heads)
+
+
+def _transformers_sam_size(model: str) -> SamSize:
+    import torch
+
+    from syn4seg.models.refiners import Prompts
+    from syn4seg.models.sam_transformers import empty_network
+
+    sam = empty_network(model)
+    try:
+        with torch.device("meta"):
+            encode = flops_of(sam.maps, torch.empty(1, 3, sam.side, sam.side))
+            box = flops_of(sam.decode, [torch.empty(1, *shape) for shape in sam.shapes], Prompts(torch.empty(1, 4), None, None))
+    except RuntimeError as error:
+        raise UserError(f"config.json of {model}: its numbers do not fit together ({error}); fetch it again") from error
+    return SamSize(part_of("sam", sam.network), encode, box, sam.cells**2, sam.heads)
 
 
 def _sam_architecture(model: str) -> Callable[[], Any]:
     from syn4seg.models.sam import ARCHITECTURES, build_sam, encoder_shape
     from syn4seg.models.sam_files import EMBEDDED, PUBLISHED, WEIGHTS, known_sam
+    from syn4seg.models.sam_mobile import MARK, build_mobile_sam
 
     known_sam(model)
     if model in PUBLISHED:
@@ -67,7 +89,8 @@ def _sam_architecture(model: str) -> Callable[[], Any]:
     path = WEIGHTS if model == EMBEDDED else Path(model)
     if path.is_dir():
         return functools.partial(build_sam, read_json(path / "config.json"))
-    return ARCHITECTURES[encoder_shape(_meta_tensors(path), path)]
+    tensors = _meta_tensors(path)
+    return build_mobile_sam if MARK in tensors else ARCHITECTURES[encoder_shape(tensors, path)]
 
 
 def _meta_tensors(path: Path) -> dict[str, Any]:

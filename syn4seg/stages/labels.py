@@ -20,9 +20,11 @@ from syn4seg.data.canvas import Canvas
 from syn4seg.labeling.components import Components, find_components
 from syn4seg.labeling.filtering import Filtered, filter_regions, most_similar_cells
 from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS, ComponentMasks, GrabCut
-from syn4seg.labeling.refinement import hint_boxes, refine_boundary
+from syn4seg.labeling.refinement import component_masks, hint_boxes, hint_points, refine_boundary
 from syn4seg.labeling.relabeling import Relabeled, relabel
 from syn4seg.models.device import resolve_device
+from syn4seg.models.refiners import HintedRefiner, Hints
+from syn4seg.models.sam_folders import is_transformers_sam
 from syn4seg.schema import UNLABELED
 from syn4seg.stages.setup import canvas_of
 from syn4seg.store.rundir import RunDir
@@ -30,7 +32,6 @@ from syn4seg.store.rundir import RunDir
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from syn4seg.models.sam import SamRefiner
     from syn4seg.segmenter.network import Classifier, Segmenter
 
 
@@ -254,9 +255,9 @@ def load_on_device(run: RunDir, device: str) -> Segmenter:
 
 @dataclass(frozen=True, eq=False)
 class BoundaryRefiner:
-    """SAM with box hints, or what stands in its place, and SABR's arithmetic (method.md 4)."""
+    """SAM with hints, or what stands in its place, and SABR's arithmetic (method.md 4)."""
 
-    sam: SamRefiner | ComponentMasks
+    sam: HintedRefiner | ComponentMasks
     settings: RefinementConfig
 
     @staticmethod
@@ -264,9 +265,15 @@ class BoundaryRefiner:
         """Return the refiner that a config section describes; for `device` see `resolve_device`."""
         if settings.model in WITHOUT_WEIGHTS:
             return BoundaryRefiner(GrabCut(settings.band_width) if settings.model == "grabcut" else ComponentMasks(), settings)
+        device = resolve_device(device)
+        if is_transformers_sam(settings.model):
+            from syn4seg.models.sam_transformers import TransformersRefiner, load_transformers_sam
+
+            sam = TransformersRefiner(load_transformers_sam(settings.model), device, settings.images_per_pass)
+            return BoundaryRefiner(sam, settings)
         from syn4seg.models.sam import SamRefiner, load_sam
 
-        return BoundaryRefiner(SamRefiner(load_sam(settings.model), resolve_device(device), settings.images_per_pass), settings)
+        return BoundaryRefiner(SamRefiner(load_sam(settings.model), device, settings.images_per_pass), settings)
 
     def __call__(self, images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[tuple[np.ndarray, dict[str, Any]]]:
         """Refine N labels uint8 (H_i, W_i) of images uint8 (H_i, W_i, 3); those without a component never reach SAM's encoder.
@@ -284,9 +291,14 @@ class BoundaryRefiner:
             answers = self.sam.masks(images, [self.hints(r) for r in regions])
         return [self.refine_label(label, r, *answer) for label, r, answer in zip(labels, regions, answers, strict=True)]
 
-    def hints(self, regions: Components) -> np.ndarray:
-        """Return SAM's box hints float32 (R, 4) for the components of a label."""
-        return hint_boxes(regions, self.settings.margin, regions.map.shape)
+    def hints(self, regions: Components) -> Hints:
+        """Return what SAM is told of the components of a label (`refinement.hints`)."""
+        told = self.settings.hints
+        return Hints(
+            hint_boxes(regions, self.settings.margin, regions.map.shape) if "box" in told else None,
+            hint_points(regions) if "point" in told else None,
+            component_masks(regions) if "mask" in told else None,
+        )
 
     def refine_label(
         self, label: np.ndarray, regions: Components, masks: np.ndarray, ious: np.ndarray

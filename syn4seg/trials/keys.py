@@ -15,6 +15,7 @@ from syn4seg.stages.reuse import INPUT_STAGES
 from syn4seg.stages.setup import digest_inputs
 from syn4seg.trials.cache import RUNS, key_hash
 
+SAMS = ("syn4seg.models.sam", "syn4seg.models.sam_mobile", "syn4seg.models.sam_transformers", "syn4seg.models.refiners")
 CODE = {
     RUNS: ("syn4seg.prompts", "syn4seg.models", "syn4seg.data", "syn4seg.segmenter", "syn4seg.stages.plan", "syn4seg.stages.base"),
     "support": ("syn4seg.data", "syn4seg.stages.setup"),
@@ -27,8 +28,8 @@ CODE = {
     "draft": ("syn4seg.segmenter.network", "syn4seg.labeling.filtering", "syn4seg.stages.labels"),
     "kept": ("syn4seg.labeling.components", "syn4seg.labeling.filtering", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "relabeled": ("syn4seg.labeling.relabeling", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
-    "embedding": ("syn4seg.models.sam", "syn4seg.models.attention"),
-    "masks": ("syn4seg.models.sam", "syn4seg.labeling.components", "syn4seg.labeling.grabcut", "syn4seg.labeling.refinement"),
+    "embedding": (*SAMS, "syn4seg.models.attention"),
+    "masks": (*SAMS, "syn4seg.labeling.components", "syn4seg.labeling.grabcut", "syn4seg.labeling.refinement"),
     "label": ("syn4seg.labeling.components", "syn4seg.labeling.refinement", "syn4seg.stages.labels"),
     "classifier": ("syn4seg.segmenter", "syn4seg.stages.classifiers", "syn4seg.trials.trial"),
 }
@@ -44,6 +45,8 @@ MODEL = ("model",)
 """The key of `refinement` that comes in as the digest of SAM's weights."""
 REDRAWING = ("band_width", "min_agreement")
 """Keys of `refinement` that SAM's masks do not depend on."""
+HINTING = ("margin", "hints")
+"""Keys of `refinement` that SAM's embeddings do not depend on."""
 SYNTHETIC = ("trains", "rows", "synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""
 FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "masks")
@@ -98,7 +101,7 @@ def label_keys(config: Config, dense: str, registration: str, images: list[Any],
 def sam_key(config: Config) -> str:
     """Return the key of SAM's answers: its weights, and how many images share a pass."""
     weights = digest_inputs(config).get("refinement.model", config.refinement.model)
-    return key_hash([weights, section_values(config.refinement, without=(*MODEL, *REDRAWING, "margin"))])
+    return key_hash([weights, section_values(config.refinement, without=(*MODEL, *REDRAWING, *HINTING))])
 
 
 def registration_values(config: Config) -> dict[str, Any]:

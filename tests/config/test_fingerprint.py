@@ -51,8 +51,8 @@ BEFORE = {"data": {"root": "folder"}, "synthesis": {"root": "folder"}, "base": {
 """What some other values need to be valid."""
 
 
-EMPTY_LISTS = {"base.classes": ["cat"], "evaluation.baselines": ["bcm"], "evaluation.rows": ["apr"]}
-"""Values of keys whose lists are empty by default."""
+SHORT_LISTS = {"base.classes": ["cat"], "evaluation.baselines": ["bcm"], "evaluation.rows": ["apr"], "refinement.hints": ["point"]}
+"""Values of keys whose lists have no item by default, or one."""
 
 
 def other_value(key, value, field):
@@ -69,7 +69,7 @@ def other_value(key, value, field):
     if isinstance(value, str):
         return f"{value}_x"
     if isinstance(value, list):
-        return value[::-1] if len(set(map(str, value))) > 1 else EMPTY_LISTS.get(key, [])
+        return value[::-1] if len(set(map(str, value))) > 1 else SHORT_LISTS.get(key, [])
     if isinstance(value, dict):
         return {"more": "1"}
     assert value is None, (key, value)

@@ -72,6 +72,23 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert config.labeling.tau == Config().labeling.tau
 
 
+@pytest.mark.parametrize(
+    ("hints", "why"),
+    [
+        ("[]", r"name each hint once, and a box or a point among them, such as \[box\]"),
+        ("[mask]", "a box or a point among them"),
+        ("[box,point,box]", r"=\[box,point,box\]: name each hint once"),
+        ("[text]", "'text': input should be 'box', 'point' or 'mask'"),
+    ],
+)
+def test_hints_that_no_sam_takes_are_refused_in_a_sentence(hints, why):
+    with pytest.raises(UserError, match=rf"^refinement\.hints.*{why}") as caught:
+        load(None, [f"refinement.hints={hints}"])
+    assert "\n" not in str(caught.value)
+    assert load(None, ["refinement.hints=[point,mask]"]).refinement.hints == ("point", "mask")
+    assert Config().refinement.hints == ("box",)
+
+
 def test_the_annotated_tree_loads_back_to_the_same_config():
     for config in (Config(), load(None, ["labeling.lambda_keep={support_quantile: 0.2}", "data.fold=2"])):
         assert Config.model_validate(yaml.safe_load(annotated(config))) == config

@@ -9,7 +9,7 @@ import pytest
 
 from syn4seg.labeling import refinement
 from syn4seg.labeling.components import find_components
-from syn4seg.labeling.refinement import boundary_band, hint_boxes, refine_boundary
+from syn4seg.labeling.refinement import boundary_band, component_masks, hint_boxes, hint_points, refine_boundary
 from syn4seg.seeds import seeded
 
 
@@ -194,3 +194,18 @@ def test_masks_of_other_components_are_refused():
         refine_boundary(label, components, masks[1:], ious[1:], band_width=2, min_agreement=0.5)
     with pytest.raises(ValueError, match="do not fit"):
         refine_boundary(label, components, masks[:, 1:], ious, band_width=2, min_agreement=0.5)
+
+
+def test_point_hints_lie_deepest_inside_their_component():
+    label = np.zeros((12, 30), np.uint8)
+    label[0:7, 0:7] = 1  # at the corner of the frame: beyond it is outside
+    label[2:10, 20:22] = 1
+    label[8:11, 3:18], label[9, 5] = 2, 0  # a hole is outside
+    found = find_components(label)
+    points = hint_points(found)
+    assert points.dtype == np.float32 and points.tolist() == [[3, 3], [20, 2], [7, 9]]
+    masks = component_masks(found)
+    assert masks.shape == (3, 12, 30) and np.array_equal(masks.any(0), label > 0)
+    for row, (x, y) in enumerate(points.astype(int)):
+        assert masks[row, y, x]
+    assert hint_points(find_components(np.zeros((4, 4), np.uint8))).shape == (0, 2)

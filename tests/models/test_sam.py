@@ -20,6 +20,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.models import sam as sam_module
+from syn4seg.models.refiners import Hints
 from syn4seg.models.sam import ARCHITECTURES, SamRefiner, build_sam, encoder_shape, load_sam
 from syn4seg.models.sam_files import PUBLISHED, WEIGHTS
 from tools import sam as build
@@ -66,6 +67,35 @@ def test_batched_masks_equal_those_of_sam_predictor(packaged: Sam, size: tuple[i
             logits, quality = _one_by_one(packaged, image, box)
             assert ((masks == (logits > 0)) | (np.abs(logits) < 1e-3)).all()
             np.testing.assert_allclose(iou, quality, atol=1e-4)
+
+
+@pytest.mark.parametrize("told", [("points",), ("boxes", "points"), ("boxes", "masks"), ("boxes", "points", "masks")])
+def test_points_and_masks_are_hints_as_sam_predictor_takes_them(packaged: Sam, told: tuple[str, ...]):
+    size, side = (48, 64), 4 * packaged.prompt_encoder.image_embedding_size[0]
+    image, boxes = _images(1, *size)[0], _boxes(embedded.seeded("hinted"), [3], *size)[0]
+    masks = np.zeros((3, *size), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
+        mask[y0:y1, x0:x1] = True
+    hints = {"boxes": boxes, "points": boxes.reshape(-1, 2, 2).mean(1), "masks": masks}
+    found, quality = SamRefiner(packaged).masks([image], [Hints(**{name: hints[name] for name in told})])[0]
+    predictor = SamPredictor(packaged)
+    predictor.set_image(image)
+    shape = predictor.transform.get_preprocess_shape(*size, side)
+    low = torch.full((3, 1, side, side), -10.0)
+    sure = torch.from_numpy(np.where(masks, np.float32(10), np.float32(-10)))[:, None]
+    low[..., : shape[0], : shape[1]] = torch.nn.functional.interpolate(sure, shape, mode="bilinear", antialias=True)
+    points = predictor.transform.apply_coords_torch(torch.from_numpy(hints["points"])[:, None], size)
+    logits, iou, _ = predictor.predict_torch(
+        points if "points" in told else None,
+        torch.ones(3, 1) if "points" in told else None,
+        predictor.transform.apply_boxes_torch(torch.from_numpy(boxes), size) if "boxes" in told else None,
+        low if "masks" in told else None,
+        multimask_output=False,
+        return_logits=True,
+    )
+    assert ((found == (logits[:, 0] > 0).numpy()) | (logits[:, 0].abs() < 1e-3).numpy()).all()
+    np.testing.assert_allclose(quality, iou[:, 0].numpy(), atol=1e-4)
+    assert not np.allclose(quality, SamRefiner(packaged).masks([image], [boxes])[0][1], atol=1e-4)
 
 
 SIZES = ((64, 64), (48, 64), (33, 20), (96, 70), (75, 131), (64, 64), (50, 50))
@@ -355,7 +385,7 @@ def test_files_that_are_no_sam_are_refused_with_the_remedy(tmp_path: Path):
         "list.pth": "holds list",
         "numbered.pth": "not a plain table of tensors but holds 1",
         "scalar.pth": "width 0 and 0 blocks",
-        "mobile.pt": r"but image_encoder\.patch_embed\.seq\.0\.c\.weight",
+        "mobile.pt": r"do not fit their architecture: image_encoder\.body\.patch_embed\.conv1\.bn\.weight is missing",
     }
     for name, why in named.items():
         with pytest.raises(UserError, match=f"{why}.*embedded-sam"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from syn4seg.errors import UserError
 from syn4seg.planning import sizes_vision
 
 
@@ -56,3 +57,33 @@ def test_a_sam_checkpoint_is_told_by_its_header(tmp_path):
     path = tmp_path / "sam.pth"  # all tensors are views of one number, so the file is small
     torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, path)
     assert path.stat().st_size < 2**20 and sizes_vision.sam_size(str(path)) == sizes_vision.sam_size("vit-b")
+
+
+def test_a_sam_of_transformers_counts_from_its_configuration_as_segment_anythings(tmp_path):
+    import transformers
+
+    (tmp_path / "config.json").write_text(transformers.SamConfig(vision_config={"hidden_size": 768}).to_json_string())
+    size, plain = sizes_vision.sam_size(str(tmp_path)), sizes_vision.sam_size("vit-b")
+    assert size.part.bytes(4) == plain.part.bytes(4) and (size.tokens, size.heads) == (plain.tokens, plain.heads)
+    assert size.encode_flops == plain.encode_flops
+    assert size.box_flops == pytest.approx(plain.box_flops, rel=0.02)
+
+
+@pytest.mark.parametrize(("start", "millions", "tokens"), [("Sam2", 31.4, 64 * 64), ("Sam3Tracker", 460, 72 * 72)])
+def test_the_image_parts_of_sam_2_and_sam_3_count_as_published(start, millions, tokens, tmp_path):
+    """SAM 2.1 tiny without its memory, and SAM 3's encoder of 0.45 billion with the tracker's decoder."""
+    import transformers
+
+    (tmp_path / "config.json").write_text(getattr(transformers, f"{start}Config")().to_json_string())
+    size = sizes_vision.sam_size(str(tmp_path))
+    assert size.part.parameters / 1e6 == pytest.approx(millions, rel=0.03) and size.tokens == tokens
+    assert size.encode_flops > 50 * size.box_flops > 0
+
+
+def test_a_configuration_of_transformers_that_does_not_fit_together_is_one_sentence(tmp_path):
+    import transformers
+
+    config = transformers.Sam2Config(vision_config={"backbone_feature_sizes": [[3, 3], [2, 2], [1, 1]]})
+    (tmp_path / "config.json").write_text(config.to_json_string())
+    with pytest.raises(UserError, match=r"config\.json of .*: its numbers do not fit together"):
+        sizes_vision.sam_size(str(tmp_path))

@@ -22,7 +22,7 @@ CHANGES = {
     **dict.fromkeys(("labeling.beta=0.1", "labeling.theta=0.9"), RELABELED),
     **dict.fromkeys(("labeling.min_target=0.02", "labeling.max_target=0.6"), RELABELED),
     "labeling.base_prototype_images=5": {"real", *ROUND_0},
-    "refinement.margin=3": MASKS,
+    **dict.fromkeys(("refinement.margin=3", "refinement.hints=[box,point]"), MASKS),
     **dict.fromkeys(("refinement.band_width=1", "refinement.min_agreement=0.9"), LABEL),
     "refinement.images_per_pass=2": {"embedding", *MASKS},
     **dict.fromkeys(("novel.steps=7", "novel.lr=0.02", "novel.support_batch=2", "novel.synthetic_batch=4"), ROUND_0),
@@ -84,6 +84,7 @@ def test_a_trial_makes_exactly_the_entries_that_its_keys_change_and_scores_as_a_
         ("syn4seg.labeling.relabeling", RELABELED),
         ("syn4seg.labeling.refinement", MASKS),
         ("syn4seg.models.sam", {"embedding", *MASKS}),
+        ("syn4seg.models.sam_transformers", {"embedding", *MASKS}),
         ("syn4seg.trials.trial", {"classifier"}),
     ],
 )
