@@ -69,7 +69,7 @@ class Display(Protocol):
 def node_inputs(config: Config) -> dict[str, str]:
     """Return what processes on other nodes load, by key: paths, or names of what is packaged or fetched."""
     inputs = {
-        "synthesis.model": config.synthesis.model,
+        "synthesis.model": None if config.synthesis.source == "api" else config.synthesis.model,
         "synthesis.root": config.synthesis.root,
         "prompts.llm": config.prompts.llm,
         "segmenter.backbone": config.segmenter.backbone,

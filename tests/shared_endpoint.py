@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
+import io
 import json
 import threading
 import time
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 KEY = "sk-this-must-never-be-seen"
 
@@ -69,3 +74,16 @@ class Endpoint:
     def question(self, number: int) -> str:
         """The last message of a question to a chat model."""
         return self.asked[number]["messages"][-1]["content"]
+
+
+def picture(size: tuple[int, int] = (64, 64), seed: int = 0) -> np.ndarray:
+    """An image uint8 (H, W, 3) of noise, the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def drawn(pixels: np.ndarray, **beside: Any) -> tuple[int, dict[str, str], bytes]:
+    """A reply of an images endpoint with one image as PNG in base64, and what else is said of it."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    body = {"created": 0, "data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()} | beside]}
+    return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()

@@ -48,7 +48,7 @@ NOT_READ = {
             "data.train_images",
             "data.support_reserve",
         ),  # the plan needs class names alone
-        *("synthesis.steps", "synthesis.guidance", "synthesis.size", "synthesis.step_cache"),  # of the image model
+        *("synthesis.steps", "synthesis.guidance", "synthesis.size", "synthesis.step_cache", "synthesis.request_size"),  # of images
         *("synthesis.compile", "synthesis.attention", "synthesis.vae_slicing", "synthesis.weights"),
     },
     "base": set(SUPPORT_KEYS),

@@ -102,6 +102,7 @@ class Answer(NamedTuple):
         wait: seconds that the endpoint asks one to wait.
         status: HTTP status of an answer that is an error, else 0: then nobody knows whether the endpoint did its work.
         code: the endpoint's own name of the error, or "".
+        unsent: whether nothing can have been received: there was no connection.
     """
 
     reply: Any = None
@@ -110,6 +111,7 @@ class Answer(NamedTuple):
     wait: float = 0.0
     status: int = 0
     code: str = ""
+    unsent: bool = False
 
 
 class EndpointClient:
@@ -176,14 +178,15 @@ class EndpointClient:
             return Answer(None, self.redact(error.message), again, _retry_after(error), status, code)
         except openai.APITimeoutError as error:
             if type(error.__cause__).__name__ == "ConnectTimeout" and not self.has_answered:
-                return Answer(problem=nobody.format(f"no connection within {self.section}.timeout"))
+                return Answer(problem=nobody.format(f"no connection within {self.section}.timeout"), unsent=True)
             return Answer(problem=f"no reply within {self.timeout:g} seconds", again=True)
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, _UnwantedReply):
                 return Answer(problem=str(error.__cause__), again=True)
             if time.monotonic() - started >= self.timeout:
                 return Answer(problem=f"no whole reply within {self.timeout:g} seconds", again=True)
-            return Answer(problem=nobody.format(self.redact(str(error.__cause__ or error))), again=self.has_answered)
+            unsent = type(error.__cause__).__name__ == "ConnectError"
+            return Answer(problem=nobody.format(self.redact(str(error.__cause__ or error))), again=self.has_answered, unsent=unsent)
         except (openai.APIError, ValueError, RecursionError) as error:
             return Answer(problem=f"the reply is not readable: {type(error).__name__}", again=True)
         finally:

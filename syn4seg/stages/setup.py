@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syn4seg.config.images import SynthesisConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold, extended_fold, fold_of
@@ -143,6 +144,27 @@ class ImportedFiles:
         return text + (f"; {len(self.ignored)} other files left out ({self.ignored[0]})" if self.ignored else "")
 
 
+def planned_images(config: Config, fold: Fold) -> int:
+    """Return how many images a run makes from its prompt bank."""
+    made = config.synthesis
+    return len(fold.novel) * made.images_per_class * (2 if made.class_name_bank else 1)
+
+
+def image_share(settings: SynthesisConfig, planned: int) -> int:
+    """Return how often a service may be asked for each of the planned images.
+
+    Raises:
+        UserError: not even once.
+    """
+    allowed = settings.max_images or 0
+    if planned > allowed:
+        raise UserError(
+            f"synthesis.max_images={allowed}: the plan needs {planned} images of the service, so nothing is asked for; raise it, "
+            "lower synthesis.images_per_class, or set synthesis.class_name_bank=false"
+        )
+    return allowed // max(1, planned)
+
+
 def imported_files(config: Config, name: str) -> ImportedFiles:
     """Return the images to import for one class: all, or `images_per_class` of them, drawn by the seed.
 
@@ -171,6 +193,8 @@ def digest_inputs(config: Config) -> dict[str, str]:
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
     """
     paths = {key: operator.attrgetter(key)(config) for key in INPUT_KEYS}
+    if config.synthesis.source == "api":
+        del paths["synthesis.model"]  # a name at the service, even if a file here has it too
     if config.base.is_network:
         from syn4seg.segmenter.semantic_sources import source_path
 
