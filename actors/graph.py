@@ -126,7 +126,7 @@ def operators(config: Config, run: RunDir, names: tuple[str, ...], draw: int | N
     limits = config.labeling.min_target, config.labeling.max_target
     return [
         images,
-        operator("labeling", Labeler, run=root, draw=draw, config=config, device=devices["labeling"]),
+        operator("labeling", Labeler, **written, draw=draw, config=config, device=devices["labeling"]),
         operator("refinement", Refiner, settings=config.refinement, limits=limits, device=devices["refinement"]),
         operator("writing", Writer, **written, draw=draw),
     ]

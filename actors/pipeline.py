@@ -71,6 +71,7 @@ def node_inputs(config: Config) -> dict[str, str]:
     inputs = {
         "synthesis.model": None if config.synthesis.source == "api" else config.synthesis.model,
         "synthesis.root": config.synthesis.root,
+        "synthesis.check": config.synthesis.check,
         "prompts.llm": config.prompts.llm,
         "segmenter.backbone": config.segmenter.backbone,
         "refinement.model": config.refinement.model,

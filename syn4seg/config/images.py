@@ -101,6 +101,11 @@ class SynthesisConfig(Section):
     """`api`: seconds to wait for an image; late, 429 and 5xx replies are asked for again, a few times."""
     images_per_class: Count = 48
     """Synthetic images per novel class and prompt bank; prompts are used in turn."""
+    check: str = ""
+    """Empty: off. A folder or hub id of a CLIP or SigLIP model of transformers: an image is rejected unless it is more similar to
+    "a photo of a CLASS" for its own class than for every other class of the fold."""
+    check_margin: Cosine = 0.0
+    """By how much cosine its own class must be ahead; below 0 it may be that much behind, where images show several classes."""
     class_name_bank: bool = True
     """Also make images from the plain class-name prompt, for the ablation row `class_name_raw`."""
     batch: Count = 8

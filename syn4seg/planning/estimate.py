@@ -204,6 +204,8 @@ def _notes(config: Config, facts: WorkloadFacts, lines: tuple[Line, ...], rates:
             f"not counted: the time and the price of {images} images of the service {config.synthesis.model} "
             f"(synthesis.max_images={config.synthesis.max_images})"
         )
+    if config.synthesis.check:
+        notes.append("not counted: the picture check (synthesis.check), which looks at every image once for each draw")
     if config.synthesis.step_cache > 0:
         notes.append("synthesis.step_cache skips part of the transformer; stated and scaled times do not count on it")
     if config.evaluation.baselines:

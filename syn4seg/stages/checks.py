@@ -108,6 +108,7 @@ def check_models(config: Config, run: RunDir | None) -> None:
     from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
     from syn4seg.models.endpoint import endpoint
     from syn4seg.models.generators import check_model
+    from syn4seg.models.picture_check import check_picture_model
     from syn4seg.models.renderer import check_speed
     from syn4seg.models.sam_files import known_sam
     from syn4seg.prompts.agents import check_agent
@@ -123,6 +124,8 @@ def check_models(config: Config, run: RunDir | None) -> None:
                 check_model(synthesis.model, setup.speed_of(config))
         if run is None or not run.plan.is_file():
             check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
+    if synthesis.check:
+        check_picture_model(synthesis.check, fetch=True)
     if config.base.checkpoint == "train" and (run is None or not run.base.is_file()):
         try:
             check_backbone(segmenter.backbone, segmenter.weights or "none", segmenter.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,15 @@ from syn4seg.seeds import seeded
 from syn4seg.store.samples import escape_name
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from syn4seg.models.picture_check import PictureCheck
     from syn4seg.models.protocols import Speed
 
-INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos")
+INPUT_KEYS = (
+    *("synthesis.model", "synthesis.root", "synthesis.check"),
+    *("base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos"),
+)
 """Keys that may name files of this machine."""
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the packaged weights."""
@@ -185,6 +192,37 @@ def imported_files(config: Config, name: str) -> ImportedFiles:
     chosen = seeded("import", config.seed, name).permutation(len(files))[: config.synthesis.images_per_class]
     paths = [files[i].relative_to(root).as_posix() for i in sorted(chosen)]
     return ImportedFiles(paths, len(files), [p.name for p in entries if p not in set(files)])
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCheck:
+    """The picture check of a run: `PictureCheck` by class index. `words`: by index, what each class is called in English."""
+
+    judge: PictureCheck
+    words: tuple[str, ...]
+
+    def __call__(self, image: np.ndarray, target: int) -> tuple[str, dict[str, Any]]:
+        """Return the reason why an RGB uint8 (H, W, 3) image made for class index `target` is rejected ("" if it is not), and
+        the figures; see `PictureCheck`."""
+        return self.judge(image, self.words[target])
+
+
+def class_check(config: Config, names: Sequence[str], device: str) -> ClassCheck | None:
+    """Return the picture check of a configuration, loaded; None where it is off.
+
+    Args:
+        names: of the classes by class index, background first.
+
+    Raises:
+        UserError: the model is not there or cannot be loaded.
+    """
+    if not config.synthesis.check:
+        return None
+    from syn4seg.models.picture_check import PictureCheck
+
+    words = tuple(config.prompts.words(name).name for name in names)
+    judge = PictureCheck(config.synthesis.check, words[1:], margin=config.synthesis.check_margin, device=device)
+    return ClassCheck(judge, words)
 
 
 def digest_inputs(config: Config) -> dict[str, str]:
