@@ -39,7 +39,7 @@ class TextModels:
         Raises:
             UserError: a model is not there or cannot be read.
         """
-        self.encoder = load_text_encoder(self.config.synthesis.model, device=self.device)
+        self.encoder = load_text_encoder(self.config.synthesis.generator, device=self.device)
         if self.config.prompts.agent == "transformers":
             self.agent = _agent(self.config, self.device)
 
@@ -105,7 +105,7 @@ def text_encoder(config: Config) -> Iterator[TextEncoder]:
         UserError: it does not fit on the cluster, cannot be loaded, or its process was lost.
         WorkerError: any other failure of its process.
     """
-    light = generator_source(config.synthesis.model).path is None and config.prompts.agent != "transformers"
+    light = generator_source(config.synthesis.generator).path is None and config.prompts.agent != "transformers"
     if config.placement.runner == "inline" or light:
         models = TextModels(config)
         try:
@@ -139,7 +139,7 @@ def prompt_agent(config: Config, encoder: TextEncoder) -> PromptAgent:
 
 
 def _agent(config: Config, device: str) -> PromptAgent:
-    settings, world = config.prompts, generator_source(config.synthesis.model).world
+    settings, world = config.prompts, generator_source(config.synthesis.generator).world
     words = (settings.words(name) for name in settings.names) if world == "natural" else ()
     return load_agent(
         settings.agent,

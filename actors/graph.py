@@ -23,6 +23,7 @@ from actors.labeler import Labeler
 from actors.metrics import Meter, Totals
 from actors.placement import Operator, preflight
 from actors.refiner import Refiner
+from actors.requester import Requester
 from actors.streaming import run_inline, run_stream
 from actors.synthesizer import Importer, Synthesizer, audit_warnings
 from actors.writer import QuarantineWriter, Writer
@@ -106,6 +107,8 @@ def operators(config: Config, run: RunDir, names: tuple[str, ...], draw: int | N
 
     if config.synthesis.source == "folder":
         images = operator("synthesis", Importer, **written, root=str(config.synthesis.root))
+    elif config.synthesis.source == "api":
+        images = operator("synthesis", Requester, **written, settings=config.synthesis)
     else:
         settings = config.synthesis
         load = functools.partial(
@@ -123,7 +126,7 @@ def operators(config: Config, run: RunDir, names: tuple[str, ...], draw: int | N
     limits = config.labeling.min_target, config.labeling.max_target
     return [
         images,
-        operator("labeling", Labeler, run=root, draw=draw, config=config, device=devices["labeling"]),
+        operator("labeling", Labeler, **written, draw=draw, config=config, device=devices["labeling"]),
         operator("refinement", Refiner, settings=config.refinement, limits=limits, device=devices["refinement"]),
         operator("writing", Writer, **written, draw=draw),
     ]

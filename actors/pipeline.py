@@ -69,8 +69,9 @@ class Display(Protocol):
 def node_inputs(config: Config) -> dict[str, str]:
     """Return what processes on other nodes load, by key: paths, or names of what is packaged or fetched."""
     inputs = {
-        "synthesis.model": config.synthesis.model,
+        "synthesis.model": None if config.synthesis.source == "api" else config.synthesis.model,
         "synthesis.root": config.synthesis.root,
+        "synthesis.check": config.synthesis.check,
         "prompts.llm": config.prompts.llm,
         "segmenter.backbone": config.segmenter.backbone,
         "refinement.model": config.refinement.model,

@@ -80,12 +80,12 @@ class Synthesizer:
 
     def __call__(self, rows: Batch) -> Batch:
         deadline.pause()
-        images, audits = _read_images(self.run, self.names, rows)
+        images, audits = read_images(self.run, self.names, rows)
         reasons, traces = ([str(text) for text in rows[name]] for name in ("reason", "traceback"))
         for number in dict.fromkeys(rows["batch"].tolist()):
             batch = np.array([i for i in np.flatnonzero(rows["batch"] == number) if not reasons[i]], int)
             missing = [i for i in batch[rows["todo"][batch]] if images[i] is BLANK]
-            earlier = self.run.samples.find_written([_stored_image(self.names, rows, i) for i in missing])
+            earlier = self.run.samples.find_written([stored_image(self.names, rows, i) for i in missing])
             for i, image in zip(missing, earlier, strict=True):  # of a call whose rows were lost with their node
                 if image is not None:
                     images[i], audits[i] = image.pixels, image.audit
@@ -95,8 +95,8 @@ class Synthesizer:
                 for i in missing:
                     images[i], fault, traces[i], audits[i] = generated[i]
                     reasons[i] = FAULT + f"synthesis: {fault}" if fault else ""
-                _store_images(self.run, self.names, rows, [i for i in missing if not reasons[i]], images, audits)
-        return _with_images(rows, reasons, traces, np.flatnonzero(rows["todo"]), images, audits)
+                store_images(self.run, self.names, rows, [i for i in missing if not reasons[i]], images, audits)
+        return with_images(rows, reasons, traces, np.flatnonzero(rows["todo"]), images, audits)
 
     def _generate(self, rows: Batch, batch: np.ndarray) -> list[Generated]:
         """Return what becomes of each row of one planned batch, generated in as few parts as fit into memory."""
@@ -154,33 +154,34 @@ class Synthesizer:
         return GeneratedBatch(batch.images, [f"{fault} image" if fault else "" for fault in batch.faults], batch.audit), "", ""
 
 
-def _read_images(run: RunDir, names: tuple[str, ...], rows: Batch) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+def read_images(run: RunDir, names: tuple[str, ...], rows: Batch) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
     """Return image and audit of every row from the run directory; `BLANK` where there is none, or a damaged one."""
     images: list[np.ndarray] = [BLANK] * len(rows["sample_id"])
     audits: list[dict[str, Any]] = [{} for _ in images]
     stored = [i for i in range(len(images)) if rows["todo"][i] and rows["image_at"][i] and not rows["reason"][i]]
-    for i, image in zip(stored, run.samples.read_images([_stored_image(names, rows, i) for i in stored]), strict=True):
+    for i, image in zip(stored, run.samples.read_images([stored_image(names, rows, i) for i in stored]), strict=True):
         if image is not None:
             images[i], audits[i] = image.pixels, image.audit
     return images, audits
 
 
-def _stored_image(
+def stored_image(
     names: tuple[str, ...], rows: Batch, i: int, pixels: np.ndarray = BLANK, audit: dict[str, Any] | None = None
 ) -> StoredImage:
+    """Return row `i` as the run directory names and keeps it."""
     name, batch, path = names[rows["class_id"][i]], int(rows["batch"][i]), str(rows["image_at"][i])
     return StoredImage(str(rows["sample_id"][i]), name, batch, pixels, audit or {}, path)
 
 
-def _store_images(
+def store_images(
     run: RunDir, names: tuple[str, ...], rows: Batch, new: list[int], images: list[np.ndarray], audits: list[dict[str, Any]]
 ) -> None:
     """Write the images of the rows `new` into the run directory."""
     deadline.pause()
-    run.samples.write_images([_stored_image(names, rows, i, images[i], audits[i]) for i in new])
+    run.samples.write_images([stored_image(names, rows, i, images[i], audits[i]) for i in new])
 
 
-def _with_images(
+def with_images(
     rows: Batch, reasons: list[str], traces: list[str], keep: np.ndarray, images: list[np.ndarray], audits: list[dict[str, Any]]
 ) -> Batch:
     """Return the rows `keep` with their reasons and the columns that an operator of images adds."""
@@ -217,7 +218,7 @@ class Importer:
     def __call__(self, rows: Batch) -> Batch:
         keep = np.flatnonzero(rows["todo"])
         rows = {name: values[keep] for name, values in rows.items()}
-        stored, audits = _read_images(self.run, self.names, rows)
+        stored, audits = read_images(self.run, self.names, rows)
 
         def work(i: int):
             with warnings.catch_warnings():
@@ -226,5 +227,5 @@ class Importer:
 
         images, reasons, traces = map_rows(rows, "import", work, lambda _: (BLANK,))
         new = [i for i, reason in enumerate(reasons) if not reason and stored[i] is BLANK]
-        _store_images(self.run, self.names, rows, new, images, audits)
-        return _with_images(rows, reasons, traces, np.arange(len(keep)), images, audits)
+        store_images(self.run, self.names, rows, new, images, audits)
+        return with_images(rows, reasons, traces, np.arange(len(keep)), images, audits)

@@ -23,7 +23,7 @@ SECTIONS = {
     "prompts": ("seed", "data", "prompts", "synthesis"),
     "images": ("synthesis",),
     "base": ("seed", "data", "segmenter", "base"),
-    "labels": ("data", "labeling", "refinement", "novel"),
+    "labels": ("data", "synthesis", "labeling", "refinement", "novel"),
     "scores": ("joint", "evaluation", "protocol"),
 }
 """Stage -> the sections and top-level keys that it reads itself."""
@@ -38,6 +38,8 @@ SUPPORT_KEYS = (
     "data.only_one_novel",
 )
 """What is drawn and scored; prompts and base training see neither support nor query images."""
+CHECKING = ("synthesis.check", "synthesis.check_margin")
+"""Which images are rejected, which labels read: an image itself stays what it is."""
 NOT_READ = {
     "prompts": {
         *SUPPORT_KEYS,
@@ -48,9 +50,11 @@ NOT_READ = {
             "data.train_images",
             "data.support_reserve",
         ),  # the plan needs class names alone
-        *("synthesis.steps", "synthesis.guidance", "synthesis.size", "synthesis.step_cache"),  # of the image model
+        *("synthesis.steps", "synthesis.guidance", "synthesis.size", "synthesis.step_cache", "synthesis.request_size"),  # of images
+        *CHECKING,
         *("synthesis.compile", "synthesis.attention", "synthesis.vae_slicing", "synthesis.weights"),
     },
+    "images": set(CHECKING),
     "base": set(SUPPORT_KEYS),
 }
 """Stage -> keys of its sections that it does not read."""

@@ -11,6 +11,27 @@ from pydantic import Field, field_validator, model_validator
 from syn4seg.config.class_words import ClassWords, read_names
 from syn4seg.config.sections import Cosine, Count, Section
 
+API = "api:"
+"""Before the name of an image model that a service has."""
+
+
+def refuse_key(section: str, base_url: str | None, key_variable: str) -> None:
+    """Refuse a key that stands in the configuration, which is written to the run.
+
+    Raises:
+        ValueError: the address has a user name or a key in it, or the name of the environment variable is none.
+    """
+    if "@" in (base_url or ""):
+        raise ValueError(
+            f"{section}.base_url holds a user name or a key: it would be written to the run; put the key into the "
+            f"environment variable of {section}.key_variable and nowhere else"
+        )
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key_variable):
+        raise ValueError(
+            f"{section}.key_variable is not the name of an environment variable (is it the key itself? That would be "
+            "written to the run); set the variable to the key, and this to its name"
+        )
+
 
 class PromptsConfig(Section):
     agent: Literal["grammar", "chat", "transformers"] = "grammar"
@@ -53,29 +74,38 @@ class PromptsConfig(Section):
     def _llm_is_given_and_no_key(self) -> PromptsConfig:
         if self.agent != "grammar" and not self.llm:
             raise ValueError(f"prompts.llm is empty, but prompts.agent is {self.agent!r}: name the language model")
-        if "@" in (self.base_url or ""):  # refused here, before any agent or file sees it
-            raise ValueError(
-                "prompts.base_url holds a user name or a key: it would be written to the run; put the key into the "
-                "environment variable of prompts.key_variable and nowhere else"
-            )
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.key_variable):
-            raise ValueError(
-                "prompts.key_variable is not the name of an environment variable (is it the key itself? That would be "
-                "written to the run); set the variable to the key, and this to its name"
-            )
+        refuse_key("prompts", self.base_url, self.key_variable)  # here, before any agent or file sees it
         return self
 
 
 class SynthesisConfig(Section):
-    source: Literal["generate", "folder"] = "generate"
-    """`generate`: from the prompt bank. `folder`: import images, one folder per class under `synthesis.root`."""
+    source: Literal["generate", "folder", "api"] = "generate"
+    """`generate`: from the prompt bank, by a model here. `folder`: import images, one folder per class under `synthesis.root`.
+    `api`: from the prompt bank, by an OpenAI-compatible images endpoint, which may cost money (`synthesis.max_images`)."""
     root: Path | None = None
     """Folder of images to import: ROOT/CLASS/*.jpg|png."""
     model: str = "renderer"
     """`renderer`, `embedded-sd3`, or a text-to-image pipeline of diffusers: a folder, or a hub id (`OWNER/NAME`, or
-    `OWNER/NAME@REVISION` for one of its commits, branches or tags)."""
+    `OWNER/NAME@REVISION` for one of its commits, branches or tags). `api`: the model's name at the endpoint."""
+    base_url: str | None = None
+    """`api`: address of the endpoint, e.g. http://127.0.0.1:8000/v1; empty for OpenAI's own."""
+    key_variable: str = "OPENAI_API_KEY"
+    """`api`: environment variable that holds the key, on every machine that makes images; its value is never written anywhere."""
+    max_images: Count | None = None
+    """`api`: most images that the endpoint may be asked for, in this run and all its resumptions; to be given, and no less than are
+    planned. Each planned image has an equal share of it. What was asked for and never arrived counts; an answer that is an error
+    does not."""
+    request_size: str | None = None
+    """`api`: the size to ask for, as the endpoint calls it (`1024x1024`); empty: `synthesis.size`. Images are brought to that."""
+    timeout: Annotated[float, Field(gt=0)] = 180.0
+    """`api`: seconds to wait for an image; late, 429 and 5xx replies are asked for again, a few times."""
     images_per_class: Count = 48
     """Synthetic images per novel class and prompt bank; prompts are used in turn."""
+    check: str = ""
+    """Empty: off. A folder or hub id of a CLIP or SigLIP model of transformers: an image is rejected unless it is more similar to
+    "a photo of a CLASS" for its own class than for every other class of the fold."""
+    check_margin: Cosine = 0.0
+    """By how much cosine its own class must be ahead; below 0 it may be that much behind, where images show several classes."""
     class_name_bank: bool = True
     """Also make images from the plain class-name prompt, for the ablation row `class_name_raw`."""
     batch: Count = 8
@@ -103,3 +133,28 @@ class SynthesisConfig(Section):
         if self.source == "folder" and self.root is None:
             raise ValueError("synthesis.root is empty, but synthesis.source is 'folder': set synthesis.root=FOLDER")
         return self
+
+    @model_validator(mode="after")
+    def _service_is_described_and_no_key(self) -> SynthesisConfig:
+        refuse_key("synthesis", self.base_url, self.key_variable)
+        if self.source == "api" and self.model in ("renderer", "embedded-sd3"):
+            raise ValueError(
+                f"synthesis.model is {self.model!r}, but synthesis.source is 'api': set synthesis.model to the name of an image "
+                "model at the endpoint"
+            )
+        if self.source == "api" and self.max_images is None:
+            raise ValueError(
+                "synthesis.max_images is empty, but synthesis.source is 'api', and images may cost money: set it to how many may "
+                "be asked for; `syn4seg plan` counts those that a run needs"
+            )
+        return self
+
+    @property
+    def from_prompts(self) -> bool:
+        """Whether images are made from the prompt bank, here or elsewhere; imported ones are not."""
+        return self.source != "folder"
+
+    @property
+    def generator(self) -> str:
+        """What `models.generators` knows the image model by, and records name: the model, behind "api:" where a service has it."""
+        return f"{API}{self.model}" if self.source == "api" else self.model

@@ -31,6 +31,7 @@ NOT_SCIENCE = (
     *("name", "layout", "placement", "logging"),  # where a run is kept, where it runs, who watches
     *("data.draws", "data.first_draw"),  # draws are named: more of them change none
     *("prompts.timeout", "prompts.base_url", "prompts.key_variable"),  # where and how patiently a language model is asked
+    *("synthesis.timeout", "synthesis.base_url", "synthesis.key_variable", "synthesis.max_images"),  # and a service for images
 )
 """Keys and sections that cannot change a result."""
 

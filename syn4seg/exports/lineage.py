@@ -59,19 +59,26 @@ def public_name(model: str) -> str:
     return "file " + re.split(r"[/\\]", model.rstrip("/\\"))[-1]
 
 
+def _generator(config: Config) -> str:
+    made = config.synthesis
+    if not made.from_prompts:
+        return "imported images"
+    return made.generator if made.source == "api" else public_name(made.model)
+
+
 def shared_columns(run: RunDir, config: Config) -> dict[str, str]:
     """Return the columns of `LINEAGE` that are the same for every sample of a run."""
     provenance = read_checked(run.provenance, Provenance) if exists(run.provenance) else {}
     notes = sorted(name for name in list_files(run.root / "generators") if name.endswith(".json"))
     facts = [read_checked(run.root / "generators" / name, Facts) for name in notes]
-    generator = public_name(config.synthesis.model) if config.synthesis.source == "generate" else "imported images"
+    generator = _generator(config)
     revisions = sorted({str(fact["revision"]) for fact in facts if "revision" in fact})
     if not revisions and generator in PACKAGED:
         revisions = [f"syn4seg-ray {provenance.get('versions', {}).get('syn4seg-ray', 'of an unknown version')}"]
     weights = "" if config.segmenter.weights is None else f" with {public_name(config.segmenter.weights)}"
     agent = config.prompts.agent if config.prompts.llm is None else f"{config.prompts.agent} {public_name(config.prompts.llm)}"
     columns = {
-        "prompts_by": agent if config.synthesis.source == "generate" else "file names",
+        "prompts_by": agent if config.synthesis.from_prompts else "file names",
         "generator": generator,
         "generator_revision": ", ".join(revisions),
         "generator_facts": json.dumps(facts, sort_keys=True),

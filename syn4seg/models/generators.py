@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from syn4seg.config.images import API
 from syn4seg.errors import UserError
 from syn4seg.models import renderer
 from syn4seg.models.families import FAMILIES, SD3
@@ -63,8 +64,18 @@ GENERATORS = {"renderer": renderer.SOURCE, "embedded-sd3": diffusers_source(str(
 
 
 def generator_source(model: str) -> GeneratorSource:
-    """Return how the image model of a name, a folder or a hub id is loaded; whether it can be is not checked."""
+    """Return how the image model of a name, a folder or a hub id is loaded; whether it can be is not checked.
+
+    A service's (`api:NAME`, see `SynthesisConfig.generator`) is not loaded: its prompts are natural English, compared as bags of
+    words.
+    """
+    if model.startswith(API):
+        return GeneratorSource(renderer.SOURCE.load_text_encoder, _not_loaded)
     return GENERATORS.get(model) or diffusers_source(model)
+
+
+def _not_loaded(**_: Any) -> ImageGenerator:
+    raise UserError("synthesis.source=api: the images of a service are asked for and not made here; set synthesis.source=generate")
 
 
 def _installed(model: str) -> GeneratorSource:

@@ -75,8 +75,11 @@ class Renderer:
         return embedded.draw(embedded.scene_of_prompt(prompt, noise_seed), self.size)
 
 
-def check_speed(speed: Speed) -> None:
+def check_speed(speed: Speed, why: str = "the renderer has no network") -> None:
     """Refuse options that are about a network.
+
+    Args:
+        why: for the message.
 
     Raises:
         UserError: an option differs from its default.
@@ -84,7 +87,7 @@ def check_speed(speed: Speed) -> None:
     for key, default in vars(PLAIN).items():
         if getattr(speed, key) != default:
             raise UserError(
-                f"synthesis.{key}={getattr(speed, key)}: the renderer has no network; leave it at {default}, or set "
+                f"synthesis.{key}={getattr(speed, key)}: {why}; leave it at {default}, or set "
                 "synthesis.model to a Stable Diffusion 3 model"
             )
 

@@ -14,7 +14,7 @@ from syn4seg.config.placement import PoolConfig
 from syn4seg.config.tree import Config
 from syn4seg.planning.footprint import FORMULAS, disk_of, memory_of
 from syn4seg.planning.rates import GIB, Kind, Rates, StageWork
-from syn4seg.planning.workload import WorkloadFacts, workload
+from syn4seg.planning.workload import WorkloadFacts, samples_of, workload
 
 STREAMED = ("synthesis", "labeling", "refinement")
 """Stages that run at the same time, image by image."""
@@ -113,7 +113,7 @@ def estimate(config: Config, facts: WorkloadFacts, rates: Rates) -> Estimate:
         gpus,
         held,
         sum(disk.values()),
-        _notes(config, lines, rates),
+        _notes(config, facts, lines, rates),
     )
 
 
@@ -190,7 +190,7 @@ def _stream_hours(config: Config, lines: tuple[Line, ...]) -> float:
     return total
 
 
-def _notes(config: Config, lines: tuple[Line, ...], rates: Rates) -> tuple[str, ...]:
+def _notes(config: Config, facts: WorkloadFacts, lines: tuple[Line, ...], rates: Rates) -> tuple[str, ...]:
     notes = [line.warning for line in lines if line.warning]
     if rates.measured:
         notes.append(", ".join(text for text in (f"measured on {rates.device}", rates.date, rates.about) if text))
@@ -198,6 +198,14 @@ def _notes(config: Config, lines: tuple[Line, ...], rates: Rates) -> tuple[str, 
     notes.append("not counted: start of Ray and of the actors, loading weights, compiling")
     if config.prompts.agent != "grammar":
         notes.append(f"not counted: the language model ({config.prompts.agent}); prompts that are refused are encoded too")
+    if config.synthesis.source == "api":
+        images = samples_of(config, facts)[0]
+        notes.append(
+            f"not counted: the time and the price of {images} images of the service {config.synthesis.model} "
+            f"(synthesis.max_images={config.synthesis.max_images})"
+        )
+    if config.synthesis.check:
+        notes.append("not counted: the picture check (synthesis.check), which looks at every image once for each draw")
     if config.synthesis.step_cache > 0:
         notes.append("synthesis.step_cache skips part of the transformer; stated and scaled times do not count on it")
     if config.evaluation.baselines:

@@ -68,12 +68,12 @@ def memory_of(config: Config, facts: WorkloadFacts) -> dict[str, tuple[int, int]
 
 
 def _encoder(config: Config) -> tuple[int, int]:
-    size, width = (generator_size(config.synthesis.model), 2 if kind_of(config, config.placement.encoding) == "gpu" else 4)
+    size, width = (generator_size(config.synthesis.generator), 2 if kind_of(config, config.placement.encoding) == "gpu" else 4)
     return size.text_bytes(width), ENCODED_AT_ONCE * size.text_tokens * 16 * 4096 * width if size.text else 0
 
 
 def _generator(config: Config) -> tuple[int, int]:
-    make, size = config.synthesis, generator_size(config.synthesis.model)
+    make, size = config.synthesis, generator_size(config.synthesis.generator)
     if not size.is_network:
         return 0, 0
     on_gpu = kind_of(config, config.placement.synthesis) == "gpu"
@@ -125,7 +125,7 @@ def disk_of(config: Config, facts: WorkloadFacts, rates: Rates) -> dict[str, int
     """
     samples, size, draws = samples_of(config, facts)[0], config.synthesis.size, config.data.draws
     labels = draws * config.labeling.rounds
-    generator, net = generator_size(config.synthesis.model), segmenter_of(config, facts)
+    generator, net = generator_size(config.synthesis.generator), segmenter_of(config, facts)
     stored = 2 if generator.is_network and kind_of(config, config.placement.encoding) == "gpu" else 4
     label = LABEL_BITS / 8 * size**2 + LABEL_BYTES
     each = {"synthesis": IMAGE_BITS / 8 * size**2, "labeling": 3 * label + RECORD_BYTES, "refinement": label}

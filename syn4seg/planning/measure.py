@@ -61,6 +61,8 @@ def measure(config: Config, count: int, dataset: Dataset | None = None, fold: Fo
     """
     import torch
 
+    if config.synthesis.source == "api":
+        raise UserError("--measure: with synthesis.source=api it would ask for images; leave it out, and time is stated")
     facts = facts_of(config, dataset, fold)
     stages = {stage.stage: stage for stage in workload(config, facts)}
     if any(stage.kind == "gpu" for stage in stages.values()) and not torch.cuda.is_available():

@@ -69,7 +69,7 @@ def facts_of(config: Config, dataset: Dataset | None = None, fold: Fold | None =
 def samples_of(config: Config, facts: WorkloadFacts) -> tuple[int, int]:
     """Return the synthetic samples, and the images made for them: whole generator batches (imported images are not padded)."""
     synthesis = config.synthesis
-    banks = 1 + (synthesis.class_name_bank and synthesis.source == "generate")
+    banks = 1 + (synthesis.class_name_bank and synthesis.from_prompts)
     samples = facts.novel * synthesis.images_per_class * banks
     return samples, math.ceil(samples / synthesis.batch) * synthesis.batch if synthesis.source == "generate" else samples
 
@@ -118,9 +118,9 @@ def workload(config: Config, facts: WorkloadFacts) -> list[StageWork]:
 def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
     make, place, draws = config.synthesis, config.placement, config.data.draws
     samples, images = samples_of(config, facts)
-    generator, sam, net = generator_size(make.model), sam_size(config.refinement.model), segmenter_of(config, facts)
+    generator, sam, net = generator_size(make.generator), sam_size(config.refinement.model), segmenter_of(config, facts)
     pixels, canvas = make.size**2 / 1e6, config.segmenter.size**2 / 1e6
-    generated = make.source == "generate"
+    generated = make.source == "generate"  # a service makes its images elsewhere, see `estimate`
     how = make.model_dump(
         mode="json", include={"model", "size", "steps", "batch", "compile", "attention", "vae_slicing", "weights", "step_cache"}
     )

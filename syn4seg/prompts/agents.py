@@ -86,7 +86,7 @@ def check_agent(agent: str, *, llm: str | None, base_url: str | None, key_variab
     if not llm:
         raise UserError(f"prompts.llm is empty, but prompts.agent is {agent!r}: name the language model")
     if agent == "chat":
-        from syn4seg.prompts.chat import endpoint
+        from syn4seg.models.endpoint import endpoint
 
         endpoint(base_url, key_variable)
     else:

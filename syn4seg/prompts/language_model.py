@@ -6,8 +6,6 @@ text and its reply is begun for it.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,19 @@ from typing import Any
 from syn4seg.config.class_words import ClassWords
 from syn4seg.data import embedded
 from syn4seg.errors import UserError
+from syn4seg.models import transformers_folder
 from syn4seg.models.device import resolve_device
-from syn4seg.models.hub import tensors_of
 from syn4seg.models.protocols import PromptWorld
+from syn4seg.models.transformers_folder import WantedFolder
 from syn4seg.prompts.proposals import SHOWN, build_messages, parse_reply
 
 TOKENS_PER_PROMPT = 60  # room for a reply, besides 64 tokens for what is around the prompts
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_HINT = "a causal language model with safetensors weights, as transformers' save_pretrained writes it"
+_WANTED = WantedFolder(
+    "prompts.llm",
+    "Qwen/Qwen2.5-7B-Instruct",
+    "a causal language model with safetensors weights, as transformers' save_pretrained writes it",
+    "use prompts.agent=grammar, which needs none",
+)
 
 
 def check_folder(model: str) -> None:
@@ -31,52 +34,7 @@ def check_folder(model: str) -> None:
     Raises:
         UserError: neither a folder nor a hub id; or a folder that is incomplete or damaged.
     """
-    if not model or not Path(model).is_dir():
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
-            raise UserError(f"prompts.llm={model}: neither a folder nor a hub id such as Qwen/Qwen2.5-7B-Instruct")
-        return
-    folder = Path(model)
-    if not (folder / "config.json").is_file():
-        names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise UserError(f"prompts.llm={model}: no config.json in this folder (found: {names}); expected {_HINT}")
-    shards = {path.name for path in folder.glob("*.safetensors")}
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            listed = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"prompts.llm={model}: {index.name} is damaged; copy or download this file again") from None
-        if missing := sorted(listed - shards):
-            raise UserError(
-                f"prompts.llm={model}: {missing[0]} is missing ({len(listed & shards)} of {len(listed)} shards are "
-                "there); download it again"
-            )
-    if not shards:
-        raise UserError(f"prompts.llm={model}: no .safetensors file in this folder; expected {_HINT}")
-    for name in sorted(shards):
-        try:
-            tensors_of(folder / name)
-        except UserError as error:
-            raise UserError(f"prompts.llm={model}: {name} is cut short or damaged ({error}); download it again") from None
-
-
-def _located(model: str) -> Path:
-    """Return the folder of a model, fetched if it is a hub id."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import constants, errors, snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=FILES, ignore_patterns=["consolidated*", "original/*"]))
-    except errors.GatedRepoError:
-        problem = f"it is gated: accept its licence at {constants.ENDPOINT}/{model} and set HF_TOKEN to a token of that account"
-    except errors.RepositoryNotFoundError:
-        problem = "there is no such folder here and no such model on the hub, or it is private (then set HF_TOKEN)"
-    except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
-        problem = (
-            f"it is not wholly in this machine's cache and cannot be fetched ({type(error).__name__}: no network, or "
-            f"HF_HUB_OFFLINE set): fetch it elsewhere with `hf download {model} --local-dir DIR`, give DIR"
-        )
-    raise UserError(f"prompts.llm={model}: {problem}; or use prompts.agent=grammar, which needs none")
+    transformers_folder.check_folder(model, _WANTED)
 
 
 class LanguageModelAgent:
@@ -109,7 +67,7 @@ class LanguageModelAgent:
         self.world: PromptWorld = world
         self.words = words
         check_folder(model)
-        folder = _located(model)
+        folder = transformers_folder.locate_folder(model, _WANTED)
         check_folder(str(folder))
         self.device = torch.device(resolve_device(device))
         self.tokenizer, self.model = _loaded(model, folder, self.device)
@@ -188,7 +146,7 @@ def _loaded(model: str, folder: Path, device: Any) -> tuple[Any, Any]:
         network, info = causal.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **common)
     except Exception as error:  # noqa: BLE001 - configurations, tokenizers and weights fail with any exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"prompts.llm={model} cannot be loaded ({reason}); expected {_HINT}, with its tokenizer") from None
+        raise UserError(f"prompts.llm={model} cannot be loaded ({reason}); expected {_WANTED.what}, with its tokenizer") from None
     if missing := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
         raise UserError(
             f"prompts.llm={model}: {len(missing)} tensors are missing or have another shape, such as {missing[0]}; "

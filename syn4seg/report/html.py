@@ -26,6 +26,7 @@ REASON_TEXTS = {
     "other_novel": "being another novel class",
     "rival": "resembling another novel class more",
     "confidence": "too little confidence",
+    "class_not_shown": "the picture check sees another class",
     "no_evidence": "no region and no pixel is similar enough to the class's prototype",
     "target_too_small": "the class covers too small a share of the image",
     "target_too_large": "the class covers too large a share",

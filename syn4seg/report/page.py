@@ -88,6 +88,7 @@ def _reason_texts(config: Config) -> dict[str, str]:
         "area": f"{REASON_TEXTS['area']} (labeling.min_region={labeling.min_region})",
         "confidence": f"{REASON_TEXTS['confidence']} (labeling.tau_base={labeling.tau_base:g}, "
         f"tau_background={labeling.tau_background:g})",
+        "class_not_shown": f"{REASON_TEXTS['class_not_shown']} (synthesis.check_margin={config.synthesis.check_margin:g})",
         "target_too_small": f"{REASON_TEXTS['target_too_small']} (labeling.min_target={labeling.min_target:g})",
         "target_too_large": f"{REASON_TEXTS['target_too_large']} (labeling.max_target={labeling.max_target:g})",
     }

@@ -68,6 +68,8 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
     if config.synthesis.source == "folder":
         for name in novel:
             setup.imported_files(config, name)
+    elif config.synthesis.source == "api":
+        setup.image_share(config.synthesis, setup.planned_images(config, fold))
     elif generator_source(config.synthesis.model).world == "embedded" and (foreign := [n for n in novel if n not in CLASSES]):
         raise UserError(
             f"synthesis.model={config.synthesis.model}: cannot draw {foreign[0]!r}; it has {', '.join(CLASSES)}. "
@@ -104,17 +106,26 @@ def check_models(config: Config, run: RunDir | None) -> None:
         UserError: the first model that is missing, damaged or unusable here.
     """
     from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
+    from syn4seg.models.endpoint import endpoint
     from syn4seg.models.generators import check_model
+    from syn4seg.models.picture_check import check_picture_model
+    from syn4seg.models.renderer import check_speed
     from syn4seg.models.sam_files import known_sam
     from syn4seg.prompts.agents import check_agent
     from syn4seg.segmenter.backbones import check_backbone
 
     synthesis, prompts, segmenter = config.synthesis, config.prompts, config.segmenter
-    if synthesis.source == "generate":
+    if synthesis.from_prompts:
         if run is None or not run.has_images():
-            check_model(synthesis.model, setup.speed_of(config))
+            if synthesis.source == "api":
+                endpoint(synthesis.base_url, synthesis.key_variable, "synthesis")
+                check_speed(setup.speed_of(config), "with synthesis.source=api the network runs elsewhere")
+            else:
+                check_model(synthesis.model, setup.speed_of(config))
         if run is None or not run.plan.is_file():
             check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
+    if synthesis.check:
+        check_picture_model(synthesis.check, fetch=True)
     if config.base.checkpoint == "train" and (run is None or not run.base.is_file()):
         try:
             check_backbone(segmenter.backbone, segmenter.weights or "none", segmenter.size)

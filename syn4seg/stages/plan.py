@@ -109,7 +109,7 @@ def _plan_generation(
     from syn4seg.models.embeddings import Encoded, concatenate, save_embeddings
     from syn4seg.models.generators import generator_source
 
-    world = generator_source(config.synthesis.model).world
+    world = generator_source(config.synthesis.generator).world
     encoded: dict[str, Encoded] = {}
 
     def encode(texts: list[str]) -> np.ndarray:

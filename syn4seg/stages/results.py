@@ -238,8 +238,8 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "base_data": config.novel.base_data,
         "replayed_base_images": config.base_images_used[0],
         "base_prototype_images": config.base_images_used[1],
-        "transductive": config.synthesis.source != "generate",
-        "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
+        "transductive": not config.synthesis.from_prompts,
+        "generator": config.synthesis.generator if config.synthesis.from_prompts else "imported images",
     }
 
 

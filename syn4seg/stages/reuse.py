@@ -53,7 +53,7 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     names = {
         "prompts": ["prompts.parquet", "embeddings.safetensors", "plan.parquet"]
         + [f"proposals/{name}" for name in list_files(old.root / "proposals")],
-        "images": [f"generators/{name}" for name in list_files(old.root / "generators")]
+        "images": [f"{folder}/{name}" for folder in ("generators", "requests") for name in list_files(old.root / folder)]
         + ([f"images/{name}" for name in list_files(old.root / "images")] if same_layout else []),
         "base": ["checkpoints/base.safetensors", "checkpoints/base.json"],
     }

@@ -38,7 +38,7 @@ def rows_of(config: Config) -> list[str]:
     without = set() if config.evaluation.controls else set(CONTROLS)
     if chosen := config.evaluation.rows:
         without |= {row for row, name in RESULT_NAMES.items() if name not in ("support_only", *chosen) and row not in CONTROLS}
-    if not (config.synthesis.source == "generate" and config.synthesis.class_name_bank):
+    if not (config.synthesis.from_prompts and config.synthesis.class_name_bank):
         without.add("class_name_raw")
     if "oracle" not in without and not is_truth_known(config):
         without.add("oracle")

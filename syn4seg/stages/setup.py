@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syn4seg.config.images import SynthesisConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold, extended_fold, fold_of
@@ -22,9 +24,15 @@ from syn4seg.seeds import seeded
 from syn4seg.store.samples import escape_name
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from syn4seg.models.picture_check import PictureCheck
     from syn4seg.models.protocols import Speed
 
-INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos")
+INPUT_KEYS = (
+    *("synthesis.model", "synthesis.root", "synthesis.check"),
+    *("base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos"),
+)
 """Keys that may name files of this machine."""
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the packaged weights."""
@@ -144,6 +152,27 @@ class ImportedFiles:
         return text + (f"; {len(self.ignored)} other files left out ({self.ignored[0]})" if self.ignored else "")
 
 
+def planned_images(config: Config, fold: Fold) -> int:
+    """Return how many images a run makes from its prompt bank."""
+    made = config.synthesis
+    return len(fold.novel) * made.images_per_class * (2 if made.class_name_bank else 1)
+
+
+def image_share(settings: SynthesisConfig, planned: int) -> int:
+    """Return how often a service may be asked for each of the planned images.
+
+    Raises:
+        UserError: not even once.
+    """
+    allowed = settings.max_images or 0
+    if planned > allowed:
+        raise UserError(
+            f"synthesis.max_images={allowed}: the plan needs {planned} images of the service, so nothing is asked for; raise it, "
+            "lower synthesis.images_per_class, or set synthesis.class_name_bank=false"
+        )
+    return allowed // max(1, planned)
+
+
 def imported_files(config: Config, name: str) -> ImportedFiles:
     """Return the images to import for one class: all, or `images_per_class` of them, drawn by the seed.
 
@@ -166,12 +195,45 @@ def imported_files(config: Config, name: str) -> ImportedFiles:
     return ImportedFiles(paths, len(files), [p.name for p in entries if p not in set(files)])
 
 
+@dataclass(frozen=True, eq=False)
+class ClassCheck:
+    """The picture check of a run: `PictureCheck` by class index. `words`: by index, what each class is called in English."""
+
+    judge: PictureCheck
+    words: tuple[str, ...]
+
+    def __call__(self, image: np.ndarray, target: int) -> tuple[str, dict[str, Any]]:
+        """Return the reason why an RGB uint8 (H, W, 3) image made for class index `target` is rejected ("" if it is not), and
+        the figures; see `PictureCheck`."""
+        return self.judge(image, self.words[target])
+
+
+def class_check(config: Config, names: Sequence[str], device: str) -> ClassCheck | None:
+    """Return the picture check of a configuration, loaded; None where it is off.
+
+    Args:
+        names: of the classes by class index, background first.
+
+    Raises:
+        UserError: the model is not there or cannot be loaded.
+    """
+    if not config.synthesis.check:
+        return None
+    from syn4seg.models.picture_check import PictureCheck
+
+    words = tuple(config.prompts.words(name).name for name in names)
+    judge = PictureCheck(config.synthesis.check, words[1:], margin=config.synthesis.check_margin, device=device)
+    return ClassCheck(judge, words)
+
+
 def digest_inputs(config: Config) -> dict[str, str]:
     """Return the digest of each input that is files on this machine, by the key that names it; of a hub's image model, the commit.
 
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
     """
     paths = {key: operator.attrgetter(key)(config) for key in INPUT_KEYS}
+    if config.synthesis.source == "api":
+        del paths["synthesis.model"]  # a name at the service, even if a file here has it too
     if config.base.is_network:
         from syn4seg.segmenter.semantic_sources import source_path
 

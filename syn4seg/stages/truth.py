@@ -25,7 +25,7 @@ def is_truth_known(config: Config) -> bool:
     """Return whether the true labels of the synthetic images of a configuration are known."""
     if config.synthesis.source == "folder":
         return config.evaluation.masks is not None
-    return config.data.source == "embedded" and generator_source(config.synthesis.model).truth is not None
+    return config.data.source == "embedded" and generator_source(config.synthesis.generator).truth is not None
 
 
 def truth_source(config: Config) -> Truth | None:
@@ -42,7 +42,7 @@ def truth_source(config: Config) -> Truth | None:
             return table[decode_mask(path, classes)] if path.is_file() else None
 
         return read
-    truth = generator_source(config.synthesis.model).truth
+    truth = generator_source(config.synthesis.generator).truth
     assert truth is not None
 
     def redraw(record: dict[str, Any], rows: int) -> np.ndarray | None:

@@ -90,6 +90,8 @@ class SupportFacts(_Form):
 
 Inputs = dict[str, str]
 """inputs.json."""
+Counts = dict[str, int]
+"""requests/ID.json."""
 Names = list[str]
 """draws/K/queries.json."""
 Facts = dict[str, Any]

@@ -3,6 +3,7 @@
     RUN/config.yaml inputs.json checked_files.json provenance.json results.json metrics.jsonl
     RUN/prompts.parquet embeddings.safetensors plan.parquet
     RUN/proposals/CLASS.jsonl (of a language model)  generators/HASH.json (how an image model was run)  quarantined/ID.json
+    RUN/requests/ID.json (how often a service was asked for an image)
     RUN/model/{model.safetensors,config.json,README.md}, the trained model that the run ends with
     RUN/checkpoints/{base.safetensors,base.json}  images/... (see `layout_files.py`, `layout_sharded.py`)
     RUN/draws/K/support.json support.safetensors queries.json manifest.parquet checkpoints/ROW.safetensors labels/... records/...
@@ -179,6 +180,10 @@ class RunDir:
     def quarantined(self, sample_id: str) -> AnyPath:
         """Return the path of the note on a sample that could not be made or read."""
         return self.root / "quarantined" / f"{sample_id}.json"
+
+    def requests(self, sample_id: str) -> AnyPath:
+        """Return the path of the count of requests to a service for an image."""
+        return self.root / "requests" / f"{sample_id}.json"
 
     def quarantined_ids(self) -> list[str]:
         """Return the ids of the samples with a note in quarantined/."""

@@ -17,7 +17,7 @@ from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.labels import load_on_device
 from syn4seg.stages.plan import read_planned_samples
 from syn4seg.stages.rows import ROWS
-from syn4seg.stages.setup import canvas_of, load_dataset
+from syn4seg.stages.setup import canvas_of, class_check, digest_inputs, load_dataset
 from syn4seg.store.files import MAX_TABLE, read_bytes
 from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
@@ -52,6 +52,11 @@ def _version() -> str:
     return ""
 
 
+def _checking(config: Config) -> tuple[str, float, str]:
+    """Return what the verdicts of the picture check depend on, besides images and the names of classes."""
+    return config.synthesis.check, config.synthesis.check_margin, digest_inputs(config).get("synthesis.check", "")
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Up to `IMAGES_PER_ENTRY` images, and the labels uint8 (H, W) of those that a draw accepts, by place."""
@@ -66,7 +71,7 @@ class RunContext:
 
     Attributes:
         planned: ids of the samples of the row's bank, in the order of the plan.
-        images: those of them that could be made.
+        images: those of them that could be made, and that pass the picture check.
         network: what features depend on besides an image.
     """
 
@@ -82,7 +87,8 @@ class RunContext:
         self.network = [*self.software, weights, self.canvas.size, self.canvas.kind]
         rows = [row for row in read_planned_samples(run).to_pylist() if row["bank"] == ROWS[ROW][0]]
         self.planned = [row["sample_id"] for row in rows]
-        self.images = self._images(rows)
+        self.checking = _checking(config)
+        self.images = self._shown(config, self._images(rows), device)
         self.features = FeatureCache()
         self.digests: dict[str, str] = {}
 
@@ -103,6 +109,20 @@ class RunContext:
                     ids = row["sample_id"], row["class_id"], image.class_name, image.batch
                     images.append(SyntheticImage(*ids, digest, shape, image.location))
         return images
+
+    def checks_as(self, config: Config) -> bool:
+        """Return whether a configuration has the picture check that these images have passed."""
+        return self.checking == _checking(config)
+
+    def _shown(self, config: Config, images: list[SyntheticImage], device: str) -> list[SyntheticImage]:
+        """Return the images that the picture check does not reject; like one that cannot be labelled, one that it cannot judge is
+        left out."""
+        check, shown = class_check(config, self.fold.index_names, device), []
+        for image in images if check else ():
+            with contextlib.suppress(FloatingPointError):
+                if check and not check(self.pixels([image])[0], image.target)[0]:
+                    shown.append(image)
+        return shown if check else images
 
     def pixels(self, images: Sequence[SyntheticImage]) -> list[np.ndarray]:
         """Read the RGB pixels uint8 (H, W, 3) of images.

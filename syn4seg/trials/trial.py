@@ -90,7 +90,7 @@ class Trials:
     def _context(self, config: Config) -> RunContext:
         """Return the run of a configuration; make it, under a lock, if no run has its prompts, images and base checkpoint."""
         key = run_key(config)
-        if key in self.contexts:
+        if key in self.contexts and self.contexts[key].checks_as(config):
             self.contexts[key].run.root.touch()
             return self.contexts[key]
         stored = self.reference.stored()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -18,10 +19,14 @@ from syn4seg.config.loading import load
 from syn4seg.errors import UserError
 from syn4seg.models.generators import load_generator
 from syn4seg.schema import LABEL_COLUMNS
+from syn4seg.stages.checks import check_models
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.stages.results import verify_run, write_manifest
+from syn4seg.stages.results import funnel, verify_run, write_manifest
+from syn4seg.stages.setup import class_check
 from syn4seg.store.images import read_image, write_image
+from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import StoredSample
+from tests.shared_clip import save_clip
 
 
 def quiet(*_):
@@ -223,10 +228,6 @@ def test_imported_images_of_any_size_are_labelled_and_a_bad_file_costs_one_row(t
 
 @pytest.mark.slow
 def test_images_of_different_sizes_go_through_ray_with_the_same_bytes(finish, tmp_path, fresh, small, ray_cluster):
-    import shutil
-
-    from syn4seg.store.rundir import RunDir
-
     run, names = fresh
     shutil.copytree(run.root, tmp_path / "other")
     other = RunDir(tmp_path / "other")
@@ -269,3 +270,62 @@ def test_a_stream_counts_each_sample_that_ended_once_and_says_all_that_have(fres
         assert (done, reasons) == (so_far.total(), so_far)
     pulses = [line for line in map(json.loads, run.metrics.read_text().splitlines()) if line.get("kind") == "pulse"]
     assert pulses[0]["reasons"] == before
+
+
+def checked(small, folder, *keys):
+    """A configuration with a picture check that rejects some images and not all."""
+    save_clip(folder)
+    return load(None, [*small, f"synthesis.check={folder}", *keys])
+
+
+def test_images_that_do_not_show_their_class_are_rejected_counted_and_judged_the_same_after_a_stop(finish, fresh, small, tmp_path):
+    run, names = fresh
+    config = checked(small, tmp_path / "clip")
+    check_models(config, run)
+
+    def stop_at_ten(done, *_):
+        if done >= 10:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stream(config, run, names, 0, stop_at_ten)
+    finish(config, run, names)
+    judge = class_check(config, names, "cpu")
+    assert judge is not None
+    records = list(run.draw(0).records())
+    verdicts = {r["sample_id"]: judge(read_image(run.image(r["class"], r["sample_id"])), r["class_id"]) for r in records}
+    rejected = {sample for sample, (reason, _) in verdicts.items() if reason}
+    assert 0 < len(rejected) < 24 == len(records)
+    assert {r["sample_id"] for r in records if r["reason"] == "class_not_shown"} == rejected
+    assert all(r["audit"]["check"] == verdicts[r["sample_id"]][1] for r in records)
+    assert funnel(run)["draws"]["0"]["rejected"]["class_not_shown"] == len(rejected) and not run.quarantine()
+    other = {r["sample_id"]: r["reason"] for r in records if r["sample_id"] not in rejected}
+    plain = RunDir(tmp_path / "plain")
+    shutil.copytree(run.root, plain.root)
+    shutil.rmtree(plain.root / "draws" / "0" / "records")
+    finish(load(None, small), plain, names)
+    assert other == {r["sample_id"]: r["reason"] for r in plain.draw(0).records() if r["sample_id"] in other}
+
+
+def test_a_picture_check_that_cannot_be_loaded_ends_the_command_before_an_image_is_made(fresh, small, tmp_path):
+    run, names = fresh
+    config = checked(small, tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"synthesis\.check=.*cannot be loaded"):
+        stream(config, run, names, 0, quiet)
+    assert not list(run.root.glob("images/*/*.png"))
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"synthesis\.check=.*model\.safetensors is cut short or damaged"):
+        check_models(config, run)
+
+
+@pytest.mark.slow
+def test_the_picture_check_says_the_same_under_ray(finish, fresh, small, tmp_path, ray_cluster):
+    run, names = fresh
+    shutil.copytree(run.root, tmp_path / "other")
+    other = RunDir(tmp_path / "other")
+    config = checked(small, tmp_path / "clip")
+    through_ray = checked(small, tmp_path / "clip", "placement.runner=ray", "placement.labeling.batch=3")
+    assert finish(through_ray, other, names) == finish(config, run, names)
+    reasons = [r["reason"] for r in other.draw(0).records()]
+    assert reasons == [r["reason"] for r in run.draw(0).records()] and "class_not_shown" in reasons

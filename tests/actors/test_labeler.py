@@ -22,7 +22,7 @@ def enhance(image: np.ndarray, class_id: int) -> EnhancedLabels:
 
 def test_rows_of_several_sizes_are_labeled_rejected_quarantined_or_passed_through():
     labeler = Labeler.__new__(Labeler)
-    labeler.enhancer = enhance  # type: ignore[assignment]
+    labeler.enhancer, labeler.check = enhance, None  # type: ignore[assignment]
     sizes, values = ((4, 6), (5, 5), (4, 4), (3, 7)), (0, 0, 255, 0)
     images = [np.full((*size, 3), value, np.uint8) for size, value in zip(sizes, values, strict=True)]
     rows = {"image": array_column(images), "class_id": np.array([1, 3, 1, 1]), "traceback": string_column([""] * 4)}
@@ -35,3 +35,23 @@ def test_rows_of_several_sizes_are_labeled_rejected_quarantined_or_passed_throug
             expected = int(rows["class_id"][i]) + step if i < 2 else UNLABELED
             assert out[column][i].shape == size and out[column][i].dtype == np.uint8 and (out[column][i] == expected).all()
     assert [json.loads(text) for text in out["labeling_audit"]] == [{"area": 24}, {"area": 25}, {}, {}]
+
+
+def test_an_image_that_does_not_show_its_class_is_rejected_with_the_figures_and_labeled_all_the_same():
+    labeler = Labeler.__new__(Labeler)
+    seen = []
+
+    def judge(image: np.ndarray, target: int):
+        seen.append(target)
+        if image.max() > 100:
+            raise FloatingPointError("the picture check's answer is not finite")
+        return ("class_not_shown" if target == 2 else ""), {"ahead": -0.1}
+
+    labeler.enhancer, labeler.check = enhance, judge  # type: ignore[assignment]
+    images = [np.full((4, 4, 3), value, np.uint8) for value in (0, 0, 0, 150, 0)]
+    rows = {"image": array_column(images), "class_id": np.array([1, 2, 3, 1, 1]), "traceback": string_column([""] * 5)}
+    out = labeler(rows | {"reason": string_column(["", "", "", "", "earlier"])})
+    assert list(out["reason"][[0, 1, 2, 4]]) == ["", "class_not_shown", "too small", "earlier"] and seen == [1, 2, 3, 1]
+    assert out["reason"][3].startswith(FAULT + "labeling: FloatingPointError: the picture check")
+    assert [json.loads(text) for text in out["labeling_audit"][:2]] == [{"area": 16, "check": {"ahead": -0.1}}] * 2
+    assert (out["draft"][1] == 2).all(), "rows that take no verdict train on it as on other rejected images"

@@ -35,6 +35,8 @@ EXCEPTIONS = {
     **{key: {"prompts", "base"} for key in ["data.source", "data.root", "data.fold"]},
     **{key: {"base"} for key in ["data.train_images", "data.train_list", "data.masks", "data.exif", "data.support_reserve"]},
     **{key: set() for key in ["data.draws", "data.first_draw", "prompts.timeout", "prompts.base_url", "prompts.key_variable"]},
+    **{f"synthesis.{k}": set() for k in ("timeout", "base_url", "key_variable", "max_images")},
+    **{f"synthesis.{k}": {"labels"} for k in ("check", "check_margin")},
     **{
         key: {"prompts"}
         for key in [f"synthesis.{k}" for k in ("source", "root", "model", "images_per_class", "class_name_bank", "batch")]

@@ -67,6 +67,6 @@ def test_a_chat_agent_gets_every_setting_and_sends_nothing():
         )
         with pytest.raises(TimeoutError):
             server.accept()
-    assert isinstance(agent, ChatAgent) and agent.endpoint == (url, True, "")
-    settings = (agent.model, agent.world, agent.seed, agent.per_round, agent.temperature, agent.timeout)
+    assert isinstance(agent, ChatAgent) and agent.client.place == (url, True, "")
+    settings = (agent.model, agent.world, agent.seed, agent.per_round, agent.temperature, agent.client.timeout)
     assert settings == ("gpt", "natural", 3, 5, 0.5, 7) and agent.words == WORDS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import http.server
 import json
 import logging
 import re
@@ -18,17 +17,18 @@ import pytest
 from syn4seg.config.class_words import ClassWords
 from syn4seg.config.loading import load
 from syn4seg.errors import UserError
+from syn4seg.models import endpoint as endpoints
+from syn4seg.models.endpoint import TRIES, endpoint
 from syn4seg.models.renderer import BagOfWords
-from syn4seg.prompts import chat
 from syn4seg.prompts.agents import load_agent
 from syn4seg.prompts.bank import NEAR, OFF_CLASS, REPEATED, build_bank, unit_rows
-from syn4seg.prompts.chat import SILENT_ROUNDS, TRIES, ChatAgent, endpoint
+from syn4seg.prompts.chat import SILENT_ROUNDS, ChatAgent
 from syn4seg.prompts.grammar import GrammarAgent
 from syn4seg.stages.checks import check
 from syn4seg.stages.plan import make_plan
 from syn4seg.store.rundir import RunDir
+from tests.shared_endpoint import KEY, LATE, PATIENCE, SHORT, Endpoint, failed
 
-KEY = "sk-this-must-never-be-seen"
 STAR = ["a red star on sand", "two small blue striped stars on night", "a big green dotted tilted star on grass"]
 
 
@@ -38,65 +38,6 @@ def said(content: Any, **message: Any) -> tuple[int, dict[str, str], bytes]:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text} | message}
     body = {"id": "x", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice]}
     return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
-
-
-def failed(status: int, error: Any = "no", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """An error as OpenAI words it."""
-    inside = error if isinstance(error, dict) else {"message": error}
-    return status, {"Content-Type": "application/json"} | headers, json.dumps({"error": inside}).encode()
-
-
-LATE = (0, {}, b"")  # no answer before the client's patience ends
-PATIENCE, SHORT = 60.0, 0.3
-"""Seconds that an agent waits for a reply: for one that comes, as long as a busy machine may need; for one that does not, this."""
-
-
-class Endpoint:
-    """A server that gives its answers in turn, the last one for ever, and remembers what it was asked."""
-
-    def __init__(self, *answers: Any):
-        self.answers = list(answers)
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        this = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.0"  # a connection ends with its answer, so that a stopped server is gone
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                this.asked.append(body)
-                this.headers.append({k.lower(): v for k, v in self.headers.items()} | {"path": self.path})
-                answer: Any = this.answers.pop(0) if len(this.answers) > 1 else this.answers[0]
-                given: Any = answer(body) if callable(answer) else answer
-                status, headers, content = given
-                if not status:
-                    time.sleep(2 * SHORT)
-                    self.close_connection = True
-                    return
-                self.send_response(status)
-                for name, value in (headers | {"Content-Length": str(len(content))}).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-
-    def __enter__(self) -> Endpoint:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-    def question(self, number: int) -> str:
-        return self.asked[number]["messages"][-1]["content"]
 
 
 @pytest.fixture(autouse=True)
@@ -135,9 +76,9 @@ class Impatient(ChatAgent):
     def _ask(self, messages: Any, seed: int):
         server, count = self.server, len(self.server.asked)
         is_late = server.answers[0] is LATE
-        if self.timeout != (timeout := SHORT if is_late else PATIENCE):
-            self.timeout = timeout
-            self.client = self._open()
+        if self.client.timeout != (timeout := SHORT if is_late else PATIENCE):
+            self.client.timeout = timeout
+            self.client.client = self.client.open()
         answer = super()._ask(messages, seed)
         deadline = time.monotonic() + PATIENCE
         while is_late and len(server.asked) == count and time.monotonic() < deadline:
@@ -247,7 +188,7 @@ def test_silent_rounds_cost_patience():
 
 def test_waits_double_and_the_endpoint_may_ask_for_longer_ones_within_reason(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
-    monkeypatch.setattr(chat.time, "sleep", waits.append)
+    monkeypatch.setattr(endpoints.time, "sleep", waits.append)
     with Endpoint(failed(500), failed(500), failed(500), said(STAR)) as server:
         agent(server, first_wait=2.0).propose("star", 0, [], [])
     assert waits == [2, 4, 8]
@@ -312,8 +253,9 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(small, tmp_path, caplog: 
         caplog.text,
         *notes,
         repr(asked),
-        f"{asked.endpoint}",
+        f"{asked.client.place}",
         str(vars(asked)),
+        str(vars(asked.client)),
     ):
         assert KEY not in text
 

@@ -7,6 +7,7 @@ import pytest
 
 from syn4seg.trials.cache import StageCache
 from syn4seg.trials.trial import Trials
+from tests.shared_clip import save_clip
 from tests.shared_trials import changed, last, trials, whole
 
 
@@ -78,3 +79,21 @@ def test_validation_images_are_scored_and_the_test_list_is_not_opened(finished, 
     monkeypatch.setattr(type(made._context(config).dataset), "image", lambda self, i: seen.append(i) or opened(self, i))
     assert 0 <= last(made, config)[0]["base"] <= 1
     assert not [i for i in seen if i.startswith("val-")]
+
+
+@pytest.mark.slow
+def test_a_trial_leaves_out_what_the_picture_check_of_the_run_rejects(finished, small, tmp_path):
+    _, reference, _ = finished
+    save_clip(tmp_path / "clip")
+    config = changed(small, "data.draws=1", f"synthesis.check={tmp_path / 'clip'}")
+    run, results = whole(config, tmp_path / "run")
+    assert "class_not_shown" in results["funnel"]["draws"]["0"]["rejected"]
+    made = trials(StageCache(tmp_path / "cache"), reference)
+    scores = last(made, config)[0]
+    for name in ("base", "novel"):
+        assert scores[name] == pytest.approx(results["rows"]["syn4seg"][name]["mean"], abs=1e-12), name
+    shown = {image.sample_id for image in next(iter(made.contexts.values())).images}
+    judged = {r["sample_id"] for r in run.draw(0).records() if r["reason"] != "class_not_shown"}
+    assert shown == {sample for sample in judged if sample.startswith("hdig")} and shown
+    last(made, changed(small, "data.draws=1"))
+    assert len(next(iter(made.contexts.values())).images) > len(shown), "another check, another choice of images"
