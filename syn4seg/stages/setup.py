@@ -23,7 +23,10 @@ from syn4seg.store.samples import escape_name
 if TYPE_CHECKING:
     from syn4seg.models.protocols import Speed
 
-INPUT_KEYS = ("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos")
+INPUT_KEYS = (
+    *("synthesis.model", "synthesis.root", "base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos"),
+    *("labeling.features", "labeling.feature_weights"),
+)
 """Keys that may name files of this machine."""
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Folder of the packaged weights."""
@@ -171,6 +174,7 @@ def digest_inputs(config: Config) -> dict[str, str]:
     Files up to 64 MB are hashed whole; of larger ones, and of folders, the names, sizes and first megabytes are.
     """
     paths = {key: operator.attrgetter(key)(config) for key in INPUT_KEYS}
+    paths["labeling.features"] = config.labeling.feature_backbone if config.labeling.by_other_features else None
     if config.base.is_network:
         from syn4seg.segmenter.semantic_sources import source_path
 
