@@ -43,7 +43,7 @@ class FeatureNetwork:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return the map float32 (D, r, c) of an RGB image uint8 (H, W, 3)."""
         fitted = fit(image, self.size, self.backbone.stride)
-        pixels = torch.from_numpy(fitted).to(self.device).permute(2, 0, 1).float() / 255
+        pixels = torch.tensor(fitted, device=self.device).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.backbone.mean, self.backbone.std))
         with torch.no_grad():
             return self.backbone.module(((pixels - mean) / std)[None])[0].float().cpu().numpy()

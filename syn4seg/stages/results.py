@@ -240,6 +240,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "base_prototype_images": config.base_images_used[1],
         "transductive": config.synthesis.source != "generate",
         "generator": config.synthesis.model if config.synthesis.source == "generate" else "imported images",
+        **({"features": config.labeling.feature_backbone} if config.labeling.by_other_features else {}),
     }
 
 
