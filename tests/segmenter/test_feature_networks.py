@@ -33,6 +33,20 @@ def test_dinov2_gives_the_library_s_own_map_of_the_resized_image(tmp_path):
     assert np.allclose(found, wanted.feature_maps[-1][0], atol=1e-5)
 
 
+def test_dinov3_gives_patches_without_its_registers(tmp_path):
+    from transformers import AutoBackbone, DINOv3ViTConfig
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16}
+    net = AutoBackbone.from_config(DINOv3ViTConfig(**shape, image_size=64, num_register_tokens=4)).eval()
+    net.save_pretrained(tmp_path)
+    found = FeatureNetwork.load(str(tmp_path), None, 96, "cpu")(IMAGE)
+    small = cv2.resize(IMAGE, (96, 48), interpolation=cv2.INTER_LINEAR)
+    with torch.no_grad():
+        wanted = net(_pixels(small, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))).feature_maps[-1][0]
+    assert found.shape == (16, 3, 6) and np.allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_clip_gives_the_patch_tokens_of_its_last_layer_as_a_map(tmp_path, whole):
     from transformers import CLIPModel, CLIPVisionModel
