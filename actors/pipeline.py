@@ -74,6 +74,8 @@ def node_inputs(config: Config) -> dict[str, str]:
         "synthesis.check": config.synthesis.check,
         "prompts.llm": config.prompts.llm,
         "segmenter.backbone": config.segmenter.backbone,
+        "labeling.features": config.labeling.features,
+        "labeling.feature_weights": config.labeling.feature_weights,
         "refinement.model": config.refinement.model,
     }
     if on_workers(config):

@@ -60,9 +60,10 @@ def read_config(settings: list[str] | None, out: str | None = None, trusted: boo
             path = packaged / f"{path}.yaml"
     elif out is not None and exists(reach_run(out).config):
         path, stored = reach_run(out).config, True
-    config, backbone = load(path, words), "segmenter.backbone"
-    if ":" in config.segmenter.backbone and (trusted or not stored or any(word.startswith(f"{backbone}=") for word in words)):
-        trust(config.segmenter.backbone)
+    config = load(path, words)
+    for key, name in (("segmenter.backbone", config.segmenter.backbone), ("labeling.features", config.labeling.features)):
+        if ":" in name and (trusted or not stored or any(word.startswith(f"{key}=") for word in words)):
+            trust(name)
     return config
 
 

@@ -33,7 +33,8 @@ def check_trusted(name: str) -> None:
     if name not in os.environ.get(VARIABLE, "").split(","):
         raise UserError(
             f"segmenter.backbone={name}: a stored file names this code, and a run is data, never code; if you know it and want it "
-            f"to run, add --trust, or name it yourself: segmenter.backbone={name} (from Python: `syn4seg.trust.trust`)"
+            f"to run, add --trust, or name it yourself: segmenter.backbone={name}, or labeling.features (from Python: "
+            "`syn4seg.trust.trust`)"
         )
 
 

@@ -21,6 +21,14 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin")
 """Of files; other names of a base checkpoint may be folders or hub ids."""
 
 
+HUB_FEATURES = {
+    "dinov2": "facebook/dinov2-base",
+    "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    "clip": "openai/clip-vit-base-patch16",
+}
+"""Short values of `labeling.features` and the hub ids that they stand for."""
+
+
 class Section(BaseModel):
     """A frozen part of the tree; unknown keys are errors."""
 
@@ -161,6 +169,15 @@ class SupportQuantile(Section):
 
 
 class LabelingConfig(Section):
+    features: str = "segmenter"
+    """By whose features APF and APR compare regions and pixels with the support set. `segmenter`: its own. Or any network that
+    `segmenter.backbone` may name, as it is, without training: `dinov2`, `dinov3`, `clip` (their ViT-B, from the hub), a folder or
+    hub id of a transformers AutoBackbone or a CLIP, `timm:NAME`, `efficientnet-lite0`, `resnet50`... Drafts and training stay the
+    segmenter's. Cosines differ between networks: choose `lambda_keep` and `tau` for it."""
+    feature_weights: str | None = None
+    """Weights of that network, as `segmenter.weights`; transformers networks carry their own."""
+    feature_size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    """Pixels to which an image's long side is brought for that network; empty: `segmenter.size`."""
     mask_others: bool = False
     """The draft of an image takes no novel class but the one that the image was made for."""
     target_logit: float = 0.0
@@ -199,6 +216,16 @@ class LabelingConfig(Section):
     support_share: Share = 0.3
     """In a later round the prototype of a novel class is this share of the support's, and for the rest the mean feature of the
     class in the accepted labels of the round before."""
+
+    @property
+    def by_other_features(self) -> bool:
+        """Whether APF and APR compare by another network than the segmenter."""
+        return self.features != "segmenter"
+
+    @property
+    def feature_backbone(self) -> str:
+        """The network of `features`, as `segmenter.backbone` would name it; a short name comes before a folder of that name."""
+        return HUB_FEATURES.get(self.features, self.features)
 
 
 class RefinementConfig(Section):

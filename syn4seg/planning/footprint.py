@@ -11,6 +11,7 @@ from syn4seg.planning.sizes_vision import sam_size
 from syn4seg.planning.workload import (
     WorkloadFacts,
     cached_images,
+    features_of,
     joint_step_images,
     kind_of,
     prompts_of,
@@ -34,11 +35,12 @@ FORMULAS = {
     "encoding": "weights + 8 prompts x tokens x 16 x 4096",
     "synthesis": "weights + the larger of 16 x images (2 with guidance) x tokens x width and, for the VAE, 8 x first channels x "
     "pixels of the images decoded at once",
-    "labeling": "weights + 3 x input of the bottleneck + 4 x logits on the canvas",
+    "labeling": "weights + 3 x input of the bottleneck + 4 x logits on the canvas; with another network in labeling.features also "
+    "its weights + 3 x the output of its largest layer",
     "refinement": "weights + 3 x heads x tokens^2 x images per pass; on a GPU 1.5 x weights (the bfloat16 copy) + 2500 x heads x "
     "tokens x images per pass (fused attention; measured with ViT-B and ViT-H)",
     "base": "weights x (weight, gradient, moments) + batch x (outputs of all trained layers + 4 x logits on the crop)",
-    "features": "weights + 32 images x 3 x input of the bottleneck",
+    "features": "weights (of labeling.features too, for its prototypes) + 32 images x 3 x input of the bottleneck",
     "novel": "images of a step x (features + 6 x logits on the canvas); in main memory at most 4 GiB of features",
     "joint": "weights x (base network, weight, average, gradient, moments) + images x (outputs of all layers + 6 x logits)",
     "evaluation": "4 x logits on the canvas",
@@ -51,14 +53,16 @@ def memory_of(config: Config, facts: WorkloadFacts) -> dict[str, tuple[int, int]
     net, side = segmenter_of(config, facts), config.segmenter.size
     logits = 4 * (1 + facts.base + facts.novel) * side**2
     step = step_images(config) * (4 * math.prod(net.features) + 6 * logits)
+    other = features_of(config)
+    weights, largest = (other.part.bytes(4), other.largest) if other else (0, 0)
     cache = min(CACHE_BYTES, feature_bytes(config, facts)) if kind_of(config) == "cpu" else 0
     memory = {
         "encoding": _encoder(config),
         "synthesis": _generator(config),
         "refinement": _sam(config),
-        "labeling": (net.part.bytes(4), 12 * net.trunk + 4 * logits),
+        "labeling": (net.part.bytes(4) + weights, 12 * (net.trunk + largest) + 4 * logits),
         "base": _training(config, facts),
-        "features": (net.part.bytes(4), FEATURES_AT_ONCE * 12 * net.trunk),
+        "features": (net.part.bytes(4) + weights, FEATURES_AT_ONCE * 12 * net.trunk),
         "novel": (0, step + cache),
         "joint": _joint(config, facts),
         "evaluation": (0, 4 * logits),

@@ -155,6 +155,38 @@ def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[i
     return _measure(net.to("meta"), size)
 
 
+@dataclass(frozen=True)
+class FeatureSize:
+    """The network of `labeling.features` on a square image: all of it, FLOPs of an image, numbers of its largest layer's output."""
+
+    part: ModelPart
+    flops: int
+    largest: int
+
+
+@functools.cache
+def feature_size(backbone: str, side: int) -> FeatureSize:
+    """Count the parts of a network of `labeling.features`; of a transformers one the configuration alone is read.
+
+    Args:
+        backbone: as for `load_backbone`.
+        side: pixels to which an image's long side is brought.
+
+    Raises:
+        UserError: the network is unknown.
+    """
+    import torch
+
+    from syn4seg.segmenter.feature_networks import empty_network, fitted_shape
+
+    network = empty_network(backbone)
+    net, (side, _) = network.module.requires_grad_(False), fitted_shape((side, side), side, network.stride)
+    image = torch.empty(1, 3, side, side, device="meta")
+    with torch.no_grad(), _counted(net) as outputs:
+        net(image)
+    return FeatureSize(part_of("features", net), flops_of(net, image), max(outputs))
+
+
 @functools.cache
 def network_size(checkpoint: str, classes: int, size: int) -> SegmenterSize:
     """Count the parts of a network of transformers or torchvision as a segmenter, from its configuration (of a hub id, fetched).

@@ -17,8 +17,17 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.planning.rates import CPU_BYTES, TF32, Kind, StageWork
 from syn4seg.planning.sizes_generators import generator_size
-from syn4seg.planning.sizes_vision import SegmenterSize, model_size, network_size, sam_size, segmenter_size
+from syn4seg.planning.sizes_vision import (
+    FeatureSize,
+    SegmenterSize,
+    feature_size,
+    model_size,
+    network_size,
+    sam_size,
+    segmenter_size,
+)
 from syn4seg.stages.rows import joint_names, rows_of
+from syn4seg.stages.similarity import feature_side
 
 EMBEDDED_FACTS = (4, 12, 6000, 300)
 LISTS = {
@@ -101,6 +110,13 @@ def segmenter_of(config: Config, facts: WorkloadFacts, side: int | None = None) 
     return segmenter_size(net.backbone, 1 + facts.base, net.channels, net.ppm_bins, side or net.size)
 
 
+def features_of(config: Config) -> FeatureSize | None:
+    """Return the size of the network of `labeling.features`; None where it is the segmenter."""
+    if not config.labeling.by_other_features:
+        return None
+    return feature_size(config.labeling.feature_backbone, feature_side(config))
+
+
 def _pooled(config: Config, pool: PoolConfig) -> Any:
     return {
         "kind": kind_of(config, pool),
@@ -119,12 +135,14 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
     make, place, draws = config.synthesis, config.placement, config.data.draws
     samples, images = samples_of(config, facts)
     generator, sam, net = generator_size(make.generator), sam_size(config.refinement.model), segmenter_of(config, facts)
-    pixels, canvas = make.size**2 / 1e6, config.segmenter.size**2 / 1e6
+    pixels, canvas, other = make.size**2 / 1e6, config.segmenter.size**2 / 1e6, features_of(config)
     generated = make.source == "generate"  # a service makes its images elsewhere, see `estimate`
     how = make.model_dump(
         mode="json", include={"model", "size", "steps", "batch", "compile", "attention", "vae_slicing", "weights", "step_cache"}
     )
     seen = {"backbone": config.network, "size": config.segmenter.size, "channels": config.segmenter.channels}
+    if other is not None:
+        seen |= {"features": config.labeling.feature_backbone, "feature_size": feature_side(config)}
     return [
         StageWork(
             "encoding",
@@ -148,7 +166,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
             "labeling",
             "image",
             samples * draws * config.labeling.rounds,
-            net.flops,
+            net.flops + (other.flops if other else 0),
             what=seen | {"classes": 1 + facts.base + facts.novel},
             tensor_share=TF32,
             extra=APE_SECONDS * canvas,

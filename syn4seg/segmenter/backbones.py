@@ -87,7 +87,7 @@ def may_be_skeleton(name: str) -> bool:
     return _is_timm(name) or name == "embedded" or name in resnet.RESNETS or name in efficientnet.SCALES
 
 
-def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
+def check_backbone(name: str, weights: str = "none", size: int = 224, key: str = "segmenter.size") -> None:
     """Check what can be checked of `load_backbone(name, weights)` before it is called; nothing but empty skeletons is built.
 
     A weights file is opened and its tensors' names and shapes compared; of a transformers backbone the configuration is
@@ -95,7 +95,8 @@ def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
     id may still fail to download.
 
     Args:
-        size: side of the canvas, `segmenter.size`.
+        size: side of the canvas.
+        key: of the configuration that sets it.
 
     Raises:
         UserError: it would fail, or the canvas is too small for the backbone.
@@ -106,7 +107,7 @@ def check_backbone(name: str, weights: str = "none", size: int = 224) -> None:
         _check_factory(name, weights)
     elif not _is_built_in(name):
         _refuse_weights(name, weights)
-        pretrained.check_pretrained(name, size)
+        pretrained.check_pretrained(name, size, key)
     elif name in resnet.RESNETS and weights.startswith("imagenet"):
         resnet.check_imagenet(name, weights)
     elif weights != "none" and not (_is_timm(name) and weights == "imagenet"):

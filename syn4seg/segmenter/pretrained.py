@@ -1,4 +1,4 @@
-"""Backbones of the transformers library (DINOv2, ConvNeXt, Swin, ...): a folder or hub id in, the deepest feature map out.
+"""Backbones of the transformers library (DINOv2, ConvNeXt, Swin, CLIP, ...): a folder or hub id in, the deepest feature map out.
 
 Nothing in a folder is run (no remote code), a half-precision checkpoint is loaded as float32, and tensors that are missing
 from one are an error instead of random numbers.
@@ -23,6 +23,8 @@ EXPECTED = (
     "'package.module:factory'"
 )
 Triple = tuple[float, float, float]
+CLIP = "clip_vision_model"
+"""Kind of configuration of CLIP's image tower."""
 PROBE = 6720
 """Side of the image on which the stride is counted: a multiple of every stride in use, 2^6 x 3 x 5 x 7."""
 
@@ -42,7 +44,20 @@ class LastMap(nn.Module):
         rows, columns = (-(-side // self.stride) * self.stride for side in x.shape[2:])
         if (rows, columns) != tuple(x.shape[2:]):
             x = F.interpolate(x, (rows, columns), mode="bilinear", align_corners=False)
-        return self.net(x).feature_maps[-1]
+        return deepest_map(self.net, x)
+
+
+def deepest_map(net: Any, x: Tensor) -> Tensor:
+    """Return the deepest map (N, D, h, w) of normalised images (N, 3, H, W) whose sides the stride divides.
+
+    Of CLIP's image tower, which is no AutoBackbone: the tokens of its last layer without the class token, laid out as a map, with
+    positions interpolated where the image is not of its own size.
+    """
+    if net.config.model_type != CLIP:
+        return net(x).feature_maps[-1]
+    rows, columns = (side // net.config.patch_size for side in x.shape[2:])
+    tokens = net(x, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
+    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 def may_be_pretrained(name: str) -> bool:
@@ -98,10 +113,9 @@ def build_described(description: dict[str, Any]) -> tuple[nn.Module, int, int]:
     """
     kind = str(description.get("model_type"))
     try:
-        from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
+        from transformers import AutoConfig
 
-        config = AutoConfig.for_model(**description)
-        network: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        network, config = _network_of(AutoConfig.for_model(**description))
         with torch.device("meta"):
             skeleton = network(config).eval()
         channels, stride = _shape(kind, skeleton)
@@ -110,11 +124,12 @@ def build_described(description: dict[str, Any]) -> tuple[nn.Module, int, int]:
         raise UserError(f"a transformers backbone of the kind {kind[:80]!r} cannot be built ({reason(error)})") from error
 
 
-def check_pretrained(name: str, size: int) -> None:
+def check_pretrained(name: str, size: int, key: str = "segmenter.size") -> None:
     """Check that `load_pretrained(name)` will find its files and that the canvas is large enough; load no weights.
 
     Args:
-        size: side of the canvas, `segmenter.size`.
+        size: side of the canvas.
+        key: of the configuration that sets it.
 
     Raises:
         UserError: a file is missing or cut short, or the canvas too small.
@@ -123,8 +138,8 @@ def check_pretrained(name: str, size: int) -> None:
     stride = _shape(name, skeleton)[1]
     if size < 2 * stride:
         raise UserError(
-            f"backbone {name!r} has stride {stride}: a canvas of segmenter.size={size} gives it a single cell; set "
-            f"segmenter.size to {2 * stride} or more"
+            f"backbone {name!r} has stride {stride}: a canvas of {key}={size} gives it a single cell; set "
+            f"{key} to {2 * stride} or more"
         )
     folder = Path(name)
     if not folder.is_dir():
@@ -140,6 +155,17 @@ def check_pretrained(name: str, size: int) -> None:
                     pass
         except SafetensorError as error:
             raise UserError(f"backbone {name!r}: {part.name} is cut short ({error}); download it again") from error
+
+
+def empty_pretrained(name: str) -> tuple[nn.Module, int, int]:
+    """Return module, channels and stride of a backbone on the meta device, from its configuration alone.
+
+    Raises:
+        UserError: unknown, or of another kind.
+    """
+    skeleton = _skeleton(name)[1]
+    channels, stride = _shape(name, skeleton)
+    return LastMap(skeleton, stride), channels, stride
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -158,24 +184,34 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _skeleton(name: str) -> tuple[Any, nn.Module]:
     """Return the class of a backbone, and an empty one on the meta device, from its configuration alone."""
-    from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     try:  # AutoBackbone.from_pretrained contacts the hub even for a folder, so the class is looked up here
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise UserError(f"transformers has no AutoBackbone of the kind {config.model_type!r}")
-        kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        kind, config = _network_of(AutoConfig.from_pretrained(name, trust_remote_code=False))
         with torch.device("meta"):
             return kind, kind(config).eval()
     except Exception as error:
         raise UserError(f"backbone {name!r} is unknown ({reason(error)}); {EXPECTED}") from error
 
 
+def _network_of(config: Any) -> tuple[Any, Any]:
+    """Return the class of the backbone that a configuration describes, and the part of the configuration that it reads."""
+    from transformers import MODEL_FOR_BACKBONE_MAPPING, CLIPVisionModel
+
+    if config.model_type == "clip":  # image and text tower in one
+        config = config.vision_config
+    if config.model_type == CLIP:
+        return CLIPVisionModel, config
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise UserError(f"transformers has no AutoBackbone of the kind {config.model_type!r}")
+    return MODEL_FOR_BACKBONE_MAPPING[type(config)], config
+
+
 def _shape(name: str, skeleton: nn.Module) -> tuple[int, int]:
     """Return channels and stride of the deepest map, counted on a large empty image."""
     try:
         with torch.device("meta"), torch.no_grad():
-            _, channels, side, _ = skeleton(torch.zeros(1, 3, PROBE, PROBE)).feature_maps[-1].shape
+            _, channels, side, _ = deepest_map(skeleton, torch.zeros(1, 3, PROBE, PROBE)).shape
     except Exception as error:
         raise UserError(
             f"backbone {name!r} takes no images of other sizes than its own ({reason(error)}); choose another"

@@ -113,6 +113,7 @@ def check_models(config: Config, run: RunDir | None) -> None:
     from syn4seg.models.sam_files import known_sam
     from syn4seg.prompts.agents import check_agent
     from syn4seg.segmenter.backbones import check_backbone
+    from syn4seg.stages.similarity import check_features
 
     synthesis, prompts, segmenter = config.synthesis, config.prompts, config.segmenter
     if synthesis.from_prompts:
@@ -131,6 +132,7 @@ def check_models(config: Config, run: RunDir | None) -> None:
             check_backbone(segmenter.backbone, segmenter.weights or "none", segmenter.size)
         except UserError as error:
             raise UserError(f"segmenter.backbone={segmenter.backbone}, segmenter.weights={segmenter.weights}: {error}") from None
+    check_features(config)
     try:
         if config.refinement.model not in WITHOUT_WEIGHTS:
             known_sam(config.refinement.model)

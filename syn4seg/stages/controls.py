@@ -64,9 +64,15 @@ class ControlLabels:
     def _swapped(self, image: np.ndarray, features: Tensor, target: int) -> np.ndarray:
         """Return control B: APF and APR where every novel class has the prototype of the next one."""
         assert self.enhancer is not None
-        prototypes, novel = self.enhancer.prototypes.copy(), list(self.novel)
-        prototypes[novel] = np.roll(prototypes[novel], -1, axis=0)
-        wrong = replace(self.enhancer, prototypes=prototypes)
+        own, measured = self.enhancer.prototypes, self.enhancer.measured
+        wrong = replace(self.enhancer, prototypes=self._next(own), measured=None if measured is None else self._next(measured))
         draft = wrong.draft(features.to(wrong.classifier.weight), image.shape, target)
+        draft = wrong.compared(draft, wrong.look(image))
         relabeled = wrong.relabel(wrong.filter(draft, target).kept, draft.features, target)
         return wrong.to_image_shape(relabeled.label, image.shape)
+
+    def _next(self, prototypes: np.ndarray) -> np.ndarray:
+        """Return prototypes (1+B+M, D) in which every novel class has that of the next one."""
+        swapped, novel = prototypes.copy(), list(self.novel)
+        swapped[novel] = np.roll(swapped[novel], -1, axis=0)
+        return swapped

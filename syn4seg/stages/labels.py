@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -17,6 +17,7 @@ import numpy as np
 from syn4seg.config.sections import LabelingConfig, RefinementConfig
 from syn4seg.config.tree import Config
 from syn4seg.data.canvas import Canvas
+from syn4seg.errors import DamagedError
 from syn4seg.labeling.components import Components, find_components
 from syn4seg.labeling.filtering import Filtered, filter_regions, most_similar_cells
 from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS, ComponentMasks, GrabCut
@@ -27,11 +28,13 @@ from syn4seg.models.refiners import HintedRefiner, Hints
 from syn4seg.models.sam_folders import is_transformers_sam
 from syn4seg.schema import UNLABELED
 from syn4seg.stages.setup import canvas_of
+from syn4seg.stages.similarity import feature_network, image_part
 from syn4seg.store.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from syn4seg.segmenter.feature_networks import FeatureNetwork
     from syn4seg.segmenter.network import Classifier, Segmenter
 
 
@@ -53,7 +56,7 @@ class DraftLabel:
     Attributes:
         label: argmax uint8 (R, C).
         confidence: its probability float32 (R, C).
-        features: float32 (D, r, c) on the image's part of the canvas.
+        features: float32 (D, r, c) on the image's part of the canvas: the segmenter's, or those that are `compared`.
         shape: rows and columns of the image itself.
         decided: share of the pixels that what is known of the image decided: "calibrated" (its class was preferred to others) and
             "seeded" (it had none of its class). Empty if no key asks for that.
@@ -77,6 +80,8 @@ class Enhancer:
         thresholds: lambda_keep by class index of the novel classes.
         settings: the config section.
         canvas: of the segmenter.
+        measured: float32 (1+B+M, D'), what APF and APR compare with where they compare by another network's features.
+        network: that network (`labeling.features`); None where its features are given (`compared`), or where it is the segmenter.
     """
 
     segmenter: Segmenter
@@ -85,6 +90,8 @@ class Enhancer:
     thresholds: dict[int, float]
     settings: LabelingConfig
     canvas: Canvas
+    measured: np.ndarray | None = None
+    network: FeatureNetwork | None = None
 
     @staticmethod
     def from_run(run: RunDir, draw: int, config: Config, device: str) -> Enhancer:
@@ -97,7 +104,14 @@ class Enhancer:
         segmenter, registration = load_on_device(run, device), Registration.load(run.draw(draw), config.labeling.rounds)
         classifier = registration.classifier_on(segmenter.weight.device)
         prototypes, thresholds = registration.prototypes, registration.thresholds
-        return Enhancer(segmenter, classifier, prototypes, thresholds, config.labeling, canvas_of(config))
+        network = feature_network(config, segmenter.weight.device)
+        if (network is None) != (registration.measured is None):
+            raise DamagedError(
+                f"{run.draw(draw).root}: registered with other features than labeling.features={config.labeling.features}; delete "
+                "the folder and run again"
+            )
+        own = segmenter, classifier, prototypes, thresholds, config.labeling, canvas_of(config)
+        return Enhancer(*own, registration.measured, network)
 
     def draft(self, features: Tensor, shape: tuple[int, ...], target: int) -> DraftLabel:
         """Return the pseudo-label of an image of `shape` (H, W, ...) that was made for class index `target`.
@@ -133,6 +147,33 @@ class Enhancer:
                 label[seed], decided["seeded"] = target, pixel_share(seed)
         return DraftLabel(label, confidence.float().cpu().numpy(), grid, shape[:2], decided)
 
+    def look(self, image: np.ndarray) -> np.ndarray | None:
+        """Return the other network's features float32 (D', r, c) of an RGB image uint8 (H, W, 3); None: the segmenter's count."""
+        return None if self.network is None else self.network(image)
+
+    def compared(self, draft: DraftLabel, features: np.ndarray | None) -> DraftLabel:
+        """Return a draft as APF and APR compare it: by features that cover exactly its image, see `look`; as it is where None.
+
+        Raises:
+            FloatingPointError: a feature is nan or infinite.
+        """
+        if features is None:
+            return draft
+        if not np.isfinite(features).all():
+            raise FloatingPointError(f"the features of this image by labeling.features={self.settings.features} are not finite")
+        label, confidence = (image_part(self.canvas, values, draft.shape) for values in (draft.label, draft.confidence))
+        return replace(draft, label=label, confidence=confidence, features=features)
+
+    @property
+    def _global(self) -> np.ndarray:
+        """The prototypes that APF and APR compare with."""
+        return self.prototypes if self.measured is None else self.measured
+
+    @property
+    def _corners(self) -> bool:
+        """Whether the corner cells of the compared features lie on the corner pixels."""
+        return self.classifier.align_corners and self.measured is None
+
     def grid_features(self, features: Tensor, shape: tuple[int, ...]) -> np.ndarray:
         """Return the part float32 (D, r, c) of `dense_features` that an image of `shape` (H, W, ...) covers."""
         rows, columns = self._grid(features.shape[-1], shape)
@@ -160,7 +201,7 @@ class Enhancer:
         return filter_regions(
             draft.label,
             draft.features,
-            {k: self.prototypes[k] for k in (target, *self._rivals(target))},
+            {k: self._global[k] for k in (target, *self._rivals(target))},
             target=target,
             novel=tuple(sorted(self.thresholds)),
             lambda_keep=self.thresholds[target],
@@ -170,7 +211,7 @@ class Enhancer:
             tau_background=settings.tau_background,
             rivals=self._rivals(target),
             rival_margin=settings.tau * math.log(settings.target_odds),
-            align_corners=self.classifier.align_corners,
+            align_corners=self._corners,
         )
 
     def _rivals(self, target: int) -> list[int]:
@@ -184,7 +225,7 @@ class Enhancer:
             kept,
             features,
             target=target,
-            prototypes=dict(enumerate(self.prototypes)),
+            prototypes=dict(enumerate(self._global)),
             beta=settings.beta,
             tau=settings.tau,
             theta=settings.theta,
@@ -193,7 +234,7 @@ class Enhancer:
             rival_margin=settings.tau * math.log(settings.target_odds),
             min_target=settings.min_target,
             max_target=settings.max_target,
-            align_corners=self.classifier.align_corners,
+            align_corners=self._corners,
         )
 
     def to_image_shape(self, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -207,6 +248,7 @@ class Enhancer:
     def __call__(self, image: np.ndarray, target: int) -> EnhancedLabels:
         """Return the draft, kept and relabeled labels of an RGB uint8 (H, W, 3) image that was made for class index `target`."""
         draft = self.draft(dense_features(self.segmenter, self.canvas, image), image.shape, target)
+        draft = self.compared(draft, self.look(image))
         filtered = self.filter(draft, target)
         relabeled = self.relabel(filtered.kept, draft.features, target)
         audit = {

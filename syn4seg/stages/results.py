@@ -240,6 +240,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "base_prototype_images": config.base_images_used[1],
         "transductive": not config.synthesis.from_prompts,
         "generator": config.synthesis.generator if config.synthesis.from_prompts else "imported images",
+        **({"features": config.labeling.feature_backbone} if config.labeling.by_other_features else {}),
     }
 
 

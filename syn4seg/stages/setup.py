@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 INPUT_KEYS = (
     *("synthesis.model", "synthesis.root", "synthesis.check"),
     *("base.checkpoint", "segmenter.weights", "refinement.model", "novel.base_photos"),
+    *("labeling.features", "labeling.feature_weights"),
 )
 """Keys that may name files of this machine."""
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -234,6 +235,7 @@ def digest_inputs(config: Config) -> dict[str, str]:
     paths = {key: operator.attrgetter(key)(config) for key in INPUT_KEYS}
     if config.synthesis.source == "api":
         del paths["synthesis.model"]  # a name at the service, even if a file here has it too
+    paths["labeling.features"] = config.labeling.feature_backbone if config.labeling.by_other_features else None
     if config.base.is_network:
         from syn4seg.segmenter.semantic_sources import source_path
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +17,10 @@ from syn4seg.errors import DamagedError, UserError
 from syn4seg.labeling.filtering import held_out_similarities
 from syn4seg.labeling.prototypes import background_prototype, normalize, support_prototypes
 from syn4seg.schema import BACKGROUND, UNLABELED
-from syn4seg.stages.base_data import BaseSamples, Features, Photos
+from syn4seg.stages.base_data import BaseSamples, Features, Photos, base_photos
 from syn4seg.stages.classifiers import base_classifier, initial_classifier, train_row
 from syn4seg.stages.setup import canvas_of, support_of
+from syn4seg.stages.similarity import FeatureView, base_predictions, feature_network, measured_prototypes, viewed
 from syn4seg.store.files import exists
 from syn4seg.store.rundir import Draw, RunDir
 from syn4seg.store.seals import write_sealed, write_sealed_json
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
 
 
+TENSORS = ("weight", "bias", "prototypes", "measured")
+"""Arrays of a registration; the last one may be missing."""
+
+
 @dataclass(frozen=True)
 class Registration:
     """What labeling needs of one support draw.
@@ -42,6 +48,8 @@ class Registration:
         prototypes: float32 (1+B+M, D), unit global prototypes by class index, background first.
         thresholds: lambda_keep by novel class index.
         cosine: whether the classifier compares directions; like `align_corners` an attribute of the classifier.
+        measured: float32 (1+B+M, D'), what APF and APR compare with in place of `prototypes`, in the features of the network
+            `labeling.features`; None: that is the segmenter.
     """
 
     weight: np.ndarray
@@ -50,12 +58,13 @@ class Registration:
     thresholds: dict[int, float]
     cosine: bool = False
     align_corners: bool = False
+    measured: np.ndarray | None = None
 
     def save(self, path: AnyPath) -> None:
         """Write a registration: support.safetensors, or that of a later round; equal registrations give equal bytes."""
         from safetensors.numpy import save
 
-        tensors = {k: np.ascontiguousarray(getattr(self, k)) for k in ("weight", "bias", "prototypes")}
+        tensors = {k: np.ascontiguousarray(getattr(self, k)) for k in TENSORS if getattr(self, k) is not None}
         thresholds = {str(k): v for k, v in self.thresholds.items()}
         facts = {"thresholds": thresholds, "cosine": self.cosine, "align_corners": self.align_corners}
         write_sealed(path, save(tensors, metadata={"facts": json.dumps(facts)}))  # several keys have no fixed order
@@ -74,7 +83,7 @@ class Registration:
             raise UserError(f"{path}: missing; run `syn4seg refine` or `syn4seg run`, which register the support set") from None
         try:
             facts = json.loads(header["facts"]) if "facts" in header else {key: json.loads(text) for key, text in header.items()}
-            arrays = {key: tensors[key].numpy() for key in ("weight", "bias", "prototypes")}
+            arrays = {key: tensors[key].numpy() for key in TENSORS if key in tensors or key != "measured"}
             thresholds = {int(k): float(v) for k, v in facts["thresholds"].items()}
             flags = [bool(facts.get(key, False)) for key in ("cosine", "align_corners")]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -128,6 +137,7 @@ def register(
     support = support_of(config, dataset, fold, draw)
     samples = support_samples(config, dataset, fold, support, feature_extractor(config, segmenter, dataset))
     registration = compute_registration(config, segmenter, fold, samples, base, draw)
+    registration = _measured(registration, config, segmenter, dataset, fold, support, samples, base)
     write_sealed_json(
         paths.support_json,
         {
@@ -155,6 +165,27 @@ def compute_registration(
     return Registration(*rows, prototypes, thresholds, start.cosine, start.align_corners)
 
 
+def _measured(
+    registration: Registration,
+    config: Config,
+    segmenter: Segmenter,
+    dataset: Dataset,
+    fold: Fold,
+    support: dict[int, list[str]],
+    samples: list[TrainingSample],
+    base: BaseSamples,
+) -> Registration:
+    """Return a registration with prototypes and thresholds of `labeling.features`; itself where that is the segmenter."""
+    network = feature_network(config, segmenter.weight.device)
+    if network is None:
+        return registration
+    photos, images = base_photos(config, dataset), base.prototype_images
+    views = [FeatureView.of(network, dataset.image(sample_id)) for ids in support.values() for sample_id in ids]
+    of_base = (FeatureView.of(network, photos.image(s.sample_id)) for s in images)
+    measured = measured_prototypes(config, segmenter, fold, samples, views, images, of_base)
+    return replace(registration, measured=measured, thresholds=keep_thresholds(config, fold, samples, views))
+
+
 def _prototypes(
     config: Config, segmenter: Segmenter, fold: Fold, support: list[TrainingSample], images: list[TrainingSample]
 ) -> np.ndarray:
@@ -162,18 +193,11 @@ def _prototypes(
 
     A base class that no image holds has none (0); without base labels its classifier row stands for it (`inversion`).
     """
-    import torch
-
     features, labels = _arrays(support)
     corners, indices = segmenter.align_corners, list(fold.novel_indices)
     novel = support_prototypes(features, labels, indices, [fold.index_names[i] for i in indices], corners)
-    with torch.no_grad():
-        predictions = [
-            segmenter.classifier.pixels(s.features.to(segmenter.weight)[None], config.segmenter.size)[0].argmax(0).byte()
-            for s in support
-        ]
-    annotated = config.novel.base_data == "labelled"
-    background = _background(features, labels, [p.cpu().numpy() for p in predictions], images, corners, annotated)
+    predictions, annotated = base_predictions(config, segmenter, support), config.novel.base_data == "labelled"
+    background = _background(features, labels, predictions, images, corners, annotated)
     base = np.zeros((len(fold.base), novel.shape[1]), np.float32)
     if not annotated:
         base = _inverted_prototypes(config, segmenter, support)
@@ -221,13 +245,20 @@ def _arrays(samples: list[TrainingSample]) -> tuple[list[np.ndarray], list[np.nd
     return [s.features.float().numpy() for s in samples], [s.label for s in samples]
 
 
-def keep_thresholds(config: Config, fold: Fold, support: list[TrainingSample]) -> dict[int, float]:
-    """Return lambda_keep by novel class index: the number of the configuration, or a quantile of held-out similarities."""
+def keep_thresholds(
+    config: Config, fold: Fold, support: list[TrainingSample], views: Sequence[FeatureView] | None = None
+) -> dict[int, float]:
+    """Return lambda_keep by novel class index: the number of the configuration, or a quantile of held-out similarities.
+
+    Args:
+        views: of the support samples, where another network than the segmenter measures similarity.
+    """
     limit = config.labeling.lambda_keep
     if not isinstance(limit, SupportQuantile):
         return dict.fromkeys(fold.novel_indices, float(limit))
-    corners = config.segmenter.align_corners
-    values = {k: held_out_similarities(*_arrays(support), k, corners) for k in fold.novel_indices}
+    arrays = _arrays(support) if views is None else viewed(canvas_of(config), support, views)
+    corners = config.segmenter.align_corners and views is None
+    values = {k: held_out_similarities(*arrays, k, corners) for k in fold.novel_indices}
     if config.data.shots == 1:  # parts of one object resemble each other more than two objects do: pool the classes
         values = dict.fromkeys(values, np.concatenate(list(values.values())))
     return {k: float(np.quantile(v, limit.support_quantile)) for k, v in values.items()}

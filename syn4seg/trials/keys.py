@@ -13,6 +13,7 @@ from syn4seg.config.tree import Config
 from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
 from syn4seg.stages.reuse import INPUT_STAGES
 from syn4seg.stages.setup import digest_inputs
+from syn4seg.stages.similarity import feature_side
 from syn4seg.trials.cache import RUNS, key_hash
 
 SAMS = ("syn4seg.models.sam", "syn4seg.models.sam_mobile", "syn4seg.models.sam_transformers", "syn4seg.models.refiners")
@@ -25,17 +26,26 @@ CODE = {
         *("syn4seg.segmenter.network", "syn4seg.segmenter.backbones", "syn4seg.segmenter.semantic_networks"),
         *("syn4seg.data.canvas", "syn4seg.stages.labels"),
     ),
+    "features": (
+        *("syn4seg.segmenter.feature_networks", "syn4seg.segmenter.backbones", "syn4seg.segmenter.pretrained"),
+        *("syn4seg.segmenter.efficientnet", "syn4seg.segmenter.resnet", "syn4seg.segmenter.timm_models"),
+    ),
+    "measured": (
+        *("syn4seg.segmenter.network", "syn4seg.labeling.prototypes", "syn4seg.data.canvas", "syn4seg.stages.similarity"),
+    ),
     "draft": ("syn4seg.segmenter.network", "syn4seg.labeling.filtering", "syn4seg.stages.labels"),
     "kept": ("syn4seg.labeling.components", "syn4seg.labeling.filtering", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "relabeled": ("syn4seg.labeling.relabeling", "syn4seg.labeling.prototypes", "syn4seg.stages.labels"),
     "embedding": (*SAMS, "syn4seg.models.attention"),
     "masks": (*SAMS, "syn4seg.labeling.components", "syn4seg.labeling.grabcut", "syn4seg.labeling.refinement"),
     "label": ("syn4seg.labeling.components", "syn4seg.labeling.refinement", "syn4seg.stages.labels"),
-    "classifier": ("syn4seg.segmenter", "syn4seg.stages.classifiers", "syn4seg.trials.trial"),
+    "classifier": ("syn4seg.segmenter", "syn4seg.stages.classifiers", "syn4seg.trials.trial", "syn4seg.trials.labels"),
 }
 """Kind of an entry -> the modules whose code makes it."""
 
-ELSEWHERE = ("lambda_keep", "base_prototype_images")
+FEATURES = ("features", "feature_weights", "feature_size")
+"""Keys of `labeling` that name another network, which comes in as its weights' digest (`feature_values`)."""
+ELSEWHERE = ("lambda_keep", "base_prototype_images", *FEATURES)
 """Keys of `labeling` that come in by their effect: as thresholds, and as the prototypes of the registration."""
 DRAFTING = ("mask_others", "target_logit", "seed_share")
 """Keys of `labeling` that the draft reads."""
@@ -77,7 +87,9 @@ def support_key(config: Config, draw: int) -> list[Any]:
     return [data, config.seed, draw, digest_inputs(config).get("data.root")]
 
 
-def label_keys(config: Config, dense: str, registration: str, images: list[Any], limits: list[float], sam: str) -> dict[str, str]:
+def label_keys(
+    config: Config, dense: str, registration: str, images: list[Any], limits: list[float], sam: str, measured: str
+) -> dict[str, str]:
     """Return the keys of the label columns of some images, and of SAM's masks, by kind.
 
     Args:
@@ -86,11 +98,12 @@ def label_keys(config: Config, dense: str, registration: str, images: list[Any],
         images: target and shape of each.
         limits: lambda_keep of each, as a number.
         sam: key of SAM's answers, see `sam_key`.
+        measured: key of the prototypes of another network; "" where the segmenter's count.
     """
     labeling, refinement = config.labeling, config.refinement
     drafting = {key: getattr(labeling, key) for key in DRAFTING}
     draft = entry_key("draft", dense, registration, images, drafting)
-    kept = entry_key("kept", draft, limits, section_values(labeling, without=(*ELSEWHERE, *RELABELING)))
+    kept = entry_key("kept", draft, limits, measured, section_values(labeling, without=(*ELSEWHERE, *RELABELING)))
     relabeled = entry_key("relabeled", kept, section_values(labeling, without=ELSEWHERE))
     redrawing = () if refinement.model in WITHOUT_WEIGHTS else REDRAWING  # GrabCut runs inside the band
     masks = entry_key("masks", relabeled, sam, section_values(refinement, without=(*MODEL, *redrawing)))
@@ -102,6 +115,14 @@ def sam_key(config: Config) -> str:
     """Return the key of SAM's answers: its weights, and how many images share a pass."""
     weights = digest_inputs(config).get("refinement.model", config.refinement.model)
     return key_hash([weights, section_values(config.refinement, without=(*MODEL, *REDRAWING, *HINTING))])
+
+
+def feature_values(config: Config) -> dict[str, Any]:
+    """Return what the features of `labeling.features` depend on besides an image: its weights' digests, or names, and sizes."""
+    labeling, digests = config.labeling, digest_inputs(config)
+    named = {"features": labeling.feature_backbone, "feature_weights": labeling.feature_weights}
+    files = {key: digests.get(f"labeling.{key}", value) for key, value in named.items()}
+    return files | {"size": feature_side(config)}
 
 
 def registration_values(config: Config) -> dict[str, Any]:

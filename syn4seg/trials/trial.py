@@ -11,7 +11,6 @@ Images are named by their pixels, so it does not matter which run made them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,12 +23,9 @@ import numpy as np
 
 from syn4seg.config.fingerprint import section_values
 from syn4seg.config.tree import Config
-from syn4seg.labeling.components import find_components
-from syn4seg.labeling.grabcut import ComponentMasks
-from syn4seg.labeling.relabeling import judge_target
 from syn4seg.stages.base_data import base_samples
 from syn4seg.stages.classifiers import initial_classifier, pixel_weights, schedule_of, seed_of
-from syn4seg.stages.labels import BoundaryRefiner, DraftLabel, Enhancer, dense_features
+from syn4seg.stages.labels import BoundaryRefiner, Enhancer
 from syn4seg.stages.scoring import CHUNK
 from syn4seg.stages.setup import draws_of, queries_of, support_of, training_device
 from syn4seg.stages.support import Registration, compute_registration, keep_thresholds, support_samples
@@ -37,8 +33,10 @@ from syn4seg.store.files import exists
 from syn4seg.store.images import pixel_digest
 from syn4seg.store.rundir import RunDir
 from syn4seg.trials.cache import RUNS, Arrays, StageCache, key_hash
-from syn4seg.trials.context import IMAGES_PER_ENTRY, ROW, Chunk, RunContext, SyntheticImage
-from syn4seg.trials.keys import entry_key, label_keys, query_values, registration_values, run_key, sam_key, support_key
+from syn4seg.trials.context import IMAGES_PER_ENTRY, ROW, Chunk, RunContext
+from syn4seg.trials.features import OtherFeatures
+from syn4seg.trials.keys import entry_key, feature_values, query_values, registration_values, run_key, sam_key, support_key
+from syn4seg.trials.labels import LabelColumns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +68,7 @@ class Trials:
         self.make_run, self.device = make_run, device
         self.contexts: dict[str, RunContext] = {}
         self.refiners: dict[str, tuple[str, BoundaryRefiner]] = {}
+        self.others: dict[str, OtherFeatures] = {}
         self.seconds: dict[str, float] = {}
 
     def scores(self, config: Config, reports: int) -> Iterator[dict[int, Metrics]]:
@@ -108,6 +107,7 @@ class Trials:
                     self.seconds[RUNS] = self.seconds.get(RUNS, 0.0) + time.perf_counter() - started
             path.touch()
             run = RunDir(path)
+        self.others = {}  # they hold the context before
         self.contexts = {key: RunContext(config, run, self.device)}  # one at a time: a context holds a network
         return self.contexts[key]
 
@@ -119,6 +119,15 @@ class Trials:
         _, refiner = self.refiners[key]
         return key, BoundaryRefiner(refiner.sam, settings)
 
+    def other_features(self, config: Config, context: RunContext) -> OtherFeatures | None:
+        """Return the network of `labeling.features`, or None where it is the segmenter."""
+        if not config.labeling.by_other_features:
+            return None
+        key = key_hash(feature_values(config))
+        if key not in self.others:
+            self.others = {key: OtherFeatures(self.cache, config, context)}
+        return self.others[key]
+
 
 class _Trial:
     """The entries of one configuration."""
@@ -126,6 +135,8 @@ class _Trial:
     def __init__(self, trials: Trials, config: Config, context: RunContext):
         self.trials, self.cache, self.config, self.context = trials, trials.cache, config, context
         self.canvas, self.fold, self.dataset = context.canvas, context.fold, context.dataset
+        self.other = trials.other_features(config, context)
+        self.columns = LabelColumns(trials.cache, config, context, trials.refiner(config), self.other)
 
     def real(self, ids: Sequence[str], batch: int = 1) -> tuple[str, list[Tensor]]:
         """Return the key and the frozen features float16 (D, h, w) of real images, computed `batch` at a time."""
@@ -166,8 +177,8 @@ class _Trial:
         features = dict(zip(every, self.real(every)[1], strict=True))
         return support_samples(self.config, self.dataset, self.fold, support, lambda ids: [features[i] for i in ids])
 
-    def registration(self, draw: int) -> tuple[str, Registration, list[TrainingSample]]:
-        """Return the key of round 0 of a draw, round 0, and the support samples."""
+    def registration(self, draw: int) -> tuple[str, str, Registration, list[TrainingSample]]:
+        """Return the keys of round 0 of a draw and of another network's prototypes (or ""), round 0, and the support samples."""
         support = self.support(draw)
         config, keys = self.config, ("weight", "bias", "prototypes")
         samples = [self._describe(part) for part in (support, self.base.prototype_images, self.base.replayed)]
@@ -179,14 +190,19 @@ class _Trial:
             return {name: getattr(registration, name) for name in keys}
 
         arrays = self.cache.get("registration", key, make)
-        network = self.context.segmenter.classifier
+        network, measured_key, measured, views = self.context.segmenter.classifier, "", None, None
+        if self.other is not None:
+            views = self.other.support_views([i for ids in self.support_ids(draw).values() for i in ids])
+            images = self.base.prototype_images
+            measured_key, measured = self.other.prototypes(self.fold, support, views, images, samples[:2])
         registration = Registration(
             **{name: arrays[name].copy() for name in keys},
-            thresholds=keep_thresholds(config, self.fold, support),
+            thresholds=keep_thresholds(config, self.fold, support, views),
             cosine=network.cosine,
             align_corners=network.align_corners,
+            measured=measured,
         )
-        return key, registration, support
+        return key, measured_key, registration, support
 
     def _describe(self, samples: Sequence[TrainingSample]) -> list[str]:
         return [
@@ -200,106 +216,13 @@ class _Trial:
 
     def labels(self, draw: int) -> list[Chunk]:
         """Return the labels of every image in a draw."""
-        key, registration, _ = self.registration(draw)
+        *keys, registration, _ = self.registration(draw)
         classifier = registration.classifier_on(self.context.device)
         prototypes, thresholds = registration.prototypes, registration.thresholds
-        enhancer = Enhancer(self.context.segmenter, classifier, prototypes, thresholds, self.config.labeling, self.canvas)
-        images = self.context.images
-        return [self._chunk(key, enhancer, images[i : i + IMAGES_PER_ENTRY]) for i in range(0, len(images), IMAGES_PER_ENTRY)]
-
-    def dense(self, images: Sequence[SyntheticImage]) -> np.ndarray:
-        """Return raw features float32 (N, D, h, w) of synthetic images."""
-
-        def make() -> Arrays:
-            features = [dense_features(self.context.segmenter, self.canvas, pixels) for pixels in self.context.pixels(images)]
-            return {"features": np.stack([one.cpu().numpy() for one in features])}
-
-        return self.cache.get("dense", self._dense_key(images), make)["features"]
-
-    def _dense_key(self, images: Sequence[SyntheticImage]) -> str:
-        return entry_key("dense", self.context.network, [m.digest for m in images])
-
-    def _chunk(self, registration: str, enhancer: Enhancer, images: Sequence[SyntheticImage]) -> Chunk:
-        """Label some images, column after column; make what the cache does not have.
-
-        An image that cannot be labelled is left out, as its row is quarantined in a run.
-        """
-        cache, targets, settings = self.cache, [m.target for m in images], enhancer.settings
-        limits = [enhancer.thresholds[target] for target in targets]
-        model_key, refiner = self.trials.refiner(self.config)
-        sam = key_hash([model_key, self.context.software])
-        keys = label_keys(self.config, self._dense_key(images), registration, [[m.target, m.shape] for m in images], limits, sam)
-
-        def drafts() -> Arrays:
-            features, labels = self.dense(images), {}
-            for i, image in enumerate(images):
-                with _skip_non_finite():
-                    draft = enhancer.draft(self.context.tensor(features[i]), image.shape, image.target)
-                    labels |= {f"label.{i}": draft.label, f"confidence.{i}": draft.confidence}
-            return labels
-
-        def filtered() -> Arrays:
-            features, before, labels = self.dense(images), cache.get("draft", keys["draft"], drafts), {}
-            for i in _rows(before):
-                cells = enhancer.grid_features(self.context.tensor(features[i]), images[i].shape)
-                with _skip_non_finite():
-                    draft = DraftLabel(before[f"label.{i}"], before[f"confidence.{i}"], cells, images[i].shape[:2])
-                    labels[f"label.{i}"] = enhancer.filter(draft, targets[i]).kept
-            return labels
-
-        def relabelings() -> Arrays:
-            features, before, labels = self.dense(images), cache.get("kept", keys["kept"], filtered), {}
-            for i in _rows(before):
-                cells = enhancer.grid_features(self.context.tensor(features[i]), images[i].shape)
-                with _skip_non_finite():
-                    result = enhancer.relabel(before[f"label.{i}"], cells, targets[i])
-                    if not result.reason:
-                        labels[f"label.{i}"] = enhancer.to_image_shape(result.label, images[i].shape)
-            return labels
-
-        def answers() -> Arrays:
-            before, masks = cache.get("relabeled", keys["relabeled"], relabelings), {}
-            is_sam = not isinstance(refiner.sam, ComponentMasks)
-            given = self._embeddings(sam, refiner, images) if is_sam else self.context.pixels(images)
-            for i in _rows(before):
-                with _skip_non_finite():
-                    regions = find_components(before[f"label.{i}"])
-                    if isinstance(refiner.sam, ComponentMasks):
-                        pixels, ious = refiner.sam.masks(given[i], regions)
-                    else:
-                        hints = refiner.hints(regions)
-                        pixels, ious = refiner.sam.decode(self.context.tensor(given[i]), images[i].shape[:2], hints)
-                    masks |= {f"masks.{i}": pixels.view(np.uint8), f"label.{i}": ious}
-            return masks
-
-        def refined() -> Arrays:
-            before = cache.get("relabeled", keys["relabeled"], relabelings)
-            masks, labels = cache.get("masks", keys["masks"], answers), {}
-            for i in _rows(masks):
-                with _skip_non_finite():
-                    label = before[f"label.{i}"]
-                    pixels, ious = masks[f"masks.{i}"].view(bool), masks[f"label.{i}"]
-                    final = refiner.refine_label(label, find_components(label), pixels, ious)[0]
-                    if not judge_target(final, targets[i], settings.min_target, settings.max_target):
-                        labels[f"label.{i}"] = final
-            return labels
-
-        labels = cache.get("label", keys["label"], refined)
-        return Chunk(images, {i: labels[f"label.{i}"] for i in _rows(labels)}, keys["label"])
-
-    def _embeddings(self, sam: str, refiner: BoundaryRefiner, images: Sequence[SyntheticImage]) -> np.ndarray:
-        """Return the embeddings of SAM float32 (N, C, h, w) of synthetic images."""
-        key, size = entry_key("embedding", sam, [m.digest for m in images]), refiner.settings.images_per_pass
-
-        def make() -> Arrays:
-            import torch
-
-            assert not isinstance(refiner.sam, ComponentMasks)
-            pixels = self.context.pixels(images)
-            parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-            return {"embedding": torch.cat([refiner.sam.embed(part)[: len(part)].cpu() for part in parts]).numpy()}
-
-        return self.cache.get("embedding", key, make)["embedding"]
+        own = self.context.segmenter, classifier, prototypes, thresholds, self.config.labeling, self.canvas
+        enhancer, images = Enhancer(*own, registration.measured), self.context.images
+        starts = range(0, len(images), IMAGES_PER_ENTRY)
+        return [self.columns.chunk(keys, enhancer, images[i : i + IMAGES_PER_ENTRY]) for i in starts]
 
     def queries(self, draw: int) -> tuple[str, list[Query]]:
         """Return the key of the images to score on, and the images with frozen features."""
@@ -327,7 +250,7 @@ class _Trial:
         """Train the row on the labels of a draw; yield the scores `reports` times, the last time at the end."""
         from syn4seg.segmenter.evaluation import metrics
 
-        registration_key, registration, support = self.registration(draw)
+        registration_key, _, registration, support = self.registration(draw)
         chunks = self.labels(draw)
         query_key, queries = self.queries(draw)
         samples = [[chunk.key for chunk in chunks], self.context.planned, [m.sample_id for m in self.context.images]]
@@ -380,7 +303,7 @@ class _Trial:
         from syn4seg.segmenter.novel import TrainingSample
 
         if any(chunk.images[i].sample_id not in self.context.features for i in chunk.labels):
-            for image, dense in zip(chunk.images, self.dense(chunk.images), strict=True):
+            for image, dense in zip(chunk.images, self.columns.dense(chunk.images), strict=True):
                 if image.sample_id not in self.context.features:
                     self.context.features.put(image.sample_id, torch.from_numpy(dense.astype(np.float16)))
         for i, label in chunk.labels.items():
@@ -388,13 +311,3 @@ class _Trial:
             features = self.context.features[name]
             weights = pixel_weights(self.config, registered, features)
             yield TrainingSample(name, features, self.canvas.label(label), "synthetic", weights)
-
-
-def _skip_non_finite() -> contextlib.suppress:
-    """Return a context that skips an image whose numbers are not finite, as a run quarantines it."""
-    return contextlib.suppress(FloatingPointError)
-
-
-def _rows(arrays: Arrays) -> list[int]:
-    """Return the places of the images that have a label (or masks) in an entry."""
-    return sorted(int(name[6:]) for name in arrays if name.startswith("label."))

@@ -75,7 +75,7 @@ def other_value(key, value, field):
     if isinstance(value, dict):
         return {"more": "1"}
     assert value is None, (key, value)
-    return 9 if re.search(r"int|float", str(field.annotation)) else "x"
+    return 99 if re.search(r"int|float", str(field.annotation)) else "x"
 
 
 def with_value(key, value):

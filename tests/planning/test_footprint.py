@@ -26,3 +26,18 @@ def test_vae_slicing_and_smaller_batches_need_less_memory():
 
     assert synthesis("synthesis.vae_slicing=true") < synthesis() < synthesis("synthesis.batch=8")
     assert synthesis("placement.device=cpu") > 1.9 * synthesis(), "float32 on a CPU"
+
+
+def test_another_network_s_features_are_in_the_labeling_actor_s_memory_and_time(tmp_path):
+    from syn4seg.planning.sizes_vision import feature_size
+    from syn4seg.planning.workload import workload
+    from tests.shared_features import tiny_dinov2
+
+    name = tiny_dinov2(tmp_path)
+    words = f"labeling.features={name}", "labeling.feature_size=128"
+    (weights, more), (with_it, more_with_it) = (memory_of(load(None, [*TRUE, *w]), FACTS)["labeling"] for w in ((), words))
+    size = feature_size(name, 128)
+    assert with_it - weights == size.part.bytes(4) > 0 and more_with_it - more == 12 * size.largest > 0
+    plain, other = (next(w for w in workload(load(None, [*TRUE, *w]), FACTS) if w.stage == "labeling") for w in ((), words))
+    assert other.flops - plain.flops == size.flops > 0
+    assert plain.what.items() < other.what.items(), "a rate without the network does not stand for one with it"

@@ -87,3 +87,19 @@ def test_a_configuration_of_transformers_that_does_not_fit_together_is_one_sente
     (tmp_path / "config.json").write_text(config.to_json_string())
     with pytest.raises(UserError, match=r"config\.json of .*: its numbers do not fit together"):
         sizes_vision.sam_size(str(tmp_path))
+
+
+def test_a_network_of_other_features_counts_by_hand(tmp_path):
+    from transformers import Dinov2Backbone, Dinov2Config
+
+    from tests.shared_features import tiny_clip, tiny_dinov2
+
+    name = tiny_dinov2(tmp_path / "dino")
+    size, net = sizes_vision.feature_size(name, 50), Dinov2Backbone(Dinov2Config.from_pretrained(name))
+    assert size.part.parameters == sum(p.numel() for p in net.parameters())
+    tokens, width, inner = 1 + 6 * 6, 16, 64  # 50 pixels are brought to 48
+    block = 2 * tokens * (4 * width**2 + 2 * width * inner + 2 * tokens * width)
+    assert size.flops == 2 * block + 2 * 36 * (3 * 8 * 8) * width, "two blocks, and the patches"
+    assert size.largest == tokens * inner, "the hidden layer of a block"
+    whole, tower = (tiny_clip(tmp_path / str(both), whole=both) for both in (True, False))
+    assert sizes_vision.feature_size(whole, 32) == sizes_vision.feature_size(tower, 32), "the text tower is left alone"

@@ -23,6 +23,7 @@ CHANGES = {
     **dict.fromkeys(("labeling.min_target=0.02", "labeling.max_target=0.6"), RELABELED),
     "labeling.base_prototype_images=5": {"real", *ROUND_0},
     **dict.fromkeys(("refinement.margin=3", "refinement.hints=[box,point]"), MASKS),
+    **{key: set() for key in ("labeling.feature_weights=/nowhere", "labeling.feature_size=32")},  # of another network
     **dict.fromkeys(("refinement.band_width=1", "refinement.min_agreement=0.9"), LABEL),
     "refinement.images_per_pass=2": {"embedding", *MASKS},
     **dict.fromkeys(("novel.steps=7", "novel.lr=0.02", "novel.support_batch=2", "novel.synthetic_batch=4"), ROUND_0),
@@ -56,6 +57,7 @@ NOT_HERE = {
     "data.first_draw": "other draws, so no entry of a draw is shared",
     "refinement.model": "needs other weights",
     "novel.base_photos": "a trial reads the data set alone",
+    "labeling.features": "needs another network, see test_features.py",
     **dict.fromkeys(("labeling.rounds", "labeling.support_share"), "a trial labels once"),
 }
 """Keys that this test cannot change, and why; sections of prompts, images and base stage change the run itself."""
