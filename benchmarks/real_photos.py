@@ -116,6 +116,7 @@ def main() -> None:
     quality: dict[str, dict[str, list[float]]] = {}
     for number in args.folds:
         started = time.process_time() + sum(os.times()[2:4])
+        new = not (args.work / f"fold{number}-{args.shots}shot" / "results.json").is_file()
         found, run, overrides = run_fold(args, number)
         config = load(ROOT / "examples" / "photos.yaml", overrides)
         fold, truth = load_dataset(config)[1], truth_source(config)
@@ -132,7 +133,8 @@ def main() -> None:
         per_fold[str(number)] = {key: found[key] for key in ("rows", "baselines", "gains", "funnel", "config_digest")}
         per_fold[str(number)]["joint_seconds"] = joint_seconds(run)
         per_fold[str(number)]["novel"] = found["protocol"]["novel"]
-        per_fold[str(number)]["cpu_seconds"] = round(time.process_time() + sum(os.times()[2:4]) - started)
+        if new:
+            per_fold[str(number)]["cpu_seconds"] = round(time.process_time() + sum(os.times()[2:4]) - started)
     metrics = ("base", "novel", "mean", "harmonic")
     result = about | {
         "data": args.data,
