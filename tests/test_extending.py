@@ -33,8 +33,16 @@ def test_the_guide_shows_what_the_examples_hold():
 def test_the_guide_names_every_table_and_every_example():
     for path in sorted((ROOT / "examples").glob("extending_*")):
         assert path.name in GUIDE or path.with_suffix(".yaml").name in GUIDE, path.name
-    tables = re.findall(r"`([A-Z]+)`, `(syn4seg/[\w/]+\.py)`", GUIDE)
-    assert [table for table, _ in tables] == ["GENERATORS", "DATASETS", "BASELINES", "FORMATS"]
+    tables = re.findall(r"`([A-Z_]+)`, `(syn4seg/[\w/]+\.py)`", GUIDE)
+    assert [table for table, _ in tables] == [
+        "GENERATORS",
+        "DATASETS",
+        "BASELINES",
+        "FORMATS",
+        "FAMILIES",
+        "FAMILIES",
+        "HUB_FEATURES",
+    ]
     assert all(re.search(rf"^{table}\b.* = {{", (ROOT / module).read_text(), re.MULTILINE) for table, module in tables)
 
 
