@@ -281,5 +281,6 @@ def export(net: nn.Module, texts: Any, vae: Any, folder: Path, facts: dict) -> N
     }
     pipeline = StableDiffusion3Pipeline(**parts)
     pipeline.to(dtype=torch.float16)
+    vae.register_to_config(_name_or_path="")  # the library would write the folder that it was read from
     pipeline.save_pretrained(folder, safe_serialization=True)
     write_card(folder, "embedded-sd3: a small StableDiffusion3Pipeline of the embedded world", facts)

@@ -266,11 +266,11 @@ def test_the_reasons_are_distinct_words():
     assert len(reasons) == 4 and "" not in reasons
 
 
-def test_long_prompts_of_the_packaged_model_are_said_to_be_cut_at_its_twelve_tokens():
+def test_long_prompts_of_the_packaged_model_are_said_to_be_cut_at_its_eighteen_tokens():
     encoder = load_text_encoder("embedded-sd3")
-    begin = "a big red star on sand and a big red star on sand and a"  # more than twelve tokens
+    begin = "a big red star on sand and a big red star on sand and a big red star"  # with its two marks, eighteen tokens or more
     one, two = (f"{begin} {end * 60}"[:274] for end in ("moon ", "ball "))
-    assert len(one) == len(two) == 274 and one != two and encoder.cut_at([one, "a star"]) == [12, 0]
+    assert len(one) == len(two) == 274 and one != two and encoder.cut_at([one, "a star"]) == [18, 0]
 
     class Both:
         def propose(self, class_name, round_index, accepted, refused):
@@ -285,7 +285,7 @@ def test_long_prompts_of_the_packaged_model_are_said_to_be_cut_at_its_twelve_tok
         patience=2,
         cut_at=encoder.cut_at,
     )
-    assert [c.text for c in bank.accepted] == [one] and [(c.text, c.why) for c in bank.refused] == [(two, "cut at 12 tokens")]
+    assert [c.text for c in bank.accepted] == [one] and [(c.text, c.why) for c in bank.refused] == [(two, "cut at 18 tokens")]
 
 
 def test_a_prompt_that_the_encoder_cuts_is_not_called_a_near_duplicate():
