@@ -52,12 +52,13 @@ def test_filtering_and_relabeling_are_the_arithmetic_inside_bit_by_bit_also_for_
 
 
 def test_defaults_are_those_of_the_configuration():
-    from inspect import signature
+    from inspect import Parameter, signature
 
     config = Config()
     defaults = {}
     for function in (syn4seg.filter_regions, syn4seg.relabel):
         defaults |= {k: p.default for k, p in signature(function).parameters.items() if hasattr(config.labeling, k)}
+    assert defaults.pop("features") is Parameter.empty  # the map itself; the key names the network that makes it
     assert defaults.pop("rivals") == ()  # the library cannot know which classes are novel
     assert len(defaults) == 9 and defaults == {k: getattr(config.labeling, k) for k in defaults}
     given = {k: p.default for k, p in signature(syn4seg.refine_boundary).parameters.items()}
