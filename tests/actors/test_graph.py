@@ -136,13 +136,6 @@ def test_samples_lost_in_the_middle_of_a_batch_come_back_with_the_same_bytes(fin
     assert finish(config, run, names) == reference[0]
 
 
-@pytest.mark.slow
-def test_the_ray_stream_gives_the_same_bytes_as_the_inline_loop(finish, fresh, small, reference, ray_cluster):
-    run, names = fresh
-    keys = ["placement.runner=ray", "placement.synthesis.size=2", "placement.synthesis.batch=5", "placement.labeling.batch=3"]
-    assert finish(load(None, [*small, *keys]), run, names) == reference[0]
-
-
 class Faulty:
     """The renderer, but images of one noise seed come out faulty."""
 
@@ -320,12 +313,13 @@ def test_a_picture_check_that_cannot_be_loaded_ends_the_command_before_an_image_
 
 
 @pytest.mark.slow
-def test_the_picture_check_says_the_same_under_ray(finish, fresh, small, tmp_path, ray_cluster):
+def test_the_ray_stream_gives_the_same_bytes_and_verdicts_as_the_inline_loop(finish, fresh, small, tmp_path, ray_cluster):
     run, names = fresh
     shutil.copytree(run.root, tmp_path / "other")
     other = RunDir(tmp_path / "other")
     config = checked(small, tmp_path / "clip")
-    through_ray = checked(small, tmp_path / "clip", "placement.runner=ray", "placement.labeling.batch=3")
+    keys = ["placement.runner=ray", "placement.synthesis.size=2", "placement.synthesis.batch=5", "placement.labeling.batch=3"]
+    through_ray = checked(small, tmp_path / "clip", *keys)
     assert finish(through_ray, other, names) == finish(config, run, names)
     reasons = [r["reason"] for r in other.draw(0).records()]
     assert reasons == [r["reason"] for r in run.draw(0).records()] and "class_not_shown" in reasons
