@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from syn4seg.errors import UserError
-from syn4seg.models.hub import tensors_of
+from syn4seg.models.transformers_folder import weight_files
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 FILES = re.compile(r".*\.(pth|pt|safetensors|ckpt|bin|tar)")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -72,7 +71,7 @@ def check_transformers_sam(model: str) -> None:
     folder = snapshot(model, "config.json")
     read_kind(folder)
     if not remote:
-        weights_of(folder)
+        weight_files(folder)
 
 
 def read_kind(folder: Path) -> dict[str, Any]:
@@ -97,37 +96,6 @@ def read_kind(folder: Path) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{path} has model_type {str(kind)[:60]!r}; {EXPECTED}")
     return content
-
-
-def weights_of(folder: Path) -> list[Path]:
-    """Return the files of a folder's weights, of which the headers are sound.
-
-    Raises:
-        UserError: there are none, or one is missing or damaged.
-    """
-    if (folder / SINGLE).is_file():
-        files = [folder / SINGLE]
-    elif (folder / INDEX).is_file():
-        try:
-            names = sorted({str(name) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            names = []
-        if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-            raise UserError(f"{folder / INDEX} is no list of safetensors files in its folder; fetch the folder again")
-        files = [folder / name for name in names]
-    else:
-        raise UserError(
-            f"{folder} has no {SINGLE}; other formats (pytorch_model.bin) are pickles, which can run code, and are refused: "
-            "save the network again with save_pretrained(FOLDER)"
-        )
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file} is missing; fetch the folder again")
-        try:
-            tensors_of(file)
-        except UserError as error:
-            raise UserError(f"{file} is damaged ({error}); fetch it again") from None
-    return files
 
 
 def snapshot(model: str, *patterns: str) -> Path:

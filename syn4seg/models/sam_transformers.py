@@ -20,7 +20,8 @@ from torch.nn.functional import interpolate
 
 from syn4seg.errors import UserError
 from syn4seg.models.refiners import HintedRefiner, Hints, Prompts
-from syn4seg.models.sam_folders import FAMILIES, PROCESSOR_FILES, read_kind, snapshot, weights_of
+from syn4seg.models.sam_folders import FAMILIES, PROCESSOR_FILES, read_kind, snapshot
+from syn4seg.models.transformers_folder import weight_files
 from syn4seg.store.files import map_threads
 
 THRESHOLD = 0.0
@@ -140,7 +141,7 @@ def load_transformers_sam(model: str) -> TransformersSam:
     """
     folder = snapshot(model, "config.json", *PROCESSOR_FILES, "model*.safetensors", "model.safetensors.index.json")
     kind = read_kind(folder)["model_type"]
-    weights_of(folder)
+    weight_files(folder)
     made, options = _class(kind), {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     try:
         with _quiet():

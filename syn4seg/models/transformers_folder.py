@@ -13,6 +13,7 @@ from typing import NamedTuple
 from syn4seg.errors import UserError
 from syn4seg.models.hub import tensors_of
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -81,3 +82,34 @@ def locate_folder(model: str, wanted: WantedFolder) -> Path:
             f"HF_HUB_OFFLINE set): fetch it elsewhere with `hf download {model} --local-dir DIR`, give DIR"
         )
     raise UserError(f"{wanted.key}={model}: {problem}; or {wanted.instead}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's weights, of which the headers are sound.
+
+    Raises:
+        UserError: there are none, or one is missing or damaged.
+    """
+    if (folder / SINGLE).is_file():
+        files = [folder / SINGLE]
+    elif (folder / INDEX).is_file():
+        try:
+            names = sorted({str(name) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            names = []
+        if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+            raise UserError(f"{folder / INDEX} is no list of safetensors files in its folder; fetch the folder again")
+        files = [folder / name for name in names]
+    else:
+        raise UserError(
+            f"{folder} has no {SINGLE}; other formats (pytorch_model.bin) are pickles, which can run code, and are refused: "
+            "save the network again with save_pretrained(FOLDER)"
+        )
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is missing; fetch the folder again")
+        try:
+            tensors_of(file)
+        except UserError as error:
+            raise UserError(f"{file} is damaged ({error}); fetch it again") from None
+    return files

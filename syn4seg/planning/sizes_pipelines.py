@@ -6,9 +6,10 @@ and nothing is computed, and comes back as zeros. So a family needs no formula o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,15 +54,13 @@ class PipelineSize:
         self.model, self.family = model, FAMILIES.get(index["_class_name"])
         text, _ = part_names(index)
         names = [name for name, entry in index.items() if has_weights(index, name) and name not in LEFT_OUT and entry[0]]
-        try:
+        with self._explained():
             nets = {name: _network(folder / name, index[name]) for name in names}
             self.counts = {name: _Counted(net) for name, net in nets.items()}
             left_out = {name: None for name in LEFT_OUT if name in index}
             self.pipeline = _on_cpu(pipeline_class(index["_class_name"], folder.name)).from_pretrained(
                 folder, local_files_only=True, **nets, **left_out
             )
-        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise self._uncounted(error) from error
         self.pipeline.set_progress_bar_config(disable=True)
         parts = {name: part_of(name, net) for name, net in nets.items()}
         apart = text if self.family else ()
@@ -69,11 +68,16 @@ class PipelineSize:
         self.image = tuple(part for name, part in parts.items() if name not in apart)
         self.is_network = True
 
-    def _uncounted(self, error: Exception) -> UserError:
-        return UserError(
-            f"synthesis.model={self.model!r}: its cost cannot be counted ({' '.join(str(error).split())[:200]}); measure it: "
-            "`syn4seg plan` with --measure, or `syn4seg run` with a small synthesis.images_per_class"
-        )
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of a pipeline that cannot run without numbers (or has unreadable files) how its cost is found instead."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"synthesis.model={self.model!r}: its cost cannot be counted ({' '.join(str(error).split())[:200]}); measure it: "
+                "`syn4seg plan --measure 4`, or `syn4seg run` with a small synthesis.images_per_class"
+            ) from error
 
     @functools.cached_property
     def _encoded(self) -> tuple[int, tuple[int, ...], int]:
@@ -82,10 +86,8 @@ class PipelineSize:
             return 0, (1, 0), WORD_BAG
         family: PipelineFamily = self.family
         before = self._spent()
-        try:
+        with self._explained():
             found = encode_texts(self.pipeline, family, torch.device("cpu"), [PROMPT])
-        except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-            raise self._uncounted(error) from error
         calls = 2 if "empty_sequence" in found else 1  # the empty prompt, beside it
         return (self._spent() - before) // calls, found["sequence"].shape[1:], found["pooled"].shape[-1]
 
@@ -124,10 +126,8 @@ class PipelineSize:
         options = call_options(self.pipeline, self.family, steps=steps, guidance=guidance, size=size)
         if self.family and guidance > 1 and "negative_prompt" in inspect.signature(type(self.pipeline).__call__).parameters:
             options["negative_prompt"] = [""]
-        try:
+        with self._explained():
             self.pipeline(prompt=[PROMPT], generator=[torch.Generator().manual_seed(0)], **options)
-        except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-            raise self._uncounted(error) from error
         return counts
 
     def image_bytes(self, width: float, transformer_width: float | None = None) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from syn4seg.errors import UserError
-from syn4seg.models.hub import tensors_of
+from syn4seg.models import transformers_folder
 from syn4seg.segmenter import semantic_networks as networks
 from syn4seg.segmenter.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, read_weights
 from syn4seg.segmenter.pretrained import reason
@@ -129,28 +129,7 @@ def weight_files(described: Described) -> list[Path]:
     """
     if described.folder is None:
         return [described.file or _torchvision_file(described.shape.kind, fetch=True)]
-    folder = described.folder
-    if (folder / SINGLE).is_file():
-        files = [folder / SINGLE]
-    elif (folder / INDEX).is_file():
-        parts = _read_json(folder / INDEX).get("weight_map")
-        names = sorted({str(v) for v in parts.values()}) if isinstance(parts, dict) else []
-        if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-            raise UserError(f"{INDEX} is no index of safetensors files in its folder; download the folder again")
-        files = [folder / name for name in names]
-    else:
-        raise UserError(
-            f"no {SINGLE} in {folder}; other formats (pytorch_model.bin) are pickles, which can run code, and are refused: save "
-            "the network again with save_pretrained(FOLDER)"
-        )
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file.name} is missing from {folder}; download it again")
-        try:
-            tensors_of(file)
-        except UserError as error:
-            raise UserError(f"{file.name} is damaged ({error}); download it again") from None
-    return files
+    return transformers_folder.weight_files(described.folder)
 
 
 def source_path(checkpoint: str) -> Path | None:
