@@ -98,7 +98,7 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError):
             names = []
         if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-            raise UserError(f"{folder / INDEX} is no list of safetensors files in its folder; fetch the folder again")
+            raise UserError(f"{folder / INDEX} is no index of safetensors files in its folder; fetch the folder again")
         files = [folder / name for name in names]
     else:
         raise UserError(

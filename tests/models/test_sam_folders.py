@@ -45,10 +45,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut weights": (lambda f: (f / "model.safetensors").write_bytes(b"12345"), r"model\.safetensors is damaged .*; fetch it again"),
     "a list that leads out": (
         lambda f: _index(f, '{"weight_map": {"a": "../x.safetensors"}}'),
-        r"index\.json is no list of safetensors files in its folder",
+        r"index\.json is no index of safetensors files in its folder",
     ),
-    "a pickle in the list": (lambda f: _index(f, '{"weight_map": {"a": "x.bin"}}'), "is no list of safetensors files"),
-    "no list": (lambda f: _index(f, "[]"), "is no list of safetensors files"),
+    "a pickle in the list": (lambda f: _index(f, '{"weight_map": {"a": "x.bin"}}'), "is no index of safetensors files"),
+    "no list": (lambda f: _index(f, "[]"), "is no index of safetensors files"),
     "a missing shard": (lambda f: _index(f, '{"weight_map": {"a": "x.safetensors"}}'), r"x\.safetensors is missing; fetch"),
 }
 
