@@ -124,6 +124,7 @@ def _start(placement: PlacementConfig) -> None:
     if ray.is_initialized():
         return
     ray_private.use_loopback_only()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves the stream beside any other busy process
     cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
     os.environ[WORKING_FOLDER] = os.getcwd()  # for Ray's processes alone
     try:

@@ -23,8 +23,9 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
 from syn4seg.stages.draw_training import train_draw
-from syn4seg.stages.joint import ReadAhead, read_ahead, train_network
+from syn4seg.stages.joint import train_network
 from syn4seg.stages.novel import NovelStage
+from syn4seg.stages.readers import ReadAhead, read_ahead
 from syn4seg.stages.rows import joint_names
 from syn4seg.stages.setup import draws_of, load_dataset
 from syn4seg.store.pulse import Pulse
@@ -202,8 +203,7 @@ def _loop(arguments: dict[str, Any], context: WorkerContext) -> None:
             context.report(facts)
             next_time = time.monotonic() + REPORT_SECONDS
 
-    read = read_with_ray if config.placement.training.readers else read_ahead
-    _train(NovelStage(config, RunDir(arguments["run"]), dataset, fold), arguments["is_labeled"], report, read)
+    _train(NovelStage(config, RunDir(arguments["run"]), dataset, fold), arguments["is_labeled"], report, read_with_ray)
 
 
 def _train(

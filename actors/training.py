@@ -20,6 +20,7 @@ from typing import Any
 from actors.cluster import node_resources, start_seconds
 from actors.failures import Failure, local_error
 from actors.placement import preflight
+from actors.readers import read_with_ray
 from syn4seg.config.placement import TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
@@ -229,7 +230,7 @@ def train_base_on_workers(config: Config, run: RunDir, report: Callable[[dict[st
 
 def _base_loop(arguments: dict[str, Any], context: WorkerContext) -> None:
     config: Config = arguments["config"]
-    train_base_stage(config, RunDir(arguments["run"]), *load_dataset(config), context.device, context.report)
+    train_base_stage(config, RunDir(arguments["run"]), *load_dataset(config), context.device, context.report, read_with_ray)
 
 
 def on_workers(config: Config) -> bool:

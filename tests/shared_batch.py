@@ -17,10 +17,11 @@ from syn4seg.data.datasets import Dataset, EmbeddedDataset, fold_of
 from syn4seg.errors import UserError
 from syn4seg.segmenter import base, parallel
 from syn4seg.segmenter.backbones import Backbone
-from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
+from syn4seg.segmenter.base import BaseSchedule, train_base
 from syn4seg.segmenter.joint import JointSchedule, JointViews, train_jointly
 from syn4seg.segmenter.network import Segmenter
 from syn4seg.segmenter.novel import NovelSchedule
+from syn4seg.segmenter.views import Augmentation
 
 DATASET = EmbeddedDataset(24, 4)
 FOLD = fold_of(DATASET, 2)

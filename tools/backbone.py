@@ -15,8 +15,9 @@ import torch
 
 from syn4seg.data import embedded
 from syn4seg.segmenter.backbones import load_backbone
-from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
+from syn4seg.segmenter.base import BaseSchedule, train_base
 from syn4seg.segmenter.network import Segmenter
+from syn4seg.segmenter.views import Augmentation
 from tools.shapes import random_outline
 
 FAMILIES = 128

@@ -44,8 +44,8 @@ class TrainingConfig(Section):
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Custom resources per worker."""
     readers: Whole = 0
-    """Processes per worker that read and augment images ahead of the joint stage; 0: the worker itself. Those of Ray Train
-    workers are actors of Ray Data, with a CPU each on any node."""
+    """Processes per worker that read and augment images ahead of base stage and joint stage; 0: the worker itself. Those of Ray
+    Train workers are actors of Ray Data, with a CPU each on any node."""
     max_failures: Whole = 3
     """How often lost workers are replaced; training goes on from its last checkpoint."""
 

@@ -58,6 +58,7 @@ class StageWork:
         actors: that share the work.
         cores: CPU cores of each.
         extra: stated seconds of one unit on a CPU core that no FLOPs account for.
+        readers: processes that spend `extra` ahead of the work; 0: it is spent between two units.
         what: everything that the time of a unit depends on; JSON values.
         tensor_share: stated share of a GPU's bfloat16 FLOP/s that counts: 1, or `TF32` for networks in float32.
         moved: bytes that one unit reads and writes outside of matrix products.
@@ -72,6 +73,7 @@ class StageWork:
     actors: int = 1
     cores: float = 1.0
     extra: float = 0.0
+    readers: int = 0
     tensor_share: float = 1.0
     moved: float = 0.0
 
@@ -134,7 +136,8 @@ class Rates:
         else:
             peak, width = CORE_FLOPS * work.cores, CPU_BYTES
             where = f"{work.cores:g} x {CORE_FLOPS / 1e9:.0f} GFLOP/s x {self.utilisation:g}"
-        seconds = work.flops / (peak * self.utilisation) + work.moved / width + work.extra
+        seconds = work.flops / (peak * self.utilisation) + work.moved / width
+        seconds = max(seconds, work.extra / work.readers) if work.readers else seconds + work.extra
         return seconds, f"stated: {where}", None
 
 

@@ -208,8 +208,9 @@ def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
     head = {"classes": classes, "features": [width, h, w], "size": side}
     here: Any = {"kind": kind_of(config), "cores": float(os.cpu_count() or 1), "tensor_share": TF32}
     reading = 0.0 if config.data.source == "embedded" else READ_SECONDS
+    ahead = {"extra": reading, "readers": config.placement.training.readers}
     return [
-        _base_work(config, facts, here | {"extra": reading}),
+        _base_work(config, facts, here | ahead),
         StageWork(
             "features",
             "image",
@@ -229,7 +230,7 @@ def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
             extra=2 * step * width * h * w / CPU_BYTES,
             **here,
         ),
-        _joint_work(config, facts, here | {"extra": reading}),
+        _joint_work(config, facts, here | ahead),
         StageWork(
             "evaluation",
             "call",

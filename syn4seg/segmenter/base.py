@@ -8,13 +8,13 @@ result: nothing is ever chosen on a test list. The crop is a simple random crop 
 
 from __future__ import annotations
 
+import functools
 import io
-import math
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from torch import Tensor
 from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.errors import UserError
-from syn4seg.schema import UNLABELED
 from syn4seg.seeds import seeded
 from syn4seg.segmenter.losses import pixel_loss
 from syn4seg.segmenter.network import Segmenter, upsample
@@ -33,34 +32,11 @@ from syn4seg.segmenter.parallel import (
     rank_and_world_size,
     synchronize_layers,
 )
+from syn4seg.segmenter.views import Augmentation, ViewBatch, ViewStream, augment, read_here
 from syn4seg.store.files import MAX_TABLE, read_bytes, write_atomically
 
 if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What may happen to a base training image.
-
-    Attributes:
-        crop: side of the square training crop in pixels.
-        scale: range of the random scale.
-        native: scales multiply the image's own size and are uniform (BAM, DIaM, BCM); otherwise the image's long side is brought to
-            the crop first, and scales are uniform in their logarithm.
-        rotate: largest rotation in degrees, applied half of the time.
-        blur: chance of a 5x5 Gaussian blur.
-        flip: chance of a mirror image.
-        colour: brightness, contrast and saturation each change by a factor of up to 1 + this, or its inverse.
-    """
-
-    crop: int
-    scale: tuple[float, float] = (0.5, 2.0)
-    native: bool = False
-    rotate: float = 10.0
-    blur: float = 0.5
-    flip: float = 0.5
-    colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,51 +61,52 @@ class BaseSchedule:
     background_weight: float = 1.0
 
 
-def augment(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, augmentation: Augmentation
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return one random view: uint8 (crop, crop, 3) and uint8 (crop, crop), 255 where the view leaves the image.
+@dataclass(frozen=True)
+class BaseViews:
+    """The views of every step of the base stage, counted over all epochs; labels have the values 0..B and 255 only.
 
-    Scale, rotation, mirror and crop are a single warp (bilinear for the image, nearest for the label).
+    Attributes:
+        batch: images in a step, those of all processes.
+        share: (rank, world) of the process for which views are made.
     """
-    size, (rows, columns) = augmentation.crop, label.shape
-    low, high = augmentation.scale
-    if augmentation.native:
-        scale = rng.uniform(low, high)
-    else:
-        scale = math.exp(rng.uniform(math.log(low), math.log(high))) * size / max(rows, columns)
-    angle = math.radians(rng.uniform(-augmentation.rotate, augmentation.rotate)) if rng.random() < 0.5 else 0.0
-    mirror = -1.0 if rng.random() < augmentation.flip else 1.0
-    turn = scale * np.array([[math.cos(angle) * mirror, -math.sin(angle)], [math.sin(angle) * mirror, math.cos(angle)]])
-    spare = np.abs(np.array([columns, rows]) * scale - size) / 2
-    middle = np.array([(columns - 1) / 2, (rows - 1) / 2])
-    shift = (size - 1) / 2 + rng.uniform(-1, 1, 2) * spare - turn @ middle
-    warp = np.concatenate([turn, shift[:, None]], 1)
-    view = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderValue=(124, 116, 104))
-    target = cv2.warpAffine(label, warp, (size, size), flags=cv2.INTER_NEAREST, borderValue=UNLABELED)
-    if rng.random() < augmentation.blur:
-        view = cv2.GaussianBlur(view, (5, 5), 0)
-    if augmentation.colour:
-        view = _change_colour(view, np.exp(rng.uniform(-1, 1, 3) * math.log1p(augmentation.colour)))
-    return view, target
+
+    dataset: Dataset
+    fold: Fold
+    ids: Sequence[str]
+    batch: int
+    augmentation: Augmentation
+    seed: int
+    share: tuple[int, int] = (0, 1)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.ids) // self.batch
+
+    def names(self, step: int) -> list[str]:
+        """Return the ids of this process's share of a step."""
+        (rank, world), epoch, at = self.share, *divmod(step, self.steps)
+        order = _order(self.seed, epoch, len(self.ids))
+        return [self.ids[i] for i in order[at * self.batch : (at + 1) * self.batch][rank::world]]
+
+    def count(self, step: int) -> int:
+        """Return the number of images in this process's share of a step."""
+        return len(self.names(step))
+
+    def __getitem__(self, step: int) -> ViewBatch:
+        """Return this process's share of a step."""
+        views = [self.view(name, step // self.steps) for name in self.names(step)]
+        return ViewBatch(np.stack([v for v, _ in views]), np.stack([label for _, label in views]), ["replay"] * len(views))
+
+    def view(self, name: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the view of an image in an epoch, uint8 (crop, crop, 3), and its label uint8 (crop, crop)."""
+        label = self.fold.to_base_index[self.dataset.mask(name)]
+        return augment(self.dataset.image(name), label, seeded("augment", self.seed, epoch, name), self.augmentation)
 
 
-def _change_colour(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """Return an image uint8 (H, W, 3) with brightness, contrast and saturation multiplied by `factors` (3,)."""
-    brightness, contrast, saturation = factors
-    view = image.astype(np.float32) * brightness
-    view = view.mean() + (view - view.mean()) * contrast
-    grey = view.mean(2, keepdims=True)
-    return np.clip(grey + (view - grey) * saturation + 0.5, 0, 255).astype(np.uint8)
-
-
-def base_batch(
-    dataset: Dataset, fold: Fold, ids: Sequence[str], epoch: int, *, seed: int, augmentation: Augmentation
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return augmented images uint8 (N, crop, crop, 3) and labels uint8 (N, crop, crop) with values 0..B and 255 only."""
-    table = fold.to_base_index
-    views = [augment(dataset.image(s), table[dataset.mask(s)], seeded("augment", seed, epoch, s), augmentation) for s in ids]
-    return np.stack([v for v, _ in views]), np.stack([t for _, t in views])
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    return seeded("order", seed, epoch).permutation(count).tolist()
 
 
 def train_base(
@@ -144,6 +121,7 @@ def train_base(
     checkpoint: AnyPath | None = None,
     freeze_backbone: bool = False,
     cached_on: Canvas | None = None,
+    read: Callable[[BaseViews], ViewStream] = read_here,
     bfloat16: bool = False,
     progress: Callable[[dict], None] | None = None,
 ) -> np.ndarray:
@@ -159,6 +137,7 @@ def train_base(
         freeze_backbone: the backbone keeps its weights and its normalisation statistics.
         cached_on: with a frozen backbone, its output for each image and its mirror image on this canvas is computed
             once, float16, and the head trains on that; no other augmentation then.
+        read: who makes the batches; with `cached_on` it has nothing to do.
         bfloat16: autocast to bfloat16.
         progress: called after every epoch with epoch, epochs, loss (of the whole batches) and lr.
 
@@ -177,10 +156,12 @@ def train_base(
     first, pixels = _resume(segmenter, optimizer, checkpoint, facts)
     check_same_start(first, checkpoint, segmenter.weight.device)
     broadcast_state(segmenter)
+    views = BaseViews(dataset, fold, ids, schedule.batch, augmentation, seed, rank_and_world_size())
+    every = range(first * views.steps, schedule.epochs * views.steps)
     if cached_on is not None:
-        grid, batches = segmenter.head, _cached_batches(segmenter, dataset, fold, cached_on, seed)
+        grid, batches = segmenter.head, _cached_batches(segmenter, views, cached_on, every)
     else:
-        grid, batches = segmenter, _augmented_batches(segmenter, dataset, fold, augmentation, seed)
+        grid, batches = segmenter, _augmented_batches(segmenter, read(views)(every))
 
     def forward(x: Tensor, shape: tuple[int, int]) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
@@ -191,10 +172,11 @@ def train_base(
         segmenter.train()
         if freeze_backbone:
             segmenter.backbone.eval()
-        order = [ids[int(i)] for i in seeded("order", seed, epoch).permutation(len(ids))]
         with torch.random.fork_rng(devices=[]), synchronize_layers(segmenter):
             torch.manual_seed(int(seeded("dropout", seed, epoch, 0).integers(2**31)))
-            loss, labels = _train_epoch(forward, batches, order, epoch, schedule, optimizer)
+            loss, labels = _train_epoch(
+                forward, itertools.islice(batches, views.steps), epoch * views.steps, every.stop, schedule, optimizer
+            )
         pixels += labels
         if rank_and_world_size()[0] == 0 and checkpoint is not None:
             _save(segmenter, optimizer, checkpoint, facts, epoch + 1, pixels)
@@ -238,16 +220,15 @@ def check_same_start(first: int, checkpoint: AnyPath | None, device: torch.devic
 
 
 def _train_epoch(
-    forward: Forward, batches: Batches, order: list[str], epoch: int, schedule: BaseSchedule, optimizer: torch.optim.Optimizer
+    forward: Forward, batches: Batches, first: int, whole: int, schedule: BaseSchedule, optimizer: torch.optim.Optimizer
 ) -> tuple[float, np.ndarray]:
-    """Train one pass over `order`; return the mean loss and the pixels per label, int64 (256,), of all processes together."""
-    (rank, world), steps, summed = rank_and_world_size(), len(order) // schedule.batch, 0.0
-    labels = torch.zeros(256, dtype=torch.int64)
-    for step in range(steps):
-        done = (epoch * steps + step) / (schedule.epochs * steps)
+    """Train one epoch, from step `first` of `whole` on; return the mean loss and the pixels per label, int64 (256,), of all
+    processes together."""
+    steps, summed, labels = 0, 0.0, torch.zeros(256, dtype=torch.int64)
+    for step, (x, label) in enumerate(batches, first):
+        done, steps = step / whole, steps + 1
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * poly_rate(done, schedule.warmup)
-        x, label = batches(order[step * schedule.batch : (step + 1) * schedule.batch][rank::world], epoch)
         labels += torch.bincount(label.flatten(), minlength=256).cpu()
         background = schedule.background_weight + (1 - schedule.background_weight) * done
         logits = forward(x, (label.shape[1], label.shape[2]))
@@ -281,21 +262,18 @@ def poly_rate(done: float, warmup: float) -> float:
 
 Forward = Callable[[Tensor, tuple[int, int]], Tensor]
 """(input of the trained part, size in pixels) -> logits at that size."""
-Batches = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
-"""(ids, epoch) -> what the network's trained part takes, and labels uint8 (N, H, W)."""
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""What the network's trained part takes, and labels uint8 (N, H, W), of step after step."""
 
 
-def _augmented_batches(segmenter: Segmenter, dataset: Dataset, fold: Fold, augmentation: Augmentation, seed: int) -> Batches:
-    def batch(ids: Sequence[str], epoch: int) -> tuple[Tensor, Tensor]:
-        images, labels = base_batch(dataset, fold, ids, epoch, seed=seed, augmentation=augmentation)
-        return segmenter.prepare(images), torch.from_numpy(labels).to(segmenter.weight.device)
-
-    return batch
+def _augmented_batches(segmenter: Segmenter, batches: Iterable[ViewBatch]) -> Batches:
+    for batch in batches:
+        yield segmenter.prepare(batch.images), torch.from_numpy(batch.labels).to(segmenter.weight.device)
 
 
-def _cached_batches(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: Canvas, seed: int) -> Batches:
-    """Return batches of backbone outputs float16 of an image or its mirror image, which are computed once."""
-    table, cache = fold.to_base_index, {}
+def _cached_batches(segmenter: Segmenter, views: BaseViews, canvas: Canvas, every: range) -> Batches:
+    """Yield backbone outputs float16 of images or their mirror images, which are computed once, and the labels."""
+    table, dataset, cache = views.fold.to_base_index, views.dataset, {}
 
     def both_sides(sample_id: str) -> tuple[Tensor, Tensor]:
         image, label = canvas.image(dataset.image(sample_id)), canvas.label(table[dataset.mask(sample_id)])
@@ -303,14 +281,12 @@ def _cached_batches(segmenter: Segmenter, dataset: Dataset, fold: Fold, canvas: 
             features = segmenter.backbone(segmenter.prepare(np.stack([image, image[:, ::-1]]))).half().cpu()
         return features, torch.from_numpy(np.stack([label, label[:, ::-1]]))
 
-    def batch(ids: Sequence[str], epoch: int) -> tuple[Tensor, Tensor]:
-        cache.update({s: both_sides(s) for s in ids if s not in cache})
-        sides = [int(seeded("mirror", seed, epoch, s).integers(2)) for s in ids]
-        x = torch.stack([cache[s][0][side] for s, side in zip(ids, sides, strict=True)])
-        label = torch.stack([cache[s][1][side] for s, side in zip(ids, sides, strict=True)])
-        return x.to(segmenter.weight.device).float(), label.to(segmenter.weight.device)
-
-    return batch
+    for step in every:
+        names = views.names(step)
+        cache.update({s: both_sides(s) for s in names if s not in cache})
+        sides = [int(seeded("mirror", views.seed, step // views.steps, s).integers(2)) for s in names]
+        x, label = (torch.stack([cache[s][k][side] for s, side in zip(names, sides, strict=True)]) for k in (0, 1))
+        yield x.to(segmenter.weight.device).float(), label.to(segmenter.weight.device)
 
 
 def _save(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from syn4seg.errors import UserError
 from syn4seg.seeds import seeded
-from syn4seg.segmenter.base import Augmentation, augment, check_same_start, poly_rate
+from syn4seg.segmenter.base import check_same_start, poly_rate
 from syn4seg.segmenter.losses import cells_without_novel, distillation, pixel_loss
 from syn4seg.segmenter.network import Classifier, Segmenter, upsample
 from syn4seg.segmenter.novel import KINDS, Kind, NovelSchedule, draw_places, merged_classes
@@ -31,6 +31,7 @@ from syn4seg.segmenter.parallel import (
     rank_and_world_size,
     synchronize_layers,
 )
+from syn4seg.segmenter.views import Augmentation, ViewBatch, ViewStream, augment
 from syn4seg.store.files import MAX_TABLE, read_bytes, write_atomically
 
 if TYPE_CHECKING:
@@ -71,21 +72,6 @@ class JointSchedule:
     loss: NovelSchedule = field(default_factory=NovelSchedule)
 
 
-@dataclass(frozen=True)
-class JointBatch:
-    """One process's share of the images of a step.
-
-    Attributes:
-        images: uint8 (N, crop, crop, 3).
-        labels: class indices uint8 (N, crop, crop), 255 ignored.
-        kinds: of each image.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    kinds: list[Kind]
-
-
 Read = Callable[[Kind, str], tuple[np.ndarray, np.ndarray]]
 """(kind, id) -> an image uint8 (H, W, 3) and its class indices uint8 (H, W)."""
 
@@ -117,13 +103,18 @@ class JointViews:
             for place in draw_places(len(self.pools[kind]), kind, step, self.per_step[kind], self.seed)
         ]
 
-    def __getitem__(self, step: int) -> JointBatch:
+    def count(self, step: int) -> int:
+        """Return the number of images in this process's share of a step."""
+        rank, world = self.share
+        return len(self.names(step)[rank::world])
+
+    def __getitem__(self, step: int) -> ViewBatch:
         """Return this process's share of a step."""
         rank, world = self.share
         chosen = self.names(step)[rank::world]
         views = [self._view(step, slot * world + rank, *name) for slot, name in enumerate(chosen)]
         images, labels = (np.stack(parts) for parts in zip(*views, strict=True))
-        return JointBatch(images, labels, [kind for kind, _ in chosen])
+        return ViewBatch(images, labels, [kind for kind, _ in chosen])
 
     def _view(self, step: int, slot: int, kind: Kind, name: str) -> tuple[np.ndarray, np.ndarray]:
         return augment(*self.read(kind, name), seeded("joint view", self.seed, step, slot, kind, name), self.augmentation)
@@ -158,7 +149,7 @@ def with_classifier(segmenter: Segmenter, classifier: Classifier) -> Segmenter:
 def train_jointly(
     base: Segmenter,
     start: Classifier,
-    batches: Callable[[range], Iterable[JointBatch]],
+    batches: ViewStream,
     *,
     base_classes: int,
     schedule: JointSchedule,
@@ -219,7 +210,7 @@ class _StepLoss:
         self.base, self.schedule, self.base_rows, self.rows = base, schedule, 1 + base_classes, len(start.weight)
         self.registered = registered.to(base.weight.device) if registered is not None and schedule.confidence_weight else None
 
-    def __call__(self, network: Segmenter, batch: JointBatch) -> Tensor:
+    def __call__(self, network: Segmenter, batch: ViewBatch) -> Tensor:
         """Return this process's part of the loss of a step."""
         x, how = network.prepare(batch.images), self.schedule.loss
         label = torch.from_numpy(batch.labels).to(x.device)

@@ -14,6 +14,7 @@ from syn4seg.data.sources import EMBEDDED_TRAIN
 from syn4seg.errors import UserError
 from syn4seg.stages.model_base import model_facts, read_base_model
 from syn4seg.stages.network_base import check_network, import_network
+from syn4seg.stages.readers import ReadAhead, read_ahead
 from syn4seg.stages.setup import base_images, canvas_of, shipped_base, training_device
 from syn4seg.store.files import exists
 from syn4seg.store.rundir import RunDir
@@ -96,13 +97,16 @@ def _save(network: Segmenter, run: RunDir, backbone: str | SemanticShape, facts:
     save_segmenter(network, run.base, backbone=backbone, facts=facts, write=write_sealed, whole=whole)
 
 
-def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, device: str, report: Report) -> None:
+def train_base_stage(
+    config: Config, run: RunDir, dataset: Dataset, fold: Fold, device: str, report: Report, read: ReadAhead = read_ahead
+) -> None:
     """Train a network on base classes (method.md 5.2) and write both files; in a process group every process does its share.
 
     Process 0 alone writes and reports. All of them must see the run directory.
 
     Args:
         device: "cpu" or "cuda".
+        read: who makes the batches, with `placement.training.readers` of them.
 
     Raises:
         UserError: see `train_base`.
@@ -110,9 +114,10 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
     import torch
 
     from syn4seg.segmenter.backbones import load_backbone
-    from syn4seg.segmenter.base import Augmentation, BaseSchedule, train_base
+    from syn4seg.segmenter.base import BaseSchedule, train_base
     from syn4seg.segmenter.network import Segmenter
     from syn4seg.segmenter.parallel import rank_and_world_size
+    from syn4seg.segmenter.views import Augmentation
 
     base, settings, is_first = config.base, config.segmenter, rank_and_world_size()[0] == 0
     weights, ids = settings.weights or "none", base_images(config, dataset, fold)
@@ -137,6 +142,7 @@ def train_base_stage(config: Config, run: RunDir, dataset: Dataset, fold: Fold, 
         freeze_backbone=settings.freeze_backbone,
         cached_on=canvas_of(config) if settings.freeze_backbone else None,
         checkpoint=run.base.with_name("base-training.pt"),
+        read=lambda views: read(views, config.placement.training.readers),
         progress=report if is_first else None,
     )
     if not is_first:

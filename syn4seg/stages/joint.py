@@ -8,7 +8,7 @@ views of a step is a small value (`ImageReader`), so readers may be processes of
 # (Arrow makes the functions of pyarrow.compute at run time.)
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from syn4seg.stages.controls import ControlLabels
 from syn4seg.stages.draw_training import broadcast_from_rank0
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import check_labelled, read_planned_samples
+from syn4seg.stages.readers import ReadAhead, read_ahead
 from syn4seg.stages.rows import IMAGE_LABEL, ROWS, TRUTH, WITHOUT_VERDICT, joint_rows
 from syn4seg.stages.setup import base_images, canvas_of, load_dataset, support_of
 from syn4seg.stages.support import Registration
@@ -36,14 +37,12 @@ from syn4seg.store.rundir import RunDir
 from syn4seg.store.seals import write_sealed
 
 if TYPE_CHECKING:
-    from syn4seg.segmenter.joint import JointBatch, JointSchedule, JointViews
+    from syn4seg.segmenter.joint import JointSchedule, JointViews
     from syn4seg.segmenter.network import Classifier
     from syn4seg.segmenter.novel import Kind, TrainingSample
 
 CACHE_BYTES = 2 * 2**30
 """Decoded support and synthetic images that a reader keeps."""
-READ_AHEAD = 4
-"""Steps that each reader process is ahead."""
 
 
 def joint_schedule(config: Config) -> JointSchedule:
@@ -156,8 +155,8 @@ def joint_views(
         synthetic: `learned_samples(...)`, where they are known already.
         replayed: of the novel stage; without base masks they are the base images here too.
     """
-    from syn4seg.segmenter.base import Augmentation
     from syn4seg.segmenter.joint import JointViews
+    from syn4seg.segmenter.views import Augmentation
 
     joint = config.joint
     synthetic, support = learned_samples(run, draw, row, fold) if synthetic is None else synthetic, {}
@@ -193,34 +192,6 @@ def learned_samples(run: RunDir, draw: int, row: str, fold: Fold) -> dict[str, d
     names = pa.array(fold.index_names, pa.string())
     plan = plan.filter(used).append_column("class", names.take(plan.filter(used)["class_id"]))
     return {found["sample_id"]: found for found in add_places(run, draw, plan.drop_columns(["reason"])).to_pylist()}
-
-
-def read_ahead(views: JointViews, readers: int) -> Callable[[range], Iterable[JointBatch]]:
-    """Return what yields the batches of a range of steps, made in this process or, ahead, by `readers` processes; the same."""
-    if not readers:
-        return lambda steps: (views[step] for step in steps)
-    from torch.utils.data import DataLoader
-
-    def batches(steps: range) -> Iterable[JointBatch]:
-        return DataLoader(
-            views,  # pyright: ignore[reportArgumentType]
-            batch_size=None,
-            sampler=steps,
-            collate_fn=_unchanged,  # pyright: ignore[reportArgumentType]
-            num_workers=readers,
-            prefetch_factor=READ_AHEAD,
-            multiprocessing_context="spawn",
-        )
-
-    return batches
-
-
-ReadAhead = Callable[["JointViews", int], "Callable[[range], Iterable[JointBatch]]"]
-"""(views, readers) -> what yields the batches of a range of steps in order."""
-
-
-def _unchanged(batch: JointBatch) -> JointBatch:
-    return batch
 
 
 def train_network(

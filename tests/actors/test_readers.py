@@ -11,7 +11,9 @@ from actors.placement import preflight
 from actors.readers import read_with_ray
 from syn4seg.config.placement import TrainingConfig
 from syn4seg.errors import UserError
-from syn4seg.stages.joint import read_ahead
+from syn4seg.segmenter.base import BaseViews
+from syn4seg.segmenter.views import Augmentation
+from syn4seg.stages.readers import read_ahead
 from tests.shared_batch import DATASET, FOLD, joint_views
 
 
@@ -27,12 +29,15 @@ def views(read, share=(0, 1)):
     return dataclasses.replace(joint_views(share), read=read)
 
 
+def base_views(share):
+    return BaseViews(DATASET, FOLD, DATASET.train, 8, Augmentation(32), 5, share)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("readers", "share"), [(1, (0, 1)), (2, (1, 2))])
-def test_readers_give_the_same_batches_in_order(ray_cluster, readers, share):
+@pytest.mark.parametrize(("readers", "shared"), [(1, views(read_drawn)), (2, base_views((1, 2)))], ids=["joint", "base"])
+def test_readers_give_the_same_batches_in_order(ray_cluster, readers, shared):
     steps = range(3, 14)
-    found = list(read_with_ray(views(read_drawn, share), readers)(steps))
-    for ahead, own in zip(found, read_ahead(views(read_drawn, share), 0)(steps), strict=True):
+    for ahead, own in zip(list(read_with_ray(shared, readers)(steps)), read_ahead(shared, 0)(steps), strict=True):
         assert np.array_equal(ahead.images, own.images) and np.array_equal(ahead.labels, own.labels) and ahead.kinds == own.kinds
 
 

@@ -14,8 +14,11 @@ from syn4seg.data.canvas import Canvas
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.errors import UserError
 from syn4seg.segmenter.backbones import Backbone
-from syn4seg.segmenter.base import Augmentation, BaseSchedule, augment, base_batch, train_base
+from syn4seg.segmenter.base import BaseSchedule, BaseViews, train_base
 from syn4seg.segmenter.network import Segmenter
+from syn4seg.segmenter.views import Augmentation, augment
+from syn4seg.stages.readers import read_ahead
+from tests import shared_batch
 
 DATASET = EmbeddedDataset(24, 4)
 FOLD = fold_of(DATASET, 2)
@@ -43,25 +46,39 @@ def _same(a, b):
 @given(st.integers(0, 3), st.integers(0, 10_000), st.integers(0, 50))
 def test_no_novel_index_ever_reaches_the_base_loss(number, seed, epoch):
     fold = fold_of(DATASET, number)
-    _, labels = base_batch(DATASET, fold, DATASET.train[:4], epoch, seed=seed, augmentation=HOW)
+    labels = BaseViews(DATASET, fold, DATASET.train[:4], 4, HOW, seed)[epoch].labels
     assert set(np.unique(labels)) <= {*range(1 + len(fold.base)), 255}
 
 
 def test_novel_objects_are_background_in_base_training():
     plain = Augmentation(64, scale=(1.0, 1.0), rotate=0, blur=0, flip=0)
     for sample_id in DATASET.train:
-        _, labels = base_batch(DATASET, FOLD, [sample_id], 0, seed=0, augmentation=plain)
+        labels = BaseViews(DATASET, FOLD, [sample_id], 1, plain, 0)[0].labels
         mask = DATASET.mask(sample_id)
         assert (labels[0][np.isin(mask, FOLD.novel)] == 0).all()
         assert np.array_equal(labels[0], FOLD.to_base_index[mask])
 
 
-def test_a_view_is_named_by_seed_epoch_and_id_and_not_by_its_company():
-    alone, _ = base_batch(DATASET, FOLD, DATASET.train[3:4], 2, seed=1, augmentation=HOW)
-    among, _ = base_batch(DATASET, FOLD, DATASET.train[::-1], 2, seed=1, augmentation=HOW)
-    assert np.array_equal(alone[0], among[-4])
-    later, _ = base_batch(DATASET, FOLD, DATASET.train[3:4], 3, seed=1, augmentation=HOW)
-    assert not np.array_equal(alone, later)
+def test_a_view_is_named_by_seed_epoch_and_id_and_an_epoch_shows_every_image_once():
+    views = BaseViews(DATASET, FOLD, DATASET.train, 8, HOW, 1)
+    alone = BaseViews(DATASET, FOLD, DATASET.train[3:4], 1, HOW, 1)
+    names = [name for step in range(2 * views.steps, 3 * views.steps) for name in views.names(step)]
+    assert sorted(names) == sorted(DATASET.train) and names != DATASET.train
+    step, place = divmod(names.index(DATASET.train[3]), 8)
+    assert np.array_equal(alone[2].images[0], views[2 * views.steps + step].images[place])
+    assert not np.array_equal(alone[2].images, alone[3].images)
+    parts = [dataclasses.replace(views, share=(rank, 2))[5] for rank in range(2)]
+    assert all(np.array_equal(part.images, views[5].images[rank::2]) for rank, part in enumerate(parts))
+
+
+def test_readers_ahead_change_no_bit():
+    """With dropout: readers must leave the generator alone that it draws from."""
+    schedule = dataclasses.replace(SCHEDULE, epochs=2)
+    nets = [shared_batch.segmenter() for _ in range(2)]
+    here, ahead = (
+        _train(net, schedule=schedule, read=lambda v, n=n: read_ahead(v, n)) for n, net in zip((0, 2), nets, strict=True)
+    )
+    assert _same(here, ahead) and not _same(here, shared_batch.segmenter())
 
 
 def test_image_and_label_are_warped_together_and_outside_is_unlabeled():
@@ -125,9 +142,9 @@ def test_a_stopped_training_continues_bit_for_bit(tmp_path, optimizer):
 
 def test_the_labels_that_were_trained_on_are_counted_also_across_a_stop(tmp_path):
     expected = np.zeros(256, np.int64)
-    for epoch in range(SCHEDULE.epochs):
-        _, labels = base_batch(DATASET, FOLD, DATASET.train, epoch, seed=5, augmentation=HOW)
-        expected += np.bincount(labels.ravel(), minlength=256)
+    views = BaseViews(DATASET, FOLD, DATASET.train, 8, HOW, 5)
+    for step in range(SCHEDULE.epochs * views.steps):
+        expected += np.bincount(views[step].labels.ravel(), minlength=256)
 
     def train(epochs):
         return train_base(

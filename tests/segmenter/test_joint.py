@@ -14,7 +14,7 @@ from syn4seg.segmenter.base import poly_rate
 from syn4seg.segmenter.joint import JointViews, check_shares, train_jointly, with_classifier
 from syn4seg.segmenter.losses import distillation
 from syn4seg.segmenter.novel import NovelSchedule, cells_without_novel, merged_classes
-from syn4seg.stages.joint import read_ahead
+from syn4seg.stages.readers import read_ahead
 from tests.shared_batch import DATASET, FOLD, JOINT, joint_curve, joint_views, segmenter
 
 BASE_ROWS = 1 + len(FOLD.base)
