@@ -18,7 +18,7 @@ from actors.failures import Failure, local_error
 from actors.streaming import configure_ray_data, plan_dataset
 from syn4seg.errors import UserError, WorkerError
 from syn4seg.segmenter.novel import Kind
-from syn4seg.segmenter.views import ViewBatch, StepViews, ViewStream, read_here
+from syn4seg.segmenter.views import StepViews, ViewBatch, ViewStream, read_here
 from syn4seg.stages.readers import READ_AHEAD
 
 STEPS_PER_BLOCK = 4

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from syn4seg.segmenter.views import ViewBatch, StepViews, ViewStream
+    from syn4seg.segmenter.views import StepViews, ViewBatch, ViewStream
 
 READ_AHEAD = 4
 """Steps that each reader process is ahead."""
