@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.balance import rebalance, sample_size
-from actors.cluster import connect, node_resources, store_bytes_for
+from actors.cluster import connect, joins_others, node_resources, store_bytes_for
 from actors.columns import FAULT
 from actors.labeler import Labeler
 from actors.metrics import Meter, Totals
@@ -30,7 +31,7 @@ from actors.writer import QuarantineWriter, Writer
 from syn4seg.config.placement import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.models.generators import load_generator
+from syn4seg.models.generators import GENERATORS, load_generator
 from syn4seg.stages.results import count_values
 from syn4seg.stages.setup import speed_of
 from syn4seg.store.pulse import Pulse
@@ -38,6 +39,8 @@ from syn4seg.store.rundir import RunDir
 
 STORE_SHARE = 0.5
 """Share of `store_bytes_for(placement)` that Ray Data may plan with: it overruns its limit by what is in flight."""
+FUSED_ACTORS = 4
+"""Most actors that hold the whole chain each: a pool for every operator would not keep more cores busy."""
 MIN_ENDED = 64
 """Samples that must have ended before a share of them says anything about the whole run."""
 COMPACT_SECONDS = 60.0
@@ -59,6 +62,21 @@ def operator_pools(config: Config) -> dict[str, PoolConfig]:
     if place.sizes == "auto":
         return {name: pool.model_copy(update={"size": 1}) for name, pool in pools.items()}
     return pools
+
+
+def fused_actors(config: Config, calls: int) -> int:
+    """Return how many actors hold the whole chain each; 0: a pool of actors for each operator.
+
+    Args:
+        calls: of the stream; no more actors than that.
+    """
+    place, source = config.placement, config.synthesis
+    if not place.fused:
+        return 0
+    if place.fused == "auto" and (place.is_pooled or joins_others(place.address) or source.source == "api"):
+        return 0
+    is_large = source.source == "generate" and source.model not in GENERATORS  # its weights once, whatever they weigh
+    return 1 if is_large else max(1, min(os.cpu_count() or 1, FUSED_ACTORS, calls))
 
 
 def check_placement(config: Config) -> None:
@@ -240,8 +258,11 @@ def _run(
             meter(totals)
             measured.update(totals)
 
-        limit = STORE_SHARE * store_bytes_for(place)
-        settings: dict[str, Any] = {"run": config.name, "deadline": place.row_deadline, "store_bytes": limit}
+        settings: dict[str, Any] = {"run": config.name, "deadline": place.row_deadline}
+        settings |= {
+            "store_bytes": STORE_SHARE * store_bytes_for(place),
+            "fused": fused_actors(config, math.ceil(len(part) / block)),
+        }
         return run_stream(part, chain, block, **settings, report=report)
 
     size = sample_size({operator.name: operator.pool for operator in chain})

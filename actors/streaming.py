@@ -1,4 +1,4 @@
-"""A table of rows through a chain of operators: streamed through pools of actors, or one block at a time in this process."""
+"""A table of rows through a chain of operators: through pools of actors, through actors that hold all of it, or in this process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from actors.cluster import node_resources, start_seconds
 from actors.failures import local_error
+from actors.fused import run_fused
 from actors.guard import Guard
 from actors.ledger import Ledger
 from actors.metrics import Totals
@@ -66,7 +67,7 @@ def plan_dataset(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
     return ray.data.read_datasource(Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READ_TASKS, override_num_blocks=blocks)
 
 
-def map_operator(stream: ray.data.Dataset, operator: Operator, run: str, deadline: float, ledger: Any) -> ray.data.Dataset:
+def map_operator(stream: ray.data.Dataset, operator: Operator, guard: dict[str, Any]) -> ray.data.Dataset:
     """Return the stream after one operator, guarded, in its own pool of actors: fixed, or growing when nodes join."""
     from ray.data import ActorPoolStrategy
 
@@ -77,14 +78,7 @@ def map_operator(stream: ray.data.Dataset, operator: Operator, run: str, deadlin
         compute = ActorPoolStrategy(min_size=pool.size, max_size=pool.max_size, initial_size=pool.size)
     return stream.map_batches(
         type(operator.name.capitalize(), (Guard,), {}),  # the name that Ray's own tools show
-        fn_constructor_kwargs={
-            "operator": operator.actor,
-            "kwargs": operator.kwargs,
-            "name": operator.name,
-            "run": run,
-            "row_deadline": deadline,
-            "ledger": ledger,
-        },
+        fn_constructor_kwargs=guard,
         batch_size=pool.batch,
         batch_format="numpy",
         compute=compute,
@@ -95,6 +89,18 @@ def map_operator(stream: ray.data.Dataset, operator: Operator, run: str, deadlin
     )
 
 
+def run_pools(
+    rows: pa.Table, operators: list[Operator], guards: list[dict[str, Any]], rows_per_block: int, store_bytes: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the last operator's batches as they finish: a pool of actors for each operator, with Ray Data between them."""
+    configure_ray_data(store_bytes)
+    stream = plan_dataset(rows, rows_per_block)
+    for operator, guard in zip(operators, guards, strict=True):
+        stream = map_operator(stream, operator, guard)
+    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+        yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 def run_stream(
     rows: pa.Table,
     operators: list[Operator],
@@ -103,6 +109,7 @@ def run_stream(
     run: str = "",
     deadline: float = 300.0,
     store_bytes: float | None = None,
+    fused: int = 0,
     report: Callable[[Totals], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Stream the rows through every operator under Ray; yield the last operator's batches as they finish.
@@ -113,26 +120,27 @@ def run_stream(
         run: name of the run in the metrics.
         deadline: seconds that one row may spend in one operator.
         store_bytes: how much of the cluster's object store the stream may fill; None: what Ray Data takes.
+        fused: actors that each hold every operator (`actors.fused`); 0: a pool of actors for each operator.
         report: called every `REPORT_SECONDS`, and at the end, with the ledger's totals, see `Ledger.totals`.
 
     Raises:
         UserError: the operators do not fit on the cluster, or an actor raises one (e.g. a StoreError).
         WorkerError: an actor fails otherwise, and not by a row.
     """
-    import ray.data
+    import ray
     import ray.exceptions
 
     check_columns(rows.column_names, operators)
     preflight(operators, node_resources())
-    configure_ray_data(store_bytes)
     ledger: Any = ray.remote(Ledger).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-    stream = plan_dataset(rows, rows_per_block)
-    for operator in operators:
-        stream = map_operator(stream, operator, run, deadline, ledger)
+    shared = {"run": run, "row_deadline": deadline, "ledger": ledger}
+    guards = [{"operator": o.actor, "kwargs": o.kwargs, "name": o.name, **shared} for o in operators]
     try:
         with _reporting(ledger, report):
-            for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
-                yield dict(batch)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            if fused:
+                yield from run_fused(rows, operators, guards, rows_per_block, fused)
+            else:
+                yield from run_pools(rows, operators, guards, rows_per_block, store_bytes)
     except ray.exceptions.RayError as error:
         failure: Any = None
         with contextlib.suppress(ray.exceptions.RayError):

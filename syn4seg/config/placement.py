@@ -70,6 +70,9 @@ class PlacementConfig(Section):
     sizes: Literal["fixed", "auto"] = "fixed"
     """`fixed`: the size of every pool as given. `auto` (also `placement=auto`): measure each stage on a few samples, then
     share out the cluster's GPUs and CPUs so that no stage starves."""
+    fused: bool | Literal["auto"] = "auto"
+    """Whether every actor of the stream holds all stages, instead of a pool of actors for each. `auto`: on a Ray that is started
+    here, if no stage asks for a GPU, for more than one actor, or for anything else of its own."""
     encoding: PoolConfig = PoolConfig(cpus=1)
     """The short-lived actor of the text encoders (and of a local language model)."""
     synthesis: PoolConfig = PoolConfig()
@@ -92,6 +95,24 @@ class PlacementConfig(Section):
     object_store_gib: Annotated[float, Field(ge=0.1)] | None = None
     """Object store in GiB: its size with `local` (1 when empty), what the stream may fill of the cluster's otherwise (30 % of it
     when empty). Slow stages hold fast ones back before it is full."""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a stage asks for something of its own: a GPU, actors, a kind of node; or its pool is to be measured."""
+        alike = [
+            pool.model_copy(update={"batch": 1, "cpus": 1.0}) == PoolConfig(batch=1, cpus=1.0)
+            for pool in (self.synthesis, self.labeling, self.refinement)
+        ]
+        return self.sizes == "auto" or not all(alike)
+
+    @model_validator(mode="after")
+    def _has_one_shape(self) -> PlacementConfig:
+        if self.fused is True and self.is_pooled:
+            raise ValueError(
+                "fused=true puts all stages into every actor, but a stage has a pool of its own (sizes=auto, or a size, max_size, "
+                "gpus, accelerator or resources of synthesis, labeling or refinement); leave those out, or set fused=false"
+            )
+        return self
 
 
 class LoggingConfig(Section):

@@ -85,12 +85,13 @@ def by_value() -> None:
 
 
 @pytest.mark.slow
-def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_and_traceback(ray_cluster):
+@pytest.mark.parametrize("fused", [0, 2])
+def test_rows_that_raise_crash_or_hang_cost_themselves_and_leave_stage_reason_and_traceback(ray_cluster, fused):
     by_value()
     harms = {2: "exception", 5: "segfault", 9: "hang", 13: "memory", 18: "hang in C", 21: "exit"}
     step = Operator(Doubler, {}, PoolConfig(size=2, batch=4, cpus=0.25), "doubling")
     found, reports = {}, []
-    for batch in run_stream(table(harms, 24), [step], 4, deadline=2.0, report=reports.append):
+    for batch in run_stream(table(harms, 24), [step], 4, deadline=2.0, fused=fused, report=reports.append):
         for i, sample in enumerate(batch["sample_id"]):
             assert sample not in found, "a row came out twice"
             found[sample] = {name: values[i] for name, values in batch.items()}
