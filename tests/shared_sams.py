@@ -1,4 +1,4 @@
-"""Tiny SAMs of transformers in their true formats, with random weights; and MobileSAM's file."""
+"""Tiny SAMs of transformers in their true formats, with random weights, one of them asked by name; and MobileSAM's file."""
 
 from __future__ import annotations
 
@@ -137,6 +137,39 @@ def saved_sam(folder: Path, kind: str) -> None:
     # by the names of the network: save_pretrained of transformers 5.24 writes tracker_model. twice before those of SAM 3
     state = {name: tensor.detach().contiguous() for name, tensor in names.items() if name not in tied}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def saved_named_sam(folder: Path, kind: str, words: list[str], seed: int = 0) -> None:
+    """Save a SAM 3 that is asked by name, as it is published, with a tokenizer of some words.
+
+    Args:
+        kind: `sam3`, the detector alone, or `sam3_video`, the whole.
+    """
+    import transformers
+
+    from tools.generator import clip_tokenizer
+
+    tokenizer = clip_tokenizer(words)
+    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    text = DETECTOR["text_config"] | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    detector = DETECTOR | {"text_config": text}
+    whole = {"detector_config": detector, "tracker_config": SAM3 | MEMORY | {"image_size": 56}}
+    start, options = ("Sam3", detector) if kind == "sam3" else ("Sam3Video", whole)
+    config = getattr(transformers, f"{start}Config")(**options)
+    torch.manual_seed(seed)
+    net = getattr(transformers, f"{start}Model")(config).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=1.5 / math.sqrt(max(1, parameter[0].numel())))
+            if "presence_head.layer3.bias" in name:
+                parameter.fill_(9.0)  # something is always there
+    config.save_pretrained(folder)
+    save_file(
+        {name: t.detach().contiguous() for name, t in net.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    tokenizer.save_pretrained(folder)
+    transformers.Sam3ImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
 
 
 def mobile_sam_state(side: int) -> dict[str, Tensor]:

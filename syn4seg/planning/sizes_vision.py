@@ -157,7 +157,7 @@ def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[i
 
 @dataclass(frozen=True)
 class FeatureSize:
-    """The network of `labeling.features` on a square image: all of it, FLOPs of an image, numbers of its largest layer's output."""
+    """A network that looks at a square image: all of it, FLOPs of an image, numbers of its largest layer's output."""
 
     part: ModelPart
     flops: int
@@ -185,6 +185,27 @@ def feature_size(backbone: str, side: int) -> FeatureSize:
     with torch.no_grad(), _counted(net) as outputs:
         net(image)
     return FeatureSize(part_of("features", net), flops_of(net, image), max(outputs))
+
+
+@functools.cache
+def named_size(model: str) -> FeatureSize:
+    """Count the parts of the SAM 3 of `evaluation.by_name`, from its config.json (of a hub id, fetched).
+
+    FLOPs and the largest layer are of its image encoder, which does nearly all of the work.
+
+    Raises:
+        UserError: there is no such network, or its configuration is not sound.
+    """
+    import torch
+
+    from syn4seg.models.sam_named import empty_detector
+
+    net = empty_detector(model)
+    side = net.config.vision_config.image_size
+    image = torch.empty(1, 3, *((side, side) if isinstance(side, int) else side), device="meta")
+    with torch.no_grad(), _counted(net.vision_encoder) as outputs:
+        net.vision_encoder(image)
+    return FeatureSize(part_of("by_name", net), flops_of(net.vision_encoder, image), max(outputs))
 
 
 @functools.cache

@@ -59,7 +59,7 @@ HINTING = ("margin", "hints")
 """Keys of `refinement` that SAM's embeddings do not depend on."""
 SYNTHETIC = ("trains", "rows", "synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""
-FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "masks")
+FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "by_name", "masks")
 """Keys of `evaluation` that choose the queries, which come in by their content, or the figures that a table shows."""
 DRAWN = ("draws", "first_draw", "val_images", "root")
 """Keys of `data` that change no support draw; the root comes in by its digest."""
