@@ -1,7 +1,8 @@
-"""Tiny SAMs of transformers in their true formats, with random weights, one of them asked by name; and MobileSAM's file."""
+"""Tiny SAMs of transformers in their true formats, with random weights, one asked by name; the files of MobileSAM and EdgeSAM."""
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -178,16 +179,9 @@ def mobile_sam_state(side: int) -> dict[str, Tensor]:
     Args:
         side: of the input in pixels; the published one has 1024.
     """
-    from syn4seg.models.sam_modules import MaskDecoder, PromptEncoder, TwoWayTransformer
-
     torch.manual_seed(0)
     state: dict[str, Tensor] = {}
-
-    def conv(name: str, inputs: int, outputs: int, size: int) -> None:
-        state[f"{name}.c.weight"] = torch.randn(outputs, inputs, size, size) / math.sqrt(inputs * size * size)
-        for part, low, high in (("weight", 0.8, 1.2), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1), ("running_var", 0.8, 1.2)):
-            state[f"{name}.bn.{part}"] = torch.empty(outputs).uniform_(low, high)
-        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
+    conv = functools.partial(_conv, state)
 
     def dense(name: str, inputs: int, outputs: int) -> None:
         state[f"{name}.weight"] = torch.randn(outputs, inputs) / math.sqrt(inputs)
@@ -226,8 +220,62 @@ def mobile_sam_state(side: int) -> dict[str, Tensor]:
     state["image_encoder.neck.2.weight"] = torch.randn(256, 256, 3, 3) / math.sqrt(256 * 9)
     norm("image_encoder.neck.1", 256)
     norm("image_encoder.neck.3", 256)
+    return state | _behind(side)
+
+
+def _conv(state: dict[str, Tensor], name: str, inputs: int, outputs: int, size: int) -> None:
+    """Add a convolution with a batch norm that has statistics."""
+    state[f"{name}.c.weight"] = torch.randn(outputs, inputs, size, size) / math.sqrt(inputs * size * size)
+    for part, low, high in (("weight", 0.8, 1.2), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1), ("running_var", 0.8, 1.2)):
+        state[f"{name}.bn.{part}"] = torch.empty(outputs).uniform_(low, high)
+    state[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
+
+
+def _behind(side: int) -> dict[str, Tensor]:
+    """Return random tensors of SAM's prompt encoder and mask decoder."""
+    from syn4seg.models.sam_modules import MaskDecoder, PromptEncoder, TwoWayTransformer
+
     rest = {
         "prompt_encoder": PromptEncoder(256, (side // 16,) * 2, (side, side), 16),
         "mask_decoder": MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048)),
     }
-    return state | {f"{name}.{key}": tensor for name, part in rest.items() for key, tensor in part.state_dict().items()}
+    return {f"{name}.{key}": tensor for name, part in rest.items() for key, tensor in part.state_dict().items()}
+
+
+EDGE_WIDTHS = (48,) * 3 + (96,) * 4 + (192,) * 16 + (384,) * 3
+"""Channels of the layers 1 to 26 of EdgeSAM's encoder; the first layer of another width halves the map."""
+EDGE_SQUEEZED = {1, 5, 9, 11, 13, 15, 17, 19, 21, 25}
+"""Those with squeeze and excitation."""
+
+
+def edge_sam_state(side: int) -> dict[str, Tensor]:
+    """Return random tensors by the names and in the shapes of EdgeSAM's file, as the authors' repository has them.
+
+    Args:
+        side: of the input in pixels; the published one has 1024.
+    """
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = {}
+    conv = functools.partial(_conv, state)
+    conv("image_encoder.features.0.0", 3, 24, 3)
+    conv("image_encoder.features.0.2", 24, 48, 3)
+    for number, (before, width) in enumerate(zip((48, *EDGE_WIDTHS), EDGE_WIDTHS, strict=False), 1):
+        name = f"image_encoder.features.{number}"
+        if before == width:
+            conv(f"{name}.token_mixer.0.conv", 1, width, 3)
+            conv(f"{name}.token_mixer.0.conv1", 1, width, 1)
+        else:
+            conv(f"{name}.token_mixer.0", 1, before, 3)
+            conv(f"{name}.token_mixer.2", before, width, 1)
+        if number in EDGE_SQUEEZED:
+            for part, inputs, outputs in (("fc1", width, max(16, width // 4)), ("fc2", max(16, width // 4), width)):
+                state[f"{name}.token_mixer.1.{part}.weight"] = torch.randn(outputs, inputs, 1, 1) / math.sqrt(inputs)
+                state[f"{name}.token_mixer.1.{part}.bias"] = 0.1 * torch.randn(outputs)
+        conv(f"{name}.channel_mixer.m.0", width, 2 * width, 1)
+        conv(f"{name}.channel_mixer.m.2", 2 * width, width, 1)
+    for name, inputs, size in (("fuse_stage2", 192, 1), ("fuse_stage3.op_list.0", 384, 1), ("neck.0", 256, 1), ("neck.2", 256, 3)):
+        state[f"image_encoder.{name}.weight"] = torch.randn(256, inputs, size, size) / math.sqrt(inputs * size * size)
+    for name in ("neck.1", "neck.3"):
+        state[f"image_encoder.{name}.weight"] = 1 + 0.1 * torch.randn(256)
+        state[f"image_encoder.{name}.bias"] = 0.1 * torch.randn(256)
+    return state | _behind(side)

@@ -79,9 +79,8 @@ def _transformers_sam_size(model: str) -> SamSize:
 
 
 def _sam_architecture(model: str) -> Callable[[], Any]:
-    from syn4seg.models.sam import ARCHITECTURES, build_sam, encoder_shape
+    from syn4seg.models.sam import ARCHITECTURES, build_sam, encoder_shape, timm_sam
     from syn4seg.models.sam_files import EMBEDDED, PUBLISHED, WEIGHTS, known_sam
-    from syn4seg.models.sam_mobile import MARK, build_mobile_sam
 
     known_sam(model)
     if model in PUBLISHED:
@@ -90,7 +89,8 @@ def _sam_architecture(model: str) -> Callable[[], Any]:
     if path.is_dir():
         return functools.partial(build_sam, read_json(path / "config.json"))
     tensors = _meta_tensors(path)
-    return build_mobile_sam if MARK in tensors else ARCHITECTURES[encoder_shape(tensors, path)]
+    small = timm_sam(tensors)
+    return ARCHITECTURES[encoder_shape(tensors, path)] if small is None else small.build
 
 
 def _meta_tensors(path: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.stages import base_data, classifiers, support
 from syn4seg.stages.arrivals import FeatureCache
-from syn4seg.stages.controls import NamedLabels
 from syn4seg.stages.labels import load_on_device
+from syn4seg.stages.named import NamedLabels
 from syn4seg.stages.setup import canvas_of, support_of
 from syn4seg.store.rundir import RunDir
 

@@ -16,7 +16,10 @@ from syn4seg.stages.setup import digest_inputs
 from syn4seg.stages.similarity import feature_side
 from syn4seg.trials.cache import RUNS, key_hash
 
-SAMS = ("syn4seg.models.sam", "syn4seg.models.sam_mobile", "syn4seg.models.sam_transformers", "syn4seg.models.refiners")
+SAMS = (
+    *("syn4seg.models.sam", "syn4seg.models.sam_mobile", "syn4seg.models.sam_edge"),
+    *("syn4seg.models.sam_transformers", "syn4seg.models.refiners"),
+)
 CODE = {
     RUNS: ("syn4seg.prompts", "syn4seg.models", "syn4seg.data", "syn4seg.segmenter", "syn4seg.stages.plan", "syn4seg.stages.base"),
     "support": ("syn4seg.data", "syn4seg.stages.setup"),
