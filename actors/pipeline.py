@@ -80,7 +80,7 @@ def node_inputs(config: Config) -> dict[str, str]:
     }
     if on_workers(config):
         inputs |= {"data.root": config.data.root, "segmenter.weights": config.segmenter.weights}
-        inputs |= {"novel.base_photos": config.novel.base_photos}
+        inputs |= {"novel.base_photos": config.novel.base_photos, "evaluation.by_name": config.evaluation.by_name}
     return {key: str(value) for key, value in inputs.items() if value}
 
 
@@ -190,7 +190,8 @@ class Pipeline:
             return
         rounds, run = self.config.labeling.rounds, self.run.round(self.config.labeling.rounds - 1)
         labeling = self.config.labeling.model_copy(update={"rounds": rounds - 1})
-        evaluation = self.config.evaluation.model_copy(update={"rows": ("syn4seg",), "controls": False, "baselines": ()})
+        only = {"rows": ("syn4seg",), "controls": False, "by_name": None, "baselines": ()}
+        evaluation = self.config.evaluation.model_copy(update=only)
         novel = self.config.novel.model_copy(update={"trains": "classifier"})
         config = self.config.model_copy(update={"labeling": labeling, "novel": novel, "evaluation": evaluation})
         run.open(config)

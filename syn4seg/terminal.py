@@ -25,6 +25,7 @@ _ABLATION = {
 _CONTROLS = {
     "control_image_label": "control A: image's class only",
     "control_swapped": "control B: other prototype",
+    "control_by_name": "control N: SAM 3 by name",
     "oracle": "control O: true masks",
 }
 _JOINT = {
@@ -165,6 +166,8 @@ def result_notes(results: dict[str, Any]) -> list[str]:
         f"generator {protocol['generator']}; {protocol['replayed_base_images']} base images replayed; base mIoU: "
         f"{protocol['base_mIoU']}; mean {protocol['mean']}; spread: standard deviation over draws",
     ]
+    if "by_name" in protocol:
+        lines.append(f"control N: masks of {protocol['by_name']} for the name of the class")
     lines += _gain_lines(results.get("gains", {}).get("syn4seg", {}))
     if protocol["transductive"]:
         lines.append("transductive: imported images may be test images")
@@ -185,6 +188,7 @@ def _gain_lines(gains: dict[str, Any]) -> list[str]:
     """Return a line per row over which the whole method is measured, draw by draw, and the share of the oracle's gain."""
     lines = []
     references = {"over_support_only": "support only", "over_hdig_raw": "raw labels", "over_control_image_label": "control A"}
+    references |= {"over_control_by_name": "control N"}
     for key, text in references.items():
         if key not in gains or gains[key]["novel"]["mean"] is None:
             continue

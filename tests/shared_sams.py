@@ -1,7 +1,8 @@
-"""Tiny SAMs of transformers in their true formats, with random weights; and MobileSAM's file."""
+"""Tiny SAMs of transformers in their true formats, with random weights, one asked by name; the files of MobileSAM and EdgeSAM."""
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -139,22 +140,48 @@ def saved_sam(folder: Path, kind: str) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def saved_named_sam(folder: Path, kind: str, words: list[str], seed: int = 0) -> None:
+    """Save a SAM 3 that is asked by name, as it is published, with a tokenizer of some words.
+
+    Args:
+        kind: `sam3`, the detector alone, or `sam3_video`, the whole.
+    """
+    import transformers
+
+    from tools.generator import clip_tokenizer
+
+    tokenizer = clip_tokenizer(words)
+    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    text = DETECTOR["text_config"] | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    detector = DETECTOR | {"text_config": text}
+    whole = {"detector_config": detector, "tracker_config": SAM3 | MEMORY | {"image_size": 56}}
+    start, options = ("Sam3", detector) if kind == "sam3" else ("Sam3Video", whole)
+    config = getattr(transformers, f"{start}Config")(**options)
+    torch.manual_seed(seed)
+    net = getattr(transformers, f"{start}Model")(config).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=1.5 / math.sqrt(max(1, parameter[0].numel())))
+            if "presence_head.layer3.bias" in name:
+                parameter.fill_(9.0)  # something is always there
+    config.save_pretrained(folder)
+    save_file(
+        {name: t.detach().contiguous() for name, t in net.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    tokenizer.save_pretrained(folder)
+    transformers.Sam3ImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
+
+
 def mobile_sam_state(side: int) -> dict[str, Tensor]:
     """Return random tensors by the names and in the shapes of MobileSAM's file, whose batch norms have statistics.
 
     Args:
         side: of the input in pixels; the published one has 1024.
     """
-    from syn4seg.models.sam_modules import MaskDecoder, PromptEncoder, TwoWayTransformer
-
     torch.manual_seed(0)
     state: dict[str, Tensor] = {}
-
-    def conv(name: str, inputs: int, outputs: int, size: int) -> None:
-        state[f"{name}.c.weight"] = torch.randn(outputs, inputs, size, size) / math.sqrt(inputs * size * size)
-        for part, low, high in (("weight", 0.8, 1.2), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1), ("running_var", 0.8, 1.2)):
-            state[f"{name}.bn.{part}"] = torch.empty(outputs).uniform_(low, high)
-        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
+    conv = functools.partial(_conv, state)
 
     def dense(name: str, inputs: int, outputs: int) -> None:
         state[f"{name}.weight"] = torch.randn(outputs, inputs) / math.sqrt(inputs)
@@ -193,8 +220,62 @@ def mobile_sam_state(side: int) -> dict[str, Tensor]:
     state["image_encoder.neck.2.weight"] = torch.randn(256, 256, 3, 3) / math.sqrt(256 * 9)
     norm("image_encoder.neck.1", 256)
     norm("image_encoder.neck.3", 256)
+    return state | _behind(side)
+
+
+def _conv(state: dict[str, Tensor], name: str, inputs: int, outputs: int, size: int) -> None:
+    """Add a convolution with a batch norm that has statistics."""
+    state[f"{name}.c.weight"] = torch.randn(outputs, inputs, size, size) / math.sqrt(inputs * size * size)
+    for part, low, high in (("weight", 0.8, 1.2), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1), ("running_var", 0.8, 1.2)):
+        state[f"{name}.bn.{part}"] = torch.empty(outputs).uniform_(low, high)
+    state[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
+
+
+def _behind(side: int) -> dict[str, Tensor]:
+    """Return random tensors of SAM's prompt encoder and mask decoder."""
+    from syn4seg.models.sam_modules import MaskDecoder, PromptEncoder, TwoWayTransformer
+
     rest = {
         "prompt_encoder": PromptEncoder(256, (side // 16,) * 2, (side, side), 16),
         "mask_decoder": MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048)),
     }
-    return state | {f"{name}.{key}": tensor for name, part in rest.items() for key, tensor in part.state_dict().items()}
+    return {f"{name}.{key}": tensor for name, part in rest.items() for key, tensor in part.state_dict().items()}
+
+
+EDGE_WIDTHS = (48,) * 3 + (96,) * 4 + (192,) * 16 + (384,) * 3
+"""Channels of the layers 1 to 26 of EdgeSAM's encoder; the first layer of another width halves the map."""
+EDGE_SQUEEZED = {1, 5, 9, 11, 13, 15, 17, 19, 21, 25}
+"""Those with squeeze and excitation."""
+
+
+def edge_sam_state(side: int) -> dict[str, Tensor]:
+    """Return random tensors by the names and in the shapes of EdgeSAM's file, as the authors' repository has them.
+
+    Args:
+        side: of the input in pixels; the published one has 1024.
+    """
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = {}
+    conv = functools.partial(_conv, state)
+    conv("image_encoder.features.0.0", 3, 24, 3)
+    conv("image_encoder.features.0.2", 24, 48, 3)
+    for number, (before, width) in enumerate(zip((48, *EDGE_WIDTHS), EDGE_WIDTHS, strict=False), 1):
+        name = f"image_encoder.features.{number}"
+        if before == width:
+            conv(f"{name}.token_mixer.0.conv", 1, width, 3)
+            conv(f"{name}.token_mixer.0.conv1", 1, width, 1)
+        else:
+            conv(f"{name}.token_mixer.0", 1, before, 3)
+            conv(f"{name}.token_mixer.2", before, width, 1)
+        if number in EDGE_SQUEEZED:
+            for part, inputs, outputs in (("fc1", width, max(16, width // 4)), ("fc2", max(16, width // 4), width)):
+                state[f"{name}.token_mixer.1.{part}.weight"] = torch.randn(outputs, inputs, 1, 1) / math.sqrt(inputs)
+                state[f"{name}.token_mixer.1.{part}.bias"] = 0.1 * torch.randn(outputs)
+        conv(f"{name}.channel_mixer.m.0", width, 2 * width, 1)
+        conv(f"{name}.channel_mixer.m.2", 2 * width, width, 1)
+    for name, inputs, size in (("fuse_stage2", 192, 1), ("fuse_stage3.op_list.0", 384, 1), ("neck.0", 256, 1), ("neck.2", 256, 3)):
+        state[f"image_encoder.{name}.weight"] = torch.randn(256, inputs, size, size) / math.sqrt(inputs * size * size)
+    for name in ("neck.1", "neck.3"):
+        state[f"image_encoder.{name}.weight"] = 1 + 0.1 * torch.randn(256)
+        state[f"image_encoder.{name}.bias"] = 0.1 * torch.randn(256)
+    return state | _behind(side)

@@ -21,6 +21,9 @@ class EvaluationConfig(Section):
     """Rows of the ablation that are trained and scored, beside `support_only`; empty: all."""
     controls: bool = False
     """Also train the controls: the image's class alone, another class's prototype and, where they are known, the true masks."""
+    by_name: str | None = None
+    """Also train the control whose labels are the masks that this SAM 3 finds for the class's name: a folder of transformers, or a
+    hub id such as `facebook/sam3`."""
     masks: Path | None = None
     """True masks of imported images, if there are any: MASKS/NAME.png with the data set's ids. Only the control `oracle` and the
     figures of label quality read them."""

@@ -230,8 +230,9 @@ class LabelingConfig(Section):
 
 class RefinementConfig(Section):
     model: str = "embedded-sam"
-    """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), a checkpoint file of segment-anything or MobileSAM, a folder or hub
-    id of transformers (SAM, HQ-SAM, SAM 2, SAM 3), `grabcut` (by colour, no weights) or `none` (no boundary refinement)."""
+    """`embedded-sam`, `vit-b`, `vit-l`, `vit-h` (fetched once), a checkpoint file of segment-anything, MobileSAM or EdgeSAM, a
+    folder or hub id of transformers (SAM, HQ-SAM, SAM 2, SAM 3), `grabcut` (by colour, no weights) or `none` (no boundary
+    refinement)."""
     hints: tuple[Literal["box", "point", "mask"], ...] = ("box",)
     """What SAM is told of a component, one or several: its `box`, the `point` deepest inside it, and beside one of these its
     `mask`, coarsely."""

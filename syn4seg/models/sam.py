@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from syn4seg.errors import UserError
+from syn4seg.models import sam_edge, sam_mobile
 from syn4seg.models.attention import fuse_attention
 from syn4seg.models.refiners import HintedRefiner, Hints
 from syn4seg.models.sam_files import EMBEDDED, EXPECTED, PUBLISHED, WEIGHTS, known_sam, published_file
-from syn4seg.models.sam_mobile import MARK, build_mobile_sam, translated
 from syn4seg.models.sam_modules import (
     ImageEncoderViT,
     MaskDecoder,
@@ -61,6 +61,26 @@ ARCHITECTURES: dict[tuple[int, int], Callable[[], Sam]] = {
     (1280, 32): build_sam_vit_h,
 }
 """Constructors of ViT-B, ViT-L and ViT-H by the width and the number of blocks of their image encoders."""
+
+
+class TimmSam(NamedTuple):
+    """A SAM behind an image encoder of timm.
+
+    Attributes:
+        mark: a tensor that is in every file of it and of no other.
+        translated: a function from such a file's tensors to those of the network, by name.
+        build: its constructor.
+    """
+
+    mark: str
+    translated: Callable[[dict[str, Any]], dict[str, Any]]
+    build: Callable[[], Sam]
+
+
+TIMM_SAMS = (
+    TimmSam(sam_mobile.MARK, sam_mobile.translated, sam_mobile.build_mobile_sam),
+    TimmSam(sam_edge.MARK, sam_edge.translated, sam_edge.build_edge_sam),
+)
 
 
 def build_sam(numbers: dict[str, Any]) -> Sam:
@@ -109,7 +129,7 @@ def load_sam(path_or_name: str | Path) -> Sam:
     Args:
         path_or_name: "embedded-sam" (in the package), "vit-b", "vit-l" or "vit-h" (fetched once, into torch's hub cache), a
             folder with `config.json` and `model.safetensors`, or a ViT-B, ViT-L or ViT-H checkpoint of segment-anything
-            (`.pth`, or the same state dict as `.safetensors`), or one of MobileSAM.
+            (`.pth`, or the same state dict as `.safetensors`), or one of MobileSAM or EdgeSAM.
 
     Raises:
         UserError: nothing is there, it cannot be read, or its tensors are not those of the architecture.
@@ -117,12 +137,12 @@ def load_sam(path_or_name: str | Path) -> Sam:
     known_sam(path_or_name)
     name = str(path_or_name)
     named = PUBLISHED.get(name)
-    path = WEIGHTS if name == EMBEDDED else published_file(name) if named else Path(name)
+    path, small = WEIGHTS if name == EMBEDDED else published_file(name) if named else Path(name), None
     if path.is_dir():
         state = _read_tensors(path / "model.safetensors")
         build = partial(build_sam, _read_numbers(path / "config.json"))
-    elif MARK in (state := _read_tensors(path)):
-        state, build = translated(state), build_mobile_sam
+    elif (small := timm_sam(state := _read_tensors(path))) is not None:
+        state, build = small.translated(state), small.build
     else:
         shape = encoder_shape(state, path)
         if named and shape != named.encoder:
@@ -132,7 +152,7 @@ def load_sam(path_or_name: str | Path) -> Sam:
                 "and the right one is fetched"
             )
         build = ARCHITECTURES[shape]
-    if name == EMBEDDED or build is build_mobile_sam:
+    if name == EMBEDDED or small is not None:
         # small enough to be built for nothing: on "meta", torch loads its compiler for two seconds, and timm's tables stay there
         with torch.random.fork_rng(devices=[]):
             sam = build()
@@ -145,6 +165,11 @@ def load_sam(path_or_name: str | Path) -> Sam:
     for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):  # not part of any checkpoint
         sam.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
     return sam.eval()
+
+
+def timm_sam(state: dict[str, Any]) -> TimmSam | None:
+    """Return the SAM behind an encoder of timm of which a file's tensors are; None where they are of another."""
+    return next((one for one in TIMM_SAMS if one.mark in state), None)
 
 
 def _read_numbers(path: Path) -> dict[str, Any]:

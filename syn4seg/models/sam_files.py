@@ -41,7 +41,8 @@ PUBLISHED = {
 EXPECTED = (
     f'give "{EMBEDDED}", {", ".join(PUBLISHED)} (fetched once), "grabcut" or "none" (no weights), a checkpoint file of '
     "segment-anything (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth), or a folder with "
-    f"{' and '.join(FOLDER_FILES)} (also one of transformers, or its hub id: SAM, HQ-SAM, SAM 2, SAM 3), or a file of MobileSAM"
+    f"{' and '.join(FOLDER_FILES)} (also one of transformers, or its hub id: SAM, HQ-SAM, SAM 2, SAM 3), or a file of MobileSAM or "
+    "EdgeSAM"
 )
 
 

@@ -43,15 +43,24 @@ class TinyEncoder(nn.Module):
         body.stages[3].downsample.conv2.conv.stride = (1, 1)
         body.head = nn.Identity()
         self.body = body
-        self.neck = nn.Sequential(
-            nn.Conv2d(body.num_features, WIDTH, 1, bias=False),
-            LayerNorm2d(WIDTH),
-            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
-            LayerNorm2d(WIDTH),
-        )
+        self.neck = neck_of(body.num_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.neck(self.body.forward_features(x))
+
+
+def neck_of(channels: int) -> nn.Sequential:
+    """Return SAM's neck: maps (N, channels, h, w) to embeddings (N, 256, h, w)."""
+    first, second = nn.Conv2d(channels, WIDTH, 1, bias=False), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)
+    return nn.Sequential(first, LayerNorm2d(WIDTH), second, LayerNorm2d(WIDTH))
+
+
+def sam_behind(encoder: nn.Module, side: int) -> Sam:
+    """Return SAM's untrained prompt encoder and mask decoder behind an encoder of images of `side` pixels, 16 a cell."""
+    cells = side // CELL
+    prompts = PromptEncoder(WIDTH, (cells, cells), (side, side), 16)
+    decoder = MaskDecoder(transformer_dim=WIDTH, transformer=TwoWayTransformer(2, WIDTH, 8, 2048))
+    return Sam(encoder, prompts, decoder)  # pyright: ignore[reportArgumentType]
 
 
 def build_mobile_sam(side: int = SIDE) -> Sam:
@@ -63,10 +72,7 @@ def build_mobile_sam(side: int = SIDE) -> Sam:
     Raises:
         UserError: timm is not installed.
     """
-    cells = side // CELL
-    prompts = PromptEncoder(WIDTH, (cells, cells), (side, side), 16)
-    decoder = MaskDecoder(transformer_dim=WIDTH, transformer=TwoWayTransformer(2, WIDTH, 8, 2048))
-    return Sam(TinyEncoder(side), prompts, decoder)  # pyright: ignore[reportArgumentType]
+    return sam_behind(TinyEncoder(side), side)
 
 
 def translated(state: dict[str, Any]) -> dict[str, Any]:

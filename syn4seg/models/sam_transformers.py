@@ -122,7 +122,7 @@ def empty_network(model: str) -> TransformersSam:
     made = _class(kind)
     try:
         config = made.config_class.from_dict(content)
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             return TransformersSam(kind, _mended(kind, made(config).eval().requires_grad_(False)), None)
     except Exception as error:  # transformers checks configurations by raising whatever comes
         raise UserError(
@@ -144,7 +144,7 @@ def load_transformers_sam(model: str) -> TransformersSam:
     weight_files(folder)
     made, options = _class(kind), {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     try:
-        with _quiet():
+        with quiet():
             network, report = made.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options)
             processor = _processor(kind, folder)
     except Exception as error:  # transformers raises whatever comes
@@ -188,7 +188,7 @@ def _processor(kind: str, folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from writing: of a video model's folder it warns of the tensors that a single image does not need."""
     from transformers.utils import logging
 

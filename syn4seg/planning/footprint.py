@@ -14,6 +14,7 @@ from syn4seg.planning.workload import (
     features_of,
     joint_step_images,
     kind_of,
+    named_of,
     prompts_of,
     samples_of,
     segmenter_of,
@@ -31,6 +32,8 @@ CACHE_BYTES = 4 * 2**30
 CUDA_BYTES = 6 * 10**8
 """Stated bytes of a CUDA context."""
 ENCODED_AT_ONCE, FEATURES_AT_ONCE = 8, 32
+OBJECTS = 200
+"""Objects of a name that SAM 3 may find in an image."""
 FORMULAS = {
     "encoding": "weights + 8 prompts x tokens x 16 x 4096",
     "synthesis": "weights + the larger of 16 x images (2 with guidance) x tokens x width and, for the VAE, 8 x first channels x "
@@ -42,6 +45,7 @@ FORMULAS = {
     "base": "weights x (weight, gradient, moments) + batch x (outputs of all trained layers + 4 x logits on the crop)",
     "features": "weights (of labeling.features too, for its prototypes) + 32 images x 3 x input of the bottleneck",
     "novel": "images of a step x (features + 6 x logits on the canvas); in main memory at most 4 GiB of features",
+    "by_name": "weights + 3 x output of the image encoder's largest layer + 200 objects x 2 masks as large as the image",
     "joint": "weights x (base network, weight, average, gradient, moments) + images x (outputs of all layers + 6 x logits)",
     "evaluation": "4 x logits on the canvas",
 }
@@ -64,6 +68,7 @@ def memory_of(config: Config, facts: WorkloadFacts) -> dict[str, tuple[int, int]
         "base": _training(config, facts),
         "features": (net.part.bytes(4) + weights, FEATURES_AT_ONCE * 12 * net.trunk),
         "novel": (0, step + cache),
+        "by_name": _named(config),
         "joint": _joint(config, facts),
         "evaluation": (0, 4 * logits),
     }
@@ -93,6 +98,11 @@ def _sam(config: Config) -> tuple[int, int]:
     if on_gpu:
         return round(1.5 * sam.part.bytes(4)), 2 * 2500 * rows
     return sam.part.bytes(4), 4 * 3 * sam.tokens * rows
+
+
+def _named(config: Config) -> tuple[int, int]:
+    named = named_of(config)
+    return (named.part.bytes(4), 12 * named.largest + 8 * OBJECTS * config.synthesis.size**2) if named else (0, 0)
 
 
 def _training(config: Config, facts: WorkloadFacts) -> tuple[int, int]:

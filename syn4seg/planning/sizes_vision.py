@@ -79,9 +79,8 @@ def _transformers_sam_size(model: str) -> SamSize:
 
 
 def _sam_architecture(model: str) -> Callable[[], Any]:
-    from syn4seg.models.sam import ARCHITECTURES, build_sam, encoder_shape
+    from syn4seg.models.sam import ARCHITECTURES, build_sam, encoder_shape, timm_sam
     from syn4seg.models.sam_files import EMBEDDED, PUBLISHED, WEIGHTS, known_sam
-    from syn4seg.models.sam_mobile import MARK, build_mobile_sam
 
     known_sam(model)
     if model in PUBLISHED:
@@ -90,7 +89,8 @@ def _sam_architecture(model: str) -> Callable[[], Any]:
     if path.is_dir():
         return functools.partial(build_sam, read_json(path / "config.json"))
     tensors = _meta_tensors(path)
-    return build_mobile_sam if MARK in tensors else ARCHITECTURES[encoder_shape(tensors, path)]
+    small = timm_sam(tensors)
+    return ARCHITECTURES[encoder_shape(tensors, path)] if small is None else small.build
 
 
 def _meta_tensors(path: Path) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[i
 
 @dataclass(frozen=True)
 class FeatureSize:
-    """The network of `labeling.features` on a square image: all of it, FLOPs of an image, numbers of its largest layer's output."""
+    """A network that looks at a square image: all of it, FLOPs of an image, numbers of its largest layer's output."""
 
     part: ModelPart
     flops: int
@@ -185,6 +185,27 @@ def feature_size(backbone: str, side: int) -> FeatureSize:
     with torch.no_grad(), _counted(net) as outputs:
         net(image)
     return FeatureSize(part_of("features", net), flops_of(net, image), max(outputs))
+
+
+@functools.cache
+def named_size(model: str) -> FeatureSize:
+    """Count the parts of the SAM 3 of `evaluation.by_name`, from its config.json (of a hub id, fetched).
+
+    FLOPs and the largest layer are of its image encoder, which does nearly all of the work.
+
+    Raises:
+        UserError: there is no such network, or its configuration is not sound.
+    """
+    import torch
+
+    from syn4seg.models.sam_named import empty_detector
+
+    net = empty_detector(model)
+    side = net.config.vision_config.image_size
+    image = torch.empty(1, 3, *((side, side) if isinstance(side, int) else side), device="meta")
+    with torch.no_grad(), _counted(net.vision_encoder) as outputs:
+        net.vision_encoder(image)
+    return FeatureSize(part_of("by_name", net), flops_of(net.vision_encoder, image), max(outputs))
 
 
 @functools.cache

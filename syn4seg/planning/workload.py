@@ -22,6 +22,7 @@ from syn4seg.planning.sizes_vision import (
     SegmenterSize,
     feature_size,
     model_size,
+    named_size,
     network_size,
     sam_size,
     segmenter_size,
@@ -230,6 +231,7 @@ def _training_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
             extra=2 * step * width * h * w / CPU_BYTES,
             **here,
         ),
+        _named_work(config, facts, here),
         _joint_work(config, facts, here | ahead),
         StageWork(
             "evaluation",
@@ -259,6 +261,18 @@ def _base_work(config: Config, facts: WorkloadFacts, here: Any) -> StageWork:
         "frozen": settings.freeze_backbone,
     }
     return StageWork("base", "image", images * base.epochs if base.checkpoint == "train" else 0, flops, what=what, **here)
+
+
+def named_of(config: Config) -> FeatureSize | None:
+    """Return the size of the network of `evaluation.by_name`; None where there is none."""
+    return named_size(config.evaluation.by_name) if config.evaluation.by_name else None
+
+
+def _named_work(config: Config, facts: WorkloadFacts, here: Any) -> StageWork:
+    """Return the masks by name: each image of diverse prompts once, whatever the number of draws."""
+    named = named_of(config)
+    images = facts.novel * config.synthesis.images_per_class if named else 0
+    return StageWork("by_name", "image", images, named.flops if named else 0, what={"model": config.evaluation.by_name}, **here)
 
 
 def joint_step_images(config: Config) -> int:

@@ -96,6 +96,10 @@ def check(config: Config, run: RunDir | None = None) -> tuple[Dataset, Fold]:
 
         check_checkpoint(config, fold)
     check_models(config, run)
+    if config.evaluation.by_name:
+        from syn4seg.models.sam_named import check_named_sam
+
+        check_named_sam(config.evaluation.by_name, [config.prompts.words(name).name for name in novel])
     return dataset, fold
 
 

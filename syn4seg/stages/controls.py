@@ -1,4 +1,5 @@
-"""Labels of the control rows: what the method would be worth without prototypes, with wrong ones, and with true masks.
+"""Labels of the control rows: what the method would be worth without prototypes, with wrong ones, with the masks that another
+network finds for the class's name, and with true masks.
 
 A gain that a control has too is not the method's. Controls train like every row, on the same images; they are computed from what
 is stored of a sample and are never written.
@@ -16,7 +17,8 @@ from syn4seg.config.tree import Config
 from syn4seg.data.datasets import Fold
 from syn4seg.schema import UNLABELED
 from syn4seg.stages.labels import Enhancer
-from syn4seg.stages.rows import IMAGE_LABEL, ROWS, SWAPPED, TRUTH, rows_of
+from syn4seg.stages.named import NamedLabels
+from syn4seg.stages.rows import IMAGE_LABEL, NAMED, ROWS, SWAPPED, TRUTH, rows_of
 from syn4seg.stages.truth import truth_source
 from syn4seg.store.rundir import RunDir
 
@@ -36,12 +38,15 @@ class ControlLabels:
 
     Args:
         columns: which label columns; None: those of the configuration's rows.
+        named: where the labels by name come from; None: they are left out.
     """
 
-    def __init__(self, config: Config, run: RunDir, fold: Fold, draw: int, columns: Set[str] | None = None):
+    def __init__(
+        self, config: Config, run: RunDir, fold: Fold, draw: int, columns: Set[str] | None = None, named: NamedLabels | None = None
+    ):
         asked = {ROWS[row][1] for row in rows_of(config)} if columns is None else columns
-        self.columns = asked & {IMAGE_LABEL, SWAPPED, TRUTH}
-        self.novel = fold.novel_indices
+        self.columns = asked & {IMAGE_LABEL, SWAPPED, TRUTH, *([NAMED] if named else [])}
+        self.novel, self.named = fold.novel_indices, named
         self.truth = truth_source(config) if TRUTH in self.columns else None
         self.enhancer = Enhancer.from_run(run, draw, config, config.placement.device) if SWAPPED in self.columns else None
 
@@ -54,6 +59,8 @@ class ControlLabels:
         labels, target = {}, int(sample.record["class_id"])
         if IMAGE_LABEL in self.columns:
             labels[IMAGE_LABEL] = image_label(sample.labels["draft"], target, self.novel)
+        if NAMED in self.columns and self.named is not None:
+            labels[NAMED] = self.named.of(sample.record["sample_id"], image, target)
         if TRUTH in self.columns and self.truth is not None:
             truth = self.truth(sample.record, image.shape[0])
             labels[TRUTH] = np.full(image.shape[:2], UNLABELED, np.uint8) if truth is None else truth

@@ -7,7 +7,7 @@ late it sees a label, so that their sums over all processes meet.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from syn4seg.stages.arrivals import Arrivals
 from syn4seg.stages.controls import ControlLabels
 from syn4seg.stages.novel import NovelStage
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.stages.rows import HDIG, ROWS, WITHOUT_VERDICT, rows_of
+from syn4seg.stages.rows import HDIG, NAMED, ROWS, WITHOUT_VERDICT, rows_of
 from syn4seg.stages.setup import training_device
 from syn4seg.store.files import remove, write_atomically
 from syn4seg.store.tensors import read_tensors
@@ -102,7 +102,7 @@ class DrawTraining:
             if row in states:
                 training.load_state(states[row])
             self.trainings[row] = training
-        self.controls = ControlLabels(config, stage.run, fold, draw)
+        self.controls = ControlLabels(config, stage.run, fold, draw, named=stage.named)
         self.total = sum(training.schedule.steps for training in self.trainings.values())
 
     @property
@@ -146,7 +146,7 @@ class DrawTraining:
         self.loss = training.step()
         if training.finished:
             accepted = (name for name, is_accepted in training.accepted.items() if is_accepted)
-            self._save(row, training.classifier, classifiers.digest_of_ids(accepted))
+            self._save(row, training.classifier, self._learned(row, accepted))
             if rank_and_world_size()[0] == 0:
                 remove(self._checkpoint(row))
             del self.trainings[row]
@@ -157,7 +157,13 @@ class DrawTraining:
         return True
 
     def _checkpoint(self, row: str) -> Any:
-        return self.paths.checkpoint(f"{row}-training")
+        """Return the path of an unfinished training, which by another network's masks is another one."""
+        names = [row, self._learned(row, [])[:8]] if ROWS[row][1] == NAMED else [row]
+        return self.paths.checkpoint("-".join([*names, "training"]))
+
+    def _learned(self, row: str, samples: Iterable[str]) -> str:
+        """Return the digest of what a row learns from: ids of samples, and of the control by name also the network that labels."""
+        return classifiers.digest_of_ids([*samples, *([self.stage.named.digest] if ROWS[row][1] == NAMED else [])])
 
     def _save(self, row: str, classifier: Classifier, learned: str = "") -> None:
         if rank_and_world_size()[0] == 0:
@@ -190,7 +196,7 @@ class DrawTraining:
             faults = {name for name, reason in samples.items() if reason.startswith(FAULT)}
             takes_rejected = column in WITHOUT_VERDICT
             used = (name for name, reason in samples.items() if not reason or (takes_rejected and name not in faults))
-            changed = digest and (digest != classifiers.digest_of_ids(used) or faults - notes)  # a fault without note is made again
+            changed = digest and (digest != self._learned(row, used) or faults - notes)  # a fault without note is made again
             if digest is None or changed:
                 stale.append(row)
         return stale

@@ -11,25 +11,27 @@ from typing import Any
 import numpy as np
 
 METRICS = ("base", "novel", "mean", "harmonic")
-BASELINE_ROW, RAW_ROW, CONTROL_ROW, ORACLE_ROW = "support_only", "hdig_raw", "control_image_label", "oracle"
+BASELINE_ROW, ORACLE_ROW = "support_only", "oracle"
+REFERENCES = (BASELINE_ROW, "hdig_raw", "control_image_label", "control_by_name")
 
 
 def paired_gains(figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the gains of every row over the support set alone, raw labels and control A, and its share of the oracle's gain.
+    """Return the gains of every row over the support set alone, raw labels, control A and the control by name, and its share of the
+    oracle's gain.
 
     Args:
         figures: row -> its `segmenter.evaluation.metrics` by draw, draws in the same order in every row.
 
     Returns:
-        row -> {"over_support_only": {metric: {mean, std, n, won}}, "over_hdig_raw": the same, "over_control_image_label": the same,
-        "share_of_oracle": {metric: share}}, as far as the rows are there.
+        row -> {"over_support_only": {metric: {mean, std, n, won}}, the same "over_hdig_raw", "over_control_image_label" and
+        "over_control_by_name", "share_of_oracle": {metric: share}}, as far as the rows are there.
         `won` counts the draws with a gain above 0. The share is that of the mean gains of novel and harmonic mIoU; None without an
         oracle, or where the oracle gains nothing: then no labels could have gained.
     """
     gains: dict[str, Any] = {}
     for row in figures:
         entry: dict[str, Any] = {}
-        for reference in (BASELINE_ROW, RAW_ROW, CONTROL_ROW):
+        for reference in REFERENCES:
             if reference in figures and row != reference:
                 entry[f"over_{reference}"] = {metric: _paired(figures[row], figures[reference], metric) for metric in METRICS}
         if entry:

@@ -16,6 +16,7 @@ from syn4seg.data.datasets import Dataset, Fold
 from syn4seg.stages import base_data, classifiers, support
 from syn4seg.stages.arrivals import FeatureCache
 from syn4seg.stages.labels import load_on_device
+from syn4seg.stages.named import NamedLabels
 from syn4seg.stages.setup import canvas_of, support_of
 from syn4seg.store.rundir import RunDir
 
@@ -36,6 +37,7 @@ class NovelStage:
         photos = support.feature_extractor(config, self.segmenter, base_data.base_photos(config, dataset))
         self.base = base_data.base_samples(config, self.segmenter, dataset, fold, photos)
         self.features = FeatureCache()
+        self.named = NamedLabels(config, fold)
         self.round0: dict[int, Classifier] = {}
         self.loss = float("nan")  # of the last step, of whichever row
 

@@ -241,6 +241,7 @@ def protocol(config: Config, fold: Fold, unpublished: Sequence[str] = ()) -> dic
         "transductive": not config.synthesis.from_prompts,
         "generator": config.synthesis.generator if config.synthesis.from_prompts else "imported images",
         **({"features": config.labeling.feature_backbone} if config.labeling.by_other_features else {}),
+        **({"by_name": config.evaluation.by_name} if config.evaluation.by_name else {}),
     }
 
 

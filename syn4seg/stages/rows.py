@@ -7,7 +7,7 @@ from syn4seg.stages.setup import draws_of
 
 HDIG, CLASS_NAME = "hdig", "class_name"
 """The two prompt banks: de-duplicated diverse prompts, and one prompt with nothing but the class name (an ablation)."""
-IMAGE_LABEL, SWAPPED, TRUTH = "image_label", "swapped", "truth"
+IMAGE_LABEL, SWAPPED, NAMED, TRUTH = "image_label", "swapped", "named", "truth"
 """Label columns of the controls; they are computed while rows train and are never written (`stages/controls.py`)."""
 ROWS = {
     "support_only": ("", ""),
@@ -18,12 +18,14 @@ ROWS = {
     "syn4seg": (HDIG, "label"),
     "control_image_label": (HDIG, IMAGE_LABEL),
     "control_swapped": (HDIG, SWAPPED),
+    "control_by_name": (HDIG, NAMED),
     "oracle": (HDIG, TRUTH),
 }
 """Ablation row or control -> (prompt bank, label column) of the synthetic samples that it trains on."""
-CONTROLS: tuple[str, ...] = ("control_image_label", "control_swapped", "oracle")
-"""Rows that could refute the method: what the image's class alone gives, what a wrong prototype gives, and what true masks give."""
-WITHOUT_VERDICT = ("draft", "kept", IMAGE_LABEL, TRUTH)
+CONTROLS: tuple[str, ...] = ("control_image_label", "control_swapped", "control_by_name", "oracle")
+"""Rows that could refute the method: what the image's class alone gives, what a wrong prototype gives, what another network gives
+that is asked for the class by its name, and what true masks give."""
+WITHOUT_VERDICT = ("draft", "kept", IMAGE_LABEL, NAMED, TRUTH)
 """Label columns that rejected samples have too."""
 RESULT_NAMES = {row: "apr" if row == "apf_apr" else row for row in ROWS}
 """Ablation row -> its name in results.json."""
@@ -35,7 +37,9 @@ def rows_of(config: Config) -> list[str]:
     """Return the ablation rows and controls that a configuration produces."""
     from syn4seg.stages.truth import is_truth_known
 
-    without = set() if config.evaluation.controls else set(CONTROLS)
+    without = set() if config.evaluation.controls else set(CONTROLS) - {"control_by_name"}  # which has a key of its own
+    if not config.evaluation.by_name:
+        without.add("control_by_name")
     if chosen := config.evaluation.rows:
         without |= {row for row, name in RESULT_NAMES.items() if name not in ("support_only", *chosen) and row not in CONTROLS}
     if not (config.synthesis.from_prompts and config.synthesis.class_name_bank):

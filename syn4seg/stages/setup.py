@@ -242,15 +242,16 @@ def digest_inputs(config: Config) -> dict[str, str]:
         paths["base.checkpoint"] = source_path(config.base.checkpoint)
     if config.base.is_model and (Path(config.base.checkpoint) / "config.yaml").is_file():  # a run, of which the model alone counts
         paths["base.checkpoint"] = Path(config.base.checkpoint) / "model"
-    digests = {key: _digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
+    digests = {key: file_digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
     if config.synthesis.source == "generate" and (commit := cached_revision(config.synthesis.model)) is not None:
         digests["synthesis.model"] = commit
     if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
-        digests["data.root"] = _digest(manifest)
+        digests["data.root"] = file_digest(manifest)
     return digests
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the digest (32 hex digits) of a file or folder, as in `digest_inputs`."""
     total = hashlib.blake2b(digest_size=16)
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         size = file.stat().st_size

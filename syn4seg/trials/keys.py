@@ -16,7 +16,10 @@ from syn4seg.stages.setup import digest_inputs
 from syn4seg.stages.similarity import feature_side
 from syn4seg.trials.cache import RUNS, key_hash
 
-SAMS = ("syn4seg.models.sam", "syn4seg.models.sam_mobile", "syn4seg.models.sam_transformers", "syn4seg.models.refiners")
+SAMS = (
+    *("syn4seg.models.sam", "syn4seg.models.sam_mobile", "syn4seg.models.sam_edge"),
+    *("syn4seg.models.sam_transformers", "syn4seg.models.refiners"),
+)
 CODE = {
     RUNS: ("syn4seg.prompts", "syn4seg.models", "syn4seg.data", "syn4seg.segmenter", "syn4seg.stages.plan", "syn4seg.stages.base"),
     "support": ("syn4seg.data", "syn4seg.stages.setup"),
@@ -59,7 +62,7 @@ HINTING = ("margin", "hints")
 """Keys of `refinement` that SAM's embeddings do not depend on."""
 SYNTHETIC = ("trains", "rows", "synthetic_weight", "confidence_weight", "replay_images")
 """Keys of `novel` that round 0 does not read: it sees no synthetic image; replayed images come in by their content."""
-FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "masks")
+FIGURES = ("rows", "queries", "background_in_base", "mean", "baselines", "controls", "by_name", "masks")
 """Keys of `evaluation` that choose the queries, which come in by their content, or the figures that a table shows."""
 DRAWN = ("draws", "first_draw", "val_images", "root")
 """Keys of `data` that change no support draw; the root comes in by its digest."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from syn4seg.config.loading import load
 from syn4seg.schema import LABEL_COLUMNS
-from syn4seg.stages.rows import CLASS_NAME, HDIG, IMAGE_LABEL, RESULT_NAMES, ROWS, SWAPPED, TRUTH, rows_of
+from syn4seg.stages.rows import CLASS_NAME, HDIG, IMAGE_LABEL, NAMED, RESULT_NAMES, ROWS, SWAPPED, TRUTH, rows_of
 
 
 def test_every_row_but_the_first_names_a_bank_and_a_label_column():
     assert ROWS["support_only"] == ("", "")
     banks, columns = zip(*(ROWS[row] for row in ROWS if row != "support_only"), strict=True)
-    assert set(banks) == {CLASS_NAME, HDIG} and set(columns) == {*LABEL_COLUMNS, IMAGE_LABEL, SWAPPED, TRUTH}
+    assert set(banks) == {CLASS_NAME, HDIG} and set(columns) == {*LABEL_COLUMNS, IMAGE_LABEL, SWAPPED, NAMED, TRUTH}
     assert len(set(RESULT_NAMES.values())) == len(ROWS)
 
 

@@ -46,6 +46,7 @@ CHANGES = {
     **{key: set() for key in ("evaluation.background_in_base=true", "evaluation.mean=all_classes")},
     "evaluation.baselines=[bcm]": set(),
     **{key: set() for key in ("evaluation.rows=[apr]", "evaluation.controls=true", "evaluation.masks=/nowhere")},
+    "evaluation.by_name=/nowhere": set(),
 }
 """A changed key -> the kinds of entries that are made anew; all others are found."""
 NOT_HERE = {
