@@ -2,9 +2,10 @@
 
     python benchmarks/streaming.py [--images 256] [--sleep 0.25]
 
-1. The same work, renderer as the generator, one thread per process: `inline` chains the stages in this process, `ray` streams
-   them. Both run a quarter of the images and all of them; the difference is the steady state, the rest is start-up (Ray,
-   imports and models in every actor). CPU time is that of the machine, which must be quiet. The digests must be equal.
+1. The same work, renderer as the generator, one thread per process: `inline` chains the stages in this process, `pools` streams
+   them through a pool of actors for each stage, `fused` through actors that hold all of them. Each runs a quarter of the images and
+   all of them; the difference is the steady state, the rest is start-up (Ray, imports and models in every actor). CPU time is that
+   of the machine, which must be quiet. The digests must be equal.
 2. A simulated GPU: the generator sleeps for `--sleep` seconds per image. Busy share = time inside generate() over the time
    between its first call and its last return.
 """
@@ -77,14 +78,14 @@ def prepared(config: Config, root: Path) -> tuple[RunDir, tuple[str, ...]]:
     return run, fold.index_names
 
 
-def measure(config: Config, run: RunDir, steps: list) -> dict[str, Any]:
+def measure(config: Config, run: RunDir, steps: list, fused: int = 0) -> dict[str, Any]:
     """Wall and CPU seconds of labelling every planned image, start-up included, and the digest."""
     rows = unfinished_rows(pq.read_table(run.plan), set())
     size = steps[0].pool.batch
     started, cpu, done = time.time(), machine_cpu(), 0
     if config.placement.runner == "ray":
         connect(config.placement)
-        batches = run_stream(rows, steps, size)
+        batches = run_stream(rows, steps, size, fused=fused)
     else:
         batches = run_inline(rows, steps, size)
     for batch in batches:
@@ -107,13 +108,14 @@ def main() -> None:
     """Both measurements, one after the other in one process tree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=768)
+    parser.add_argument("--actors", type=int, default=1, help="that hold all stages, of `fused`")
     parser.add_argument("--sleep", type=float, default=0.25)
     args = parser.parse_args()
     about = machine()
     result: dict[str, Any] = about | {"images": args.images, "threads_per_process": 1}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for runner in ("inline", "ray"):
+        for way in ("inline", "pools", "fused"):
             runs = []
             for images in (args.images // 4, args.images):
                 count = images // 8
@@ -123,15 +125,15 @@ def main() -> None:
                         f"synthesis.images_per_class={count}",
                         f"prompts.bank_size={count}",
                         "data.train_images=500",
-                        f"placement.runner={runner}",
+                        f"placement.runner={'inline' if way == 'inline' else 'ray'}",
                     ],
                 )
-                run, names = prepared(config, root / f"{runner}{images}")
-                runs.append(measure(config, run, operators(config, run, names, 0)))
-                if runner == "ray":
+                run, names = prepared(config, root / f"{way}{images}")
+                runs.append(measure(config, run, operators(config, run, names, 0), fused=args.actors if way == "fused" else 0))
+                if way != "inline":
                     ray.shutdown()
-            result[runner] = {"few": runs[0], "all": runs[1], "steady": steady(*runs)}
-        assert result["ray"]["all"]["digest"] == result["inline"]["all"]["digest"]
+            result[way] = {"few": runs[0], "all": runs[1], "steady": steady(*runs)}
+        assert len({result[way]["all"]["digest"] for way in ("inline", "pools", "fused")}) == 1
         few = load(None, ["synthesis.images_per_class=16", "prompts.bank_size=16", "data.train_images=500"])
         slow, names = prepared(few, root / "sleeping")
         notes = root / "notes.txt"
@@ -142,11 +144,14 @@ def main() -> None:
         calls = np.array([[float(x) for x in line.split()] for line in notes.read_text().splitlines()])
         busy = (calls[:, 1] - calls[:, 0]).sum() / (calls[:, 1].max() - calls[:, 0].min())
         result["simulated_gpu"] = {"sleep_per_image": args.sleep, "calls": len(calls), "busy_share": round(float(busy), 4)}
-    a, b = result["inline"], result["ray"]
-    result["ratio"] = {
-        "images_per_second_start_up_included": round(a["all"]["seconds"] / b["all"]["seconds"], 3),
-        "images_per_second_steady": round(b["steady"]["images_per_second"] / a["steady"]["images_per_second"], 3),
-        "cpu_per_image_steady": round(b["steady"]["cpu_ms_per_image"] / a["steady"]["cpu_ms_per_image"], 3),
+    plain = result["inline"]
+    result["against_inline"] = {
+        way: {
+            "images_per_second_start_up_included": round(plain["all"]["seconds"] / result[way]["all"]["seconds"], 3),
+            "images_per_second_steady": round(result[way]["steady"]["images_per_second"] / plain["steady"]["images_per_second"], 3),
+            "cpu_per_image_steady": round(result[way]["steady"]["cpu_ms_per_image"] / plain["steady"]["cpu_ms_per_image"], 3),
+        }
+        for way in ("pools", "fused")
     }
     print(result)
     write("streaming", result)
