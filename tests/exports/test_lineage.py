@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from syn4seg.exports.formats import FORMATS
 from syn4seg.exports.lineage import PROJECT_LICENCE, licences, public_name
 from syn4seg.store.images import pixel_digest
-from tests.shared_exports import FAULT, REJECTED, export
+from tests.shared_exports import FAULT, REJECTED, audit_of, export
 
 
 # --------------------------------------------------------------------------------------------- the lineage
@@ -25,13 +25,13 @@ def test_every_sample_is_traced_to_prompt_seed_and_stages_whatever_its_prompt_ho
     assert set(rows) == set(truth)
     for i, (name, known) in enumerate(truth.items()):
         row = rows[name]
-        assert (row["prompt"], row["reason"], row["class"]) == (known.prompt, known.reason, known.class_name)
+        assert (row["prompt"], row["reason"], row["class"], row["bank"]) == (known.prompt, known.reason, known.class_name, "hdig")
         assert (row["noise_seed"], row["draw"], row["batch"]) == (2**61 + i, 0, i // 4)
         assert all(row[f"{stage}_fingerprint"] == prints[stage] for stage in ("prompts", "images", "base", "labels"))
         assert (row["generator"], row["generator_revision"]) == ("renderer", "syn4seg-ray 0.1.0")
         for key, array in (("image_digest", known.image), ("label_digest", known.label)):
             assert row[key] == (None if array is None else pixel_digest(array))
-        assert json.loads(row["audit"]) == {"lambda_keep": 0.5, "nothing": None}
+        assert json.loads(row["audit"]) == audit_of(i, row["class_id"]) | {"nothing": None}
         assert row["split"] == {"": "train", REJECTED: "rejected", FAULT: ""}[known.reason]
         assert row["label_stage"] == {"": "label", REJECTED: "relabeled", FAULT: ""}[known.reason]
 
