@@ -39,6 +39,7 @@ PROMPTS = (
     "",
 )
 Read = Iterator[tuple[str, np.ndarray, np.ndarray]]
+AUDIT = {"lambda_keep": 0.5, "nothing": float("nan")}
 REJECTED, FAULT = "target_too_small", "fault: synthesis: black"
 
 
@@ -79,6 +80,7 @@ def made_run(
     planned: int | None = None,
     data: Path | None = None,
     control: tuple[int, ...] = (),
+    figures: bool = False,
 ) -> tuple[RunDir, Config, dict[str, Truth]]:
     """A run whose last two classes are novel. Sample 3 is rejected, sample 5 a fault, unless `reasons` says otherwise.
 
@@ -86,6 +88,7 @@ def made_run(
         planned: samples in the plan; more than `samples` make an unfinished run.
         data: folder of the data set, which a fingerprint may depend on.
         control: samples of the control bank.
+        figures: records have the figures of `audit_of`.
     """
     reasons = {3: REJECTED, 5: FAULT} if reasons is None else reasons
     data = _data(data or root / "data", names)
@@ -105,7 +108,7 @@ def made_run(
         }
         rows.append(row | {"bank": "class_name" if i in control else "hdig", "prompt_row": 0, "padding": False})
         if i < samples:
-            sample, image = _sample(row, names, reasons.get(i, ""), i, side)
+            sample, image = _sample(row, names, reasons.get(i, ""), i, side, figures)
             found.append((sample, image))
             truth[row["sample_id"]] = Truth(image, _last(sample), row["prompt"], sample.record["reason"], names[index - 1])
     pq.write_table(pa.Table.from_pylist(rows).cast(_plan(rows)), run.plan)
@@ -133,18 +136,21 @@ def _last(sample: StoredSample) -> np.ndarray | None:
 
 def audit_of(i: int, target: int) -> dict:
     """Agreements of mean i / 20, and i / 20 as the largest similarity of the target's regions; sample 1 has no figure."""
-    audit = {"lambda_keep": 0.5, "nothing": float("nan")}
     if i == 1:
-        return audit
+        return AUDIT
     similar = [(target, i / 20), (target, -0.5), (target, None), (1, 0.99)]
     regions = [{"class": k, "area": 9, "similarity": s, "why": ""} for k, s in similar]
-    return audit | {"sam": {"agreement": [i / 20 + 0.1, i / 20 - 0.1]}, "regions": regions}
+    return AUDIT | {"sam": {"agreement": [i / 20 + 0.1, i / 20 - 0.1]}, "regions": regions}
 
 
 def _sample(
-    row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int]
+    row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int], figures: bool
 ) -> tuple[StoredSample, np.ndarray | None]:
-    record = row | {"class": names[row["class_id"] - 1], "reason": reason, "audit": audit_of(i, row["class_id"])}
+    record = row | {
+        "class": names[row["class_id"] - 1],
+        "reason": reason,
+        "audit": audit_of(i, row["class_id"]) if figures else AUDIT,
+    }
     if reason.startswith("fault"):
         return StoredSample(record, {}), None
     stages = LABEL_COLUMNS[:-1] if reason else LABEL_COLUMNS

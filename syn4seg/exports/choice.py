@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,11 @@ class ExportOptions:
             return "train"
         digest = hashlib.blake2b(f"{self.split_seed}/{sample_id}".encode(), digest_size=8).digest()
         return "train" if int.from_bytes(digest, "big") < self.split * 2**64 else "val"
+
+
+def class_split(value: int, name: str) -> str:
+    """Return the split of a class with `by_class`, "013_ball"; its val part is "013_ball_val"."""
+    return f"{value:03d}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}"
 
 
 def agreement_of(audit: dict[str, Any]) -> float | None:

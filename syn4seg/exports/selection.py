@@ -8,7 +8,6 @@ A sample is exported as it was recorded: pixels whose digest is not that of the 
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
-from syn4seg.exports.choice import ACCEPTED, BANKS, ExportOptions, read_audit
+from syn4seg.exports.choice import ACCEPTED, BANKS, ExportOptions, class_split, read_audit
 from syn4seg.exports.lineage import lineage_row, shared_columns, verdict_of
 from syn4seg.exports.merging import RealImages, dataset_values
 from syn4seg.exports.samples import ExportPart, ExportSample
@@ -173,8 +172,7 @@ class Selection:
         for sample_id, name, index, reason in zip(*columns, strict=True):
             accepted, rejected = self.options.part_of(sample_id), "rejected"
             if self.options.by_class:
-                value = index if self.values is None else int(self.values[index])
-                of_class = f"{value:03d}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}"
+                of_class = class_split(index if self.values is None else int(self.values[index]), name)
                 accepted = f"{of_class}_val" if accepted == "val" else of_class
                 rejected = f"{of_class}_rejected"
             splits.append({"accepted": accepted, "rejected": rejected, "fault": ""}[verdict_of(reason)])

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import yaml
 
+from syn4seg.exports.choice import class_split
 from syn4seg.exports.info import ExportInfo, Parts
 from syn4seg.labeling.components import find_components
 from syn4seg.schema import BACKGROUND
@@ -31,7 +32,8 @@ POINTS = 3
 
 def yolo(parts: Parts, target: Target, info: ExportInfo) -> None:
     """Write images/SPLIT/ID.png, labels/SPLIT/ID.txt (a line per component: class, then x and y in 0..1) and data.yaml."""
-    train, val = [], []
+    train: list[str] = []
+    val: list[str] = []
 
     def one(item: ExportSample) -> None:
         place = f"{item.row['split']}/{item.sample_id}"
@@ -39,9 +41,11 @@ def yolo(parts: Parts, target: Target, info: ExportInfo) -> None:
         target.write(f"labels/{place}.txt", "".join(f"{line}\n" for line in polygon_lines(item.label)).encode())
 
     for split, some in itertools.groupby(parts, key=itemgetter(0)):
-        if not split.endswith("rejected"):
-            (val if split == "val" or split.endswith("_val") else train).append(f"images/{split}")
         for _, items in some:
+            row, place = items[0].row, f"images/{split}"
+            if row["verdict"] != "rejected" and place not in (*train, *val):
+                is_val = split in ("val", f"{class_split(row['class_id'], row['class'])}_val")
+                (val if is_val else train).append(place)
             map_threads(one, items)
     if not val:
         info.note("data.yaml: val is train, as readers need both; use --split 0.9 for a val part of its own")

@@ -14,5 +14,5 @@ def made(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
-    """The same in files alone, not to be changed: for what does not depend on the layout."""
-    return made_run(tmp_path_factory.mktemp("plain"))
+    """The same in files alone, with the figures that filters compare, not to be changed: for what does not depend on the layout."""
+    return made_run(tmp_path_factory.mktemp("plain"), figures=True)

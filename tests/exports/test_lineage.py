@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from syn4seg.exports.formats import FORMATS
 from syn4seg.exports.lineage import PROJECT_LICENCE, licences, public_name
 from syn4seg.store.images import pixel_digest
-from tests.shared_exports import FAULT, REJECTED, audit_of, export
+from tests.shared_exports import FAULT, REJECTED, export
 
 
 # --------------------------------------------------------------------------------------------- the lineage
@@ -31,7 +31,7 @@ def test_every_sample_is_traced_to_prompt_seed_and_stages_whatever_its_prompt_ho
         assert (row["generator"], row["generator_revision"]) == ("renderer", "syn4seg-ray 0.1.0")
         for key, array in (("image_digest", known.image), ("label_digest", known.label)):
             assert row[key] == (None if array is None else pixel_digest(array))
-        assert json.loads(row["audit"]) == audit_of(i, row["class_id"]) | {"nothing": None}
+        assert json.loads(row["audit"]) == {"lambda_keep": 0.5, "nothing": None}
         assert row["split"] == {"": "train", REJECTED: "rejected", FAULT: ""}[known.reason]
         assert row["label_stage"] == {"": "label", REJECTED: "relabeled", FAULT: ""}[known.reason]
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from syn4seg.exports.yolo import polygon_lines
-from tests.shared_exports import export, filled
+from tests.shared_exports import export, filled, made_run
 
 
 def blobs(seed: int) -> np.ndarray:
@@ -50,4 +50,9 @@ def test_data_yaml_names_classes_from_zero_and_has_train_and_val(plain, tmp_path
         "names": {0: "cat", 1: "dog", 2: "toy car", 3: "bird.x"},
     }
     assert (found[1]["train"], found[1]["val"]) == (["images/train"], ["images/val"])
+    run, config, _ = made_run(tmp_path / "run", names=("cat", "rejected", "val"))
+    export(run, config, tmp_path / "by", "yolo", only="all", by_class=True, split=0.5, split_seed=1)
+    table = yaml.safe_load((tmp_path / "by" / "data.yaml").read_text())
+    assert table["train"] == ["images/002_rejected", "images/003_val"]
+    assert table["val"] == ["images/002_rejected_val", "images/003_val_val"]
     assert notes == ["data.yaml: val is train, as readers need both; use --split 0.9 for a val part of its own"]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -79,3 +84,14 @@ def test_scores_are_those_of_the_results(finished):
     assert len(list(run.samples())) == sum(
         not r["reason"] and r["sample_id"].startswith("hdig") for r in RunDir(finished[0]).draw(0).records()
     )
+
+
+def test_the_guide_reads_a_run_as_it_says(finished):
+    guide = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    body = re.findall(r"^```python\n(.*?)^```$", guide, re.M | re.S)[1]
+    space: dict = {}
+    known = next(syn4seg.load_run(finished[0]).samples()).record["sample_id"]
+    exec(compile(body.replace("runs/mine", str(finished[0])).replace("hdig-donut-00007", known), "python.md", "exec"), space)
+    assert space["image"].shape[:2] == space["label"].shape == space["draft"].shape and space["name"] in space["run"].classes
+    code = f"import sys, syn4seg; [*syn4seg.load_run({str(finished[0])!r})]; print({{'torch', 'ray'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
