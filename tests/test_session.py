@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +61,9 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_the_signals_are_given_back(monkeypat
     with pytest.raises(KeyboardInterrupt, match="the same call goes on") as caught:
         syn4seg.run("embedded")
     assert isinstance(caught.value.__cause__, Interrupted) and signal.getsignal(signal.SIGINT) is before
-    thread = threading.Thread(target=catch_signals)
-    thread.start()
-    thread.join()
-    assert signal.getsignal(signal.SIGINT) is before, "another thread cannot set handlers, and does not fail"
+    with ThreadPoolExecutor(1) as elsewhere:
+        elsewhere.submit(catch_signals).result()  # another thread cannot set handlers, and does not fail
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_sweep_passes_on_its_words_and_returns_what_it_found(monkeypatch, tmp_path):
