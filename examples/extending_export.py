@@ -2,7 +2,7 @@
 
     python examples/extending_export.py RUN FOLDER
 
-writes every accepted sample of a run as FOLDER/SPLIT/ID.npz with the arrays `image` and `label`.
+writes every accepted sample of a run (of its diverse prompts) as FOLDER/SPLIT/ID.npz with the arrays `image` and `label`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections import Counter
 import numpy as np
 
 from syn4seg.config.loading import load
+from syn4seg.exports.choice import ExportOptions
 from syn4seg.exports.formats import FORMATS, Format
 from syn4seg.exports.info import ExportInfo, Parts
-from syn4seg.exports.selection import ExportOptions
 from syn4seg.exports.target import Target
 from syn4seg.exports.writing import write
 from syn4seg.store.rundir import open_run

@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syn4seg.library.labels import filter_regions, refine_boundary, relabel
     from syn4seg.library.prompts import PromptBank
+    from syn4seg.library.runs import load_run
     from syn4seg.library.scores import evaluate
     from syn4seg.report.picture import show
+    from syn4seg.session import run, sweep
     from syn4seg.trained.model import load
 
-__all__ = ["PromptBank", "evaluate", "filter_regions", "load", "refine_boundary", "relabel", "show"]
+__all__ = ["PromptBank", "evaluate", "filter_regions", "load", "load_run", "refine_boundary", "relabel", "run", "show", "sweep"]
 
-_MODULES = {"PromptBank": "library.prompts", "evaluate": "library.scores", "show": "report.picture", "load": "trained.model"}
+_MODULES = {
+    "PromptBank": "library.prompts",
+    "evaluate": "library.scores",
+    "load": "trained.model",
+    "load_run": "library.runs",
+    "run": "session",
+    "show": "report.picture",
+    "sweep": "session",
+}
 
 
 def __getattr__(name: str) -> Any:

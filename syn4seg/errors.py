@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 
 
@@ -43,7 +44,9 @@ ENVIRONMENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, err
 
 
 def catch_signals() -> None:
-    """Let Ctrl-C and a termination signal raise `Interrupted` in the main thread."""
+    """Let Ctrl-C and a termination signal raise `Interrupted` in the main thread; another thread catches none."""
+    if threading.current_thread() is not threading.main_thread():
+        return
 
     def interrupt(*_: object) -> None:
         raise Interrupted("stopped; the same command goes on from here")

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -39,8 +40,13 @@ LINE_SECONDS = 10
 """Seconds between two lines about a progress where there is no terminal."""
 
 
+def shows_bars(console: Console) -> bool:
+    """Return whether a console can move a bar: a terminal, or a notebook with ipywidgets; another notebook gets lines."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 class Terminal:
-    """Progress bars and tables on standard output; simple lines where that is not a terminal."""
+    """Progress bars and tables on standard output, or in a notebook; simple lines where neither can show a bar."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -62,7 +68,7 @@ class Terminal:
     @contextlib.contextmanager
     def bars(self, *titles: str) -> Iterator[list[Callable[..., None]]]:
         """Show bars below each other, each once it has something to show; several threads may move them."""
-        if not self.console.is_terminal:
+        if not shows_bars(self.console):
             yield [self._lines(title) for title in titles]
             return
         columns = (

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image as Picture
 
 from syn4seg.config.loading import load
 from syn4seg.config.tree import Config
-from syn4seg.exports.selection import ExportOptions
+from syn4seg.exports.choice import ExportOptions
 from syn4seg.exports.writing import write
 from syn4seg.schema import LABEL_COLUMNS
 from syn4seg.stages.results import write_manifest
@@ -37,6 +39,7 @@ PROMPTS = (
     "",
 )
 Read = Iterator[tuple[str, np.ndarray, np.ndarray]]
+AUDIT = {"lambda_keep": 0.5, "nothing": float("nan")}
 REJECTED, FAULT = "target_too_small", "fault: synthesis: black"
 
 
@@ -76,12 +79,16 @@ def made_run(
     reasons: dict[int, str] | None = None,
     planned: int | None = None,
     data: Path | None = None,
+    control: tuple[int, ...] = (),
+    figures: bool = False,
 ) -> tuple[RunDir, Config, dict[str, Truth]]:
     """A run whose last two classes are novel. Sample 3 is rejected, sample 5 a fault, unless `reasons` says otherwise.
 
     Args:
         planned: samples in the plan; more than `samples` make an unfinished run.
         data: folder of the data set, which a fingerprint may depend on.
+        control: samples of the control bank.
+        figures: records have the figures of `audit_of`.
     """
     reasons = {3: REJECTED, 5: FAULT} if reasons is None else reasons
     data = _data(data or root / "data", names)
@@ -99,9 +106,9 @@ def made_run(
             "prompt": PROMPTS[i % len(PROMPTS)],
             "noise_seed": 2**61 + i,
         }
-        rows.append(row | {"bank": "hdig", "prompt_row": 0, "padding": False})
+        rows.append(row | {"bank": "class_name" if i in control else "hdig", "prompt_row": 0, "padding": False})
         if i < samples:
-            sample, image = _sample(row, names, reasons.get(i, ""), i, side)
+            sample, image = _sample(row, names, reasons.get(i, ""), i, side, figures)
             found.append((sample, image))
             truth[row["sample_id"]] = Truth(image, _last(sample), row["prompt"], sample.record["reason"], names[index - 1])
     pq.write_table(pa.Table.from_pylist(rows).cast(_plan(rows)), run.plan)
@@ -127,10 +134,23 @@ def _last(sample: StoredSample) -> np.ndarray | None:
     return next((sample.labels[s] for s in reversed(LABEL_COLUMNS) if s in sample.labels), None)
 
 
+def audit_of(i: int, target: int) -> dict:
+    """Agreements of mean i / 20, and i / 20 as the largest similarity of the target's regions; sample 1 has no figure."""
+    if i == 1:
+        return AUDIT
+    similar = [(target, i / 20), (target, -0.5), (target, None), (1, 0.99)]
+    regions = [{"class": k, "area": 9, "similarity": s, "why": ""} for k, s in similar]
+    return AUDIT | {"sam": {"agreement": [i / 20 + 0.1, i / 20 - 0.1]}, "regions": regions}
+
+
 def _sample(
-    row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int]
+    row: dict, names: tuple[str, ...], reason: str, i: int, side: tuple[int, int], figures: bool
 ) -> tuple[StoredSample, np.ndarray | None]:
-    record = row | {"class": names[row["class_id"] - 1], "reason": reason, "audit": {"lambda_keep": 0.5, "nothing": float("nan")}}
+    record = row | {
+        "class": names[row["class_id"] - 1],
+        "reason": reason,
+        "audit": audit_of(i, row["class_id"]) if figures else AUDIT,
+    }
     if reason.startswith("fault"):
         return StoredSample(record, {}), None
     stages = LABEL_COLUMNS[:-1] if reason else LABEL_COLUMNS
@@ -222,6 +242,31 @@ def read_mmseg(folder: Path, split: str) -> Read:
         yield name, pixels(path), np.array(label).squeeze().astype(np.uint8)
 
 
+def filled(lines: list[str], shape: tuple[int, int]) -> np.ndarray:
+    """The label that polygons describe, as Ultralytics fills them: to whole pixels, by parity, border included."""
+    label = np.zeros(shape, np.uint8)
+    for line in lines:
+        number, *points = line.split()
+        shares, mask = np.array(points, float).reshape(-1, 2), np.zeros(shape, np.uint8)
+        assert len(shares) >= 3 and (shares >= 0).all() and (shares <= 1).all()
+        cv2.fillPoly(mask, [(shares * [shape[1], shape[0]]).astype(np.int32)], (1,))
+        assert not label[mask > 0].any(), "no two polygons share a pixel"
+        label[mask > 0] = int(number) + 1
+    return label
+
+
+def read_yolo(folder: Path, split: str) -> Read:
+    """By the rules of Ultralytics: labels/ for images/ in the path, data.yaml with train, val and names from 0 on."""
+    about = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))
+    assert list(about["names"]) == list(range(len(about["names"])))
+    assert all((folder / place).is_dir() for key in ("train", "val") for place in about[key])
+    for path in sorted((folder / "images" / split).iterdir()):
+        image = pixels(path)
+        lines = (folder / "labels" / split / f"{path.stem}.txt").read_text().splitlines()
+        assert all(int(line.split()[0]) in about["names"] for line in lines)
+        yield path.stem, image, filled(lines, image.shape[:2])
+
+
 def read_parquet(folder: Path, split: str) -> Read:
     for path in sorted(folder.glob(f"data/{split}-?????.parquet")):
         for row in pq.read_table(path).to_pylist():
@@ -234,14 +279,18 @@ READERS = {
     "hf": read_hf,
     "webdataset": read_webdataset,
     "mmseg": read_mmseg,
+    "yolo": read_yolo,
     "parquet": read_parquet,
 }
 
 
-def compare(found: Read, truth: dict[str, Truth]) -> None:
+def compare(found: Read, truth: dict[str, Truth], format: str = "") -> None:
+    """Compare every pixel; YOLO's polygons cannot tell unlabeled from background."""
     seen = []
     for name, image, label in found:
         np.testing.assert_array_equal(image, truth[name].image)
-        np.testing.assert_array_equal(label, truth[name].label)
+        known = truth[name].label
+        assert known is not None
+        np.testing.assert_array_equal(label, np.where(known == 255, 0, known) if format == "yolo" else known)
         seen.append(name)
     assert sorted(seen) == sorted(truth)

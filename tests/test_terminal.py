@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from rich.console import Console
 
 from syn4seg import terminal
 from syn4seg.stages.rows import RESULT_NAMES
@@ -61,3 +62,9 @@ def test_progress_without_a_terminal_is_the_first_and_the_last_line_and_some_bet
 def test_the_funnel_counts_every_reason(capsys):
     Terminal().funnel(1, Counter({"": 7, "b": 2, "a": 1}))
     assert capsys.readouterr().out == "draw 1: 7 of 10 samples accepted; 1 a, 2 b\n"
+
+
+@pytest.mark.parametrize(("console", "widgets", "bars"), [("terminal", 0, 1), ("jupyter", 1, 1), ("jupyter", 0, 0), ("file", 1, 0)])
+def test_a_notebook_with_widgets_shows_bars_and_one_without_lines(monkeypatch, console, widgets, bars):
+    monkeypatch.setattr(terminal, "find_spec", lambda name: object() if widgets else None)
+    assert terminal.shows_bars(Console(force_terminal=console == "terminal", force_jupyter=console == "jupyter")) == bool(bars)

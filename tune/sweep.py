@@ -41,8 +41,8 @@ def search_keys(
     cache: str,
     cache_bytes: int,
     fail_fast: bool,
-) -> None:
-    """Run or continue a sweep.
+) -> SweepDir:
+    """Run or continue a sweep; return its folder.
 
     Args:
         words: configuration and overrides as given at the command line; the first may be a finished run, whose stages are used.
@@ -103,6 +103,7 @@ def search_keys(
     sentences = [f"{metric}: {verdict(comparison)}." for metric, comparison in summary.get("comparison", {}).items()]
     write_sweep_report(folder.report, spec.model_dump(mode="json"), summary, _rows(spec, folder), sentences)
     print_summary(display, spec, folder, summary, time.perf_counter() - started)
+    return folder
 
 
 def _check_options(study: Study, config: Config, out: str | None, at_once: int) -> None:

@@ -119,6 +119,10 @@ class FolderDataset:
                 total.update(f"{path.relative_to(self.root)}\x1f{facts.st_size}\x1f{facts.st_mtime_ns}\x1e".encode())
         return total.hexdigest()
 
+    def file_sizes(self, sample_id: str) -> tuple[int, int]:
+        """Return the bytes of the photo and of the mask of a listed id."""
+        return self._photo(sample_id).stat().st_size, self._mask(sample_id).stat().st_size
+
     def check_files(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Decode every listed photo and mask, several at a time.
 

@@ -28,7 +28,7 @@ from syn4seg.store.files import explain_errors, map_threads
 from syn4seg.store.images import encode_image
 
 if TYPE_CHECKING:
-    from syn4seg.exports.selection import ExportSample
+    from syn4seg.exports.samples import ExportSample
     from syn4seg.exports.target import Target
 
 TRUTH = "instances are 8-connected components of each class in the label: there is no instance truth"
@@ -52,7 +52,7 @@ def coco(parts: Parts, target: Target, info: ExportInfo) -> None:
                     for segment in annotations.instances:
                         instances.add("annotations", segment | {"id": next(segment_id), "image_id": number})
                     whole = {"image_id": number, "file_name": image["file_name"], "segments_info": annotations.segments}
-                    panoptic.add("annotations", whole | {"id": number, "category_id": item.row["class_id"]})
+                    panoptic.add("annotations", whole | {"id": number, "category_id": item.row["class_id"] or background})
 
 
 class _Annotations:

@@ -16,7 +16,7 @@ from syn4seg.store.files import map_threads
 from syn4seg.store.images import encode_image
 
 if TYPE_CHECKING:
-    from syn4seg.exports.selection import ExportSample
+    from syn4seg.exports.samples import ExportSample
     from syn4seg.exports.target import Target
 
 

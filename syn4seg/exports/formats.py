@@ -39,6 +39,7 @@ FORMATS = {
     "hf": Format("syn4seg.exports.sharded:huggingface", sharded=True),
     "webdataset": Format("syn4seg.exports.sharded:webdataset", sharded=True),
     "mmseg": Format("syn4seg.exports.folders:mmseg"),
+    "yolo": Format("syn4seg.exports.yolo:yolo"),
     "parquet": Format("syn4seg.exports.sharded:parquet", sharded=True),
 }
 """Name in `--format` -> how it is written."""

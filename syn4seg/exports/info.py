@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from syn4seg.exports.selection import ExportSample
+from syn4seg.exports.samples import ExportSample
 
 Parts = Iterator[tuple[str, list[ExportSample]]]
 """Samples to write, at most `choosing.PART` at a time, each time with their split; those of one split follow each other."""

@@ -25,14 +25,15 @@ STAGES = tuple(stage for stage in UPSTREAM if stage != "scores")
 """The stages that a sample depends on, and whose fingerprints its row has."""
 
 _COLUMNS = (
-    "sample_id draw class class_id split verdict reason prompt noise_seed batch label_stage image_digest label_digest prompts_by "
-    "generator generator_revision generator_facts segmenter refiner"
+    "sample_id bank draw class class_id split verdict reason prompt noise_seed batch label_stage image_digest label_digest "
+    "prompts_by generator generator_revision generator_facts segmenter refiner"
 ).split()
 _TYPES = {"draw": pa.int32(), "class_id": pa.int32(), "noise_seed": pa.int64(), "batch": pa.int32()}
 _FINGERPRINTS = [f"{stage}_fingerprint" for stage in STAGES]
 LINEAGE = pa.schema([(n, _TYPES.get(n, pa.string())) for n in (*_COLUMNS, *_FINGERPRINTS, "config_digest", "audit")])
-"""`verdict` is accepted, rejected, fault or damaged; the last two have no files, and an empty `split`. `label_stage` is the
-label column that is exported: "label", or "relabeled" for a rejected sample. `generator_facts` and `audit` are JSON."""
+"""`bank` is that of the prompt: hdig, class_name, or "real". `verdict` is accepted, rejected, real, fault or damaged; the last two
+have no files, and an empty `split`. `label_stage` is the label column that is exported: "label", "relabeled" for a rejected
+sample, "annotation" for a real image. `generator_facts` and `audit` are JSON."""
 
 PACKAGED = ("renderer", "embedded-sd3", "embedded-sam", "embedded", "grammar")
 """What comes with this project: image models, SAM, segmenter, and the prompt grammar."""

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from syn4seg.exports.card import card
 from syn4seg.exports.info import ExportInfo, Parts
 from syn4seg.exports.lineage import LINEAGE
 from syn4seg.store.files import map_threads
 from syn4seg.store.images import encode_image
 
 if TYPE_CHECKING:
-    from syn4seg.exports.selection import ExportSample
+    from syn4seg.exports.samples import ExportSample
     from syn4seg.exports.target import Target
 
 GROUP = 64
@@ -80,7 +78,7 @@ def parquet(parts: Parts, target: Target, info: ExportInfo) -> None:
 
 
 def huggingface(parts: Parts, target: Target, info: ExportInfo) -> None:
-    """Write data/SPLIT-00000.parquet..., with Image features `image` and `label`, and README.md, which is the data set card."""
+    """Write data/SPLIT-00000.parquet..., with Image features `image` and `label`; `class_id` has the class names by label value."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = [
         field.with_type(pa.int64()) if field.name == "class_id" else field for field in LINEAGE
@@ -90,24 +88,20 @@ def huggingface(parts: Parts, target: Target, info: ExportInfo) -> None:
     features |= {name: {"_type": "Image"} for name in ("image", "label")}
     features["class_id"] = {"names": list(info.classes), "_type": "ClassLabel"}
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    counts = _tables(parts, target, info, schema, lambda data, name: {"bytes": data, "path": name})
-    target.write("README.md", card(info, counts).encode())
+    _tables(parts, target, info, schema, lambda data, name: {"bytes": data, "path": name})
 
 
-def _tables(parts: Parts, target: Target, info: ExportInfo, schema: pa.Schema, cell: Any) -> Counter:
-    """Write the shards; return how many samples each (split, class) has.
+def _tables(parts: Parts, target: Target, info: ExportInfo, schema: pa.Schema, cell: Any) -> None:
+    """Write the shards.
 
     Args:
         cell: makes the value of an image column of PNG bytes and a file name.
     """
-    counts: Counter = Counter()
     for name, samples in split_shards(parts, info.shard_bytes):
         with target.published(f"data/{name}.parquet") as partial, pq.ParquetWriter(partial, schema) as writer:
             while group := list(itertools.islice(samples, GROUP)):
-                counts.update((s.row["split"], s.row["class"]) for s in group)
                 rows = []
                 for s in group:
                     name = s.row["sample_id"]
                     rows.append(s.row | {"image": cell(s.image, f"{name}.png"), "label": cell(s.label, f"{name}.label.png")})
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return counts

@@ -18,7 +18,8 @@ from syn4seg.config.tree import Config
 from syn4seg.report.reading import read_pages
 from syn4seg.schema import FAULT, LABEL_COLUMNS, PROMPTS_FILE, RECORD, UNLABELED
 from syn4seg.stages.plan import read_planned_samples
-from syn4seg.stages.rows import HDIG
+from syn4seg.stages.results import with_bank
+from syn4seg.stages.rows import CLASS_NAME, HDIG
 from syn4seg.stages.setup import draws_of
 from syn4seg.stages.truth import Truth, truth_source
 from syn4seg.store.files import MAX_TABLE, exists, read_bytes
@@ -28,6 +29,7 @@ from syn4seg.store.tables import read_parquet
 from syn4seg.watch.state import parse_line
 from syn4seg.watch.timeline import finite_number, is_load_line, starts_new_stream
 
+BANK_TITLES = {HDIG: "of the HDIG bank", CLASS_NAME: "of the control bank (class names alone)"}
 PROMPTS = 600
 """Number of prompts on the map."""
 POINTS = 500
@@ -75,7 +77,22 @@ def count_funnel(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[st
     if len(records):
         steps.append(("images made and labelled", len(records) - sum(faults.values()), faults))
         steps.append(("samples accepted", reasons.get("", 0), rejected))
+        steps += _by_bank(run, records)
     return steps
+
+
+def _by_bank(run: RunDir, records: pa.Table) -> list[tuple[str, int, dict[str, int]]]:
+    """Return the last step of the funnel for each prompt bank; nothing for a run with one bank."""
+    if not exists(run.plan):
+        return []
+    table = with_bank(records, read_planned_samples(run))
+    steps = []
+    for bank, title in BANK_TITLES.items():
+        reasons = Counter(table.filter(pc.equal(table["bank"], bank))["reason"].to_pylist())
+        rejected = {r: n for r, n in reasons.items() if r and not r.startswith(FAULT)}
+        if reasons:
+            steps.append((f"of these, {title}", reasons.get("", 0), rejected))
+    return steps if len(steps) > 1 else []
 
 
 @dataclass(frozen=True)

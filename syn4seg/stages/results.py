@@ -35,10 +35,18 @@ METRICS = ("base", "base_with_background", "novel", "mean", "total", "harmonic",
 
 
 def write_manifest(run: RunDir, draw: int) -> Counter:
-    """Write a draw's manifest.parquet from its records; return how many samples ended with which reason."""
+    """Write a draw's manifest.parquet from its records, with the bank of each prompt; return how many samples ended with which
+    reason."""
     records = run.draw(draw).table()
-    write_parquet(run.draw(draw).manifest, records)
+    table = with_bank(records, read_planned_samples(run)) if exists(run.plan) else records
+    write_parquet(run.draw(draw).manifest, table)
     return count_values(records["reason"])
+
+
+def with_bank(records: pa.Table, plan: pa.Table) -> pa.Table:
+    """Return records with a last column `bank`, which the plan has; empty for a sample that is not planned."""
+    rows = pc.index_in(records["sample_id"], plan["sample_id"].combine_chunks())
+    return records.append_column("bank", pc.fill_null(plan["bank"].take(rows), ""))
 
 
 def count_values(column: pa.ChunkedArray) -> Counter:

@@ -66,6 +66,23 @@ def test_the_background_is_stuff_and_unlabeled_is_void_by_the_rules_of_panoptica
         assert ((semantic == 0) == (label == 255)).all(), "as a semantic map, 0 is what has no label, and nothing else"
 
 
+def test_datumaro_finds_its_masks_and_every_category(made, tmp_path):
+    """By the rules of datumaro's reader of `coco_panoptic`: masks lie in the folder that is named as the file, ids of segments and
+    categories are integers above 0, and nothing else in the folder looks like a file of annotations."""
+    run, config, _ = made
+    export(run, config, tmp_path / "out", "coco")
+    tasks = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").glob("**/*_*.json"))
+    assert tasks == ["annotations/instances_train.json", "annotations/panoptic_train.json"]
+    about = json.loads((tmp_path / "out" / tasks[1]).read_text())
+    known = {category["id"] for category in about["categories"]}
+    assert len({category["name"] for category in about["categories"]}) == len(known)
+    for entry in about["annotations"]:
+        assert (tmp_path / "out" / tasks[1].removesuffix(".json") / entry["file_name"]).is_file()
+        for segment in entry["segments_info"]:
+            assert segment["category_id"] in known - {0} and segment["id"] > 0 and isinstance(segment["iscrowd"], int)
+    assert not (tmp_path / "out/dataset_meta.json").exists(), "it would count categories from the background on"
+
+
 def test_instances_have_things_alone_and_pycocotools_knows_the_background_of_the_panoptic_file(made, tmp_path):
     from pycocotools.coco import COCO
 

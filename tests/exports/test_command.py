@@ -39,13 +39,14 @@ def test_every_command_and_snippet_of_the_guide_works_on_a_real_run(finished, tm
             name, image, label = (space[key] for key in ("name", "image", "label"))
             folder = name.split("-")[1]
             np.testing.assert_array_equal(image, pixels(run / "images" / folder / f"{name}.png"))
-            np.testing.assert_array_equal(label, pixels(run / "draws/0/labels" / folder / f"{name}.png"))
+            known = pixels(run / "draws/0/labels" / folder / f"{name}.png")
+            np.testing.assert_array_equal(label, np.where(known == 255, 0, known) if "polygons" in space else known)
             names.append(name)
     assert len(names) == len(FORMATS)
     for format in FORMATS:
         truth = {
             p.stem: Truth(pixels(run / "images" / p.parent.name / p.name), pixels(p), "", "", "")
-            for p in (run / "draws/0/labels").glob("*/*.png")
+            for p in (run / "draws/0/labels").glob("*/hdig-*.png")
         }
         assert truth and any((t.label == 255).any() for t in truth.values())
-        compare(READERS[format](tmp_path / "exports" / format, "train"), truth)
+        compare(READERS[format](tmp_path / "exports" / format, "train"), truth, format)

@@ -25,7 +25,7 @@ def test_every_sample_is_traced_to_prompt_seed_and_stages_whatever_its_prompt_ho
     assert set(rows) == set(truth)
     for i, (name, known) in enumerate(truth.items()):
         row = rows[name]
-        assert (row["prompt"], row["reason"], row["class"]) == (known.prompt, known.reason, known.class_name)
+        assert (row["prompt"], row["reason"], row["class"], row["bank"]) == (known.prompt, known.reason, known.class_name, "hdig")
         assert (row["noise_seed"], row["draw"], row["batch"]) == (2**61 + i, 0, i // 4)
         assert all(row[f"{stage}_fingerprint"] == prints[stage] for stage in ("prompts", "images", "base", "labels"))
         assert (row["generator"], row["generator_revision"]) == ("renderer", "syn4seg-ray 0.1.0")

@@ -76,7 +76,7 @@ def test_of_an_unfinished_run_what_is_finished_is_exported_and_said(tmp_path):
         ({"classes": ("dog",)}, "--classes dog: not a novel class of this run; expected some of toy car, bird.x"),
         ({"draw": 7}, "--draw 7: .* has no such support draw; it has: 0"),
         ({"only": "some"}, "--only some: expected accepted or all"),
-        ({"format": "yolo"}, "--format yolo: expected one of voc, coco"),
+        ({"format": "tfds"}, "--format tfds: expected one of voc, coco"),
         ({"shard_mb": 5}, "--shard-mb 5: voc is a folder"),
         ({"name": "../x"}, "--name '../x'"),
     ],

@@ -20,12 +20,15 @@ def test_200_classes_with_spaces_are_split_by_class_and_chosen_by_name(tmp_path,
     export(run, config, tmp_path / "both", format, by_class=True, only="all")
     for split, name in (("199_potted_plant", "potted plant"), ("200_potted_plant", "potted.plant")):
         compare(
-            READERS[format](tmp_path / "both", split), {s: t for s, t in truth.items() if t.class_name == name and not t.reason}
+            READERS[format](tmp_path / "both", split),
+            {s: t for s, t in truth.items() if t.class_name == name and not t.reason},
+            format,
         )
     export(run, config, tmp_path / "one", format, classes=("potted plant",))
     compare(
         READERS[format](tmp_path / "one", "train"),
         {s: t for s, t in truth.items() if t.class_name == "potted plant" and not t.reason},
+        format,
     )
     assert json.loads((tmp_path / "one" / "classes.json").read_text())["classes"] == ["background", *names]
     if format == "mmseg":

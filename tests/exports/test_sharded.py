@@ -19,7 +19,7 @@ def test_shards_are_cut_at_their_size_and_hold_every_sample_once(tmp_path, forma
 
 
 def test_a_shard_never_mixes_splits_and_is_never_empty():
-    from syn4seg.exports.selection import ExportSample
+    from syn4seg.exports.samples import ExportSample
 
     items = [
         ExportSample({"split": split, "sample_id": f"{split}{i}"}, noise(i, 4, 4, 3), noise(i, 4, 4))

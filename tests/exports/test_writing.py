@@ -14,8 +14,8 @@ def test_every_pixel_comes_back_and_rejected_samples_are_a_split_of_their_own(ma
     run, config, truth = made
     assert export(run, config, tmp_path / "out", format, only="all") == {"accepted": 12, "rejected": 1, "fault": 1}
     assert any((t.label == 255).any() for t in truth.values() if t.label is not None)
-    compare(READERS[format](tmp_path / "out", "train"), {s: t for s, t in truth.items() if not t.reason})
-    compare(READERS[format](tmp_path / "out", "rejected"), {s: t for s, t in truth.items() if t.reason == REJECTED})
+    compare(READERS[format](tmp_path / "out", "train"), {s: t for s, t in truth.items() if not t.reason}, format)
+    compare(READERS[format](tmp_path / "out", "rejected"), {s: t for s, t in truth.items() if t.reason == REJECTED}, format)
 
 
 @pytest.mark.parametrize("format", FORMATS)

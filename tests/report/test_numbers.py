@@ -30,6 +30,9 @@ def test_the_funnel_counts_what_the_records_say(run):
     steps = {name: (count, lost) for name, count, lost in numbers.count_funnel(run, read_records(run, 0))}
     reasons = Counter(row["reason"] for row in rows)
     assert steps["samples accepted"] == (reasons.pop(""), dict(reasons))
+    banks = Counter(row["sample_id"].split("-")[0] for row in rows if not row["reason"])
+    found = {name.rpartition(" the ")[2]: count for name, (count, _) in steps.items() if name.startswith("of these")}
+    assert found == {"HDIG bank": banks["hdig"], "control bank (class names alone)": banks["class_name"]} and all(banks.values())
 
 
 def test_similarities_are_those_of_the_targets_regions(run):
