@@ -81,15 +81,15 @@ def render_line(state: State) -> Text:
         parts.append(f"{progress} {_rate(item.rate())}/s, {remaining} left {item.note}".rstrip())
     if state.loads:
         parts.append(f"busy {', '.join(f'{load.name} {load.busy:.0%}' for load in state.loads)}")
-    text = _clean("; ".join([*parts, *_facts(state)]))
+    text = clean("; ".join([*parts, *_facts(state)]))
     return _red(text) if state.stale else Text(text)
 
 
 def render(state: State) -> RenderableType:
     """Return the state of a run: work items with bars, stages of the stream, draws with reasons, results of a finished run."""
     if state.kind == "waiting":
-        return Text(_clean(state.phase))
-    parts: list[RenderableType] = [Text(_clean(f"{state.name}: {state.phase}"), style="bold"), Text("; ".join(_facts(state)))]
+        return Text(clean(state.phase))
+    parts: list[RenderableType] = [Text(clean(f"{state.name}: {state.phase}"), style="bold"), Text("; ".join(_facts(state)))]
     if state.stale:
         since = time.strftime("%F %T", time.localtime(state.now - (state.silent or 0)))
         parts.append(_red(f"no new line since {since}: {STALE}"))
@@ -97,9 +97,9 @@ def render(state: State) -> RenderableType:
         parts.append(_item_table(state))
     if state.loads and state.kind == "running":
         parts.append(_stage_table(state))
-    parts += [Text(_clean(text)) for text in _funnel(state)]
+    parts += [Text(clean(text)) for text in _funnel(state)]
     if state.results is not None:
-        parts += [Text(_clean(text), style="bold") for text in headline(state.results)]
+        parts += [Text(clean(text), style="bold") for text in headline(state.results)]
     return Group(*parts)
 
 
@@ -125,7 +125,7 @@ def _facts(state: State) -> list[str]:
         facts.append(f"{state.faults} quarantined{names}")
     if state.kind != "finished" and state.silent is not None:
         facts.append(f"last line {_duration(state.silent)} ago")
-    return [_clean(text) for text in facts]
+    return [clean(text) for text in facts]
 
 
 def _item_table(state: State) -> Table:
@@ -160,7 +160,7 @@ def _table(columns: list[tuple[str, Any]], rows: list[tuple[str, ...]]) -> Table
     for title, justify in columns:
         table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        table.add_row(*(Text(_clean(cell)) for cell in row))
+        table.add_row(*(Text(clean(cell)) for cell in row))
     return table
 
 
@@ -178,10 +178,10 @@ def _funnel(state: State) -> list[str]:
 
 
 def _red(text: str) -> Text:
-    return Text(_clean(text), style="bold red")
+    return Text(clean(text), style="bold red")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Replace control characters, which a reason or a name could send to the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
