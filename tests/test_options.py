@@ -61,6 +61,7 @@ def test_misspelled_formats_studies_and_stages_are_answered_with_the_nearest_one
         (["model", run.root, "--to", tmp_path / "x", "--format", "onx"], "onnx"),
         (["prepare", "pascl", tmp_path], "pascal"),
         (["run", "embeded"], "embedded"),
+        (["verify", run.root.with_name("rum")], "run"),
     ):
         code, _, complaint = syn4seg(*words)
         assert code == 2 and f"did you mean {near}?" in complaint, words

@@ -1,4 +1,4 @@
-"""The screen of `syn4seg watch`, 80 columns and more: once, as a live display, or line by line where there is no terminal."""
+"""The screen of `syn4seg watch`, 60 columns and more: once, as a live display, or line by line where there is no terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 from syn4seg.errors import StoreError, UserError
 from syn4seg.schema import FAULT
 from syn4seg.store.rundir import RunDir
-from syn4seg.terminal import TITLES, table_columns
+from syn4seg.terminal import NARROW, TITLES, table_columns
 from syn4seg.watch.state import State, Watcher
 
 INTERVAL, OFF_TERMINAL = 2.0, 10.0
@@ -52,7 +52,7 @@ def follow(
             raise UserError(f"{run.root}: no run has begun there (no config.yaml); without --once this waits for it")
     else:
         state = _poll_until_finished(watcher, wait, console, sleep)
-    console.print(render(state))
+    console.print(render(state, console.width))
 
 
 def _poll_until_finished(watcher: Watcher, wait: float, console: Console, sleep: Callable[[float], None]) -> State:
@@ -63,7 +63,7 @@ def _poll_until_finished(watcher: Watcher, wait: float, console: Console, sleep:
                 state = watcher.poll()
                 if state.kind == "finished":
                     return state
-                output: RenderableType = render(state) if console.is_terminal else render_line(state)
+                output: RenderableType = render(state, console.width) if console.is_terminal else render_line(state)
             except StoreError as error:
                 output = _red(f"{error}; looking again in {wait:g} s")
             if console.is_terminal:
@@ -85,8 +85,11 @@ def render_line(state: State) -> Text:
     return _red(text) if state.stale else Text(text)
 
 
-def render(state: State) -> RenderableType:
-    """Return the state of a run: work items with bars, stages of the stream, draws with reasons, results of a finished run."""
+def render(state: State, width: int = NARROW) -> RenderableType:
+    """Return the state of a run: work items with bars, stages of the stream, draws with reasons, results of a finished run.
+
+    Below `NARROW` columns there are no bars, and of the stages only what says how fast they are.
+    """
     if state.kind == "waiting":
         return Text(clean(state.phase))
     parts: list[RenderableType] = [Text(clean(f"{state.name}: {state.phase}"), style="bold"), Text("; ".join(_facts(state)))]
@@ -94,9 +97,9 @@ def render(state: State) -> RenderableType:
         since = time.strftime("%F %T", time.localtime(state.now - (state.silent or 0)))
         parts.append(_red(f"no new line since {since}: {STALE}"))
     if state.items:
-        parts.append(_item_table(state))
+        parts.append(_item_table(state, width >= NARROW))
     if state.loads and state.kind == "running":
-        parts.append(_stage_table(state))
+        parts.append(_stage_table(state, width >= NARROW))
     parts += [Text(clean(text)) for text in _funnel(state)]
     if state.results is not None:
         parts += [Text(clean(text), style="bold") for text in headline(state.results)]
@@ -128,18 +131,20 @@ def _facts(state: State) -> list[str]:
     return [clean(text) for text in facts]
 
 
-def _item_table(state: State) -> Table:
+def _item_table(state: State, wide: bool) -> Table:
     rows = []
     for item in state.items:
         filled = int(BAR * min(1.0, item.done / item.total)) if item.total else 0
-        bar = "█" * filled + "░" * (BAR - filled) if item.total else ""
+        bar = ["█" * filled + "░" * (BAR - filled) if item.total else ""] if wide else []
         progress, remaining = _ratio(item.done, item.total), _duration(item.seconds_left(state.now))
-        rows.append((item.title, progress, bar, _rate(item.rate()), remaining, item.note))
-    return _table([("", "left"), ("done", "right"), ("", "left"), ("per s", "right"), ("left", "right"), ("", "left")], rows)
+        rows.append((item.title, progress, *bar, _rate(item.rate()), remaining, item.note))
+    bars: list[tuple[str, Any]] = [("", "left")] if wide else []
+    return _table([("", "left"), ("done", "right"), *bars, ("per s", "right"), ("left", "right"), ("", "left")], rows, wide)
 
 
-def _stage_table(state: State) -> Table:
+def _stage_table(state: State, wide: bool) -> Table:
     titles = ("done", "per s", "busy", "queued", "rejected", "faults", "actors", "left")
+    shown = [i for i, title in enumerate(titles) if wide or title not in ("queued", "actors", "faults")]
     rows = [
         (
             load.name,
@@ -151,14 +156,18 @@ def _stage_table(state: State) -> Table:
         )
         for load in state.loads
     ]
-    return _table([("stage", "left"), *((title, "right") for title in titles)], rows)
+    columns: list[tuple[str, Any]] = [("stage", "left"), *((titles[i], "right") for i in shown)]
+    return _table(columns, [(row[0], *(row[1 + i] for i in shown)) for row in rows], wide)
 
 
-def _table(columns: list[tuple[str, Any]], rows: list[tuple[str, ...]]) -> Table:
-    """Return a table without lines, with columns (title, `left` or `right`); a text that is too long ends with three dots."""
+def _table(columns: list[tuple[str, Any]], rows: list[tuple[str, ...]], wide: bool) -> Table:
+    """Return a table without lines, with columns (title, `left` or `right`); a text that is too long ends with three dots.
+
+    Where it is not wide, texts are wrapped, so that numbers stay whole.
+    """
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for title, justify in columns:
-        table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
+        table.add_column(title, justify=justify, no_wrap=wide or justify == "right", overflow="ellipsis" if wide else "fold")
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
     return table
