@@ -193,7 +193,9 @@ def test_the_commands_of_a_workflow_parse_and_their_keys_exist(workflow):
 def test_the_image_copies_what_is_there_runs_without_root_and_calls_the_command():
     lines = [line.split(maxsplit=1) for line in (ROOT / "Dockerfile").read_text().splitlines() if line and line[0] not in "# "]
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = [words.split()[:-1] for key, words in lines if key == "COPY" and not words.startswith("--from")]
+    copies = [words.split() for key, words in lines if key == "COPY" and not words.startswith("--from")]
+    assert all(words[-1] in ("./", words[0]) for words in copies), "every folder keeps its name"
+    copied = [words[:-1] for words in copies]
     assert all((ROOT / name).exists() and name in allowed for names in copied for name in names)
     assert {*ROOMS, "pyproject.toml", "README.md", "LICENSE"} == {name for names in copied for name in names} == allowed
     last = dict(lines)
@@ -208,6 +210,23 @@ def test_the_editors_container_makes_the_environment_that_the_makefile_makes():
     tree = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
     assert tree["postCreateCommand"] == "make install"
     assert tree["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"].startswith(".venv/bin/")
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [("exit 1", "older than Python 3.11; name another one"), ('test "$1" = -c', "on Debian and Ubuntu: apt install python3-venv")],
+)
+def test_make_says_what_is_missing_for_an_environment(tmp_path, python, said):
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\n{python}\n")
+    stand_in.chmod(0o755)
+    make = ["make", "install", f"PYTHON={stand_in}"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and said in done.stderr
 
 
 HOSTS = {"download.pytorch.org", "mcr.microsoft.com"}
