@@ -25,8 +25,12 @@ install: $(BIN)/.installed    ## .venv with everything in it
 docs: $(BIN)/.installed       ## writes docs/config.md from the code
 	$(BIN)/python docs/make_config.py
 
+# A .venv without a working pip is half made (no python3-venv on Debian, a stop, another Python since) and made anew.
 $(BIN)/.installed: pyproject.toml
-	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON): not found, or older than Python 3.11; name another one: make PYTHON=python3.12" >&2; exit 1; }
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+	  { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv; then the same command again" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -15,7 +15,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ def connect(placement: PlacementConfig) -> None:
         _join(address)
 
 
+def start_line(address: str) -> str:
+    """Return a line that says what `connect` is about to wait for."""
+    return f"joining the Ray cluster at {_resolve(address)}" if joins_others(address) else "starting Ray on this machine"
+
+
 def joins_others(address: str) -> bool:
     """Return whether `placement.address` is a cluster that goes on without this process."""
     return _resolve(address) != "local"
@@ -128,10 +133,34 @@ def _start(placement: PlacementConfig) -> None:
     cpus = max(4, os.cpu_count() or 1)  # logical: local stages share the machine as threads would
     os.environ[WORKING_FOLDER] = os.getcwd()  # for Ray's processes alone
     try:
-        with contextlib.chdir(_private_folder()):  # Ray puts this directory first on the path of its processes
+        with (
+            _without_lines_of_ray(),
+            contextlib.chdir(_private_folder()),
+        ):  # Ray puts this directory first on the path of its processes
             _start_here(placement, cpus)
     finally:
         del os.environ[WORKING_FOLDER]
+
+
+@contextlib.contextmanager
+def _without_lines_of_ray() -> Iterator[None]:
+    """Keep the lines of Ray's compiled code off a terminal, where they would tear the progress bars; its log files have them.
+
+    With `-v` (SYN4SEG_DEBUG=1) they are shown.
+    """
+    if not sys.stderr.isatty() or os.environ.get("SYN4SEG_DEBUG") == "1":
+        yield
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # that it took the level from the variable is a line itself
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _start_here(placement: PlacementConfig, cpus: int) -> None:

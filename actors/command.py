@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -16,42 +17,45 @@ from syn4seg.options import Out, Reuse, Settings, Trust, reach_run, read_config
 
 if TYPE_CHECKING:
     from actors.pipeline import Pipeline
+    from syn4seg.config.tree import Config
+    from syn4seg.data.datasets import Dataset, Fold
+    from syn4seg.store.rundir import RunDir
+    from syn4seg.terminal import Terminal
 
 
-def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None, trusted: bool = False) -> Pipeline:
-    """Check everything that can be checked, then open the run directory; nothing is written before that.
+def check_settings(
+    settings: list[str] | None, out: str | None, display: Terminal, trusted: bool = False, prepares: bool = True
+) -> tuple[Config, RunDir, tuple[Dataset, Fold] | None]:
+    """Check everything that can be checked without Ray; return configuration, run directory, and data set with fold.
 
     Args:
         settings: words of the command, see `read_config`.
         out: path or URL of the run directory; None: runs/NAME.
-        reuse: path or URL of an earlier run whose fitting stages are taken over.
         trusted: as in `read_config`.
+        prepares: prepare an official data set beside its files where that was not done; False: return None in its place.
 
     Raises:
         UserError: the first thing that is wrong.
     """
     config = read_config(settings, out, trusted)
     from actors.cluster import check_out
-    from actors.pipeline import Pipeline
     from syn4seg.data.sources import dataset_source
-    from syn4seg.doctor import versions
     from syn4seg.loggers.following import check_loggers
-    from syn4seg.stages.checks import check, check_files, check_models, note_checked_files
-    from syn4seg.stages.reuse import reuse as take_over
-    from syn4seg.stages.setup import digest_inputs, is_prepared
-    from syn4seg.store.files import check_writable, exists
+    from syn4seg.stages.checks import check, check_files, check_models
+    from syn4seg.stages.setup import is_prepared
+    from syn4seg.store.files import check_writable
     from syn4seg.store.rundir import RunDir
     from syn4seg.store.samples import checked_name
-    from syn4seg.terminal import Terminal
 
     check_out(out)
     check_writable(out or "runs", "--out")
-    display = Terminal()
     run = RunDir(out or f"runs/{checked_name(config.name, 'name')}")
     run.check(config)
     check_loggers(config)
     if not is_prepared(config):
         check_models(config, run)
+        if not prepares:
+            return config, run, None
         prepare = dataset_source(config.data.source).prepare
         assert prepare is not None and config.data.root is not None
         with display.bar(f"preparing {config.data.source}") as progress:
@@ -61,21 +65,59 @@ def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None
         warnings = check_files(config, dataset, fold, run, progress)
     for warning in warnings:
         display.note(f"warning: {warning}")
+    return config, run, (dataset, fold)
+
+
+def open_pipeline(settings: list[str] | None, out: str | None, reuse: str | None, trusted: bool = False) -> Pipeline:
+    """Check everything that can be checked, then open the run directory; nothing is written before that.
+
+    Args:
+        settings, out, trusted: see `check_settings`.
+        reuse: path or URL of an earlier run whose fitting stages are taken over.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    from syn4seg.terminal import Terminal
+
+    display = Terminal()
+    config, run, data = check_settings(settings, out, display, trusted)
+    assert data is not None, "it has been prepared"
+    from actors.pipeline import Pipeline
+    from syn4seg.doctor import versions
+    from syn4seg.stages.checks import note_checked_files
+    from syn4seg.stages.reuse import reuse as take_over
+    from syn4seg.stages.setup import digest_inputs
+
     inputs = digest_inputs(config)
     run.check_inputs(inputs)
-    pipeline = Pipeline(config, run, dataset, fold, display)
+    pipeline = Pipeline(config, run, *data, display)
     pipeline.check()
     catch_signals()  # Ray brings handlers of its own
-    if reuse is not None and not exists(reach_run(reuse).config):
-        raise UserError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
+    earlier = check_reuse(reuse)
     run.open(config)
     run.write_inputs(inputs)
-    note_checked_files(dataset, run)
+    note_checked_files(data[0], run)
     run.write_provenance(config, versions())
-    if reuse is not None:
-        taken = take_over(RunDir(reuse), run, config)
+    if earlier is not None:
+        taken = take_over(earlier, run, config)
         display.note(f"taken from {reuse}: {', '.join(taken) or 'nothing fits this configuration'}")
     return pipeline
+
+
+def check_reuse(reuse: str | None) -> RunDir | None:
+    """Return the run of `--reuse`, if one is given.
+
+    Raises:
+        UserError: it is not a run.
+    """
+    from syn4seg.store.files import exists
+
+    if reuse is None:
+        return None
+    if not exists(reach_run(reuse).config):
+        raise UserError(f"--reuse {reuse}: not a run (no config.yaml); give the directory of an earlier run")
+    return reach_run(reuse)
 
 
 @contextlib.contextmanager
@@ -88,10 +130,33 @@ def logged_pipeline(settings: list[str] | None, out: str | None, reuse: str | No
         yield pipeline
 
 
-def run(settings: Settings = None, out: Out = None, reuse: Reuse = None, trust: Trust = False) -> None:
+def run(
+    settings: Settings = None,
+    out: Out = None,
+    reuse: Reuse = None,
+    trust: Trust = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made and what it costs; write nothing.")] = False,
+) -> None:
     """The whole method: prompts, images, labels, training, scores, ablation table."""
+    if dry_run:
+        show_dry_run(settings, out, reuse, trust)
+        return
     with logged_pipeline(settings, out, reuse, trust) as pipeline:
         _show_results(pipeline, pipeline.run_all())
+
+
+def show_dry_run(settings: list[str] | None, out: str | None, reuse: str | None, trusted: bool = False) -> None:
+    """Check what `open_pipeline` checks without Ray, and print what would be made and what it costs; write nothing."""
+    from syn4seg.planning.dry_run import dry_run
+    from syn4seg.stages.setup import digest_inputs
+    from syn4seg.terminal import Terminal
+
+    display = Terminal()
+    config, run, data = check_settings(settings, out, display, trusted, prepares=False)
+    earlier = check_reuse(reuse)
+    inputs = digest_inputs(config) if data is not None else {}
+    run.check_inputs(inputs)
+    dry_run(config, run, data, inputs, earlier, display)
 
 
 def prompts(settings: Settings = None, out: Out = None, reuse: Reuse = None, trust: Trust = False) -> None:
@@ -262,7 +327,16 @@ def serve(
 
 def _show_results(pipeline: Pipeline, results: dict[str, Any]) -> None:
     pipeline.display.results(results)
-    pipeline.display.note(f"results: {pipeline.run.results}")
-    pipeline.display.note(
-        f"model: {pipeline.run.model}; to use it: syn4seg predict {pipeline.run.model} IMAGES... --to predictions"
-    )
+    for line in next_steps(str(pipeline.run.root), str(pipeline.run.model)):
+        pipeline.display.note(line)
+
+
+def next_steps(run: str, model: str) -> list[str]:
+    """Return what to type after a finished run: a line per command, short enough for a narrow terminal where the names are."""
+    run, model = shlex.quote(run), shlex.quote(model)
+    return [
+        f"done: {run}; next:",
+        f"  syn4seg report {run}",
+        f"  syn4seg verify {run}",
+        f"  syn4seg predict {model} IMAGES --to DIR",
+    ]

@@ -248,6 +248,8 @@ def _run(
         yield from run_inline(rows, chain, block)
         return
     connect(place)
+    pools = ", ".join(f"{operator.name} {operator.pool.size}" for operator in chain)
+    note(f"starting actors ({pools}); each loads its model first")
     measured: dict[str, Mapping[str, float]] = {}
 
     def streamed(part: pa.Table, chain: list[Operator]) -> Iterator[dict[str, Any]]:

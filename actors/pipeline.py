@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from actors import trainer
-from actors.cluster import check_shared
+from actors.cluster import check_shared, start_line
 from actors.encoder import prompt_agent, text_encoder
 from actors.evaluation import evaluate_run
 from actors.graph import check_placement, stream
@@ -100,6 +100,8 @@ class Pipeline:
 
     def check(self) -> None:
         """Join Ray and refuse an impossible placement, or files that some node does not see, before anything is made."""
+        if self.config.placement.runner == "ray":
+            self.display.note(start_line(self.config.placement.address))
         check_placement(self.config)
         check_workers(self.config)
         if self.config.placement.runner == "ray":
@@ -114,6 +116,7 @@ class Pipeline:
             if self.config.synthesis.source == "folder":
                 make_plan(*arguments, None, None)
                 return
+            self.display.note(f"loading the text encoder of {self.config.synthesis.generator}")
             with text_encoder(self.config) as encoder:
                 make_plan(*arguments, prompt_agent(self.config, encoder), encoder)
 
@@ -172,6 +175,7 @@ class Pipeline:
         self.prompts()
         self.base()
         with self._timed("register"):
+            self.display.note(f"learning the support set of {len(draws_of(self.config))} draw(s)")
             stage = NovelStage(self.config, self.run, self.dataset, self.fold)
             for draw in draws_of(self.config):
                 stage.register(draw)

@@ -64,7 +64,7 @@ def plan_dataset(rows: pa.Table, rows_per_block: int) -> ray.data.Dataset:
             return tasks
 
     blocks = max(1, math.ceil(rows.num_rows / rows_per_block))
-    return ray.data.read_datasource(Plan(), ray_remote_args={"num_cpus": 0.1}, concurrency=READ_TASKS, override_num_blocks=blocks)
+    return ray.data.read_datasource(Plan(), num_cpus=0.1, concurrency=READ_TASKS, override_num_blocks=blocks)
 
 
 def map_operator(stream: ray.data.Dataset, operator: Operator, guard: dict[str, Any]) -> ray.data.Dataset:

@@ -14,10 +14,18 @@ PACKAGES = ("ray", "torch", "torchvision", "diffusers", "transformers", "segment
 SMALL_PACKAGES = ("scipy", "opencv-python-headless", "pillow", "safetensors", "pydantic", "pyyaml", "typer", "rich", "matplotlib")
 
 
+def own_version() -> str:
+    """Return the version of this project; "source" where it is not installed."""
+    try:
+        return importlib.metadata.version("syn4seg-ray")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
 def versions() -> dict[str, str]:
     """Return the versions of this project, of Python and of the packages that may change a result."""
-    versions = {"syn4seg-ray": "source", "python": platform.python_version()}
-    for name in ("syn4seg-ray", *PACKAGES, *SMALL_PACKAGES):
+    versions = {"syn4seg-ray": own_version(), "python": platform.python_version()}
+    for name in (*PACKAGES, *SMALL_PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

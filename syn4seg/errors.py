@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -41,6 +42,14 @@ STORE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp"
 """Packages whose errors are those of an object store; not all of them are OSError."""
 ENVIRONMENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOMEM, errno.ESTALE)
 """Codes of an OSError that says something of the machine and not of this program."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" with the known word nearest to an unknown one; "" if none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def catch_signals() -> None:

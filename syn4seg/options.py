@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 from syn4seg.trust import trust
 
 if TYPE_CHECKING:
     from syn4seg.config.tree import Config
     from syn4seg.store.rundir import RunDir
 
+CONFIGS = Path(__file__).parent / "configs"
+"""Folder of the packaged configurations; their studies are in `studies`."""
+_LOUDNESS = [0]
+
+
+def loudness() -> int:
+    """Return -1 where the command was given `-q`, 1 where `-v`, else 0."""
+    return _LOUDNESS[0]
+
+
+def set_loudness(level: int) -> None:
+    """Keep what `loudness` returns, for this process."""
+    _LOUDNESS[0] = level
+
+
+def say_first(text: str) -> None:
+    """Say at a terminal what the next seconds go into; called before anything heavy is imported."""
+    if loudness() >= 0 and sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+def packaged(folder: str = "") -> list[str]:
+    """Return the names of the packaged configurations, or with "studies" those of the studies."""
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Return the packaged configurations that a word may become, for the completion of a shell."""
+    return [name for name in packaged() if name.startswith(incomplete)]
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Return the packaged studies that a word may become, for the completion of a shell."""
+    return [name for name in packaged("studies") if name.startswith(incomplete)]
+
+
 Settings = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CONFIG] [KEY=VALUE ...]",
         show_default=False,
+        autocompletion=complete_config,
         help="A YAML file, a run, or embedded, pascal5i, coco20i...; then keys: data.fold=1. No name: each key's default.",
     ),
 ]
@@ -49,15 +87,18 @@ def read_config(settings: list[str] | None, out: str | None = None, trusted: boo
 
     words, path, stored = list(settings or []), None, False
     if words and "=" not in words[0]:
-        path, packaged = as_path(words.pop(0)), Path(__file__).parent / "configs"
+        path = as_path(words.pop(0))
         stored = (path.parent / "inputs.json").is_file()
         if (path / "config.yaml").is_file():
             path, stored = path / "config.yaml", True
         elif not path.is_file():
-            names = sorted(p.stem for p in packaged.glob("*.yaml"))
+            names = packaged()
             if str(path) not in names:
-                raise UserError(f"config {path}: no such file or run; expected a YAML file, a run, or {', '.join(names)}")
-            path = packaged / f"{path}.yaml"
+                raise UserError(
+                    f"config {path}: no such file or run; expected a YAML file, a run, or {', '.join(names)}"
+                    f"{did_you_mean(str(path), names)}"
+                )
+            path = CONFIGS / f"{path}.yaml"
     elif out is not None and exists(reach_run(out).config):
         path, stored = reach_run(out).config, True
     config = load(path, words)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from syn4seg.baselines import title_of
+from syn4seg.options import loudness
 
 _ABLATION = {
     "support_only": "support only",
@@ -38,6 +39,8 @@ TITLES = {**_ABLATION, **_JOINT, **_CONTROLS}
 """Row of results.json -> its title, from the simplest row to the whole method, then controls."""
 LINE_SECONDS = 10
 """Seconds between two lines about a progress where there is no terminal."""
+NARROW = 80
+"""Columns below which progress is numbers alone."""
 
 
 def shows_bars(console: Console) -> bool:
@@ -46,18 +49,26 @@ def shows_bars(console: Console) -> bool:
 
 
 class Terminal:
-    """Progress bars and tables on standard output, or in a notebook; simple lines where neither can show a bar."""
+    """Progress bars and tables on standard output, or in a notebook; simple lines where neither can show a bar.
+
+    With `-q` neither notes (but for warnings) nor progress are shown, with `-v` every note says when it was made.
+    """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console, self.started = Console(highlight=False), time.monotonic()
 
-    def note(self, text: str, style: str = "") -> None:
-        """Print one line, however long where this is not a terminal."""
+    def note(self, text: str) -> None:
+        """Print one line about the work, however long where this is not a terminal."""
+        if loudness() >= 0 or text.startswith("warning: "):
+            self.answer(f"[{time.monotonic() - self.started:.1f} s] {text}" if loudness() > 0 else text)
+
+    def answer(self, text: str, style: str = "") -> None:
+        """Print one line that was asked for."""
         self.console.print(text, style=style, markup=False, soft_wrap=not self.console.is_terminal)
 
     def warn(self, text: str) -> None:
         """Print one line in red."""
-        self.note(text, "bold red")
+        self.answer(text, "bold red")
 
     @contextlib.contextmanager
     def bar(self, title: str) -> Iterator[Callable[..., None]]:
@@ -68,16 +79,17 @@ class Terminal:
     @contextlib.contextmanager
     def bars(self, *titles: str) -> Iterator[list[Callable[..., None]]]:
         """Show bars below each other, each once it has something to show; several threads may move them."""
-        if not shows_bars(self.console):
-            yield [self._lines(title) for title in titles]
+        if not shows_bars(self.console) or loudness() < 0:
+            yield [self._lines(title) if loudness() >= 0 else _no_progress for title in titles]
             return
+        wide = self.console.width >= NARROW
         columns = (
-            SpinnerColumn(),
+            *((SpinnerColumn(),) if wide else ()),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            *((BarColumn(bar_width=12),) if wide else ()),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
+            *((TimeElapsedColumn(),) if wide else ()),
             TimeRemainingColumn(),
             TextColumn("{task.fields[extra]}"),
         )
@@ -95,8 +107,9 @@ class Terminal:
             if done < total and now - printed < LINE_SECONDS:
                 return
             printed, rate = now, (done - first) / max(now - started, 1e-9)
-            remaining = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-            self.note(f"{title}: {done}/{total}, {rate:.2f}/s, {now - started:.0f} s{remaining} {_rejected(reasons)}".rstrip())
+            facts = [f"{title}: {done}/{total}", *([f"{format_rate(rate)}/s"] if rate else []), f"{now - started:.0f} s"]
+            facts += [f"{(total - done) / rate:.0f} s left"] if rate and done < total else []
+            self.note(f"{', '.join(facts)} {_rejected(reasons)}".rstrip())
 
         return update
 
@@ -118,7 +131,7 @@ class Terminal:
         table = Table("row", title=title, title_justify="left")
         columns = table_columns(protocol)
         for title in columns:
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", no_wrap=True)
         for name, baseline in results["baselines"].items():
             star = " *" if baseline["transductive"] else ""
             table.add_row(title_of(name) + star, *(format_percent(baseline["metrics"][c]) for c in columns.values()))
@@ -138,10 +151,19 @@ def _bar(progress: Progress, title: str) -> Callable[..., None]:
         task = next(t for t in progress.tasks if t.id == index)
         if not task.started:
             progress.start_task(index)
-        rate = f"{task.speed:.1f}/s" if task.speed else ""
+        rate = f"{format_rate(task.speed)}/s" if task.speed else ""
         progress.update(index, completed=done, total=total, visible=True, rate=rate, extra=_rejected(reasons))
 
     return update
+
+
+def _no_progress(done: int, total: int, reasons: Counter | None = None) -> None:
+    """Show nothing."""
+
+
+def format_rate(rate: float) -> str:
+    """Return a rate with three digits, never 0 for one that is not."""
+    return f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}"
 
 
 def _rejected(reasons: Counter | None) -> str:

@@ -25,8 +25,54 @@ def test_help_loads_nothing_heavy():
     assert verbs[:7] == ["run", "prompts", "synthesize", "refine", "train", "evaluate", "sweep"]
     assert set(verbs[7:]) == {
         *("verify", "watch", "report", "compare", "export", "prepare", "plan", "audit", "config", "doctor", "cache"),
-        *("predict", "serve", "model", "extend"),
+        *("predict", "serve", "model", "extend", "ls"),
     }
+    assert subprocess.run([sys.executable, "-m", "syn4seg.cli", "-h"], capture_output=True, text=True).stdout == text
+
+
+def test_every_verb_takes_h_q_and_v_and_a_shell_can_complete_them():
+    from typer.main import get_command
+
+    from syn4seg import cli
+
+    app = get_command(cli.app)
+    for name, verb in app.commands.items():
+        options = {option for parameter in verb.params for option in parameter.opts}
+        assert name == "cache" or {"-q", "--quiet", "-v", "--verbose"} <= options, name
+        assert verb.make_context(name, [], resilient_parsing=True, parent=app.make_context("syn4seg", [], resilient_parsing=True))
+    assert {"--install-completion", "--version"} <= {option for parameter in app.params for option in parameter.opts}
+    assert "complete" in syn4seg("--show-completion", "bash").stdout
+    assert syn4seg("vrify").stderr.splitlines()[-1].endswith("Did you mean 'verify'?")
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert syn4seg("--version").stdout == f"syn4seg {version('syn4seg-ray')}\n"
+
+
+def test_remarks_of_libraries_are_shown_with_v_alone_and_q_leaves_what_was_asked_for(capsys):
+    import warnings
+
+    from syn4seg import cli
+    from syn4seg.options import loudness, say_first, set_loudness
+
+    def verb(name: str = "a") -> None:
+        """Warn as a library would."""
+        say_first("loading")
+        warnings.warn(f"remark {loudness()}", DeprecationWarning, stacklevel=1)
+
+    loud, shown = cli.with_loudness(verb), warnings.showwarning
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            for quiet, verbose, text in ((False, False, ""), (True, False, ""), (False, True, "remark 1")):
+                warnings.showwarning = lambda message, *_: print(message)
+                loud(quiet=quiet, verbose=verbose)
+                assert capsys.readouterr().out.strip() == text
+    finally:
+        warnings.showwarning = shown
+        set_loudness(0)
 
 
 def test_the_library_is_imported_at_its_first_use():
@@ -71,6 +117,13 @@ def test_an_impossible_placement_is_refused_at_once_with_the_numbers(tmp_path):
 def test_the_whole_job_prints_the_ablation_and_writes_results(finished):
     out, text = finished
     assert "Syn4Seg" in text
+    assert text.splitlines()[-4:] == [
+        f"done: {out}; next:",
+        f"  syn4seg report {out}",
+        f"  syn4seg verify {out}",
+        f"  syn4seg predict {out}/model IMAGES --to DIR",
+    ]
+    assert "0.00/s" not in text and ", 0/s" not in text
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == ["apf", "apr", "class_name_raw", "hdig_raw", "support_only", "syn4seg"]
     for row in results["rows"].values():
@@ -87,12 +140,14 @@ def test_verify_prints_the_digest_and_fails_on_damage(finished, tmp_path):
     out, _ = finished
     done = syn4seg("verify", out)
     assert done.returncode == 0
-    assert done.stdout.startswith("digest: ")
+    assert done.stdout.startswith("digest: ") and done.stdout.splitlines()[-1].startswith("verified: every image")
+    assert "no pixel" in syn4seg("verify", out, "--quick").stdout.splitlines()[-1]
     shutil.copytree(out, tmp_path / "copy")
     next((tmp_path / "copy").glob("images/*/*.png")).unlink()
     broken = syn4seg("verify", tmp_path / "copy")
     assert broken.returncode == 1
-    assert "is missing" in broken.stderr
+    assert "is missing" in broken.stderr and broken.stderr.splitlines()[-1].startswith("NOT verified: ")
+    assert "verified" not in broken.stdout
     assert syn4seg("verify", tmp_path).returncode == 2
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 
 import pytest
 from rich.console import Console
 
 from syn4seg import terminal
+from syn4seg.options import set_loudness
 from syn4seg.stages.rows import RESULT_NAMES
-from syn4seg.terminal import TITLES, Terminal, format_percent, sort_rows, table_columns
+from syn4seg.terminal import TITLES, Terminal, format_percent, format_rate, sort_rows, table_columns
 
 OURS = {"base_mIoU": "foreground base classes", "mean": "(base + novel) / 2"}
 
@@ -53,10 +55,40 @@ def test_progress_without_a_terminal_is_the_first_and_the_last_line_and_some_bet
         update(9, 12, Counter({"": 7, "target_too_small": 2}))
         update(12, 12)
     assert capsys.readouterr().out.splitlines() == [
-        "labels: 2/12, 0.00/s, 0 s",
-        "labels: 9/12, 0.64/s, 11 s, 5 s left 2 rejected",
-        "labels: 12/12, 0.83/s, 12 s",
+        "labels: 2/12, 0 s",
+        "labels: 9/12, 0.636/s, 11 s, 5 s left 2 rejected",
+        "labels: 12/12, 0.833/s, 12 s",
     ]
+
+
+def test_no_rate_is_shown_as_nought():
+    assert [format_rate(rate) for rate in (0.00123, 0.5, 12.34, 2000.4)] == ["0.00123", "0.5", "12.3", "2000"]
+
+
+@pytest.mark.parametrize(("width", "bars"), [(80, True), (60, False)])
+def test_on_a_narrow_terminal_bars_are_dropped_and_numbers_stay(width, bars):
+    shown = Terminal()
+    shown.console = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
+    with shown.bar("labels, draw 0") as update:
+        update(3, 5000)
+    text = shown.console.file.getvalue()
+    assert "3/5000" in text and ("━" in text) == bars
+
+
+def test_q_leaves_warnings_and_answers_and_v_says_when(capsys):
+    try:
+        for level in (-1, 1):
+            set_loudness(level)
+            shown = Terminal()
+            shown.note("note")
+            shown.note("warning: a photo is small")
+            shown.answer("answer")
+            with shown.bar("labels") as update:
+                update(1, 1)
+            said = capsys.readouterr().out.splitlines()
+            assert said == ["warning: a photo is small", "answer"] if level < 0 else said[0] == "[0.0 s] note" and len(said) == 4
+    finally:
+        set_loudness(0)
 
 
 def test_the_funnel_counts_every_reason(capsys):

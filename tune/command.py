@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from syn4seg.errors import Interrupted
-from syn4seg.options import Reuse, Settings, Trust, read_config
+from syn4seg.options import Reuse, Settings, Trust, complete_study, read_config
 
 
 def sweep(
     settings: Settings = None,
-    study: Annotated[str, typer.Option(help="labels, shots, prompts, beta, lambda, all, or a YAML file.")] = "labels",
+    study: Annotated[
+        str, typer.Option(help="labels, shots, prompts, beta, lambda, all, or a YAML file.", autocompletion=complete_study)
+    ] = "labels",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials, with those done; default: as the study says.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time; at most the study's window.")] = None,
     objective: Annotated[

@@ -9,7 +9,6 @@ space:
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import json
 import math
@@ -23,7 +22,7 @@ from syn4seg.config.loading import explained
 from syn4seg.config.sections import Count, Section, Whole
 from syn4seg.config.tree import Config, keys
 from syn4seg.config.yaml_text import decode_text, parse_yaml
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 from syn4seg.stages.results import METRICS
 
 if TYPE_CHECKING:
@@ -191,10 +190,7 @@ def check_study(study: Study, config: Config) -> None:
     known = keys()
     for key in (*study.space, *study.set):
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise UserError(
-                f"study: {key}: unknown key" + (f"; did you mean {near[0]}?" if near else "") + " `syn4seg config` lists all keys"
-            )
+            raise UserError(f"study: {key}: unknown key{did_you_mean(key, known)} `syn4seg config` lists all keys")
     for key in study.space:
         if any(key == name or key.startswith(name + ".") for name in NOT_SWEPT):
             raise UserError(
@@ -205,11 +201,9 @@ def check_study(study: Study, config: Config) -> None:
             raise UserError(f"study: {key}: is both swept and set; leave it out of one of them")
     for name in study.metrics:
         if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.4)
             raise UserError(
-                f"--objective {name}: the evaluation has no such metric"
-                + (f"; did you mean {near[0]}?" if near else "")
-                + f"; expected {', '.join(METRICS)}, or test.METRIC for the test list"
+                f"--objective {name}: the evaluation has no such metric{did_you_mean(name, METRICS)}; expected "
+                f"{', '.join(METRICS)}, or test.METRIC for the test list"
             )
         if not study.test and name.startswith("novel") and not study.validation.novel_images:
             raise UserError(f"--objective {name}: needs novel classes to score on; set validation.novel_images above 0")
@@ -322,5 +316,6 @@ def study_path(name: str, packaged: Path) -> Path:
         return Path(name)
     known = sorted(p.stem for p in packaged.glob("*.yaml"))
     if name not in known:
-        raise UserError(f"--study {name}: no such file; expected a YAML file, or one of {', '.join(known)}")
+        expected = f"a YAML file, or one of {', '.join(known)}{did_you_mean(name, known)}"
+        raise UserError(f"--study {name}: no such file; expected {expected}")
     return packaged / f"{name}.yaml"

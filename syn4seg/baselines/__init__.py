@@ -6,13 +6,12 @@ is in the `FACTS` of its module and is printed beside every result. See docs/ext
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +53,8 @@ def find_baseline(name: str) -> Baseline:
         UserError: there is none.
     """
     if name not in BASELINES:
-        near = difflib.get_close_matches(name, BASELINES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"evaluation.baselines={name}: no such baseline; expected some of {', '.join(BASELINES)}{hint}")
+        expected = f"expected some of {', '.join(BASELINES)}{did_you_mean(name, BASELINES)}"
+        raise UserError(f"evaluation.baselines={name}: no such baseline; {expected}")
     return BASELINES[name]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from syn4seg.config.protocols import preset
 from syn4seg.config.tree import Config, keys
 from syn4seg.config.yaml_text import MAX_BYTES, decode_text, parse_yaml
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,13 +102,18 @@ def explained(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"] if not (isinstance(part, str) and "[" in part))
     if error["type"] == "extra_forbidden":
         known = [*{k.partition(".")[0]: None for k in keys()}, *keys()]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "") + " `syn4seg config` lists all keys"
+        return f"{key}: unknown key{did_you_mean(key, known)} `syn4seg config` lists all keys"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     known = keys()
     base = next((key[:i] for i in range(len(key), 0, -1) if key[:i] in known), key)
     doc = f" ({' '.join(known[base].description.split())})" if base in known and known[base].description else ""
+    near = did_you_mean(error["input"], _choices(error)) if isinstance(error["input"], str) else ""
     shown = repr(error["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return f"{base}={shown}: {error['msg'][0].lower()}{error['msg'][1:]}{doc}"
+    return f"{base}={shown}: {error['msg'][0].lower()}{error['msg'][1:]}{near}{doc}"
+
+
+def _choices(error: Any) -> list[str]:
+    """Return the texts that a key allows, where it allows some texts only."""
+    return re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []

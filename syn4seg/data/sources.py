@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from syn4seg.config.sections import DataConfig
 from syn4seg.data.datasets import Dataset, EmbeddedDataset
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 
 EMBEDDED_TRAIN, EMBEDDED_VAL = 6000, 300
 """Images of the embedded world where `data.train_images` and `data.val_images` are empty."""
@@ -83,9 +82,8 @@ def dataset_source(name: str) -> DatasetSource:
         UserError: there is none of that name.
     """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"data.source={name}: unknown data set; expected one of {', '.join(DATASETS)}{hint}")
+        expected = f"expected one of {', '.join(DATASETS)}{did_you_mean(name, DATASETS)}"
+        raise UserError(f"data.source={name}: unknown data set; {expected}")
     return DATASETS[name]
 
 

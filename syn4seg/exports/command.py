@@ -12,7 +12,7 @@ from syn4seg.exports.formats import FORMATS
 
 def export(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Directory or URL of a run.")],
-    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")],
+    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.", autocompletion=lambda: list(FORMATS))],
     to: Annotated[str, typer.Option(help="Where to: a new or empty directory, or s3://BUCKET/NAME.")],
     only: Annotated[str, typer.Option(help="accepted, or all: rejected samples too, in splits of their own.")] = "accepted",
     bank: Annotated[str, typer.Option(help="Samples of which prompts: hdig, control (class names alone), or all.")] = "hdig",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from syn4seg.exports.info import ExportInfo, Parts
@@ -52,7 +52,7 @@ def export_format(name: str, shard_mb: int | None) -> Format:
         UserError: there is none, or it has no shards and `shard_mb` is given.
     """
     if name not in FORMATS:
-        raise UserError(f"--format {name}: expected one of {', '.join(FORMATS)}")
+        raise UserError(f"--format {name}: expected one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
     if shard_mb is not None and not FORMATS[name].sharded:
         sharded = " or ".join(other for other, entry in FORMATS.items() if entry.sharded)
         raise UserError(

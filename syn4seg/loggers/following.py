@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from syn4seg.store.files import AnyPath
     from syn4seg.store.rundir import RunDir
 
-PACKAGES = {"tensorboard": ("tensorboardX", "tensorboardX"), "mlflow": ("mlflow", "mlflow-skinny"), "wandb": ("wandb", "wandb")}
-"""Logger -> module, and the package to install."""
+PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+"""Logger -> module; the extra of this package that brings it has the logger's name, tensorboardX is always there."""
 POLL_SECONDS, STORE_POLL_SECONDS = 2.0, 30.0
 """Seconds between two polls for new lines, in a folder and in an object store (where the whole file is read)."""
 CLOSE_SECONDS = 30.0
@@ -41,10 +41,11 @@ CLOSE_SECONDS = 30.0
 def check_loggers(config: Config) -> None:
     """Raise UserError, with the command that installs it, if the package of a logger in `logging.to` is not installed."""
     for name in config.logging.to:
-        module, package = PACKAGES[name]
-        if importlib.util.find_spec(module) is None:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            package = "tensorboardX" if name == "tensorboard" else f"'syn4seg-ray[{name}]'"
             raise UserError(
-                f"logging.to={name}: the package {module} is not installed; pip install {package}, or take {name} out of logging.to"
+                f"logging.to={name}: the package {PACKAGES[name]} is not installed; pip install {package}, or take {name} out of "
+                "logging.to"
             )
 
 

@@ -27,6 +27,7 @@ def plan(
     from syn4seg.planning.estimate import table
     from syn4seg.planning.measure import plan_run
     from syn4seg.stages.setup import is_prepared
+    from syn4seg.terminal import NARROW
 
     config = read_config(settings, trusted=trust)
     estimate = plan_run(config, rates, measure, card)
@@ -37,7 +38,8 @@ def plan(
     console = Console(highlight=False)
     shown = Table(title=f"plan of {config.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     origins = {text: chr(ord("a") + i) for i, text in enumerate(dict.fromkeys(row[-1] for row in rows[:-1]))}
-    used = [i for i in range(len(header) - 1) if any(row[i] not in ("", "1") for row in rows[:-1])]
+    left_out = ("each", "memory/actor") if console.width < NARROW else ()
+    used = [i for i in range(len(header) - 1) if any(row[i] not in ("", "1") for row in rows[:-1]) and header[i] not in left_out]
     for i in used:
         title = header[i].partition("/")[0]
         shown.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)

@@ -7,7 +7,8 @@ named device's speed). Starting actors, loading weights and compiling are not in
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from syn4seg.config.placement import PoolConfig
@@ -89,18 +90,20 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(config: Config, facts: WorkloadFacts, rates: Rates) -> Estimate:
+def estimate(config: Config, facts: WorkloadFacts, rates: Rates, done: Mapping[str, int] | None = None) -> Estimate:
     """Return the plan of a configuration.
 
     Args:
         facts: of the data set, see `facts_of`.
         rates: measured or stated seconds, see `read_rates`, `stated_rates` and `measure`.
+        done: units of work by stage that are there already, and so are left out; disk is that of the whole run.
 
     Raises:
         UserError: a model is named whose size is not known.
     """
     memory, disk = memory_of(config, facts), disk_of(config, facts, rates)
-    lines = tuple(_line(config, stage, rates, memory[stage.stage], disk.get(stage.stage, 0)) for stage in workload(config, facts))
+    stages = [replace(stage, count=max(0, stage.count - (done or {}).get(stage.stage, 0))) for stage in workload(config, facts)]
+    lines = tuple(_line(config, stage, rates, memory[stage.stage], disk.get(stage.stage, 0)) for stage in stages)
     streamed, gpus = _stream_hours(config, lines), _gpus(config)
     others = [line for line in lines if line.stage not in STREAMED]
     held = streamed * gpus + sum(line.device_hours for line in others if line.kind == "gpu")
@@ -156,9 +159,9 @@ def _warning(config: Config, stage: StageWork, memory: int, rates: Rates) -> str
         "base": "a smaller base.batch or base.crop",
     }.get(stage.stage, "a smaller model, or a larger card")
     if memory > card:
-        return f"{stage.stage} needs {_size(memory)}, but {rates.device} has {_size(card)}: {remedy}"
-    allowed = f"its share ({share:g}) of {_size(card)}"
-    return f"{stage.stage} needs {_size(memory)}, more than {allowed}: raise placement.{stage.stage}.gpus"
+        return f"{stage.stage} needs {format_size(memory)}, but {rates.device} has {format_size(card)}: {remedy}"
+    allowed = f"its share ({share:g}) of {format_size(card)}"
+    return f"{stage.stage} needs {format_size(memory)}, more than {allowed}: raise placement.{stage.stage}.gpus"
 
 
 def _gpus(config: Config) -> int:
@@ -222,7 +225,7 @@ def table(plan: Estimate) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[
     """
     rows = []
     for line in plan.lines:
-        gpu, cpu = (_time(line.device_hours) if line.kind == kind else "" for kind in ("gpu", "cpu"))
+        gpu, cpu = (format_time(line.device_hours) if line.kind == kind else "" for kind in ("gpu", "cpu"))
         rows.append(
             (
                 line.stage,
@@ -231,9 +234,9 @@ def table(plan: Estimate) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[
                 _seconds(line.unit_seconds),
                 gpu,
                 cpu,
-                _time(line.wall_hours),
-                _size(line.memory),
-                _size(line.disk) if line.disk else "",
+                format_time(line.wall_hours),
+                format_size(line.memory),
+                format_size(line.disk) if line.disk else "",
                 line.source,
             )
         )
@@ -245,15 +248,15 @@ def table(plan: Estimate) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[
             f"{plan.facts.novel} classes",
             "",
             "",
-            _time(plan.gpu_hours),
-            _time(cpu_hours),
-            _time(plan.wall_hours),
+            format_time(plan.gpu_hours),
+            format_time(cpu_hours),
+            format_time(plan.wall_hours),
             "",
-            _size(plan.disk),
+            format_size(plan.disk),
             " and ".join(sorted(origins)),
         )
     )
-    held = [f"GPU time held: {_time(plan.gpu_hours_held)} on {plan.gpus} GPU(s) while images stream"] if plan.gpus else []
+    held = [f"GPU time held: {format_time(plan.gpu_hours_held)} on {plan.gpus} GPU(s) while images stream"] if plan.gpus else []
     return HEADER, rows, [*held, *plan.notes]
 
 
@@ -261,13 +264,13 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
-def _time(hours: float) -> str:
+def format_time(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
 
 
-def _size(count: float) -> str:
+def format_size(count: float) -> str:
     for unit, size in (("TiB", 1024 * GIB), ("GiB", GIB), ("MiB", 2**20)):
         if count >= size:
             return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"

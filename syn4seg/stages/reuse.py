@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,9 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
     Raises:
         UserError: `old` is not a run.
     """
+    fitting = fitting_stages(old, new, config, read_checked(new.inputs, Inputs) if exists(new.inputs) else {})
     before = old.stored()
-    if before is None:
-        raise UserError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
-    old_inputs, new_inputs = (read_checked(run.inputs, Inputs) if exists(run.inputs) else {} for run in (old, new))
-    changed = {stage for key, stage in INPUT_STAGES.items() if old_inputs.get(key) != new_inputs.get(key)}
-    same_layout = before.layout == config.layout
+    same_layout = before is not None and before.layout == config.layout
     names = {
         "prompts": ["prompts.parquet", "embeddings.safetensors", "plan.parquet"]
         + [f"proposals/{name}" for name in list_files(old.root / "proposals")],
@@ -57,17 +55,33 @@ def reuse(old: RunDir, new: RunDir, config: Config) -> list[str]:
         + ([f"images/{name}" for name in list_files(old.root / "images")] if same_layout else []),
         "base": ["checkpoints/base.safetensors", "checkpoints/base.json"],
     }
-    reused = []
-    for stage in names:
-        if stage in changed or fingerprint(before, stage) != fingerprint(config, stage):
-            continue
-        if stage == "images" and _bytes(new.plan) != _bytes(old.plan):  # a language model does not repeat its prompts
-            continue
+    for stage in fitting:
         map_threads(lambda name: _link(old.root / name, new.root / name), names[stage])
         if stage == "images" and not same_layout:
             _copy_images(old, new, config)
-        reused.append(stage)
-    return reused
+    return fitting
+
+
+def fitting_stages(old: RunDir, new: RunDir, config: Config, inputs: Mapping[str, str]) -> list[str]:
+    """Return the stages of another run that `reuse` would take over: prompts, images, base; write nothing.
+
+    Args:
+        inputs: digests of the new run's inputs, see `setup.digest_inputs`.
+
+    Raises:
+        UserError: `old` is not a run.
+    """
+    before = old.stored()
+    if before is None:
+        raise UserError(f"--reuse {old.root}: not a run (no config.yaml); give the directory of an earlier run")
+    old_inputs = read_checked(old.inputs, Inputs) if exists(old.inputs) else {}
+    changed = {stage for key, stage in INPUT_STAGES.items() if old_inputs.get(key) != inputs.get(key)}
+    stages = ("prompts", "images", "base")
+    fitting = [stage for stage in stages if stage not in changed and fingerprint(before, stage) == fingerprint(config, stage)]
+    plan = old.plan if "prompts" in fitting and not exists(new.plan) else new.plan
+    if _bytes(plan) != _bytes(old.plan):  # a language model does not repeat its prompts
+        fitting = [stage for stage in fitting if stage != "images"]
+    return fitting
 
 
 def _copy_images(old: RunDir, new: RunDir, config: Config) -> None:

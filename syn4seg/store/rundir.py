@@ -22,6 +22,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -32,7 +33,7 @@ from syn4seg.config.fingerprint import UPSTREAM, fingerprint
 from syn4seg.config.loading import explained
 from syn4seg.config.tree import Config, annotated, differences
 from syn4seg.config.yaml_text import decode_text, parse_yaml
-from syn4seg.errors import DamagedError, UserError
+from syn4seg.errors import DamagedError, UserError, did_you_mean
 from syn4seg.schema import PLAN_FILE
 from syn4seg.store.files import (
     append_line,
@@ -316,9 +317,19 @@ def open_run(place: str) -> RunDir:
     run = RunDir(place)
     check_reachable(run.root)
     if not exists(run.config):
-        raise UserError(f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote")
+        near = did_you_mean(run.root.name, _runs_beside(run.root)) if isinstance(run.root, Path) else ""
+        raise UserError(
+            f"{place}: not a run (no config.yaml); give the directory that `syn4seg run --out` wrote, `syn4seg ls` lists them{near}"
+        )
     refuse_sweep(run)
     return run
+
+
+def _runs_beside(root: Path) -> list[str]:
+    """Return the names of the runs in the folder of a path."""
+    with contextlib.suppress(OSError):
+        return [path.parent.name for path in root.absolute().parent.glob("*/config.yaml")]
+    return []
 
 
 def refuse_sweep(run: RunDir) -> None:

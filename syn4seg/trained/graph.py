@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 from syn4seg.segmenter.model_folder import FILES, ModelConfig
 from syn4seg.stages.classifiers import trained_segmenter
 from syn4seg.stages.setup import canvas_of
@@ -100,7 +100,7 @@ def _hat(position: Tensor, points: Tensor, count: Tensor) -> Tensor:
 def check_format(format: str) -> None:
     """Raise UserError unless a model can be written in a format here."""
     if format not in FILES:
-        raise UserError(f"--format {format}: expected {', '.join(FILES)}")
+        raise UserError(f"--format {format}: expected {', '.join(FILES)}{did_you_mean(format, FILES)}")
     if format == "onnx":
         try:
             import onnx  # noqa: F401

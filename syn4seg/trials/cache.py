@@ -209,7 +209,7 @@ class StageCache:
             for kind, entries in sorted(by_stage.items())
         ]
 
-    def prune(self, limit: int, kind: str | None = None, idle: float = 0.0) -> tuple[int, int]:
+    def prune(self, limit: int, kind: str | None = None, idle: float = 0.0, dry: bool = False) -> tuple[int, int]:
         """Delete the least recently used entries until at most `SLACK * limit` bytes are left, if there are more than `limit`.
 
         Run directories go last: they are what a study costs. One that is being made is skipped. A process that reads a deleted
@@ -218,21 +218,23 @@ class StageCache:
         Args:
             kind: only entries of this kind, and only their bytes count.
             idle: seconds that a run directory must have lain unused.
+            dry: delete nothing.
 
         Returns:
-            How many entries were deleted, and their bytes.
+            How many entries were deleted (`dry`: would be), and their bytes.
         """
         entries = [entry for entry in self.entries() if kind is None or entry[2].parent.name == kind]
         total, removed, freed = sum(size for _, size, _ in entries), 0, 0
         if total <= limit:
             return 0, 0
-        self._drop_locks()
+        if not dry:
+            self._drop_locks()
         for used, size, path in sorted(entries, key=lambda entry: entry[2].parent.name == RUNS):
             if total - freed <= SLACK * limit:
                 break
-            if path.parent.name == RUNS and not (time.time() - used >= idle and self._drop_run(path)):
+            if path.parent.name == RUNS and not (time.time() - used >= idle and (dry or self._drop_run(path))):
                 continue
-            if path.parent.name != RUNS:
+            if path.parent.name != RUNS and not dry:
                 with explain_errors(path, "delete"):
                     path.unlink(missing_ok=True)
             removed, freed = removed + 1, freed + size

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from syn4seg.errors import UserError
+from syn4seg.errors import UserError, did_you_mean
 
 cache = typer.Typer(no_args_is_help=True, help="The stage cache of sweeps: what it holds, and making room.")
 Folder = Annotated[str, typer.Option("--cache", help="Folder of the cache.")]
@@ -24,11 +24,11 @@ def list_cache(cache: Folder = "runs/cache") -> None:
     store, display = StageCache(cache), Terminal()
     uses = store.uses()
     if not uses:
-        display.note(f"{store.root}: empty")
+        display.answer(f"{store.root}: empty")
         return
     table = Table(title=f"{store.root}", title_justify="left")
     for title in ("stage", "entries", "MiB", "last used"):
-        table.add_column(title, justify="left" if title == "stage" else "right")
+        table.add_column(title, justify="left" if title == "stage" else "right", no_wrap=title != "stage")
     for use in uses:
         table.add_row(use.kind, f"{use.entries}", f"{use.bytes / 2**20:.1f}", time.strftime("%F %T", time.localtime(use.used)))
     table.add_section()
@@ -44,12 +44,21 @@ def prune_cache(
         typer.Option(min=0, help="Delete the least recently used entries until this is left; 0: all.", show_default=False),
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Only entries of this stage.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
 ) -> None:
     """Delete the least recently used entries; whatever is asked for again is made again."""
     from syn4seg.terminal import Terminal
     from syn4seg.trials.cache import StageCache
 
+    store = StageCache(cache)
+    uses = {use.kind: use.bytes for use in store.uses()}
     if max_gib is None and stage is None:
-        raise UserError("cache prune: --max-gib is not given; say how much may stay (0 deletes all), or name a --stage")
-    count, freed = StageCache(cache).prune(int((max_gib or 0) * 2**30), stage)
-    Terminal().note(f"deleted {count} entries, {freed / 2**20:.1f} MiB")
+        raise UserError(
+            f"cache prune: --max-gib is not given, and {store.root} holds {sum(uses.values()) / 2**30:.2f} GiB; say how many may "
+            "stay (0 deletes all), or name a --stage; --dry-run shows what would go"
+        )
+    if stage is not None and stage not in uses:
+        expected = f"expected {', '.join(uses) or 'nothing, as it is empty'}{did_you_mean(stage, uses)}"
+        raise UserError(f"--stage {stage}: {store.root} has no entries of it; {expected}")
+    count, freed = store.prune(int((max_gib or 0) * 2**30), stage, dry=dry_run)
+    Terminal().answer(f"{'would delete' if dry_run else 'deleted'} {count} entries, {freed / 2**20:.1f} MiB")

@@ -1,4 +1,4 @@
-"""The verb `watch`; it imports its modules when it runs, so that `--help` is fast."""
+"""The verbs `watch` and `ls`; they import their modules when they run, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -27,3 +27,23 @@ def watch(
         follow(run, interval, once)
     except Interrupted:
         raise Interrupted("") from None  # only the display was stopped
+
+
+def ls(
+    folder: Annotated[str, typer.Argument(metavar="[DIR]", help="Folder or URL with runs in it, or a run.")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the runs and sweeps of a folder: state, scores, size, age; the last one to show a sign of life first."""
+    import dataclasses
+    import json
+
+    from syn4seg.store.files import as_path, check_reachable
+    from syn4seg.watch.overview import list_runs, show_runs
+
+    root = as_path(folder)
+    check_reachable(root)
+    runs, others = list_runs(root)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(run) for run in runs], indent=1))
+    else:
+        show_runs(folder, runs, others)

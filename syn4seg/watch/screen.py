@@ -1,4 +1,4 @@
-"""The screen of `syn4seg watch`, 80 columns and more: once, as a live display, or line by line where there is no terminal."""
+"""The screen of `syn4seg watch`, 60 columns and more: once, as a live display, or line by line where there is no terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 from syn4seg.errors import StoreError, UserError
 from syn4seg.schema import FAULT
 from syn4seg.store.rundir import RunDir
-from syn4seg.terminal import TITLES, table_columns
+from syn4seg.terminal import NARROW, TITLES, table_columns
 from syn4seg.watch.state import State, Watcher
 
 INTERVAL, OFF_TERMINAL = 2.0, 10.0
@@ -52,7 +52,7 @@ def follow(
             raise UserError(f"{run.root}: no run has begun there (no config.yaml); without --once this waits for it")
     else:
         state = _poll_until_finished(watcher, wait, console, sleep)
-    console.print(render(state))
+    console.print(render(state, console.width))
 
 
 def _poll_until_finished(watcher: Watcher, wait: float, console: Console, sleep: Callable[[float], None]) -> State:
@@ -63,7 +63,7 @@ def _poll_until_finished(watcher: Watcher, wait: float, console: Console, sleep:
                 state = watcher.poll()
                 if state.kind == "finished":
                     return state
-                output: RenderableType = render(state) if console.is_terminal else render_line(state)
+                output: RenderableType = render(state, console.width) if console.is_terminal else render_line(state)
             except StoreError as error:
                 output = _red(f"{error}; looking again in {wait:g} s")
             if console.is_terminal:
@@ -81,25 +81,28 @@ def render_line(state: State) -> Text:
         parts.append(f"{progress} {_rate(item.rate())}/s, {remaining} left {item.note}".rstrip())
     if state.loads:
         parts.append(f"busy {', '.join(f'{load.name} {load.busy:.0%}' for load in state.loads)}")
-    text = _clean("; ".join([*parts, *_facts(state)]))
+    text = clean("; ".join([*parts, *_facts(state)]))
     return _red(text) if state.stale else Text(text)
 
 
-def render(state: State) -> RenderableType:
-    """Return the state of a run: work items with bars, stages of the stream, draws with reasons, results of a finished run."""
+def render(state: State, width: int = NARROW) -> RenderableType:
+    """Return the state of a run: work items with bars, stages of the stream, draws with reasons, results of a finished run.
+
+    Below `NARROW` columns there are no bars, and of the stages only what says how fast they are.
+    """
     if state.kind == "waiting":
-        return Text(_clean(state.phase))
-    parts: list[RenderableType] = [Text(_clean(f"{state.name}: {state.phase}"), style="bold"), Text("; ".join(_facts(state)))]
+        return Text(clean(state.phase))
+    parts: list[RenderableType] = [Text(clean(f"{state.name}: {state.phase}"), style="bold"), Text("; ".join(_facts(state)))]
     if state.stale:
         since = time.strftime("%F %T", time.localtime(state.now - (state.silent or 0)))
         parts.append(_red(f"no new line since {since}: {STALE}"))
     if state.items:
-        parts.append(_item_table(state))
+        parts.append(_item_table(state, width >= NARROW))
     if state.loads and state.kind == "running":
-        parts.append(_stage_table(state))
-    parts += [Text(_clean(text)) for text in _funnel(state)]
+        parts.append(_stage_table(state, width >= NARROW))
+    parts += [Text(clean(text)) for text in _funnel(state)]
     if state.results is not None:
-        parts += [Text(_clean(text), style="bold") for text in headline(state.results)]
+        parts += [Text(clean(text), style="bold") for text in headline(state.results)]
     return Group(*parts)
 
 
@@ -125,21 +128,23 @@ def _facts(state: State) -> list[str]:
         facts.append(f"{state.faults} quarantined{names}")
     if state.kind != "finished" and state.silent is not None:
         facts.append(f"last line {_duration(state.silent)} ago")
-    return [_clean(text) for text in facts]
+    return [clean(text) for text in facts]
 
 
-def _item_table(state: State) -> Table:
+def _item_table(state: State, wide: bool) -> Table:
     rows = []
     for item in state.items:
         filled = int(BAR * min(1.0, item.done / item.total)) if item.total else 0
-        bar = "█" * filled + "░" * (BAR - filled) if item.total else ""
+        bar = ["█" * filled + "░" * (BAR - filled) if item.total else ""] if wide else []
         progress, remaining = _ratio(item.done, item.total), _duration(item.seconds_left(state.now))
-        rows.append((item.title, progress, bar, _rate(item.rate()), remaining, item.note))
-    return _table([("", "left"), ("done", "right"), ("", "left"), ("per s", "right"), ("left", "right"), ("", "left")], rows)
+        rows.append((item.title, progress, *bar, _rate(item.rate()), remaining, item.note))
+    bars: list[tuple[str, Any]] = [("", "left")] if wide else []
+    return _table([("", "left"), ("done", "right"), *bars, ("per s", "right"), ("left", "right"), ("", "left")], rows, wide)
 
 
-def _stage_table(state: State) -> Table:
+def _stage_table(state: State, wide: bool) -> Table:
     titles = ("done", "per s", "busy", "queued", "rejected", "faults", "actors", "left")
+    shown = [i for i, title in enumerate(titles) if wide or title not in ("queued", "actors", "faults")]
     rows = [
         (
             load.name,
@@ -151,16 +156,20 @@ def _stage_table(state: State) -> Table:
         )
         for load in state.loads
     ]
-    return _table([("stage", "left"), *((title, "right") for title in titles)], rows)
+    columns: list[tuple[str, Any]] = [("stage", "left"), *((titles[i], "right") for i in shown)]
+    return _table(columns, [(row[0], *(row[1 + i] for i in shown)) for row in rows], wide)
 
 
-def _table(columns: list[tuple[str, Any]], rows: list[tuple[str, ...]]) -> Table:
-    """Return a table without lines, with columns (title, `left` or `right`); a text that is too long ends with three dots."""
+def _table(columns: list[tuple[str, Any]], rows: list[tuple[str, ...]], wide: bool) -> Table:
+    """Return a table without lines, with columns (title, `left` or `right`); a text that is too long ends with three dots.
+
+    Where it is not wide, texts are wrapped, so that numbers stay whole.
+    """
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for title, justify in columns:
-        table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
+        table.add_column(title, justify=justify, no_wrap=wide or justify == "right", overflow="ellipsis" if wide else "fold")
     for row in rows:
-        table.add_row(*(Text(_clean(cell)) for cell in row))
+        table.add_row(*(Text(clean(cell)) for cell in row))
     return table
 
 
@@ -178,10 +187,10 @@ def _funnel(state: State) -> list[str]:
 
 
 def _red(text: str) -> Text:
-    return Text(_clean(text), style="bold red")
+    return Text(clean(text), style="bold red")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Replace control characters, which a reason or a name could send to the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 

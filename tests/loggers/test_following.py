@@ -135,10 +135,10 @@ def test_a_logger_that_hangs_delays_nothing_but_the_end_and_that_not_for_long(ru
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in ("mlflow", "wandb") else real(name, *more))
-    for name, package in (("mlflow", "mlflow-skinny"), ("wandb", "wandb")):
-        with pytest.raises(UserError, match=rf"logging\.to={name}: .*pip install {package}"):
+    for name in ("mlflow", "wandb"):
+        with pytest.raises(UserError, match=rf"logging\.to={name}: .*pip install 'syn4seg-ray\[{name}\]'"):
             check_loggers(to(name))
     monkeypatch.setattr(sys, "argv", ["syn4seg", "run", "logging.to=[mlflow]", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert "pip install mlflow-skinny" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "pip install 'syn4seg-ray[mlflow]'" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -12,7 +12,8 @@ from syn4seg.config.loading import load
 from syn4seg.data.datasets import EmbeddedDataset, fold_of
 from syn4seg.errors import UserError
 from syn4seg.stages import audit
-from syn4seg.stages.audit import audit_run
+from syn4seg.stages.audit import Finding, audit_run
+from syn4seg.stages.command import verdict_of
 from syn4seg.store.files import write_json
 from syn4seg.store.images import write_image
 from syn4seg.store.rundir import RunDir
@@ -130,3 +131,9 @@ def test_what_the_records_cannot_prove_is_unknown_and_never_ok(honest):
 )
 def test_published_imagenet_weights_are_known_by_each_of_their_names(weights, verdict):
     assert audit._audit_weights({"origin": "trained here", "weights": weights}).verdict == verdict
+
+
+def test_the_verdict_counts_what_is_proven_and_names_a_leak():
+    found = [Finding("a", "ok", ""), Finding("b", "stated", ""), Finding("c", "unknown", "")]
+    assert verdict_of(found) == ("no leak: 1 of 3 claims are proven, 1 stated by the configuration, 1 not known from the records")
+    assert verdict_of([*found, Finding("d", "LEAK", "")]).startswith("LEAK: 1 of 4 claims")

@@ -25,5 +25,9 @@ def test_pruning_without_a_bound_is_refused_and_deletes_nothing(tmp_path, syn4se
     before = sorted(p.name for p in tmp_path.rglob("*"))
     code, _, complaint = syn4seg("cache", "prune", "--cache", tmp_path)
     assert code == 2 and "--max-gib is not given" in complaint and sorted(p.name for p in tmp_path.rglob("*")) == before
+    code, said, _ = syn4seg("cache", "prune", "--cache", tmp_path, "--max-gib", "0", "--dry-run")
+    assert code == 0 and "would delete 1 entries" in said and sorted(p.name for p in tmp_path.rglob("*")) == before
+    code, _, complaint = syn4seg("cache", "prune", "--cache", tmp_path, "--stage", "lable")
+    assert code == 2 and "did you mean label?" in complaint
     assert syn4seg("cache", "prune", "--cache", tmp_path, "--max-gib", "0")[0] == 0
     assert not list(tmp_path.rglob("*.bin"))

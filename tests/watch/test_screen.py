@@ -196,6 +196,11 @@ def test_a_million_samples_are_shown_whole_in_80_columns(finished, printed):
     for cell in ("refinement", "1000000/1000000", "123.5", "100%", "512", "labels of draw 4", "999999/1000000", "loss 0.1234"):
         assert cell in text, cell
     assert "\u2026" in printed(render(wide), 50)
+    narrow = printed(render(wide, 60), 60)
+    assert "░" not in narrow and "█" not in narrow and "…" not in narrow
+    for cell in ("1000000/1000000", "999999/1000000", "123.5", "100%", "0.1234"):
+        assert cell in narrow, cell
+    assert max(map(cell_len, re.sub(r"\x1b\[[012]?m", "", narrow).splitlines())) <= 60
 
 
 def test_the_headline_is_in_the_terms_of_the_protocol(finished):
