@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -103,7 +103,7 @@ def test_a_key_changes_exactly_the_stages_behind_it(key):
 
 
 def with_support(**changes):
-    tree = {"synthesis": {"support": "image_to_image"}}
+    tree: dict[str, Any] = {"synthesis": {"support": "image_to_image"}}
     for key, value in changes.items():
         section, _, name = key.partition("__")
         if name:
