@@ -32,8 +32,9 @@ from syn4seg.config.placement import PoolConfig, TrainingConfig
 from syn4seg.config.tree import Config
 from syn4seg.errors import UserError
 from syn4seg.models.generators import GENERATORS, load_generator
+from syn4seg.models.support_images import load_image_to_image
 from syn4seg.stages.results import count_values
-from syn4seg.stages.setup import speed_of
+from syn4seg.stages.setup import speed_of, support_pictures
 from syn4seg.store.pulse import Pulse
 from syn4seg.store.rundir import RunDir
 
@@ -138,6 +139,8 @@ def operators(config: Config, run: RunDir, names: tuple[str, ...], draw: int | N
             device=devices["synthesis"],
             speed=speed_of(config),
         )
+        if settings.support == "image_to_image":
+            load = functools.partial(load_image_to_image, load, support_pictures(config), settings.support_strength)
         images = operator("synthesis", Synthesizer, **written, load=load, planned=settings.batch)
     if draw is None:
         return [images, operator("writing", QuarantineWriter, **written)]

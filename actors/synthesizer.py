@@ -28,7 +28,7 @@ from syn4seg.store.rundir import RunDir
 from syn4seg.store.samples import StoredImage
 
 if TYPE_CHECKING:
-    from syn4seg.models.protocols import GeneratedBatch, ImageGenerator
+    from syn4seg.models.protocols import GeneratedBatch, ImageGenerator, SupportedGenerator
 
 BLANK = np.zeros((1, 1, 3), np.uint8)
 START_SECONDS = 1800.0
@@ -70,7 +70,7 @@ class Synthesizer:
     reads = PLAN
     adds = ("image", "image_digest", "synthesis_audit")
 
-    def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator], planned: int):
+    def __init__(self, run: str, names: tuple[str, ...], load: Callable[[], ImageGenerator | SupportedGenerator], planned: int):
         from syn4seg.models.embeddings import EmbeddingStore
 
         self.run, self.names, self.planned = RunDir(run), names, planned
@@ -100,12 +100,12 @@ class Synthesizer:
 
     def _generate(self, rows: Batch, batch: np.ndarray) -> list[Generated]:
         """Return what becomes of each row of one planned batch, generated in as few parts as fit into memory."""
-        from syn4seg.models.protocols import AuditingGenerator
+        from syn4seg.models.protocols import AuditingGenerator, SupportedGenerator
 
         if self.generator is None:
             deadline.tick(extra=START_SECONDS)
             self.generator = self.load()
-            if isinstance(self.generator, AuditingGenerator):
+            if isinstance(self.generator, AuditingGenerator | SupportedGenerator):
                 self.run.note_generator(self.generator.facts())
         done: list[Generated] = []
         extra = 0.0 if self.warm else START_SECONDS  # compiled models compile in their first call
@@ -134,7 +134,7 @@ class Synthesizer:
 
     def _attempt(self, rows: Batch, part: np.ndarray) -> tuple[GeneratedBatch | None, str, str]:
         """Generate rows as one batch; return it, or a line and a traceback: the error itself holds on to memory."""
-        from syn4seg.models.protocols import AuditingGenerator, GeneratedBatch
+        from syn4seg.models.protocols import AuditingGenerator, GeneratedBatch, SupportedGenerator
 
         assert self.generator is not None
         arguments: Any = (
@@ -143,7 +143,9 @@ class Synthesizer:
             rows["noise_seed"][part].tolist(),
         )
         try:
-            if isinstance(self.generator, AuditingGenerator):
+            if isinstance(self.generator, SupportedGenerator):
+                batch = self.generator.make_for(rows["class_id"][part].tolist(), *arguments)
+            elif isinstance(self.generator, AuditingGenerator):
                 batch = self.generator.make(*arguments)
             else:
                 batch = GeneratedBatch(*self.generator.generate(*arguments), [{}] * len(part))

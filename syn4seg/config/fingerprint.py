@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from syn4seg.config.tree import Config
+from syn4seg.config.tree import OF_SUPPORT, Config
 
 UPSTREAM = {"prompts": (), "images": ("prompts",), "base": (), "labels": ("images", "base"), "scores": ("labels",)}
 """Stage -> the stages whose results it reads."""
@@ -36,6 +36,7 @@ SUPPORT_KEYS = (
     "data.min_support_pixels",
     "data.base_in_support",
     "data.only_one_novel",
+    "data.first_draw",
 )
 """What is drawn and scored; prompts and base training see neither support nor query images."""
 CHECKING = ("synthesis.check", "synthesis.check_margin")
@@ -51,20 +52,23 @@ NOT_READ = {
             "data.support_reserve",
         ),  # the plan needs class names alone
         *("synthesis.steps", "synthesis.guidance", "synthesis.size", "synthesis.step_cache", "synthesis.request_size"),  # of images
-        *CHECKING,
+        *(*CHECKING, *OF_SUPPORT),
         *("synthesis.compile", "synthesis.attention", "synthesis.vae_slicing", "synthesis.weights"),
     },
     "images": set(CHECKING),
     "base": set(SUPPORT_KEYS),
 }
 """Stage -> keys of its sections that it does not read."""
+FROM_SUPPORT = ("seed", "data")
+"""What the stage images reads too where images are made from support images (`synthesis.support`)."""
 
 
 def dependencies(config: Config, stage: str) -> dict[str, Any]:
     """Return the keys that a stage reads itself, with their values as plain JSON."""
     values: dict[str, Any] = {}
     science = config.science()
-    for section in SECTIONS[stage]:
+    drawn = FROM_SUPPORT if stage == "images" and config.synthesis.support != "none" else ()
+    for section in (*SECTIONS[stage], *drawn):
         value = science[section]
         values |= {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
     return {key: value for key, value in values.items() if key not in NOT_READ.get(stage, ())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -106,6 +107,12 @@ class SynthesisConfig(Section):
     "a photo of a CLASS" for its own class than for every other class of the fold."""
     check_margin: Cosine = 0.0
     """By how much cosine its own class must be ahead; below 0 it may be that much behind, where images show several classes."""
+    support: Literal["none", "image_to_image"] = "none"
+    """`image_to_image`: an image starts from a support image of its class, noised, instead of from noise alone; which one, the
+    sample's noise seed says. Images then belong to one support draw: `data.draws=1`, `data.first_draw` says which."""
+    support_strength: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """`image_to_image`: how much of the support image is noise at the start, and which share of the denoising steps is taken; at 1
+    nothing of it is left."""
     class_name_bank: bool = True
     """Also make images from the plain class-name prompt, for the ablation row `class_name_raw`."""
     batch: Count = 8
@@ -135,6 +142,27 @@ class SynthesisConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _support_can_be_used(self) -> SynthesisConfig:
+        if self.support == "none":
+            return self
+        if self.source != "generate":
+            raise ValueError(
+                f"synthesis.support is {self.support!r}, but synthesis.source is {self.source!r}: only a pipeline that runs here "
+                "can start from a support image; set synthesis.source=generate, or synthesis.support=none"
+            )
+        if self.step_cache > 0:
+            raise ValueError(
+                f"synthesis.support is {self.support!r}, and synthesis.step_cache is {self.step_cache:g}: the two do not go "
+                "together; set one of them back (synthesis.step_cache=0, synthesis.support=none)"
+            )
+        if self.steps * self.support_strength < 1:
+            raise ValueError(
+                f"synthesis.support_strength is {self.support_strength:g} of synthesis.steps={self.steps}: expected at least one "
+                f"step, so {1 / self.steps:g} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _service_is_described_and_no_key(self) -> SynthesisConfig:
         refuse_key("synthesis", self.base_url, self.key_variable)
         if self.source == "api" and self.model in ("renderer", "embedded-sd3"):
@@ -148,6 +176,11 @@ class SynthesisConfig(Section):
                 "be asked for; `syn4seg plan` counts those that a run needs"
             )
         return self
+
+    @property
+    def steps_taken(self) -> int:
+        """Denoising steps of an image: all of them, or the share that is left from a support image on."""
+        return self.steps if self.support == "none" else math.ceil(self.steps * self.support_strength)
 
     @property
     def from_prompts(self) -> bool:

@@ -34,6 +34,8 @@ NOT_SCIENCE = (
     *("synthesis.timeout", "synthesis.base_url", "synthesis.key_variable", "synthesis.max_images"),  # and a service for images
 )
 """Keys and sections that cannot change a result."""
+OF_SUPPORT = ("synthesis.support", "synthesis.support_strength")
+"""Keys that count where images are made from support images; then `data.first_draw` counts too, since it says from which."""
 
 
 class Config(Section):
@@ -72,6 +74,16 @@ class Config(Section):
             raise ValueError(f"data.fold={self.data.fold}: the folds of the embedded world have numbers; set data.fold=0 to 3")
         return self
 
+    @model_validator(mode="after")
+    def _images_belong_to_one_draw(self) -> Config:
+        if self.synthesis.support != "none" and self.data.draws != 1:
+            raise ValueError(
+                f"data.draws is {self.data.draws}, but synthesis.support is {self.synthesis.support!r}: the images of a run are "
+                "shared by its draws, and these would show the support images of one; expected data.draws=1: make a run for each "
+                "draw (data.first_draw=0, 1, ...), or set synthesis.support=none"
+            )
+        return self
+
     @property
     def network(self) -> str:
         """What the segmenter is built on, for records: the network that `base.checkpoint` names, else `segmenter.backbone`."""
@@ -93,7 +105,8 @@ class Config(Section):
     def science(self) -> dict[str, Any]:
         """Return everything that may change a result, as plain JSON values."""
         tree = self.model_dump(mode="json")
-        for key in NOT_SCIENCE:
+        supported = self.synthesis.support != "none"
+        for key in {*NOT_SCIENCE} - {"data.first_draw"} if supported else (*NOT_SCIENCE, *OF_SUPPORT):
             section, _, name = key.rpartition(".")
             del (tree[section] if section else tree)[name]
         return tree

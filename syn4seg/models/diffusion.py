@@ -164,14 +164,10 @@ class DiffusionGenerator:
 
     def _denoised(self, encoded: Encoded, noise: Tensor, threshold: float) -> Tensor:
         """Return latents (N, C, h, w) in the precision of `noise`; `threshold` is that of the step cache, if there is one."""
-        embeddings = {"prompt_embeds": encoded.sequence, "pooled_prompt_embeds": encoded.pooled}
-        if self.guidance > 1:
-            embeddings["negative_prompt_embeds"] = np.repeat(encoded.empty_sequence, len(noise), axis=0)
-            embeddings["negative_pooled_prompt_embeds"] = np.repeat(encoded.empty_pooled, len(noise), axis=0)
         if self.cache:
             self.cache.start(len(noise), threshold)
         return self.pipeline(
-            **{name: torch.from_numpy(values).to(self.device, noise.dtype) for name, values in embeddings.items()},
+            **self.inputs([], encoded, noise.dtype),
             latents=noise,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
@@ -179,6 +175,14 @@ class DiffusionGenerator:
             width=self.size,
             output_type="latent",
         ).images
+
+    def inputs(self, prompts: list[str], encoded: Encoded, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the arguments of a pipeline's call that hold the prompts: their embeddings and, with guidance, the empty one's."""
+        embeddings = {"prompt_embeds": encoded.sequence, "pooled_prompt_embeds": encoded.pooled}
+        if self.guidance > 1:
+            embeddings["negative_prompt_embeds"] = np.repeat(encoded.empty_sequence, len(encoded), axis=0)
+            embeddings["negative_pooled_prompt_embeds"] = np.repeat(encoded.empty_pooled, len(encoded), axis=0)
+        return {name: torch.from_numpy(values).to(self.device, dtype) for name, values in embeddings.items()}
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor) -> np.ndarray:

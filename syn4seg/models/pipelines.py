@@ -205,9 +205,7 @@ class PipelineGenerator:
     def _images(self, prompts: list[str], encoded: Encoded, noise_seeds: list[int], dtype: torch.dtype) -> np.ndarray:
         """Return float32 (N, size, size, 3) in [0, 1]."""
         options = call_options(self.pipeline, self.family, steps=self.steps, guidance=self.guidance, size=self.size)
-        if self.family and "negative_prompt" in inspect.signature(type(self.pipeline).__call__).parameters:
-            options["negative_prompt"] = None
-        what = self._embeddings(encoded, dtype) if self.family else {"prompt": prompts}
+        what = self.inputs(prompts, encoded, dtype)
         noise = [torch.Generator().manual_seed(int(seed)) for seed in noise_seeds]
         images = self.pipeline(**self._accepted(what), generator=noise, **options).images
         if images.shape[1:] != (self.size, self.size, 3):
@@ -216,6 +214,12 @@ class PipelineGenerator:
                 "pixels; set synthesis.size to a side that it makes"
             )
         return images
+
+    def inputs(self, prompts: list[str], encoded: Encoded, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the arguments of a pipeline's call that hold the prompts: their embeddings, or of an unknown family the texts."""
+        if not self.family:
+            return {"prompt": prompts}
+        return {"negative_prompt": None} | self._embeddings(encoded, dtype)
 
     def _accepted(self, options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in self.accepted}

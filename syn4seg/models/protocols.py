@@ -63,6 +63,19 @@ class AuditingGenerator(ImageGenerator, Protocol):
         ...
 
 
+@runtime_checkable
+class SupportedGenerator(Protocol):
+    """An image generator that starts from the support images of a class, so it is told the class of each image."""
+
+    def make_for(self, targets: list[int], prompts: list[str], encoded: Encoded, noise_seeds: list[int]) -> GeneratedBatch:
+        """Make N images of the class indices `targets`, otherwise as `AuditingGenerator.make`."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what makes the images, see `ImageGenerator.facts`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Speed:
     """What makes Stable Diffusion 3 faster or smaller; all of it is off by default, since all of it may change pixels.

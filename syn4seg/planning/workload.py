@@ -158,7 +158,7 @@ def _stream_work(config: Config, facts: WorkloadFacts) -> list[StageWork]:
             "synthesis",
             "image",
             images if generated else 0,
-            generator.image_flops(make.size, make.steps, make.guidance),
+            generator.image_flops(make.size, make.steps_taken, make.guidance),
             what=how | {"guided": make.guidance > 1},
             extra=0.0 if generator.is_network else DRAW_SECONDS * pixels,
             **_pooled(config, place.synthesis),

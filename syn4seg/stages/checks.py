@@ -115,6 +115,7 @@ def check_models(config: Config, run: RunDir | None) -> None:
     from syn4seg.models.picture_check import check_picture_model
     from syn4seg.models.renderer import check_speed
     from syn4seg.models.sam_files import known_sam
+    from syn4seg.models.support_images import check_support_images
     from syn4seg.prompts.agents import check_agent
     from syn4seg.segmenter.backbones import check_backbone
     from syn4seg.stages.similarity import check_features
@@ -127,6 +128,8 @@ def check_models(config: Config, run: RunDir | None) -> None:
                 check_speed(setup.speed_of(config), "with synthesis.source=api the network runs elsewhere")
             else:
                 check_model(synthesis.model, setup.speed_of(config))
+            if synthesis.support == "image_to_image":
+                check_support_images(synthesis.model)
         if run is None or not run.plan.is_file():
             check_agent(prompts.agent, llm=prompts.llm, base_url=prompts.base_url, key_variable=prompts.key_variable)
     if synthesis.check:

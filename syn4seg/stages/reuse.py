@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 INPUT_STAGES = {
     "synthesis.model": "images",
     "synthesis.root": "images",
+    "synthesis.support": "images",
     "base.checkpoint": "base",
     "segmenter.weights": "base",
     "data.root": "base",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from syn4seg.models.picture_check import PictureCheck
     from syn4seg.models.protocols import Speed
+    from syn4seg.models.support_images import SupportPicture
 
 INPUT_KEYS = (
     *("synthesis.model", "synthesis.root", "synthesis.check"),
@@ -101,6 +102,33 @@ def support_of(config: Config, dataset: Dataset, fold: Fold, draw: int) -> dict[
             f"data.shots={data.shots}: {error} (keys data.min_support_area, data.min_support_pixels, "
             "data.only_one_novel, data.support_reserve)"
         ) from None
+
+
+def support_pictures(config: Config) -> dict[int, list[SupportPicture]]:
+    """Return the support images from which images are made (`synthesis.support`): class index -> pictures of `synthesis.size`.
+
+    Raises:
+        UserError: as `load_dataset` and `support_of`.
+    """
+    from syn4seg.models.support_images import SupportPicture, square_around
+
+    dataset, fold = load_dataset(config)
+    pictures: dict[int, list[SupportPicture]] = {}
+    for target, ids in support_of(config, dataset, fold, config.data.first_draw).items():
+        squares = (square_around(dataset.image(i), dataset.mask(i) == target, config.synthesis.size) for i in ids)
+        pictures[int(fold.to_index[target])] = [SupportPicture(i, square) for i, square in zip(ids, squares, strict=True)]
+    return pictures
+
+
+def _support_digest(config: Config) -> str:
+    """Return the digest of the support images and masks of the draw from which images are made."""
+    dataset, fold = load_dataset(config)
+    total = hashlib.blake2b(digest_size=16)
+    for target, ids in sorted(support_of(config, dataset, fold, config.data.first_draw).items()):
+        for image_id in ids:
+            image, mask = dataset.image(image_id), dataset.mask(image_id)
+            total.update(f"{target}\x1f{image_id}\x1f{image.shape}\x1f".encode() + image.tobytes() + mask.tobytes())
+    return total.hexdigest()
 
 
 def base_images(config: Config, dataset: Dataset, fold: Fold) -> list[str]:
@@ -245,6 +273,8 @@ def digest_inputs(config: Config) -> dict[str, str]:
     digests = {key: file_digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
     if config.synthesis.source == "generate" and (commit := cached_revision(config.synthesis.model)) is not None:
         digests["synthesis.model"] = commit
+    if config.synthesis.support != "none":
+        digests["synthesis.support"] = _support_digest(config)
     if (manifest := getattr(open_dataset(config.data), "manifest", None)) is not None:
         digests["data.root"] = file_digest(manifest)
     return digests

@@ -323,3 +323,54 @@ def test_the_ray_stream_gives_the_same_bytes_and_verdicts_as_the_inline_loop(fin
     assert finish(through_ray, other, names) == finish(config, run, names)
     reasons = [r["reason"] for r in other.draw(0).records()]
     assert reasons == [r["reason"] for r in run.draw(0).records()] and "class_not_shown" in reasons
+
+
+def from_support(small, root, *keys):
+    """A run of four images of each class that start from support images, with its plan; and the configuration."""
+    from syn4seg.models.generators import load_text_encoder
+    from syn4seg.prompts.agents import load_agent
+    from syn4seg.stages.checks import check
+    from syn4seg.stages.plan import make_plan
+
+    words = (
+        "synthesis.model=embedded-sd3",
+        "synthesis.support=image_to_image",
+        "synthesis.steps=2",
+        "synthesis.support_strength=0.5",
+    )
+    config = load(None, [*small, *words, "synthesis.images_per_class=2", "synthesis.class_name_bank=false", *keys])
+    _, fold = check(config)
+    run = RunDir(root)
+    run.open(config)
+    encoder = load_text_encoder("embedded-sd3", device="cpu")
+    make_plan(config, run, fold, quiet, load_agent("grammar", world="embedded", seed=config.seed), encoder)
+    return config, run, fold.index_names
+
+
+def test_images_of_a_stream_start_from_the_support_image_of_their_class(small, tmp_path):
+    from syn4seg.models.embeddings import EmbeddingStore
+    from syn4seg.models.support_images import SupportImageGenerator
+    from syn4seg.stages.setup import support_pictures
+
+    config, run, names = from_support(small, tmp_path / "run")
+    stream(config, run, names, None, quiet)
+    made, plan = config.synthesis, run.read_plan().to_pylist()
+    inner = load_generator(made.model, steps=2, guidance=made.guidance, size=64, device="cpu")
+    generator = SupportImageGenerator(inner, support_pictures(config), 0.5)
+    for number in {row["batch"] for row in plan}:
+        batch = [row for row in plan if row["batch"] == number]
+        targets, texts, rows, seeds = ([row[name] for row in batch] for name in ("class_id", "prompt", "prompt_row", "noise_seed"))
+        expected = generator.make_for(targets, texts, EmbeddingStore(run.embeddings).rows(rows), seeds)
+        for row, pixels in zip(batch, expected.images, strict=True):
+            assert (read_image(run.image(names[row["class_id"]], row["sample_id"])) == pixels).all()
+    assert not run.quarantine()
+
+
+@pytest.mark.slow
+def test_images_from_support_images_are_the_same_through_ray(small, tmp_path, ray_cluster):
+    keys = ["placement.runner=ray", "placement.synthesis.size=2", "placement.synthesis.batch=5"]
+    (config, run, names), (through_ray, other, _) = from_support(small, tmp_path / "a"), from_support(small, tmp_path / "b", *keys)
+    stream(config, run, names, None, quiet)
+    stream(through_ray, other, names, None, quiet)
+    made, again = ({path.name: path.read_bytes() for path in r.root.glob("images/*/*.png")} for r in (run, other))
+    assert len(made) == 8 and made == again

@@ -250,3 +250,22 @@ def test_a_person_is_told_once_how_many_images_were_made_how():
     assert lines[1].startswith("2 images were made in batches of 4 instead of 8")
     assert lines[2] == "1 images came out faulty and were made again (float32)"
     assert audit_warnings([{}] * 5) == []
+
+
+class Starting(Card):
+    """A card that starts from support images, and is told the class of every image."""
+
+    def make_for(self, targets, prompts, encoded, noise_seeds) -> GeneratedBatch:
+        return GeneratedBatch(*self.generate(prompts, encoded, noise_seeds), [{"started_from": f"{t}"} for t in targets])
+
+    def facts(self) -> dict[str, Any]:
+        return {"model": "card", "support": "image_to_image"}
+
+
+def test_a_generator_that_starts_from_support_images_is_told_the_class_of_each_image_in_halves_too(run):
+    plain, given = synthesize(run, Card(9), rows(1, 4))[0], rows(1, 4)
+    given["sample_id"] = np.array([f"t{i}" for i in range(4)], object)
+    out, audits = synthesize(run, Starting(2), given)
+    assert [audit["started_from"] for audit in audits] == ["1"] * 4 and audits[0]["made_in_batch"] == 2
+    assert all((a == b).all() for a, b in zip(out["image"], plain["image"], strict=True))
+    assert read_json(next((run.root / "generators").glob("*.json")))["support"] == "image_to_image"

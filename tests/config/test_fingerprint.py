@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -37,6 +37,7 @@ EXCEPTIONS = {
     **{key: set() for key in ["data.draws", "data.first_draw", "prompts.timeout", "prompts.base_url", "prompts.key_variable"]},
     **{f"synthesis.{k}": set() for k in ("timeout", "base_url", "key_variable", "max_images")},
     **{f"synthesis.{k}": {"labels"} for k in ("check", "check_margin")},
+    "synthesis.support_strength": set(),  # no image starts from a support image
     **{
         key: {"prompts"}
         for key in [f"synthesis.{k}" for k in ("source", "root", "model", "images_per_class", "class_name_bank", "batch")]
@@ -99,6 +100,42 @@ def test_a_key_changes_exactly_the_stages_behind_it(key):
     first = EXCEPTIONS.get(key, FIRST[key.partition(".")[0]])
     assert changed == set().union(*(BEHIND[stage] for stage in first))
     assert (config_digest(before) != config_digest(after)) == bool(first)
+
+
+def with_support(**changes):
+    tree: dict[str, Any] = {"synthesis": {"support": "image_to_image"}}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            tree.setdefault(section, {})[name] = value
+        else:
+            tree[section] = value
+    return Config.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"synthesis__support_strength": 0.5},
+        {"data__first_draw": 1},
+        {"data__shots": 5},
+        {"data__min_support_area": 0.1},
+        {"seed": 1},
+    ],
+)
+def test_images_from_support_images_belong_to_the_draw_that_names_these(change):
+    before, after = with_support(), with_support(**change)
+    assert fingerprint(before, "images") != fingerprint(after, "images") and config_digest(before) != config_digest(after)
+    assert change == {"seed": 1} or all(fingerprint(before, s) == fingerprint(after, s) for s in ("prompts", "base"))
+
+
+def test_without_support_images_nothing_changes_and_the_keys_are_no_science():
+    plain, other = Config(), Config.model_validate({"data": {"first_draw": 3}, "synthesis": {"support_strength": 0.2}})
+    assert all(fingerprint(plain, stage) == fingerprint(other, stage) for stage in STAGES)
+    assert not {"support", "support_strength"} & set(plain.science()["synthesis"]) and "first_draw" not in plain.science()["data"]
+    supported = with_support()
+    assert all(fingerprint(plain, s) == fingerprint(supported, s) for s in ("prompts", "base"))
+    assert all(fingerprint(plain, s) != fingerprint(supported, s) for s in ("images", "labels", "scores"))
 
 
 def test_the_lists_of_keys_that_do_not_count_name_keys_that_exist():

@@ -87,3 +87,21 @@ def test_images_are_copied_into_another_layout(fresh, small, tmp_path):
 def test_what_is_no_run_cannot_be_reused(tmp_path, small):
     with pytest.raises(UserError, match=r"--reuse .*: not a run \(no config\.yaml\)"):
         reuse(RunDir(tmp_path), RunDir(tmp_path / "new"), load(None, small))
+
+
+def test_images_from_other_support_images_are_neither_reused_nor_continued(fresh, small, tmp_path):
+    run, _ = fresh
+    keys = [*small, "synthesis.model=embedded-sd3", "synthesis.support=image_to_image"]
+    old, same, other, plain = (RunDir(tmp_path / name) for name in ("old", "same", "other", "plain"))
+    config = load(None, keys)
+    for made in (old, same, other):
+        made.open(config)
+        write_atomically(made.plan, run.plan.read_bytes())
+        made.write_inputs(digest_inputs(config) if made is not other else {"synthesis.support": "of a changed mask"})
+    assert "images" in reuse(old, same, config) and "images" not in reuse(old, other, config)
+    with pytest.raises(UserError, match=r"synthesis\.support: other files are there"):
+        other.check_inputs(digest_inputs(config))
+    with pytest.raises(UserError, match=r"data\.first_draw: 0 -> 1"):
+        old.check(load(None, [*keys, "data.first_draw=1"]))
+    plain.open(load(None, [*small, "synthesis.model=embedded-sd3"]))
+    assert "images" not in reuse(old, plain, load(None, [*small, "synthesis.model=embedded-sd3"]))

@@ -19,6 +19,7 @@ from syn4seg.stages.setup import (
     load_dataset,
     queries_of,
     support_of,
+    support_pictures,
     training_device,
 )
 
@@ -106,3 +107,35 @@ def test_training_is_on_the_cpu_where_placement_says_so_or_there_is_no_gpu(small
     for has_gpu, device, expected in ((True, "auto", "cuda"), (True, "cpu", "cpu"), (False, "auto", "cpu"), (False, "cuda", "cpu")):
         monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
         assert training_device(load(None, [*small, f"placement.device={device}"])) == expected
+
+
+def test_images_start_from_the_support_images_of_the_one_draw_and_never_from_a_query(small):
+    config = load(None, [*small, "synthesis.model=embedded-sd3", "synthesis.support=image_to_image", "data.first_draw=2"])
+    dataset, fold = check(config)
+    support, pictures = support_of(config, dataset, fold, 2), support_pictures(config)
+    assert {k: [p.image_id for p in same] for k, same in pictures.items()} == {fold.to_index[k]: v for k, v in support.items()}
+    assert set(pictures) == set(fold.novel_indices)
+    for same in pictures.values():
+        assert all((p.pixels == dataset.image(p.image_id)).all() for p in same), "of 64 pixels, as synthesis.size"
+    used = {p.image_id for same in pictures.values() for p in same}
+    assert not used & set(queries_of(config, dataset, support, 2))
+    digest = digest_inputs(config)["synthesis.support"]
+    assert digest == digest_inputs(config)["synthesis.support"] and "synthesis.support" not in digest_inputs(load(None, small))
+    other = load(None, [*small, "synthesis.model=embedded-sd3", "synthesis.support=image_to_image"])
+    assert digest_inputs(other)["synthesis.support"] != digest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["synthesis.model=embedded-sd3", "data.draws=2"], r"data\.draws is 2, .*expected data\.draws=1: make a run for each draw"),
+        (["synthesis.source=folder", "synthesis.root=x"], r"synthesis\.source is 'folder'.*set synthesis\.source=generate"),
+        (["synthesis.source=api", "synthesis.model=m", "synthesis.max_images=99"], r"synthesis\.source is 'api'.*=generate"),
+        (["synthesis.step_cache=0.1"], r"synthesis\.step_cache is 0\.1: the two do not go together"),
+        (["synthesis.support_strength=0.05"], r"support_strength is 0\.05 of synthesis\.steps=16: expected .* 0\.0625 or more"),
+        ([], r"synthesis\.support=image_to_image, synthesis\.model=renderer: it draws what the prompt says"),
+    ],
+)
+def test_support_images_that_cannot_be_used_are_refused_before_anything_is_made(small, words, message):
+    with pytest.raises(UserError, match=message):
+        check(load(None, [*small, "synthesis.support=image_to_image", *words]))
