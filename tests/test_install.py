@@ -35,6 +35,7 @@ MODULES = {
     "yaml": "pyyaml",
     "huggingface_hub": "diffusers",
     "markupsafe": "jinja2",
+    "pandas": "ray[data]",
     "starlette": "ray[serve]",
 }
 """Module -> the requirement that brings it, where that has another name."""

@@ -132,7 +132,7 @@ def test_the_printed_command_runs_as_a_job_whose_logs_show_progress_and_result_a
     assert job, done.stdout
     logs = head.submit(f"ray job logs {job.group()}").stdout
     assert re.search(r"^labels.*: 24/24, [\d.]+/s, \d+ s", logs, re.M), logs
-    assert "Syn4Seg" in logs and "support only" in logs and "results: " in logs
+    assert "Syn4Seg" in logs and "support only" in logs and "done: " in logs
     own = [line for line in logs.splitlines() if line and not line.startswith(("labels", "draw", "images", "novel", "queries"))]
     assert len(own) < 40, logs  # Ray's own lines are few
     (run,) = (tmp_path / "runs").iterdir()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syn4seg.segmenter.novel import Kind
     from syn4seg.segmenter.views import StepViews, ViewBatch, ViewStream
 
 READ_AHEAD = 4
@@ -21,17 +22,20 @@ def read_ahead(views: StepViews, readers: int) -> ViewStream:
     import torch
     from torch.utils.data import DataLoader
 
-    def batches(steps: range) -> Iterable[ViewBatch]:
-        return DataLoader(
+    def batches(steps: range) -> Iterator[ViewBatch]:
+        from syn4seg.segmenter.views import ViewBatch
+
+        made = DataLoader(
             views,  # pyright: ignore[reportArgumentType]
             batch_size=None,
             sampler=steps,
-            collate_fn=_unchanged,  # pyright: ignore[reportArgumentType]
+            collate_fn=_shared,  # pyright: ignore[reportArgumentType]
             num_workers=readers,
             prefetch_factor=READ_AHEAD,
             multiprocessing_context="spawn",
             generator=torch.Generator(),  # without one it draws a number from the generator that dropout uses
         )
+        return (ViewBatch(images.numpy(), labels.numpy(), kinds) for images, labels, kinds in made)
 
     return batches
 
@@ -40,5 +44,8 @@ ReadAhead = Callable[["StepViews", int], "ViewStream"]
 """(views, readers) -> what yields the batches of a range of steps in order."""
 
 
-def _unchanged(batch: ViewBatch) -> ViewBatch:
-    return batch
+def _shared(batch: ViewBatch) -> tuple[Any, Any, list[Kind]]:
+    """Return a batch as tensors: they travel in shared memory, where an array goes through a pipe while the trainer waits."""
+    import torch
+
+    return torch.from_numpy(batch.images), torch.from_numpy(batch.labels), batch.kinds

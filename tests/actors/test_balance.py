@@ -157,5 +157,5 @@ def test_sizes_chosen_while_streaming_change_no_byte(fresh, small, tmp_path):
         write_manifest(each, 0)
         digests.append(verify_run(each))
     assert digests[0] == digests[1] and digests[0][1] == []
-    sized = re.search(r"sizes=auto: synthesis \d+, labeling \d+, refinement \d+, writing \d+: .* rows/s expected", told[0])
+    sized = re.search(r"sizes=auto: synthesis \d+, labeling \d+, refinement \d+, writing \d+: .* rows/s expected", "\n".join(told))
     assert sized, told

@@ -69,6 +69,8 @@ def other_value(key, value, field):
         return value + 16
     if isinstance(value, float):
         return value / 2 + 0.013
+    if bool in get_args(field.annotation):  # or a word, such as auto
+        return True
     if isinstance(value, str):
         return f"{value}_x"
     if isinstance(value, list):

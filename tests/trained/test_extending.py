@@ -46,7 +46,7 @@ def test_a_model_is_extended_twice_and_keeps_its_classes_their_values_and_what_i
     moons = write_data(tmp_path / "moons", "moon", shots=1, queries=3)
     code, printed, problem = syn4seg("extend", tmp_path / "one", "--data", moons, "--to", tmp_path / "two", *QUICK)
     assert code == 0, problem
-    assert f"syn4seg predict {tmp_path / 'two' / 'model'} IMAGES... --to" in printed.splitlines()[-1]
+    assert f"syn4seg predict {tmp_path / 'two' / 'model'} IMAGES --to DIR" in printed.splitlines()[-1]
     found = library.load(tmp_path / "two", device="cpu")
     assert found.classes == ("background", *BASE, "ball", "donut", "moon") and found.novel == ("moon",)
     results = json.loads((tmp_path / "two" / "results.json").read_text())

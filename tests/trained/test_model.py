@@ -71,7 +71,7 @@ def test_a_run_ends_with_its_best_trained_row_and_says_how_to_use_it(opened, fin
     assert sum(facts["synthetic_images"].values()) == 12 and set(facts["support"]) == set(model.novel)
     results = json.loads((finished[0] / "results.json").read_text())
     assert facts["scores"]["novel"] == results["rows"]["syn4seg"]["novel"]
-    assert f"syn4seg predict {run.model} IMAGES... --to" in finished[1].splitlines()[-1]
+    assert f"syn4seg predict {run.model} IMAGES --to DIR" in finished[1].splitlines()[-1]
 
 
 def test_a_folder_is_all_that_a_fresh_process_needs(finished, tmp_path):
