@@ -357,7 +357,7 @@ class Case(NamedTuple):
         ]
 
 
-REDUCED = (Case(2, 4, 3, "sharded", True),)
+REDUCED = (Case(2, 2, 3, "sharded", True),)
 FULL = tuple(Case(*case) for case in itertools.product((1, 4), (1, 2, 5), (1, 3, 16), ("files", "sharded"), (False, True)))
 
 

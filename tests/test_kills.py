@@ -165,11 +165,14 @@ def test_the_files_of_a_sweep_that_is_killed_at_any_step_are_those_of_an_undistu
 
 
 STUDY = """
-space: {labeling.beta: [0.2, 0.8]}
-sampler: grid
+space: {labeling.beta: {low: 0.0, high: 1.0}}
+trials: 3
+startup: 2
+pruning: median
 reports: 2
 objective: [test.novel]
 """
+"""The third trial is chosen and may be stopped by what the first two told, also where they did so before a kill."""
 
 
 @pytest.mark.slow
@@ -200,5 +203,5 @@ def test_a_sweep_whose_processes_are_killed_at_any_step_ends_with_the_same_trial
         return {"table": table, "records": records, "files": files, "names": other, "events": sizes(sweep.tensorboard, sweep.root)}
 
     found, wanted = outcome(folder), outcome(tmp_path / "whole")
-    assert json.loads(found["files"]["summary.json"])["complete"] == 3
+    assert len(found["records"]) == 3 and json.loads(found["files"]["summary.json"])["complete"] >= 2
     assert found == wanted

@@ -16,6 +16,7 @@ from actors.placement import preflight
 from actors.training import WorkerContext, check_workers, fit, train_base_on_workers
 from syn4seg.config.loading import load
 from syn4seg.config.placement import TrainingConfig
+from syn4seg.config.tree import Config
 from syn4seg.data.datasets import EmbeddedDataset
 from syn4seg.errors import UserError, WorkerError
 from syn4seg.stages.base import make_base
@@ -95,19 +96,19 @@ def _training(parts, group):
     dataset = Deadly(24, 4)
     dataset.mark = Path(parts["mark"]) if group.rank == 1 else Path(__file__)
     found = curve(Path(parts["checkpoint"]), dataset)
-    return {"losses": found["losses"], "state": {k: v.numpy() for k, v in found["state"].items()}}
+    return {"losses": found["losses"], "state": {k: v.numpy() for k, v in found["state"].items()}, "config": parts["config"]}
 
 
 @pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_an_epoch_changes_no_bit(ray_cluster, tmp_path):
     from tests.actors.test_training import _training
 
-    found, handler = {}, signal.getsignal(signal.SIGINT)
+    found, handler, config = {}, signal.getsignal(signal.SIGINT), load(None, ["labeling.tau=0.7", "placement.training.workers=1"])
     for name in ("whole", "killed"):
         mark = tmp_path / name
         if name == "whole":
             mark.touch()
-        parts = {"mark": str(mark), "checkpoint": str(tmp_path / f"{name}.pt")}
+        parts = {"mark": str(mark), "checkpoint": str(tmp_path / f"{name}.pt"), "config": config}
         found[name] = fit(_training, parts, TrainingConfig(workers=2, max_failures=1), name=name)
     assert (tmp_path / "killed").exists()
     assert len(found["whole"]["losses"]) == 3 and found["killed"]["losses"] == found["whole"]["losses"][1:]
@@ -115,6 +116,8 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_changes_no_bit(ray_cluster, t
         assert np.array_equal(value, found["killed"]["state"][key])
     assert found["whole"]["losses"] == pytest.approx(curve()["losses"], rel=1e-5)
     assert signal.getsignal(signal.SIGINT) is handler
+    received = found["whole"]["config"]
+    assert received == config and type(received) is Config and received is not config
 
 
 @pytest.mark.slow
@@ -147,17 +150,6 @@ def test_a_bug_is_a_fault_whose_traceback_names_the_line_and_a_lost_process_is_n
 
     with pytest.raises(UserError, match=r"^training: a process was lost or did not start \(killed"):
         fit(killed, {}, TrainingConfig(workers=1, max_failures=0), name="killed")
-
-
-@pytest.mark.slow
-def test_a_worker_gets_the_configuration_as_it_is(ray_cluster):
-    config = load(None, ["labeling.tau=0.7", "placement.training.workers=1"])
-
-    def loop(arguments, context):
-        return arguments["config"]
-
-    received = fit(loop, {"config": config}, config.placement.training, name="config")
-    assert received == config and type(received) is type(config) and received is not config
 
 
 @pytest.mark.slow

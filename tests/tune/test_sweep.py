@@ -1,14 +1,11 @@
-"""Whole sweeps through the command line: what they leave behind, what they share, and resuming after any kill."""
+"""Whole sweeps through the command line: what they leave behind and what they share. `tests/test_kills.py` kills them."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -69,10 +66,6 @@ def swept(folder, out, cache, *words, **kwargs):
     )
 
 
-def told(sweep):
-    return {n: (r["params"], r["state"], r["draws"], r["reports"]) for n, r in SweepDir(sweep).records().items()}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -124,24 +117,6 @@ def test_nothing_is_made_twice_in_a_study(undisturbed):
     there = {p.name: len(list(p.glob("*.bin"))) for p in (folder / "cache").iterdir() if p.is_dir() and p.name != "locks"}
     assert {stage: count for stage, count in made.items() if count} == there
     assert there["dense"] == there["embedding"] == 1 and there["registration"] == 1 and "runs" not in there
-
-
-@pytest.mark.slow
-def test_a_driver_killed_at_random_and_resumed_gives_the_same_trials_and_the_same_best(undisturbed, tmp_path):
-    folder, _ = undisturbed
-    wanted, rng = told(folder / "sweep"), random.Random(0)
-    process = swept(tmp_path, tmp_path / "sweep", tmp_path / "cache", start_new_session=True)
-    sweep, least, begun = SweepDir(tmp_path / "sweep"), rng.randint(1, 4), time.time()
-    while process.poll() is None and len(sweep.records()) < least and time.time() - begun < 200:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process = swept(tmp_path, tmp_path / "sweep", tmp_path / "cache", "--resume")
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said[-4000:]
-    assert told(tmp_path / "sweep") == wanted
-    ours, theirs = (json.loads(SweepDir(f / "sweep").summary.read_text()) for f in (tmp_path, folder))
-    assert ours["best"] == theirs["best"]
 
 
 @pytest.mark.slow
