@@ -21,7 +21,7 @@ def test_every_hostile_input_is_taken_or_refused_with_one_message(finished, tmp_
     root, _ = finished
     defects, kinds = [], set()
     both = {"runs": Path(root), "sharded runs": sharded(Path(root), tmp_path / "sharded")}
-    for number, (kind, case) in enumerate(cases(20261129, 240, both)):
+    for number, (kind, case) in enumerate(cases(20261129, 160, both)):
         folder = tmp_path / str(number)
         folder.mkdir()
         result = outcome(case, folder)

@@ -74,7 +74,8 @@ def test_numbers_stay_whole_on_a_narrow_terminal(folder, width):
     row = next(line.split() for line in lines if line.startswith("done"))
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     done = next(run for run in found if run.name == "done")
-    assert f"{done.scores['novel']:.1f}" in row and ("24" in row) == (width == 80)
+    assert f"{done.scores['novel']:.1f}" in row and ("24" in row or width == 60)
+    assert any("images" in line.split() for line in lines) == (width == 80)
 
 
 def test_the_command_prints_a_table_or_json_and_says_what_is_not_there(folder, syn4seg, monkeypatch):
