@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     generator.add_argument("--autoencoder-steps", type=int, default=1800, help="without --start (default: %(default)s)")
     judge = networks.choices["judge"]
     judge.add_argument("--images", type=int, default=512, help="generated images to judge (default: %(default)s)")
+    judge.add_argument("--guidance", type=float, default=3.0, help="of the generator (default: %(default)s)")
+    judge.add_argument("--steps", type=int, default=16, help="of the generator (default: %(default)s)")
     judge.add_argument("--sheet", type=Path, help="PNG file for a contact sheet of the first 64")
     judge.add_argument("--copies", type=int, default=0, help="look for copies among as many training scenes")
     return parser
@@ -68,18 +70,23 @@ def _judge(arguments: argparse.Namespace) -> None:
     import cv2
     import numpy as np
 
+    from syn4seg.data import embedded
     from tools import judge
     from tools.checkpoint import write_card
     from tools.generator import product_prompts, scenes, to_tensor
 
     reader, prompts = judge.train_judge(arguments.work), product_prompts(arguments.images)
-    images = judge.generated(arguments.out, prompts)
+    images = judge.generated(arguments.out, prompts, steps=arguments.steps, guidance=arguments.guidance)
     generated = judge.accuracy(reader, to_tensor(images), judge.targets_of(prompts))
+    for name in embedded.CLASSES:  # prompts name them in turn
+        of_class = [i for i, words in enumerate(judge.targets_of(prompts).tolist()) if embedded.CLASSES[words[0]] == name]
+        print(name, judge.accuracy(reader, to_tensor(images[of_class]), judge.targets_of([prompts[i] for i in of_class]))["class"])
     drawn = judge.accuracy(reader, *judge.drawn(product_prompts(1024), "judge-held"))
     print(json.dumps({"generated": generated, "drawn": drawn}))
     card = arguments.out / "card.json"
     facts = json.loads(card.read_text()) if card.is_file() else {}
-    facts |= {f"read off {len(images)} generated images": generated, "read off 1024 drawn images": drawn}
+    how = f"read off {len(images)} images of {arguments.steps} steps, guidance {arguments.guidance:g}"
+    facts |= {how: generated, "read off 1024 drawn images": drawn}
     if arguments.copies:
         made, fresh = images[:256], scenes(prompts[:256], "fresh")[0]
         least = {who: judge.nearest(some, arguments.copies) for who, some in (("generated", made), ("drawn", fresh))}
