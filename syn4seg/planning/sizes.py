@@ -12,17 +12,50 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from syn4seg.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
+COUNTED = Path(__file__).with_name("counted.json")
+"""Function and arguments -> what it counted, of published and packaged models (`docs/make_sizes.py`; a test counts again)."""
 WORD_BAG = 16 * 64 + 64
 """Stored numbers of a prompt of a generator without a text encoder: 16 words of 64, and one more."""
 BUFFERS = ("pos_embed.pos_embed", "running_mean", "running_var", "positional_encoding_gaussian_matrix")
 """Ends of the names of stored floating-point tensors that are no parameters."""
+
+
+_Count = TypeVar("_Count", bound=Callable[..., Any])
+
+
+def counted(count: _Count) -> _Count:
+    """Return `count` with a memory: what stands in `counted.json` is read there, since building a network takes seconds.
+
+    `count` is a function of this package whose arguments are JSON and whose result is a dataclass or a number.
+    """
+
+    @functools.cache
+    def size(*args: Any) -> Any:
+        from pydantic import TypeAdapter
+
+        stored = _stored().get(call_text(count, args))
+        if stored is None:
+            return count(*args)
+        return TypeAdapter(get_type_hints(count)["return"]).validate_python(stored)
+
+    return cast(_Count, functools.update_wrapper(size, count))
+
+
+def call_text(count: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """Return the key of a call in `counted.json`."""
+    return f"{count.__name__} {json.dumps(args)}"
+
+
+@functools.cache
+def _stored() -> dict[str, Any]:
+    return read_json(COUNTED) if COUNTED.exists() else {}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syn4seg.errors import UserError
-from syn4seg.planning.sizes import WORD_BAG, ModelPart, flops_of, part_in_folder, part_of, read_json
+from syn4seg.planning.sizes import WORD_BAG, ModelPart, counted, flops_of, part_in_folder, part_of, read_json
 
 if TYPE_CHECKING:
     from syn4seg.planning.sizes_pipelines import PipelineSize
@@ -178,7 +178,7 @@ def decode_flops(vae: dict[str, Any], size: int) -> int:
     return _decode_flops(json.dumps(vae), size)
 
 
-@functools.cache
+@counted
 def _decode_flops(vae: str, size: int) -> int:
     import torch
 
@@ -220,7 +220,7 @@ def generator_size(model: str) -> GeneratorSize | PipelineSize:
     if generator_source(model).path is None:
         return GeneratorSize((), (), {}, {}, ())
     if (named := model.partition("@")[0]) in TRANSFORMERS:
-        return _published(TRANSFORMERS[named])
+        return _published(named)
     path = str(generator_source(model).path)
     if read_index(path)["_class_name"] != SD3:
         from syn4seg.planning.sizes_pipelines import PipelineSize
@@ -244,10 +244,12 @@ def generator_size(model: str) -> GeneratorSize | PipelineSize:
     )
 
 
-def _published(transformer: dict[str, Any]) -> GeneratorSize:
+@counted
+def _published(name: str) -> GeneratorSize:
     import torch
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+    transformer = TRANSFORMERS[name]
     with torch.device("meta"):
         clips = [CLIPTextModelWithProjection(CLIPTextConfig(**numbers)) for numbers in (CLIP_L, CLIP_G)]  # pyright: ignore[reportArgumentType]
         encoders = [*clips, T5EncoderModel(T5Config(**T5_XXL))]  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,7 @@ from typing import Any
 from syn4seg.errors import UserError
 from syn4seg.labeling.grabcut import WITHOUT_WEIGHTS
 from syn4seg.models.sam_folders import is_transformers_sam
-from syn4seg.planning.sizes import ModelPart, flops_of, part_of, read_json, tensor_shapes
+from syn4seg.planning.sizes import ModelPart, counted, flops_of, part_of, read_json, tensor_shapes
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SamSize:
     heads: int
 
 
-@functools.cache
+@counted
 def sam_size(model: str) -> SamSize:
     """Count the parts of a SAM: a published or packaged name, a folder with config.json, or a checkpoint file (its header).
 
@@ -133,7 +133,7 @@ class SegmenterSize:
     backbone_kept: int
 
 
-@functools.cache
+@counted
 def segmenter_size(backbone: str, classes: int, channels: int, ppm_bins: tuple[int, ...], size: int) -> SegmenterSize:
     """Count the parts of the segmenter for images on a canvas of `size` pixels; a transformers backbone is loaded for it.
 
