@@ -64,9 +64,15 @@ def write_coco(root, scene, painted, save_photo):
                     2: {"size": runs["size"], "counts": runs["counts"].decode()},
                     3: {"size": [ROWS, COLUMNS], "counts": np.diff([0, *changes[:-1], one.size]).tolist()},
                 }[box[0]]
-                objects.append({"id": len(objects), "image_id": i, "category_id": box[0] * 10, "segmentation": region, "iscrowd": 0})
+                objects.append(
+                    {"id": len(objects), "image_id": i, "category_id": box[0] * 10, "segmentation": region, "iscrowd": 0}
+                )
         images = [{"id": i, "file_name": f"{i:012}.jpg", "width": COLUMNS, "height": ROWS} for i in some]
-        content = {"images": images, "annotations": objects, "categories": [{"id": 10 * k, "name": n} for k, n in enumerate(NAMES, 1)]}
+        content = {
+            "images": images,
+            "annotations": objects,
+            "categories": [{"id": 10 * k, "name": n} for k, n in enumerate(NAMES, 1)],
+        }
         path = root / f"annotations/instances_{split}2017.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))
@@ -97,7 +103,9 @@ def write_yolo(root, scene, painted, save_photo):
         label.parent.mkdir(parents=True, exist_ok=True)
         shares = [[v / (ROWS if k % 2 else COLUMNS) for k, v in enumerate(corners(box))] for box in scene(i)]
         label.write_text("".join(f"{b[0] - 1} {' '.join(map(str, s))}\n" for b, s in zip(scene(i), shares, strict=True)))
-    (root / "data.yaml").write_text(f"path: ../datasets/mine\ntrain: images/train\nval: images/val\nnames: {dict(enumerate(NAMES))}\n")
+    (root / "data.yaml").write_text(
+        f"path: ../datasets/mine\ntrain: images/train\nval: images/val\nnames: {dict(enumerate(NAMES))}\n"
+    )
 
 
 def write_cvat(root, scene, painted, save_photo):
@@ -186,7 +194,11 @@ def test_the_masks_of_a_format_are_those_of_the_loop(name, written, scene, paint
     assert list(dataset.classes) == expected_names
     counts = dict.fromkeys(expected_names, (0, 0))
     for key in (*dataset.train, *dataset.val):
-        number = int(next(part for part in key.replace("/", "_").replace("-", "_").split("_") if part.isdecimal() and part not in ("000019",)))
+        number = int(
+            next(
+                part for part in key.replace("/", "_").replace("-", "_").split("_") if part.isdecimal() and part not in ("000019",)
+            )
+        )
         truth = painted(scene(number))
         for k, label in enumerate(expected_names, 1):
             if (pixels := int((truth == k).sum())) > 0:
