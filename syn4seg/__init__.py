@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syn4seg.intake.making import init
     from syn4seg.library.labels import filter_regions, refine_boundary, relabel
     from syn4seg.library.prompts import PromptBank
     from syn4seg.library.runs import load_run
@@ -16,11 +17,24 @@ if TYPE_CHECKING:
     from syn4seg.session import run, sweep
     from syn4seg.trained.model import load
 
-__all__ = ["PromptBank", "evaluate", "filter_regions", "load", "load_run", "refine_boundary", "relabel", "run", "show", "sweep"]
+__all__ = [
+    "PromptBank",
+    "evaluate",
+    "filter_regions",
+    "init",
+    "load",
+    "load_run",
+    "refine_boundary",
+    "relabel",
+    "run",
+    "show",
+    "sweep",
+]
 
 _MODULES = {
     "PromptBank": "library.prompts",
     "evaluate": "library.scores",
+    "init": "intake.making",
     "load": "trained.model",
     "load_run": "library.runs",
     "run": "session",

@@ -21,6 +21,7 @@ from actors.command import evaluate, extend, predict, prompts, refine, run, serv
 from syn4seg.doctor import doctor
 from syn4seg.errors import Interrupted, catch_signals, describe_error, interruption
 from syn4seg.exports.command import export
+from syn4seg.intake.command import init
 from syn4seg.options import Settings, read_config, say_first, set_loudness
 from syn4seg.planning.command import plan
 from syn4seg.report.command import compare, report
@@ -82,7 +83,7 @@ def with_loudness(verb: Callable[..., None]) -> Callable[..., None]:
             os.environ.setdefault("SYN4SEG_DEBUG", "1")
         else:
             warnings.showwarning = _drop_warning  # libraries' remarks to programmers; some set filters of their own
-        if verb not in (config, doctor, ls, watch):
+        if verb not in (config, doctor, init, ls, watch):
             say_first("loading libraries")
         verb(*args, **kwargs)
 
@@ -97,7 +98,7 @@ def _drop_warning(*_: Any, **__: Any) -> None:
 
 for verb in (
     *(run, prompts, synthesize, refine, train, evaluate, sweep, predict, serve, model, extend),
-    *(ls, verify, watch, report, compare, export, prepare, plan, audit, config, doctor),
+    *(init, ls, verify, watch, report, compare, export, prepare, plan, audit, config, doctor),
 ):
     app.command()(with_loudness(verb))
 app.add_typer(cache, name="cache")

@@ -14,13 +14,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 
 from syn4seg.data.photos import MAX_PIXELS
 from syn4seg.data.prepared import PreparedDataset
+from syn4seg.data.regions import decode_runs
 from syn4seg.errors import UserError
 from syn4seg.schema import UNLABELED
 
@@ -168,24 +169,7 @@ def draw_mask(photo: Photo, variant: Variant) -> np.ndarray:
 
 def _decode_runs(photo: Photo, region: dict[str, Any]) -> np.ndarray:
     """Decode a run-length encoding, counts as a list or compressed, to bool (H, W)."""
-    from pycocotools import mask as coder
-
-    shape, counts = [photo.height, photo.width], region.get("counts")
-    fits = region.get("size") == shape
-    if isinstance(counts, list):
-        fits = fits and sum(counts) == shape[0] * shape[1] and min(counts) >= 0
-    if not fits:
-        raise UserError(
-            f"{photo.sample_id}: a run-length encoding does not fit {shape[1]}x{shape[0]} pixels; "
-            "unpack annotations_trainval2014.zip again"
-        )
     try:
-        encoded: Any = coder.frPyObjects(cast(Any, region), *shape) if isinstance(counts, list) else region
-        pixels = coder.decode(encoded)
-        if isinstance(counts, str) and coder.encode(np.asfortranarray(pixels))["counts"] != counts.encode():
-            raise UserError("its runs do not add up to the image")
-        return pixels.astype(bool)
-    except (UserError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UserError(
-            f"{photo.sample_id}: damaged run-length encoding ({error}); unpack annotations_trainval2014.zip again"
-        ) from error
+        return decode_runs(region, photo.height, photo.width)
+    except ValueError as error:
+        raise UserError(f"{photo.sample_id}: {error}; unpack annotations_trainval2014.zip again") from error

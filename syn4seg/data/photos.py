@@ -107,7 +107,7 @@ def decode_photo(path: Path, size: tuple[int, int], remedy: str = LISTED, exif: 
         UserError: missing, unreadable, larger than `MAX_PIXELS`, or of another size than the mask.
     """
     with open_image(path, remedy) as stored:
-        turned = _turned_size(stored)
+        turned = upright_size(stored)
         apply = exif == "apply" or (exif == "auto" and turned == size) or (exif != "ignore" and stored.size != size)
         if (turned if apply else stored.size) != size:
             told = f" as stored, {turned[0]}x{turned[1]} turned by EXIF," if _orientation(stored) > 1 else ""
@@ -127,7 +127,7 @@ def orientation_evidence(path: Path, size: tuple[int, int]) -> str:
     with open_image(path) as stored:
         if _orientation(stored) <= 1:
             return ""
-        fits = {name for name, shape in (("turned", _turned_size(stored)), ("stored", stored.size)) if shape == size}
+        fits = {name for name, shape in (("turned", upright_size(stored)), ("stored", stored.size)) if shape == size}
     return "both" if len(fits) == 2 else next(iter(fits), "")
 
 
@@ -231,7 +231,8 @@ def _orientation(stored: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _turned_size(stored: Image.Image) -> tuple[int, int]:
+def upright_size(stored: Image.Image) -> tuple[int, int]:
+    """Return columns and rows of an opened picture, turned by its EXIF orientation."""
     columns, rows = stored.size
     return (rows, columns) if _orientation(stored) >= 5 else (columns, rows)
 
