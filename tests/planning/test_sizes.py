@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,11 @@ from syn4seg.data import embedded
 from syn4seg.errors import UserError
 from syn4seg.planning import sizes, sizes_vision
 from syn4seg.planning import sizes_generators as generators
+from syn4seg.planning.sizes import COUNTED
 from syn4seg.planning.sizes_generators import STABILITY, generator_size
+from syn4seg.planning.sizes_vision import SamSize, sam_size
+
+ROOT = Path(__file__).parents[2]
 
 GIB = 2**30
 
@@ -232,3 +240,18 @@ def test_integers_keep_their_size_in_every_precision(tmp_path):
     assert (part.parameters, part.buffers, part.integers) == (15, 7, 6 * 8 + 4 + 6)
     assert part.bytes(2) == 22 * 2 + 58 and part.bytes(4) == 22 * 4 + 58
     assert json.dumps(vars(part))
+
+
+def test_the_table_of_counted_sizes_is_what_counting_gives():
+    made = runpy.run_path(str(ROOT / "docs" / "make_sizes.py"))
+    assert json.loads(COUNTED.read_text()) == json.loads(json.dumps(made["count"]()))
+    read = sam_size("vit-b")
+    assert type(read) is SamSize and json.loads(COUNTED.read_text())['sam_size ["vit-b"]'] == asdict(read)
+
+
+@pytest.mark.parametrize("name", ["pascal5i", "coco20i", "embedded"])
+def test_the_packaged_configurations_are_planned_without_building_a_network(name):
+    code = "import sys; from syn4seg import cli\ntry: cli.main()\nfinally: assert 'torch' not in sys.modules, 'a network was built'"
+    words = ["plan", name, "data.root=nowhere", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and json.loads(done.stdout), done.stderr
