@@ -18,7 +18,7 @@ from syn4seg.errors import DamagedError, UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import build_gallery, full_image_paths
 from syn4seg.report.groups import BACKGROUNDS, PROMPTS, by_key, figures_of
-from syn4seg.report.html import REASON_TEXTS, chart, environment, gallery_section, style
+from syn4seg.report.html import REASON_TEXTS, chart, environment, gallery_section, script, style
 from syn4seg.report.outcome import draw_outcome, read_outcome
 from syn4seg.report.reading import STAGE_TITLES, class_names, read_records
 from syn4seg.report.sheets import WHO, WHO_COLORS, class_colors
@@ -56,12 +56,27 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
         UserError: the run has no such draw, or one of its tables is damaged.
         OSError: the file cannot be written.
     """
+    target = as_path(to) if to is not None else run.root / "report.html"
+    page, damage = make_report(run, draw, target, progress)
+    remove_abandoned(target.parent, target.name)
+    write_atomically(target, page)
+    return target, damage
+
+
+def make_report(
+    run: RunDir, draw: int | None, target: AnyPath, progress: Callable[[int, int], None], live: str = ""
+) -> tuple[bytes, list[str]]:
+    """Return the page that `write_report` writes, and the lines about damaged files.
+
+    Args:
+        target: where the page will lie, or seem to lie: its links to pictures start there.
+        live: version of the page of a server, which loads itself again when there is another one; "" for a file.
+    """
     config = load(run.config)
     draw = select_draw(config, draw, run)
     records, names = read_records(run, draw), class_names(run, config)
     truth, prompt_map = numbers.truth_source(config), numbers.prompt_map(run)
     gallery = build_gallery(run, draw, records, class_colors(len(names)), progress, truth)
-    target = as_path(to) if to is not None else run.root / "report.html"
     panes = [{"title": "image", "photo": "image"}]
     panes += [{"title": title, "photo": "image", "label": stage, "who": "who"} for stage, title in STAGE_TITLES.items()]
     panes += [] if truth is None else [{"title": "truth", "photo": "image", "label": "truth"}]
@@ -72,6 +87,7 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
         list(zip(WHO, WHO_COLORS, strict=True))[1:],
         "who decided",
         files=_relative_paths(run, target, full_image_paths(run, draw)),
+        beside=target.absolute().parent.name,
         map=prompt_map,
         words=_reason_texts(config),
         settings={"min_agreement": config.refinement.min_agreement},
@@ -80,9 +96,8 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
     damage = [*broken_seals(run.root, missing=False), *gallery.damage, *damage]
     values |= _group_values(records, gallery.items)
     values |= _values(run, config, draw, records, names) | {"damage": damage, "map": prompt_map, "quarantined": quarantined}
-    remove_abandoned(target.parent, target.name)
-    write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
-    return target, damage
+    values |= {"live": live, "live_script": script("live.js")}
+    return environment().get_template("report.html").render(values).encode("utf-8"), damage
 
 
 def _reason_texts(config: Config) -> dict[str, str]:

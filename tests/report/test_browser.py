@@ -262,6 +262,7 @@ def test_who_decided_a_pixel_is_painted_as_the_labels_say(chromium, run, tmp_pat
         for code in range(1, len(WHO_COLORS)):
             assert abs(near(seen, WHO_COLORS[code]) - (codes == code).mean()) < 0.03, code
         assert len(np.unique(codes)) >= 3
+        it.check()  # also of the copy, which asks for no picture that is not there
 
 
 def test_dark_and_narrow_pages_stay_readable(chromium, run):
@@ -325,7 +326,8 @@ def test_an_address_opens_its_sample_and_an_opened_sample_has_an_address(chromiu
         it.page.goto(f"{page}#sample={rows[2]['sample_id']}")
         assert it.page.text_content("#title").endswith(rows[2]["sample_id"])
         it.page.keyboard.press("Escape")
-        it.page.wait_for_function("!location.hash", timeout=5000)
+        it.page.wait_for_timeout(100)
+        assert it.page.evaluate("location.hash") == ""
         link = it.page.locator("#worst-prompts a").first
         link.click()
         assert it.page.url.endswith(link.get_attribute("href")) and it.page.evaluate("document.getElementById('detail').open")
@@ -338,6 +340,20 @@ def test_an_address_opens_its_sample_and_an_opened_sample_has_an_address(chromiu
             it.page.goto(f"{page}#sample={strange}")
             it.page.reload()
             assert "is not in this page" in it.page.text_content("#count")
+        it.check()
+
+
+def test_a_run_that_was_moved_asks_for_its_pictures_only_when_it_is_told_to(chromium, run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run.root, moved)
+    with Watched(chromium) as it:
+        it.page.goto((moved / "report.html").as_uri())
+        it.page.locator("#cards .card").first.click()
+        it.page.wait_for_timeout(200)
+        assert not [url for url in it.requests if url.endswith(".png")]
+        it.page.click("#full")
+        it.page.wait_for_selector("#panes img.photo", timeout=5000)
+        assert it.page.is_hidden("#full")
         it.check()
 
 

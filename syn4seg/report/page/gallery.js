@@ -5,6 +5,9 @@
   const $ = (id) => document.getElementById(id);
   const PAGE = 60, CELLS = data.row * data.row;
   const state = { shown: [], walk: [], page: 0, open: -1, zoom: 1 };
+  // A page that was copied away from its run asks for no picture there, unless it is told to: each one missing would be an error.
+  const folder = location.pathname.split("/").at(-2) || "";
+  state.full = location.protocol !== "file:" || folder === encodeURIComponent(data.beside) || folder === data.beside;
 
   const make = (tag, attributes = {}, ...children) => {
     const node = document.createElement(tag);
@@ -74,7 +77,7 @@
     return node;
   };
   const full = (item, pane, node) => {
-    if (!data.files || item.damage) return;
+    if (!data.files || !state.full || item.damage) return;
     picture(item, pane.photo, "photo", (img) => node.querySelector(".photo").replaceWith(img));
     const stages = item.stages || [];
     if (!stages.includes(pane.label)) return;
@@ -234,6 +237,11 @@
   $("previous").addEventListener("click", () => turn(-1));
   $("next").addEventListener("click", () => turn(1));
   $("close").addEventListener("click", () => $("detail").close());
+  $("full").hidden = !data.files || state.full;
+  $("full").addEventListener("click", () => {
+    $("full").hidden = state.full = true;
+    open(state.open, state.walk);
+  });
   $("before").addEventListener("click", () => step(-1));
   $("after").addEventListener("click", () => step(1));
   $("closer").addEventListener("click", () => zoom(state.zoom * 2));
