@@ -269,9 +269,7 @@ def predict(
     with display.bar("images") as progress:
         lines = target.predict(sources, run_chunks, progress, lambda line: print(line, file=sys.stderr))
     bad = sum("error" in line for line in lines)
-    display.note(
-        f"{to}: {len(lines) - bad} masks in masks/, {len(config.classes)} classes; see contact_sheet.png, predictions.jsonl"
-    )
+    display.note(f"{to}: {len(lines) - bad} masks in masks/, {len(config.classes)} classes; see index.html, predictions.jsonl")
     if bad:
         print(f"{bad} of {len(lines)} images could not be read; they are named in {to}/predictions.jsonl", file=sys.stderr)
         raise typer.Exit(1)

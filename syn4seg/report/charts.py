@@ -1,4 +1,4 @@
-"""Draw the charts of a report as SVG: per-class bars, similarities with lambda, training curves, the stream over time."""
+"""Draw the charts of a report as SVG: per-class bars, similarities with their limit, training curves, the stream over time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 
 from syn4seg.report.style import COLORS, figure, svg
 
+WIDTH = 4.9
+"""Width of a chart in inches: on a phone of 390 pixels its letters are still about 10 pixels high."""
 PANELS = 12
-"""Number of classes up to which each has its histogram; of more, one histogram shows s(r) - lambda_keep of all."""
+"""Number of classes up to which each has its histogram; of more, one histogram shows the distance of all from the limit."""
 
 
 def per_class(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], titles: Mapping[str, str]) -> str:
@@ -21,7 +23,7 @@ def per_class(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], title
         names: classes from top to bottom.
         titles: row -> title, for the two rows.
     """
-    with figure(8, 0.7 + 0.24 * len(names)) as (canvas, axes):
+    with figure(WIDTH, 0.8 + 0.24 * len(names)) as (canvas, axes):
         y = np.arange(len(names))[::-1]
         for offset, color, (row, title) in zip((0.2, -0.2), (COLORS[3], COLORS[0]), titles.items(), strict=False):
             spreads = [rows[row][name] for name in names]
@@ -45,12 +47,12 @@ def similarity(regions: Mapping[str, tuple[np.ndarray, np.ndarray, float]]) -> s
     if len(regions) > PANELS:
         margins = np.concatenate([values - least for values, _, least in regions.values()])
         kept = np.concatenate([kept for _, kept, _ in regions.values()])
-        with figure(8, 3) as (canvas, axes):
+        with figure(WIDTH, 3) as (canvas, axes):
             _stacked(axes, margins, kept, 0.0)
-            axes.set_xlabel("s(r) - lambda_keep, all classes")
+            axes.set_xlabel("similarity minus its limit, all classes")
             axes.legend(frameon=False)
             return svg(canvas)
-    with figure(8, 0.9 + 1.35 * len(regions)) as (canvas, first):
+    with figure(WIDTH, 0.9 + 1.05 * len(regions)) as (canvas, first):
         first.remove()
         panels = np.atleast_1d(canvas.subplots(len(regions), 1, sharex=True))
         for axes, (name, (values, kept, least)) in zip(panels, regions.items(), strict=True):
@@ -59,7 +61,7 @@ def similarity(regions: Mapping[str, tuple[np.ndarray, np.ndarray, float]]) -> s
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
         panels[0].legend(frameon=False, loc="upper left")
-        panels[-1].set_xlabel("s(r): cosine of a region's mean feature and the class's prototype")
+        panels[-1].set_xlabel("similarity of a region to the support images")
         return svg(canvas)
 
 
@@ -67,7 +69,7 @@ def _stacked(axes: Any, values: np.ndarray, kept: np.ndarray, least: float) -> N
     low, high = min(float(values.min()), least), max(float(values.max()), least)
     bins = np.linspace(low, high + 1e-6, 33)
     axes.hist([values[kept], values[~kept]], bins, stacked=True, color=[COLORS[0], COLORS[1]], label=["kept", "freed"])
-    axes.axvline(least, color="#000000", lw=1.2, ls="--", label=f"lambda {least:.3f}")
+    axes.axvline(least, color="#000000", lw=1.2, ls="--", label=f"limit {least:.2f}")
 
 
 def training(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
@@ -76,7 +78,7 @@ def training(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
     Args:
         curves: name -> steps (N,), losses (N,).
     """
-    with figure(8, 3.2) as (canvas, axes):
+    with figure(WIDTH, 3.2) as (canvas, axes):
         for i, (name, (steps, losses)) in enumerate(curves.items()):
             axes.plot(steps, losses, "-o", ms=2.5, lw=1.2, color=COLORS[i % len(COLORS)], label=name.replace("$", r"\$"))
         axes.set_xlabel("step")
@@ -87,20 +89,20 @@ def training(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
 
 def over_time(stages: Mapping[str, Mapping[str, np.ndarray]], key: str, label: str, factor: float = 1.0) -> str:
     """Draw a line per stage of the stream over its seconds: the values of `key`, times `factor`."""
-    with figure(8, 2.6) as (canvas, axes):
+    with figure(WIDTH, 2.6) as (canvas, axes):
         for i, (name, series) in enumerate(stages.items()):
             axes.plot(series["seconds"], factor * series[key], lw=1.4, color=COLORS[i % len(COLORS)], label=name)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("seconds of the stream")
         axes.set_ylabel(label)
-        axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         return svg(canvas)
 
 
 def deltas(gains: Mapping[str, float], title: str) -> str:
     """Draw the differences by class, in percentage points, the largest gain first."""
     names = sorted(gains, key=lambda name: (-gains[name], name))
-    with figure(8, 0.7 + 0.22 * len(names)) as (canvas, axes):
+    with figure(WIDTH, 0.7 + 0.22 * len(names)) as (canvas, axes):
         values = np.array([gains[name] for name in names])
         bars = axes.barh(np.arange(len(names))[::-1], values, color=np.where(values < 0, COLORS[1], COLORS[0]))
         axes.bar_label(bars, [f"{v:+.1f}" for v in values], padding=3, fontsize=8)

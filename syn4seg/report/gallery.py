@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from syn4seg.report.reading import GallerySample, read_pages
 from syn4seg.report.sheets import ROW, WHO_COLORS, encode_labels, encode_photo, provenance, shrink, tile
-from syn4seg.schema import FAULT, LABEL_COLUMNS
+from syn4seg.schema import FAULT, LABEL_COLUMNS, UNLABELED
 from syn4seg.stages.truth import Truth
 from syn4seg.store.files import map_threads
 from syn4seg.store.layout_files import FileSamples
@@ -100,6 +100,13 @@ class Gallery:
         if self.layers[layer]:
             return encode_labels(pixels, self.layers[layer])
         return encode_photo(pixels if pixels.ndim == 3 else np.zeros((*pixels.shape, 3), np.uint8))
+
+
+def label_iou(label: np.ndarray, truth: np.ndarray, target: int) -> float:
+    """Return the IoU of one class in a label with that in the truth, both uint8 (H, W); pixels without a truth do not count."""
+    seen = truth != UNLABELED
+    ours, theirs = (label == target) & seen, (truth == target) & seen
+    return float((ours & theirs).sum() / max(1, (ours | theirs).sum()))
 
 
 def changed_share(audit: dict[str, Any]) -> float:
@@ -193,8 +200,8 @@ def describe_sample(sample: GallerySample) -> dict[str, Any]:
     if sample.labels:
         last = sample.labels[item["stages"][-1]]
         if sample.truth is not None:
-            both, either = (f(last == target, sample.truth == target) for f in (np.logical_and, np.logical_or))
-            item["iou"] = round(float(both.sum() / max(1, either.sum())), 4)
+            item["ious"] = [round(label_iou(label, sample.truth, target), 4) for label in sample.labels.values()]
+            item["iou"] = item["ious"][-1]
         item["shares"] = [
             [int(k), round(float(n) / last.size, 4)] for k, n in zip(*np.unique(last, return_counts=True), strict=True)
         ]

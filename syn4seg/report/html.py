@@ -57,14 +57,14 @@ def as_json(value: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def environment() -> jinja2.Environment:
-    """Return the templates of this package, which escape everything but `Markup`."""
+def environment(*folders: Path) -> jinja2.Environment:
+    """Return the templates of this package and of other folders, which escape everything but `Markup`."""
     return jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: escape_invisible(value) if type(value) is str else value,  # `Markup` is a subclass of str
-        loader=jinja2.FileSystemLoader(PAGES),
+        loader=jinja2.FileSystemLoader([PAGES, *folders]),
     )
 
 
@@ -111,7 +111,7 @@ def gallery_section(
         panes: one dict per picture of a sample: title, and the layers photo, label and who (the latter two may be missing).
         who: (title, colour) of the codes of the layer `who`.
         layer_title: title of that layer.
-        more: further values for the script: files, map, words, settings.
+        more: further values for the script: files, beside (name of the folder that the page was written to), map, words, settings.
     """
     colors = class_colors(len(names))
     values = {
@@ -126,6 +126,7 @@ def gallery_section(
         "words": REASON_TEXTS,
         "settings": {},
         "files": None,
+        "beside": "",
         "map": [],
         **more,
     }
@@ -133,10 +134,15 @@ def gallery_section(
     return {
         "gallery": Markup(html) if gallery.items else "",
         "gallery_json": as_json(values),
-        "script": Markup((PAGES / "gallery.js").read_text()),
+        "script": script("gallery.js"),
         "shown": len(gallery.items),
         "total": gallery.total,
     }
+
+
+def script(name: str) -> Markup:
+    """Return a script of this package."""
+    return Markup((PAGES / name).read_text())
 
 
 def style() -> Markup:

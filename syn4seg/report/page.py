@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from syn4seg.baselines import title_of
@@ -16,7 +17,9 @@ from syn4seg.config.tree import Config
 from syn4seg.errors import DamagedError, UserError
 from syn4seg.report import charts, numbers
 from syn4seg.report.gallery import build_gallery, full_image_paths
-from syn4seg.report.html import REASON_TEXTS, chart, environment, gallery_section, style
+from syn4seg.report.groups import BACKGROUNDS, PROMPTS, by_key, figures_of
+from syn4seg.report.html import REASON_TEXTS, chart, environment, gallery_section, script, style
+from syn4seg.report.outcome import draw_outcome, read_outcome
 from syn4seg.report.reading import STAGE_TITLES, class_names, read_records
 from syn4seg.report.sheets import WHO, WHO_COLORS, class_colors
 from syn4seg.stages.setup import draws_of
@@ -53,12 +56,27 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
         UserError: the run has no such draw, or one of its tables is damaged.
         OSError: the file cannot be written.
     """
+    target = as_path(to) if to is not None else run.root / "report.html"
+    page, damage = make_report(run, draw, target, progress)
+    remove_abandoned(target.parent, target.name)
+    write_atomically(target, page)
+    return target, damage
+
+
+def make_report(
+    run: RunDir, draw: int | None, target: AnyPath, progress: Callable[[int, int], None], live: str = ""
+) -> tuple[bytes, list[str]]:
+    """Return the page that `write_report` writes, and the lines about damaged files.
+
+    Args:
+        target: where the page will lie, or seem to lie: its links to pictures start there.
+        live: version of the page of a server, which loads itself again when there is another one; "" for a file.
+    """
     config = load(run.config)
     draw = select_draw(config, draw, run)
     records, names = read_records(run, draw), class_names(run, config)
     truth, prompt_map = numbers.truth_source(config), numbers.prompt_map(run)
     gallery = build_gallery(run, draw, records, class_colors(len(names)), progress, truth)
-    target = as_path(to) if to is not None else run.root / "report.html"
     panes = [{"title": "image", "photo": "image"}]
     panes += [{"title": title, "photo": "image", "label": stage, "who": "who"} for stage, title in STAGE_TITLES.items()]
     panes += [] if truth is None else [{"title": "truth", "photo": "image", "label": "truth"}]
@@ -69,16 +87,17 @@ def write_report(run: RunDir, draw: int | None, to: str | None, progress: Callab
         list(zip(WHO, WHO_COLORS, strict=True))[1:],
         "who decided",
         files=_relative_paths(run, target, full_image_paths(run, draw)),
+        beside=target.absolute().parent.name,
         map=prompt_map,
         words=_reason_texts(config),
         settings={"min_agreement": config.refinement.min_agreement},
     )
     quarantined, damage = _quarantine_notes(run)
     damage = [*broken_seals(run.root, missing=False), *gallery.damage, *damage]
+    values |= _group_values(records, gallery.items)
     values |= _values(run, config, draw, records, names) | {"damage": damage, "map": prompt_map, "quarantined": quarantined}
-    remove_abandoned(target.parent, target.name)
-    write_atomically(target, environment().get_template("report.html").render(values).encode("utf-8"))
-    return target, damage
+    values |= {"live": live, "live_script": script("live.js")}
+    return environment().get_template("report.html").render(values).encode("utf-8"), damage
 
 
 def _reason_texts(config: Config) -> dict[str, str]:
@@ -134,15 +153,21 @@ def _values(run: RunDir, config: Config, draw: int, records: pa.Table, names: Se
     lines, results, summary = numbers.read_metrics(run), numbers.read_results(run), numbers.summarize_labeling(records)
     prompts = [_bank(bank) for bank in numbers.prompt_banks(run)]
     drawn = {"results": _result_charts(results, names), "labels": _label_charts(summary), "time": _time_charts(lines)}
-    sections = [("results", "results"), ("funnel", "funnel"), ("samples", "samples")]
+    outcome = draw_outcome(read_outcome(run, config, draw), names, class_colors(len(names)))
+    sections = [("outcome", "pictures")] if outcome["rows"] else []
+    sections += [("results", "results"), ("funnel", "funnel")]
+    sections += [("labels", "labels"), ("samples", "samples")] if len(records) else [("samples", "samples")]
     sections += [("prompts", "prompt bank")] if prompts else []
     sections += [("time", "over time")] if drawn["time"] else []
     data = config.data
     return {
         "name": run.root.absolute().name,
-        "about": f"{config.name}: {data.source}, fold {data.fold}, {data.shots}-shot, {data.draws} draw(s)",
+        "about": f"{config.name}: {data.source}, fold {data.fold}, {data.shots}-shot, {data.draws} support draw"
+        + ("" if data.draws == 1 else "s"),
         "style": style(),
         "sections": sections,
+        "outcome": outcome,
+        "headline": _headline(results),
         "draw": draw,
         "draws": data.draws,
         "unfinished": [step for step in numbers.run_progress(run, config) if step[1] < max(1, step[2])],
@@ -157,6 +182,42 @@ def _values(run: RunDir, config: Config, draw: int, records: pa.Table, names: Se
         "footer": f"Written by syn4seg report from {len(records)} records of draw {draw}; `--draw K` shows another draw.",
         **_result_table(results),
     }
+
+
+def _group_values(records: pa.Table, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the values of the section about the labels of classes, verdicts, prompts and backgrounds."""
+    figures = figures_of(records, items)
+    whys = sorted({why for _, why in figures.regions if why})
+    names = sorted({name for name, _ in figures.regions})
+    groups = {
+        "classes": by_key(figures, "class"),
+        "verdicts": by_key(figures, "reason"),
+        "prompts": by_key(figures, "prompt", PROMPTS),
+        "backgrounds": by_key(figures, "background", BACKGROUNDS),
+        "whys": whys,
+        "regions": [(name, figures.regions[name, ""], [figures.regions[name, why] for why in whys]) for name in names],
+    }
+    measured = int(np.isfinite(figures.ious).any(0).sum())
+    return {
+        "groups": groups if len(figures.rejected) else None,
+        "truth_known": figures.is_truth_known,
+        "measured": measured,
+        "stage_titles": list(STAGE_TITLES.values()),
+    }
+
+
+def _headline(results: dict[str, Any] | None) -> str:
+    """Return the sentence about novel classes above the pictures: what the fullest row gains over support only, over all draws."""
+    rows = [row for row in sort_rows(results["rows"]) if not row.startswith(("control", "oracle"))] if results else []
+    if results is None or len(rows) < 2 or "support_only" not in rows:
+        return ""
+    before, after = (results["rows"][row]["novel"] for row in ("support_only", rows[-1]))
+    if before["mean"] is None or after["mean"] is None:
+        return ""
+    return (
+        f"Novel classes: mIoU {format_percent(before)} % from the support images alone, {format_percent(after)} % with synthetic "
+        f'images (row "{TITLES.get(rows[-1], rows[-1])}").'
+    )
 
 
 def _result_table(results: dict[str, Any] | None) -> dict[str, Any]:
@@ -233,8 +294,11 @@ def _result_charts(results: dict[str, Any] | None, names: Sequence[str]) -> list
 def _label_charts(summary: numbers.LabelingSummary) -> list[Markup]:
     if not summary.similarity:
         return []
-    text = "Regions left of the dashed line (lambda_keep) are freed; right of it, those that are too small or unsure."
-    return [chart("Similarity of the target's regions", charts.similarity(summary.similarity), text)]
+    text = (
+        "Regions left of the dashed line, the limit, are freed; right of it, only those that are too small, unsure or more like "
+        "another class."
+    )
+    return [chart("Regions of the class, by similarity to its support images", charts.similarity(summary.similarity), text)]
 
 
 def _time_charts(lines: Sequence[dict[str, Any]]) -> list[Markup]:

@@ -19,17 +19,19 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --text: #e4e8ec; --back: #15191d; --line: #39424b; --soft: #1f252b; --alarm: #ff6b78; } }
 body { margin: 0; font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); }
-main { max-width: 72rem; margin: auto; padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+main { max-width: 92rem; margin: auto; padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 1.6rem 0 .6rem; }
 .alarm { color: var(--alarm); border: 2px solid; padding: .6rem; font-weight: 700; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+thead th { white-space: normal; vertical-align: bottom; }
 th:first-child, .left { text-align: left; white-space: normal; }
+@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .25rem .3rem; white-space: normal; } }
 figure { margin: 1.5rem 0; } figcaption { font-weight: 600; }
-.chart { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; overflow-x: auto; max-width: 46rem; }
+.chart { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; overflow-x: auto; max-width: 40rem; }
 @media (prefers-color-scheme: dark) { .chart { filter: invert(.9) hue-rotate(180deg); } }
-.chart svg { max-width: 100%; height: auto; display: block; }
+.chart svg { width: 100%; max-width: 100%; height: auto; display: block; }
 figure p { margin: .3rem 0; font-size: .9rem; max-width: 46rem; }
 """
 
@@ -40,7 +42,7 @@ def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "syn4seg", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}):
+    with matplotlib.rc_context({"svg.hashsalt": "syn4seg", "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif"}):
         canvas = Figure(figsize=(width, height), layout="constrained")
         axes = canvas.add_subplot()
         for side in ("top", "right"):

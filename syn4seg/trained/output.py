@@ -21,6 +21,7 @@ from syn4seg.store.files import append_line, as_path, check_reachable, exists, p
 from syn4seg.store.listing import list_files
 from syn4seg.store.partials import remove_abandoned
 from syn4seg.store.readback import Facts, read_checked
+from syn4seg.trained.browse import write_pages
 from syn4seg.trained.inputs import ImageSource
 from syn4seg.trained.pictures import View, Views
 from syn4seg.trained.prediction import Line, PredictionOptions, Runner, chunked, encode_line, read_source
@@ -101,8 +102,9 @@ class PredictionFolder:
         ordered = [lines[source.name] for source in sources]
         asked = {source.name for source in sources}
         others = [line for name, line in lines.items() if name not in asked]
-        text = "".join(f"{encode_line(line)}\n" for line in [*ordered, *sorted(others, key=lambda line: line["name"])])
-        write_atomically(self.root / LINES, text.encode())
+        everything = [*ordered, *sorted(others, key=lambda line: line["name"])]
+        write_atomically(self.root / LINES, "".join(f"{encode_line(line)}\n" for line in everything).encode())
+        write_pages(self.root, everything, self.config, is_palette=self.options.palette)
         self._write_sheet(sources, lines)
         return ordered
 

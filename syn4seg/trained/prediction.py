@@ -1,7 +1,7 @@
 """Predict many images into a folder: chunks of images, files of each, and lines that say what is done.
 
     DIR/masks/NAME.png overlays/NAME.jpg probabilities/NAME.npy|png
-    DIR/predictions.jsonl contact_sheet.png classes.json prediction.json
+    DIR/index.html predictions.jsonl contact_sheet.png classes.json prediction.json
 
 A chunk is one batch of the network and always holds the same images, so that neither the number of workers nor a kill changes a
 byte. The files of an image are written before its line, and its mask last: an image whose mask and line are there is done.

@@ -262,6 +262,7 @@ def test_who_decided_a_pixel_is_painted_as_the_labels_say(chromium, run, tmp_pat
         for code in range(1, len(WHO_COLORS)):
             assert abs(near(seen, WHO_COLORS[code]) - (codes == code).mean()) < 0.03, code
         assert len(np.unique(codes)) >= 3
+        it.check()  # also of the copy, which asks for no picture that is not there
 
 
 def test_dark_and_narrow_pages_stay_readable(chromium, run):
@@ -276,6 +277,83 @@ def test_dark_and_narrow_pages_stay_readable(chromium, run):
         assert it.page.evaluate("document.documentElement.scrollWidth") <= 360
         it.page.locator("#cards .card").first.click()
         assert it.page.evaluate("document.documentElement.scrollWidth") <= 360
+        it.check()
+
+
+WIDTHS = (1280, 390, 1920)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_width_shows_pictures_first_and_all_pictures_of_a_sample_in_order(chromium, run, width):
+    """No line of the page is wider than the screen; the six pictures of a card share a line, or two lines of three on a phone."""
+    with Watched(chromium) as it:
+        it.page.set_viewport_size({"width": width, "height": 844})
+        it.page.goto((run.root / "report.html").as_uri())
+        assert it.page.evaluate("document.documentElement.scrollWidth") <= width
+        tops = it.page.evaluate(
+            "[...document.querySelectorAll('#cards .card:first-child .pane')].slice(0, 6).map(n => n.offsetTop)"
+        )
+        assert len(tops) == 6 and len(set(tops)) == (2 if width < 640 else 1)
+        if width < 640:
+            assert tops[:3] == [tops[0]] * 3 and tops[3:] == [tops[3]] * 3
+        top, bottom = (it.page.evaluate(f"document.querySelector('{s}').getBoundingClientRect().top") for s in (".shot", "#scores"))
+        assert top < 844 * 0.6 and top < bottom
+        if width >= 1280:  # the chart stands beside the table
+            table, chart = (
+                it.page.evaluate(f"document.querySelector('{s}').getBoundingClientRect().left")
+                for s in ("#scores", ".beside figure")
+            )
+            assert chart > table + 300
+        it.check()
+
+
+def test_on_a_phone_the_harmonic_column_and_the_letters_of_charts_can_be_read(chromium, run):
+    with Watched(chromium) as it:
+        it.page.set_viewport_size({"width": 390, "height": 844})
+        it.page.goto((run.root / "report.html").as_uri())
+        right = it.page.evaluate(
+            "Math.max(...[...document.querySelectorAll('#scores th, #scores td')].map(n => n.getBoundingClientRect().right))"
+        )
+        assert right <= 390
+        heights = it.page.evaluate("[...document.querySelectorAll('.chart text')].map(n => n.getBoundingClientRect().height)")
+        assert heights and min(heights) > 8
+        it.check()
+
+
+def test_an_address_opens_its_sample_and_an_opened_sample_has_an_address(chromium, run):
+    rows, page = read_records(run, 0).to_pylist(), (run.root / "report.html").as_uri()
+    with Watched(chromium) as it:
+        it.page.goto(f"{page}#sample={rows[2]['sample_id']}")
+        assert it.page.text_content("#title").endswith(rows[2]["sample_id"])
+        it.page.keyboard.press("Escape")
+        it.page.wait_for_timeout(100)
+        assert it.page.evaluate("location.hash") == ""
+        link = it.page.locator("#worst-prompts a").first
+        link.click()
+        assert it.page.url.endswith(link.get_attribute("href")) and it.page.evaluate("document.getElementById('detail').open")
+        it.page.keyboard.press("Escape")
+        it.page.locator("#cards .card").nth(1).click()
+        shown = it.page.text_content("#title").split(": ")[1]
+        assert it.page.url.endswith(f"#sample={shown}")
+        it.page.goto("about:blank")
+        for strange in ("none", "%zz", "<b>"):
+            it.page.goto(f"{page}#sample={strange}")
+            it.page.reload()
+            assert "is not in this page" in it.page.text_content("#count")
+        it.check()
+
+
+def test_a_run_that_was_moved_asks_for_its_pictures_only_when_it_is_told_to(chromium, run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run.root, moved)
+    with Watched(chromium) as it:
+        it.page.goto((moved / "report.html").as_uri())
+        it.page.locator("#cards .card").first.click()
+        it.page.wait_for_timeout(200)
+        assert not [url for url in it.requests if url.endswith(".png")]
+        it.page.click("#full")
+        it.page.wait_for_selector("#panes img.photo", timeout=5000)
+        assert it.page.is_hidden("#full")
         it.check()
 
 

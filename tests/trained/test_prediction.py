@@ -59,6 +59,8 @@ def test_every_image_has_its_mask_its_line_and_pictures_and_a_bad_one_costs_itse
         assert Image.open(tmp_path / "p" / line["overlay"]).size == picture.size
     assert lines[5]["height"] > lines[5]["width"]  # turned upright
     assert Image.open(tmp_path / "p" / "contact_sheet.png").size[0] > 400
+    page = (tmp_path / "p" / "index.html").read_text("utf-8")
+    assert all(f'"mask":"{line["mask"]}"' in page for line in lines[:-1]) and "1 more could not be read" in page
     (photos / "again.png").write_bytes((photos / "0" / "0.png").read_bytes())  # images may be added
     try:
         assert syn4seg(*words)[0] == 1 and len(lines_of(tmp_path / "p")) == 9

@@ -5,6 +5,9 @@
   const $ = (id) => document.getElementById(id);
   const PAGE = 60, CELLS = data.row * data.row;
   const state = { shown: [], walk: [], page: 0, open: -1, zoom: 1 };
+  // A page that was copied away from its run asks for no picture there, unless it is told to: each one missing would be an error.
+  const folder = location.pathname.split("/").at(-2) || "";
+  state.full = location.protocol !== "file:" || folder === encodeURIComponent(data.beside) || folder === data.beside;
 
   const make = (tag, attributes = {}, ...children) => {
     const node = document.createElement(tag);
@@ -74,7 +77,7 @@
     return node;
   };
   const full = (item, pane, node) => {
-    if (!data.files || item.damage) return;
+    if (!data.files || !state.full || item.damage) return;
     picture(item, pane.photo, "photo", (img) => node.querySelector(".photo").replaceWith(img));
     const stages = item.stages || [];
     if (!stages.includes(pane.label)) return;
@@ -98,25 +101,27 @@
   const targetOf = (item) => (item.shares || []).find(([k]) => k === item.k)?.[1] ?? 0;  // share of the last label
   const headline = (item) => {
     const words = [make("strong", {}, item.class), make("span", {}, item.prompt || ""),
-                   make("span", { class: "dim" }, `s(r) ${number(item.s)}`), make("span", { class: "dim" }, `changed ${percent(item.changed)}`)];
+                   make("span", { class: "dim" }, `similarity ${number(item.s, 2)}`), make("span", { class: "dim" }, `changed ${percent(item.changed)}`)];
     if (item.iou !== undefined) words.push(make("span", { class: "dim" }, `IoU ${number(item.iou, 2)}`));
     if (!item.reason && item.shares && !targetOf(item)) words.push(make("span", { class: "bad" }, `no ${item.class} in the label`));
     if (item.reason) words.push(make("span", { class: "bad" }, item.reason));
     return make("span", { class: "words" }, ...words);
   };
+  const counted = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   const story = (item) => {
     const lines = [], pixels = item.pixels || {}, own = item.own || 0, freed = Object.entries(item.freed || {});
     if (item.damage) lines.push(item.damage);
     if (item.pixels) {
-      lines.push(own ? `Draft: the segmenter saw ${own} region(s) of ${item.class} among ${item.judged}; the most similar has s(r) = ${number(item.s)}.`
-                     : `Draft: the segmenter saw no ${item.class} at all, but ${item.judged || 0} other region(s).`);
-      lines.push(`APF (keeps a region of ${item.class} if s(r) is at least lambda = ${number(item.lambda)}): ` + (freed.length
-        ? "freed " + freed.map(([why, n]) => `${n} region(s) because of ${data.words[why] || why}`).join(", ") + `; ${percent(pixels.free)} of the pixels are free.`
+      lines.push(own ? `Draft: the segmenter saw ${counted(own, "region")} of ${item.class} among ${counted(item.judged, "region")}`
+          + (item.s === undefined ? "." : `; the one most like the support images has similarity ${number(item.s)}.`)
+                     : `Draft: the segmenter saw no ${item.class} at all, but ${counted(item.judged || 0, "other region")}.`);
+      lines.push(`APF (keeps a region of ${item.class} whose similarity is at least the limit, ${number(item.lambda)}): ` + (freed.length
+        ? "freed " + freed.map(([why, n]) => `${counted(n, "region")} because of ${data.words[why] || why}`).join(", ") + `; ${percent(pixels.free)} of the pixels are free.`
         : `freed nothing but unsure pixels: ${percent(pixels.free)} are free.`));
       lines.push(`APR: relabeled ${percent(pixels.relabeled)} of the pixels by their nearest prototype; ${percent(pixels.target)} are ${item.class} now, ${percent(pixels.unlabeled)} stay unlabeled.`);
     }
     if (item.sam && item.sam.accepted !== undefined)
-      lines.push(`SABR: SAM's mask was accepted for ${item.sam.accepted} and refused for ${item.sam.refused} component(s) (agreement `
+      lines.push(`SABR: SAM's mask was accepted for ${item.sam.accepted} and refused for ${counted(item.sam.refused, "piece")} of the label (agreement `
         + `${(item.sam.agreement || []).map((a) => number(a, 2)).join(", ") || "-"}; accepted from refinement.min_agreement=${data.settings.min_agreement}); `
         + `${percent(item.sam.changed)} of the pixels moved, ${item.class} went from ${percent(pixels.target)} to ${percent(targetOf(item))}.`);
     if (item.iou !== undefined) lines.push(`Truth: the last label's ${item.class} has an IoU of ${number(item.iou, 2)} with the exact one.`);
@@ -160,7 +165,7 @@
     $("next").disabled = state.page + 1 >= pages;
     $("cards").replaceChildren(...some.map((item, i) => make("li", {}, make("button", { class: "card", "data-i": start + i, onclick: () => open(start + i) },
       headline(item), make("span", { class: "panes" }, ...data.panes.map((pane) =>
-        make("span", { class: "pane" }, view(item, pane, 92), pane.title)))))));
+        make("span", { class: "pane" }, view(item, pane), pane.title)))))));
     if (!some.length) $("cards").append(make("li", {}, "No sample fits these filters."));
   };
 
@@ -171,6 +176,7 @@
     $("before").disabled = i === 0;
     $("after").disabled = i + 1 >= walk.length;
     $("title").textContent = `${item.class}: ${item.id}`;
+    history.replaceState(null, "", "#sample=" + encodeURIComponent(item.id));
     $("prompt").textContent = item.prompt || "";
     const views = data.panes.map((pane) => {
       const node = view(item, pane);
@@ -220,9 +226,9 @@
   // ------------------------------------------------------------------------------------------------ wiring
   data.items.forEach((item, i) => { item.at = i; });
   const option = (value, text) => make("option", { value }, text);
-  const counted = (values) => { const found = new Map(); values.forEach((v) => found.set(v, (found.get(v) || 0) + 1)); return [...found].sort(); };
-  $("class").append(...counted(data.items.map((item) => item.class)).map(([name, n]) => option(name, `${name} (${n})`)));
-  $("reason").append(...counted(data.items.filter((item) => item.reason).map((item) => item.reason)).map(([why, n]) => option(why, `${why} (${n})`)));
+  const tally = (values) => { const found = new Map(); values.forEach((v) => found.set(v, (found.get(v) || 0) + 1)); return [...found].sort(); };
+  $("class").append(...tally(data.items.map((item) => item.class)).map(([name, n]) => option(name, `${name} (${n})`)));
+  $("reason").append(...tally(data.items.filter((item) => item.reason).map((item) => item.reason)).map(([why, n]) => option(why, `${why} (${n})`)));
   if (!data.items.some((item) => item.iou !== undefined)) $("sort").querySelector("[value=truth]").remove();
   for (const id of ["class", "reason", "sort"]) $(id).addEventListener("change", select);
   for (const id of ["search", "score"]) $(id).addEventListener("input", select);
@@ -231,11 +237,25 @@
   $("previous").addEventListener("click", () => turn(-1));
   $("next").addEventListener("click", () => turn(1));
   $("close").addEventListener("click", () => $("detail").close());
+  $("full").hidden = !data.files || state.full;
+  $("full").addEventListener("click", () => {
+    $("full").hidden = state.full = true;
+    open(state.open, state.walk);
+  });
   $("before").addEventListener("click", () => step(-1));
   $("after").addEventListener("click", () => step(1));
   $("closer").addEventListener("click", () => zoom(state.zoom * 2));
   $("farther").addEventListener("click", () => zoom(state.zoom / 2));
+  const openLinked = () => {  // the sample that the address names, wherever it stands among the filtered ones
+    let id = location.hash.startsWith("#sample=") ? location.hash.slice(8) : "";
+    try { id = decodeURIComponent(id); } catch { /* not an address of ours: it is shown as it is */ }
+    const item = id && data.items.find((one) => one.id === id), i = state.shown.indexOf(item);
+    if (item) i < 0 ? open(0, [item]) : open(i);
+    else if (id) $("count").textContent = `The sample ${id} is not in this page.`;
+  };
+  addEventListener("hashchange", openLinked);
   $("detail").addEventListener("close", () => {
+    history.replaceState(null, "", location.href.split("#")[0]);
     if (state.walk !== state.shown) return;
     const page = Math.floor(state.open / PAGE);
     if (page !== state.page) { state.page = page; draw(); }
@@ -275,7 +295,9 @@
     button.addEventListener("click", () => open(0, [item]));
     map.append(button);
   }
+  $("gallery").style.setProperty("--panes", data.panes.length);
   opacity(60);
   layer(false);
   select();
+  openLinked();
 })();
