@@ -55,5 +55,6 @@ def fill_outlines(outlines: Sequence[Sequence[float] | np.ndarray], rows: int, c
         size = np.array([columns, rows], np.float64)
         if not (np.isfinite(corners).all() and (corners >= -size).all() and (corners <= 2 * size).all()):
             raise ValueError(f"an outline has a corner far outside of its {columns}x{rows} pixels")
-        filled |= coder.decode(cast(Any, coder.frPyObjects([corners.ravel().tolist()], rows, columns)))[:, :, 0].astype(bool)
+        runs: Any = coder.frPyObjects(cast(Any, [corners.ravel().tolist()]), rows, columns)
+        filled |= coder.decode(runs)[:, :, 0].astype(bool)
     return filled

@@ -133,7 +133,7 @@ def read_yolo(tree: Tree) -> Found:
     except ValueError as error:
         raise UserError(f"{path} is no YAML ({str(error)[:150]}); correct it") from None
     names = content.get("names") if isinstance(content, dict) else None
-    names = dict(enumerate(names)) if isinstance(names, list) else names
+    names: Any = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or not names or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
         raise UserError(f"{path}: names is {show(names)}; expected class names by number, from 0 without a gap: correct it")
     ordered = [str(names.get(k, names.get(str(k)))) for k in range(len(names))]

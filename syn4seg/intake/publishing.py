@@ -38,7 +38,8 @@ class Beside:
                 state = read_json(root / STATE)
             except DamagedError:
                 state = None
-            files = state.get("files") if isinstance(state, dict) else None
+            state = state if isinstance(state, dict) else {}
+            files = state.get("files")
             if not isinstance(files, dict) or state.get("source") != str(source):
                 raise UserError(
                     f"--to {root}: its {STATE} is not of {source}; expected an empty folder, or what `syn4seg init` made of "

@@ -128,7 +128,7 @@ def write_cvat(root, scene, painted, save_photo):
 
 
 def brush(mask) -> list[int]:
-    """Label Studio's run lengths of a mask, every value a run of its own or of equal ones: words of 8 bits, sizes of 3, 4, 8, 16."""
+    """Label Studio's run lengths of a mask, runs of equal values alone: words of 8 bits, sizes of 3, 4, 8 and 16 bits."""
     values = np.repeat(mask.ravel() * 255, 4)
     text = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
     starts = [0, *(np.flatnonzero(np.diff(values.astype(int))) + 1).tolist(), len(values)]
