@@ -1,4 +1,4 @@
-"""Writes docs/report.png: one sample in the report of a finished run, as Chromium shows it.
+"""Writes docs/report.png and docs/sample.png: the first screen of a finished run's report and one of its samples, in Chromium.
 
 python docs/make_screenshot.py RUN [SAMPLE_ID]
 """
@@ -17,17 +17,19 @@ from syn4seg.store.rundir import RunDir
 
 
 def main() -> None:
-    """Writes the report of the run beside nothing of it, opens the sample (by default the most changed) and takes its picture."""
+    """Writes the report of the run beside nothing of it, opens the sample (by default the most changed), takes both pictures."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         page, _ = write_report(RunDir(sys.argv[1]), 0, f"{folder}/report.html", lambda *_: None)
         chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        tab = chromium.new_page(viewport={"width": 1180, "height": 800})
+        tab = chromium.new_page(viewport={"width": 1280, "height": 880})
         tab.goto(Path(str(page)).as_uri())
+        tab.wait_for_timeout(500)
+        tab.screenshot(path=Path(__file__).with_name("report.png"))
         tab.fill("#search", sys.argv[2] if len(sys.argv) > 2 else "")
         tab.locator("#cards .card").first.click()
         tab.wait_for_timeout(500)
-        tab.locator("#detail").screenshot(path=Path(__file__).with_name("report.png"))
+        tab.locator("#detail").screenshot(path=Path(__file__).with_name("sample.png"))
         chromium.close()
 
 

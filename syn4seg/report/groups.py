@@ -26,7 +26,7 @@ SHARES = ("free", "relabeled", "unlabeled", "moved")
 """Shares of the pixels of an image, in the order of the stages: freed, relabeled, unlabeled after it, moved at the boundary."""
 PROMPTS, BACKGROUNDS, LINKS = 20, 10, 3
 """Prompts and backgrounds in the tables of the worst, and samples that a row links to."""
-_PLACE = re.compile(r"\b(?:in front of|on top of|next to|at the edge of|on|in|at|under|near|behind|against|beside|by)\s+[^,.;:]+$")
+_PLACE = re.compile(r"[^,.;:]*\b((?:in|on|at|under|near|next to|behind|against|beside|by)\s[^,.;:]+)")
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,8 @@ def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 def background_of(prompt: str) -> str:
     """Return where a prompt puts its objects: the last words of place before the first comma ("on grass"), or ""."""
-    found = None
-    part = re.split(r"[,.;:]", prompt, maxsplit=1)[0]
-    start = 0
-    while (match := _PLACE.search(part, start)) is not None:
-        found, start = match, match.start() + 1
-    return " ".join(found[0].split()) if found else ""
+    match = _PLACE.match(prompt)  # greedy: the last such word of the part
+    return " ".join(match[1].split()) if match else ""
 
 
 def by_key(figures: SampleFigures, key: str, most: int | None = None) -> list[dict[str, Any]]:
@@ -132,10 +128,9 @@ def by_key(figures: SampleFigures, key: str, most: int | None = None) -> list[di
     counts, worth = np.bincount(codes, minlength=len(names)), figures.worth
     rank = _means(codes, worth, len(names))
     rejected = np.bincount(codes, weights=figures.rejected, minlength=len(names)) / np.maximum(1, counts)
-    texts = names.to_pylist()
-    order = sorted(range(len(texts)), key=lambda g: (np.nan_to_num(rank[g], nan=2.0), -rejected[g], texts[g]))
-    chosen = [g for g in order if key != "background" or texts[g]][:most]
-    return [_group(figures, texts[g], np.flatnonzero(codes == g), float(rejected[g]), worth) for g in chosen]
+    order = np.lexsort((np.arange(len(names)), -rejected, np.nan_to_num(rank, nan=2.0))).tolist()
+    chosen = [g for g in order if key != "background" or names[g].as_py()][:most]
+    return [_group(figures, names[g].as_py(), np.flatnonzero(codes == g), float(rejected[g]), worth) for g in chosen]
 
 
 def _means(codes: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:

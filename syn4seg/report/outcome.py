@@ -42,6 +42,8 @@ LEAST = 0.02
 SIDE = 192
 """Longer side of a picture in pixels."""
 ALONE = "support_only"
+UNSHOWABLE = (UserError, ValueError, LookupError, RuntimeError, OSError)
+"""What a damaged or changed run may raise here: names of no image, weights that do not fit each other (RuntimeError of torch)."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,12 @@ def read_outcome(run: RunDir, config: Config, draw: int) -> Outcome:
         shown = [(k, name) for k, name in names if support.get(name)][:CLASSES]
         chosen = choose_queries(dataset, _query_ids(paths, dataset, support), [k for k, _ in shown])
         panes = {k: [_support_pane(config, dataset, fold, k, support[name])] for k, name in shown}
-    except UserError as error:
+    except UNSHOWABLE as error:
         return Outcome(problem=str(error))
     titles, problem = (), ""
     try:
         titles, problem = _add_queries(run, config, draw, (dataset, fold), chosen, panes)
-    except (UserError, ValueError, RuntimeError) as error:  # torch raises the latter two for weights that do not fit each other
+    except UNSHOWABLE as error:
         problem = str(error)
     return Outcome([(name, panes[k]) for k, name in shown], len(names) - len(shown), titles, problem)
 
