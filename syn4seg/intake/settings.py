@@ -37,9 +37,9 @@ data:
   shots: 1                    # annotated images of each novel class that the method sees
   min_support_area: {f"{least:.6f}".rstrip("0")}      # least share of a support image that its class covers
 synthesis:
-  # Images of the novel classes, to be labelled. Links to train photos lie there, whose masks are not used; put your own photos
-  # beside them. Or let Stable Diffusion make images (GPU): source: generate, model: stabilityai/stable-diffusion-3.5-medium,
-  # size: 512, and no root.
+  # Images of the novel classes, to be labelled. Links to train photos lie there (a support image may be among them); their
+  # masks are not used for this. Put your own photos beside them, or let Stable Diffusion make images (GPU):
+  # source: generate, model: stabilityai/stable-diffusion-3.5-medium, size: 512, and no root.
   source: folder
   root: {words["images"]}
   images_per_class: 30
