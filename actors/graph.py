@@ -252,7 +252,8 @@ def _run(
         return
     connect(place)
     pools = ", ".join(f"{operator.name} {operator.pool.size}" for operator in chain)
-    note(f"starting actors ({pools}); each loads its model first")
+    fused = fused_actors(config, math.ceil(rows.num_rows / block))
+    note(f"starting actors ({f'{fused}, each with all stages' if fused else pools}); each loads its models first")
     measured: dict[str, Mapping[str, float]] = {}
 
     def streamed(part: pa.Table, chain: list[Operator]) -> Iterator[dict[str, Any]]:
