@@ -29,7 +29,7 @@ def test_help_loads_nothing_heavy():
     assert verbs[:7] == ["run", "prompts", "synthesize", "refine", "train", "evaluate", "sweep"]
     assert set(verbs[7:]) == {
         *("verify", "watch", "report", "compare", "export", "prepare", "plan", "audit", "config", "doctor", "cache"),
-        *("predict", "serve", "model", "extend", "ls"),
+        *("predict", "serve", "model", "extend", "ls", "init"),
     }
     assert subprocess.run([sys.executable, "-m", "syn4seg.cli", "-h"], capture_output=True, text=True).stdout == text
 
