@@ -3,9 +3,9 @@
     python benchmarks/readers.py [--photos ../shared/reference/facade] [--crop 473] [--batch 16] [--card 7.7] [--steps 40]
 
 The card is simulated: a step sleeps `--card` milliseconds an image (7.7: forwards and backwards of a ResNet-50 with 473 pixels
-on an H100), so the CPU is free for readers as it would be. Busy share = slept over the time from the first batch's arrival to the
-end, the first steps left out. Views are those of the base stage: a photo is read, decoded and warped with its mask; without
-`--photos` the embedded world draws them.
+on an H100), so the CPU is free for readers as it would be. Busy share = slept over the time from a batch's arrival, the first
+steps left out, to the end of the last step; ending the readers, once in a training, is `end_ms`. Views are those of the base
+stage: a photo is read, decoded and warped with its mask; without `--photos` the embedded world draws them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ WARM = 8
 
 def busy_share(stream: ViewStream, steps: int, seconds: float) -> dict[str, float]:
     """Take every batch of a stream and sleep for its images; figures after the first steps."""
-    slept = began = cpu = 0.0
+    slept = began = ended = cpu = 0.0
     for step, batch in enumerate(stream(range(steps + WARM))):
         if step == WARM:
             slept, began, cpu = 0.0, time.perf_counter(), time.process_time()
         time.sleep(seconds * len(batch.images))
         slept += seconds * len(batch.images)
-    wall = time.perf_counter() - began
-    return {"busy_share": round(slept / wall, 4), "step_ms": round(1000 * wall / steps, 1)} | {
+        ended = time.perf_counter()
+    wall, end = ended - began, time.perf_counter() - ended
+    return {"busy_share": round(slept / wall, 4), "step_ms": round(1000 * wall / steps, 1), "end_ms": round(1000 * end)} | {
         "cpu_ms_a_step_of_the_trainer": round(1000 * (time.process_time() - cpu) / steps, 1)
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,22 +35,13 @@ def read_ahead(views: StepViews, readers: int) -> ViewStream:
             multiprocessing_context="spawn",
             generator=torch.Generator(),  # without one it draws a number from the generator that dropout uses
         )
-        return (ViewBatch(images.numpy(), labels.numpy(), kinds) for images, labels, kinds in _received(iter(made)))
+        return (ViewBatch(images.numpy(), labels.numpy(), kinds) for images, labels, kinds in made)
 
     return batches
 
 
 ReadAhead = Callable[["StepViews", int], "ViewStream"]
 """(views, readers) -> what yields the batches of a range of steps in order."""
-
-
-def _received(made: Iterator[Any]) -> Iterator[Any]:
-    """Yield what arrives; a thread takes the next one meanwhile, since a reader that draws a view is slow to hand one over."""
-    with ThreadPoolExecutor(1) as receiver:
-        coming = receiver.submit(next, made, None)
-        while (batch := coming.result()) is not None:
-            coming = receiver.submit(next, made, None)
-            yield batch
 
 
 def _shared(batch: ViewBatch) -> tuple[Any, Any, list[Kind]]:
