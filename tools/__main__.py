@@ -77,10 +77,11 @@ def _judge(arguments: argparse.Namespace) -> None:
 
     reader, prompts = judge.train_judge(arguments.work), product_prompts(arguments.images)
     images = judge.generated(arguments.out, prompts, steps=arguments.steps, guidance=arguments.guidance)
-    generated = judge.accuracy(reader, to_tensor(images), judge.targets_of(prompts))
-    for name in embedded.CLASSES:  # prompts name them in turn
-        of_class = [i for i, words in enumerate(judge.targets_of(prompts).tolist()) if embedded.CLASSES[words[0]] == name]
-        print(name, judge.accuracy(reader, to_tensor(images[of_class]), judge.targets_of([prompts[i] for i in of_class]))["class"])
+    pixels, words = to_tensor(images), judge.targets_of(prompts)
+    generated = judge.accuracy(reader, pixels, words)
+    for k, name in enumerate(embedded.CLASSES):
+        of_class = words[:, 0] == k
+        print(name, judge.accuracy(reader, pixels[of_class], words[of_class])["class"])
     drawn = judge.accuracy(reader, *judge.drawn(product_prompts(1024), "judge-held"))
     print(json.dumps({"generated": generated, "drawn": drawn}))
     card = arguments.out / "card.json"

@@ -55,7 +55,7 @@ def call_text(count: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 @functools.cache
 def _stored() -> dict[str, Any]:
-    return read_json(COUNTED) if COUNTED.exists() else {}
+    return read_json(COUNTED)
 
 
 @dataclass(frozen=True)

@@ -207,17 +207,20 @@ def _group_values(records: pa.Table, items: Sequence[dict[str, Any]]) -> dict[st
 
 
 def _headline(results: dict[str, Any] | None) -> str:
-    """Return the sentence about novel classes above the pictures: what the fullest row gains over support only, over all draws."""
-    rows = [row for row in sort_rows(results["rows"]) if not row.startswith(("control", "oracle"))] if results else []
-    if results is None or len(rows) < 2 or "support_only" not in rows:
+    """Return the sentence about novel classes above the pictures, over all draws.
+
+    It compares two rows that train the same part, support only and the fullest one; a network that learned from the same labels as
+    the latter comes after them, since it differs in two things.
+    """
+    novel = {row: values["novel"] for row, values in (results["rows"] if results else {}).items()}
+    known = [row for row, value in novel.items() if value["mean"] is not None]
+    method = next((row for row in ("syn4seg", "apr", "apf", "hdig_raw") if row in known), None)
+    if method is None or "support_only" not in known:
         return ""
-    before, after = (results["rows"][row]["novel"] for row in ("support_only", rows[-1]))
-    if before["mean"] is None or after["mean"] is None:
-        return ""
-    return (
-        f"Novel classes: mIoU {format_percent(before)} % from the support images alone, {format_percent(after)} % with synthetic "
-        f'images (row "{TITLES.get(rows[-1], rows[-1])}").'
-    )
+    more = [row for row in (f"{method}_decoder", f"{method}_all") if row in known]
+    told = [f'{format_percent(novel[row])} % (row "{TITLES[row]}")' for row in (method, *more)]
+    alone = f"{format_percent(novel['support_only'])} % from the support images alone"
+    return f"Novel classes: mIoU {alone}; with synthetic images {', '.join(told)}."
 
 
 def _result_table(results: dict[str, Any] | None) -> dict[str, Any]:

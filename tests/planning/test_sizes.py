@@ -244,7 +244,7 @@ def test_integers_keep_their_size_in_every_precision(tmp_path):
 
 def test_the_table_of_counted_sizes_is_what_counting_gives():
     made = runpy.run_path(str(ROOT / "docs" / "make_sizes.py"))
-    assert json.loads(COUNTED.read_text()) == json.loads(json.dumps(made["count"]()))
+    assert json.loads(COUNTED.read_text()) == json.loads(json.dumps(made["count"]())), "after a change: python docs/make_sizes.py"
     read = sam_size("vit-b")
     assert type(read) is SamSize and json.loads(COUNTED.read_text())['sam_size ["vit-b"]'] == asdict(read)
 

@@ -10,6 +10,7 @@ import pytest
 from syn4seg.config.loading import load
 from syn4seg.report.gallery import label_iou
 from syn4seg.report.outcome import LEAST, choose_queries, read_outcome
+from syn4seg.report.page import _headline
 from syn4seg.schema import UNLABELED
 from syn4seg.stages.setup import load_dataset
 from tests.shared_reports import page_of
@@ -92,4 +93,16 @@ def test_the_pictures_stand_above_the_tables_with_the_gain_in_words(run):
     html, rows = page_of(run), json.loads(run.results.read_text())["rows"]
     assert html.index('id="outcome"') < html.index('id="scores"')
     headline = html[html.index('class="headline"') :].split("</p>")[0]
-    assert f"{100 * rows['support_only']['novel']['mean']:.1f}" in headline
+    for row in ("support_only", "syn4seg"):  # one layer each, whatever else was trained
+        assert f"{100 * rows[row]['novel']['mean']:.1f}" in headline
+
+
+def test_the_gain_in_words_is_of_rows_that_train_the_same_part():
+    spread = {"std": 0.0, "n": 1}
+    rows = {row: {"novel": {"mean": mean, **spread}} for row, mean in (("support_only", 0.4), ("syn4seg", 0.7), ("syn4seg_all", 0.8))}
+    assert _headline({"rows": rows}) == (
+        "Novel classes: mIoU 40.0 % from the support images alone; with synthetic images 70.0 % "
+        '(row "+ SABR (Syn4Seg)"), 80.0 % (row "Syn4Seg, all trained").'
+    )
+    del rows["syn4seg"]
+    assert _headline({"rows": rows}) == "" == _headline(None)
