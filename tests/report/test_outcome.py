@@ -99,7 +99,9 @@ def test_the_pictures_stand_above_the_tables_with_the_gain_in_words(run):
 
 def test_the_gain_in_words_is_of_rows_that_train_the_same_part():
     spread = {"std": 0.0, "n": 1}
-    rows = {row: {"novel": {"mean": mean, **spread}} for row, mean in (("support_only", 0.4), ("syn4seg", 0.7), ("syn4seg_all", 0.8))}
+    rows = {
+        row: {"novel": {"mean": mean, **spread}} for row, mean in (("support_only", 0.4), ("syn4seg", 0.7), ("syn4seg_all", 0.8))
+    }
     assert _headline({"rows": rows}) == (
         "Novel classes: mIoU 40.0 % from the support images alone; with synthetic images 70.0 % "
         '(row "+ SABR (Syn4Seg)"), 80.0 % (row "Syn4Seg, all trained").'
